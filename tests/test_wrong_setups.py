@@ -823,7 +823,11 @@ TOKENS: Final = [
         f"If this is one of this service's names, add it to {PREFIX}AUDIENCE",
     ),
     rejected(
-        "no audience", changed(aud=...), "missing_claim", "the token lacks aud", "The issuer must add them, for example"
+        "no audience",
+        changed(aud=...),
+        "missing_claim",
+        "the token lacks aud",
+        "The issuer must add the missing claims, for example",
     ),
     rejected(
         "another algorithm",
@@ -844,7 +848,7 @@ TOKENS: Final = [
         "not signed",
         lambda issuer: unsigned({"alg": "none", "typ": "at+jwt"}, claims(issuer.url)),
         "malformed",
-        "form: its signature is empty",
+        "form: the signature is empty",
         "The token is not signed",
     ),
     rejected(
@@ -852,7 +856,7 @@ TOKENS: Final = [
         lambda issuer: make_token(claims(issuer.url), typ="JWT"),
         "wrong_type",
         "typ: expected at+jwt; the token has JWT",
-        f"Set {PREFIX}PROFILE=generic if this issuer's access tokens have a different type",
+        f"Set {PREFIX}PROFILE=generic if this issuer's access tokens have a type other than at+jwt",
     ),
     rejected(
         "ID token",
@@ -902,29 +906,29 @@ TOKENS: Final = [
         "times in milliseconds",
         lambda issuer: make_token(claims(issuer.url, exp=soon(600) * 1000)),
         "invalid_claim",
-        "expected a number of seconds since 1970; the token has a larger number, such as a number of milliseconds",
-        "The issuer must send this claim in the form required by RFC 7519",
+        "expected a number of seconds since 1970; the token has a number that is too large",
+        "The issuer must send this claim in the format required by RFC 7519",
     ),
     rejected(
         "time as text",
         lambda issuer: make_token(claims(issuer.url, exp=str(soon(600)))),
         "invalid_claim",
         "exp: expected a number of seconds since 1970; the token has a string",
-        "The issuer must send this claim in the form required by RFC 7519",
+        "The issuer must send this claim in the format required by RFC 7519",
     ),
     rejected(
         "opaque",
         lambda issuer: OPAQUE,
         "malformed",
-        "form: it has one part; a signed token has three, separated by dots",
+        "form: the token has one part; a signed token has three parts, separated by dots",
         "Check that this is the access token. An opaque token has no parts",
     ),
     rejected(
         "encrypted",
         lambda issuer: "eyJhbGciOiJSU0EtT0FFUCJ9.a.b.c.d",
         "malformed",
-        "it has five parts, so it is an encrypted token (JWE)",
-        "Have the issuer only sign its tokens",
+        "the token has five parts, so it is an encrypted token (JWE)",
+        "Configure the issuer to sign tokens without encrypting them",
     ),
     rejected(
         "without its signature",
@@ -937,15 +941,15 @@ TOKENS: Final = [
         "cut",
         lambda issuer: valid(issuer)[:-30],
         "bad_signature",
-        "signature: it was not made with the issuer's key k1, or the token was changed afterward",
+        "signature: the token was not signed with the issuer's key k1, or was modified afterward",
         "Copy the whole token again",
     ),
     rejected(
         "signed by another environment",
         lambda issuer: make_token(claims(issuer.url), name="second"),
         "bad_signature",
-        "it was not made with the issuer's key k1",
-        "Copy the whole token again. If it is complete, another system has signed it",
+        "the token was not signed with the issuer's key k1",
+        "Copy the whole token again. If the token is complete, a different system signed it",
     ),
     rejected(
         "unknown key",
@@ -966,13 +970,13 @@ TOKENS: Final = [
         changed(cnf={"jkt": "x" * 43}),
         "sender_constrained",
         "cnf: expected a bearer token without cnf; the token is bound to DPoP (jkt)",
-        "Have the issuer send this client bearer tokens",
+        "Configure the issuer to send bearer tokens to this client",
     ),
     unreadable_token(
         "in quotes",
         lambda issuer: f'"{valid(issuer)}"',
         NOT_A_TOKEN,
-        says(1, "rejected: malformed", "it is in quotation marks", "Remove the quotation marks"),
+        says(1, "rejected: malformed", "the token is in quotation marks", "Remove the quotation marks"),
     ),
     unreadable_token(
         "Bearer twice",
@@ -984,13 +988,13 @@ TOKENS: Final = [
         "with a line break",
         lambda issuer: f"{valid(issuer)[:80]}\n{valid(issuer)[80:]}",
         NOT_A_TOKEN,
-        says(1, "rejected: malformed", "it contains line breaks"),
+        says(1, "rejected: malformed", "the token contains line breaks"),
     ),
     unreadable_token(
         "two",
         lambda issuer: f"{valid(issuer)}, {valid(issuer)}",
         ("reason=ambiguous", "or the header's value contains a comma"),
-        says(1, "rejected: malformed", "it contains white space"),
+        says(1, "rejected: malformed", "the token contains whitespace"),
     ),
     SetUp(
         name="token: too long",
@@ -1040,12 +1044,12 @@ ISSUERS: Final = [
     issuer_of(
         "metadata of another issuer",
         lambda issuer: issuer.metadata.update(issuer="https://login.example"),
-        "the document names another issuer",
+        "the document specifies a different issuer",
     ),
     issuer_of(
         "metadata with a slash",
         lambda issuer: issuer.metadata.update(issuer=f"{issuer.url}/"),
-        "the document names another issuer (an extra trailing slash)",
+        "the document specifies a different issuer (an extra trailing slash)",
     ),
     issuer_of("no jwks_uri", lambda issuer: issuer.metadata.pop("jwks_uri"), "the document has no jwks_uri"),
     issuer_of(

@@ -102,7 +102,9 @@ class BearerAuthenticator:
         now: Clock = time.time,
     ) -> None:
         if isinstance(exclude, str) or not all(isinstance(path, str) and is_exclusion(path) for path in exclude):
-            raise ConfigurationError("exclude", "expected a sequence of paths that start with /, or end with /*")
+            raise ConfigurationError(
+                "exclude", "expected a sequence of paths; each path must start with / and can end with /*"
+            )
         self._resource = None
         if resource_metadata is not None:
             servers = verifier.issuers if isinstance(verifier, VerifierCore) else ()

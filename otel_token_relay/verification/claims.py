@@ -76,7 +76,7 @@ class Rules:
         check_seconds("leeway", self.leeway)
         for setting in ("audience", "scope_claims"):
             if not all(isinstance(name, str) and name for name in getattr(self, setting)):
-                raise ConfigurationError(setting, "expected one or more names, none of them empty")
+                raise ConfigurationError(setting, "expected one or more non-empty names")
         if not isinstance(self.audience_claim, str) or not self.audience_claim:
             raise ConfigurationError("audience_claim", "expected the name of a claim")
         if self.audience_claim != "aud" and self.profile != "generic":

@@ -160,6 +160,6 @@ def describe_clock(difference: float | None) -> str | None:
     if difference is None:
         return None
     if abs(difference) < MIN_CLOCK_DIFFERENCE:
-        return "The clocks of the issuer and this machine agree."
+        return "The issuer's clock and this machine's clock agree."
     direction = "ahead of" if difference > 0 else "behind"
     return f"The issuer's clock is {abs(difference):.0f} s {direction} this machine's clock."

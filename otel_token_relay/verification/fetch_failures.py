@@ -96,7 +96,7 @@ def failure(error: Exception, *, is_late: bool, is_proxied: bool) -> FetchFailed
         if (error.reason or "").partition("_ALERT_")[2] in _REFUSALS:  # sent by the server
             return FetchFailed("the server does not accept the client certificate, or requires one", "tls_failed")
         speaks_http = error.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST")
-        hint = "; the server does not speak https on this port" if speaks_http else ""
+        hint = "; the server does not use https on this port" if speaks_http else ""
         return FetchFailed(f"TLS handshake failed{hint}", "tls_failed")
     if isinstance(error, ConnectionError):  # RemoteDisconnected is also an HTTPException
         if isinstance(error, ConnectionRefusedError):

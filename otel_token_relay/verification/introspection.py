@@ -318,5 +318,5 @@ def read_response(body: bytes) -> Mapping[str, Any] | None:
         raise FetchFailed(f"the introspection response is not a JSON document: {error}") from None
     active = claims.get("active")
     if not isinstance(active, bool):
-        raise FetchFailed("the introspection response has no boolean member 'active'")
+        raise FetchFailed("the introspection response does not contain a boolean 'active' member")
     return claims if active else None

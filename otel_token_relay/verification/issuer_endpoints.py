@@ -286,7 +286,7 @@ class _Inquiry:
         problem = problem_with_metadata(document, self._name, self.http.plaintext_hosts)
         if problem is not None:
             return Finding("problem", problem)
-        return Finding("ok", "the document names this issuer and its key set", document["jwks_uri"])
+        return Finding("ok", "the document specifies this issuer and its key set", document["jwks_uri"])
 
     def _examine_key_set(self, response: Response) -> Finding:
         document = _read_document(response)
@@ -312,7 +312,7 @@ def _examine_introspection(response: Response) -> Finding:
     except FetchFailed as error:
         return Finding("problem", str(error))
     if claims is not None:
-        return Finding("problem", "it reports that a random token is active")
+        return Finding("problem", "the endpoint reports that a random token is active")
     return Finding("ok", "a random token is not active")
 
 

@@ -140,10 +140,10 @@ class KeySet:
         for jwk in usable:
             kid = jwk.get("kid")
             if kid in ambiguous:
-                skipped.append(SkippedKey(kid, "another key has the same kid"))
+                skipped.append(SkippedKey(kid, "duplicate kid"))
                 continue
             names = _algorithms_of(jwk) & algorithms
-            problem = None if names else "no accepted algorithm fits it"
+            problem = None if names else "not for an accepted algorithm"
             for name in sorted(names):
                 key = _build(jwk, name)
                 use = (kid, name)
@@ -224,7 +224,7 @@ def _problem_with(jwk: object) -> str | None:
     if not isinstance(jwk, dict) or not all(isinstance(jwk.get(name, ""), str) for name in names):
         return "malformed"
     if jwk.get("kty") not in _PUBLIC_MEMBERS:
-        return "its type is not RSA, EC, or OKP"
+        return "not an RSA, EC, or OKP key"
     operations = jwk.get("key_ops", ["verify"])
     if jwk.get("use", "sig") != "sig" or not isinstance(operations, list) or "verify" not in operations:
         return NOT_FOR_SIGNATURES

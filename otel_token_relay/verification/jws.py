@@ -104,7 +104,7 @@ def parse_object(data: bytes) -> Claims:
     except UnicodeDecodeError:
         raise ValueError("not UTF-8") from None
     except UnicodeEncodeError:
-        raise ValueError("half of a surrogate pair") from None
+        raise ValueError("unpaired surrogate") from None
     except (json.JSONDecodeError, RecursionError):
         raise ValueError("not JSON") from None
     if not isinstance(value, dict):
@@ -121,7 +121,7 @@ def decode_segment(segment: str) -> bytes:
     data = base64.urlsafe_b64decode(segment + "==")
     # The unused bits of the last character must be zero. Otherwise, a token would have more than one valid encoding.
     if base64.urlsafe_b64encode(data).rstrip(b"=") != segment.encode("ascii"):
-        raise ValueError("unused bits of base64url are set")
+        raise ValueError("the unused bits of the base64url value are not zero")
     return data
 
 

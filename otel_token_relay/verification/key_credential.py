@@ -49,5 +49,7 @@ class KeyCredential:
         except (OSError, ValueError):
             token = ""
         if not is_b64token(token):
-            raise FetchFailed("the file in jwks_token_file cannot be read or contains no token", "not_configured")
+            raise FetchFailed(
+                "the file in jwks_token_file cannot be read or does not contain a token", "not_configured"
+            )
         return f"Bearer {token}"

@@ -41,7 +41,7 @@ def check_issuer(issuer: object, plaintext_hosts: Collection[str] = ()) -> str:
     if not isinstance(issuer, str) or not is_issuer(issuer.replace(TENANT, "common"), plaintext_hosts):
         raise ConfigurationError(
             "issuers",
-            "expected an https URL without a query, or an http URL on loopback or of a host in plaintext_issuers",
+            "expected an https URL without a query, or an http URL for loopback or for a host in plaintext_issuers",
         )
     return issuer
 
@@ -96,12 +96,12 @@ def problem_with_metadata(
 def _problem_with_name(document: Mapping[str, Any], issuer: str) -> str | None:
     named = document.get("issuer")
     if not isinstance(named, str):
-        return "the document does not name an issuer"
+        return "the document does not specify an issuer"
     # The metadata for the ``common`` endpoint contains a placeholder. Source: Microsoft, "OpenID Connect on the
     # Microsoft identity platform".
     if named != issuer.replace(TENANT, TENANT_IN_METADATA):
         difference = describe_difference(issuer, named)
-        return "the document names another issuer" + (f" ({difference})" if difference else "")
+        return "the document specifies a different issuer" + (f" ({difference})" if difference else "")
     return None
 
 

@@ -109,7 +109,7 @@ def _parse(url: str) -> Proxy:
     except ValueError:  # the error message might quote a password
         host, port, user, password = None, None, None, None
     if host is None:
-        raise ValueError("the URL in https_proxy cannot be read")
+        raise ValueError("the URL in https_proxy is invalid")
     headers: tuple[tuple[str, str], ...] = ()
     if user is not None:
         pair = f"{unquote(user)}:{unquote(password or '')}".encode()

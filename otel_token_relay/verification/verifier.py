@@ -576,7 +576,7 @@ def _check_sources(issuers: Sequence[TrustedIssuer], rules: Rules, endpoint: str
         raise ConfigurationError("issuers", "expected at least one issuer or an introspection endpoint")
     if not rules.audience and any(not issuer.audience for issuer in issuers):
         # RFC 9068, section 4: the audience is required. Otherwise, tokens for other services would be accepted.
-        raise ConfigurationError("audience", "expected this service's name, as in aud")
+        raise ConfigurationError("audience", "expected this service's name as it appears in aud")
     if len(issuers) > 1 and rules.audience_claim != "aud":
         raise ConfigurationError("audience_claim", "any claim other than aud requires a single issuer")
 

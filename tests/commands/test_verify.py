@@ -29,7 +29,7 @@ from tests.support.tokens import AUDIENCE, b64, claims, make_token, public_jwk
 from tests.verification.test_concealment import runs_of
 
 PREFIX = "OTEL_PYTHON_TOKEN_RELAY_"
-AGREE = "  The clocks of the issuer and this machine agree.\n"
+AGREE = "  The issuer's clock and this machine's clock agree.\n"
 
 
 @pytest.fixture
@@ -242,7 +242,7 @@ def test_all_issuers_are_asked_about_a_token_of_an_unknown_issuer(
         pytest.param("down", "connection refused", "can reach the issuer", id="down"),
         pytest.param("fail", "status 503", "Correct the endpoint", id="503"),
         pytest.param("keys", "the key set is empty", "Correct the endpoint", id="no keys"),
-        pytest.param("metadata", "the document names another issuer", "Correct the endpoint", id="metadata"),
+        pytest.param("metadata", "the document specifies a different issuer", "Correct the endpoint", id="metadata"),
     ],
 )
 def test_without_keys_the_status_is_3(

@@ -381,7 +381,7 @@ def test_a_server_without_tls_is_named(issuer: Issuer) -> None:
     """An https URL with the port of a plain server."""
     cause, message = failure_at(issuer.url.replace("http:", "https:"))
 
-    assert (cause, message) == ("tls_failed", "TLS handshake failed; the server does not speak https on this port")
+    assert (cause, message) == ("tls_failed", "TLS handshake failed; the server does not use https on this port")
 
 
 def test_a_certificate_for_another_host_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
