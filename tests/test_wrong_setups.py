@@ -934,7 +934,7 @@ TOKENS: Final = [
         "without its signature",
         lambda issuer: valid(issuer).rpartition(".")[0],
         "malformed",
-        "form: it has 2 parts",
+        "form: the token has 2 parts",
         "Copy the whole token again",
     ),
     rejected(
@@ -956,7 +956,7 @@ TOKENS: Final = [
         lambda issuer: make_token(claims(issuer.url), kid="k2"),
         "unknown_key",
         "kid: expected k1 from the issuer's key set; the token has k2",
-        "Check that the token comes from this issuer",
+        "Check that the token was not issued by a different environment",
     ),
     rejected(
         "no name of a key",
@@ -1003,7 +1003,7 @@ TOKENS: Final = [
         works=ONLY_THE_TOKEN,
         check=says(0, NO_PROBLEM, f"{PREFIX}MAX_LENGTH = 100"),
         explain=says(0, "relayed"),
-        verify=says(1, "rejected: too_long", "length: expected at most 100 characters", f"raise {PREFIX}MAX_LENGTH"),
+        verify=says(1, "rejected: too_long", "length: expected at most 100 characters", f"increase {PREFIX}MAX_LENGTH"),
         line=("verification=refused", "reason=too_long", f"The token is longer than {PREFIX}MAX_LENGTH characters"),
     ),
 ]
