@@ -23,8 +23,8 @@ class BearerAuthMiddleware:
 
     Args:
         app: The ASGI 3 application.
-        verifier: A `TokenVerifier` or an `AsyncTokenVerifier`. This middleware does not block the event loop with
-            either class.
+        verifier: A `TokenVerifier` or an `AsyncTokenVerifier`. The middleware supports both classes without blocking
+            the event loop.
         authenticator: A custom `BearerAuthenticator` to use instead of *verifier* and *options*.
         settings: The settings that specify the token headers. The middleware uses these settings only if no outer
             boundary has read the headers. If this argument is ``None``, the middleware uses the installed settings or,

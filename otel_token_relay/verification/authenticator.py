@@ -1,7 +1,7 @@
 """Verify the token in each request, and build an error response for each rejected request.
 
-An authenticator works with every kind of server, both in middleware and at the server boundary. The boundary reads the
-headers; the authenticator uses only the resulting credentials.
+An authenticator can be used with every kind of server, in middleware or at the server boundary. The boundary reads the
+headers and passes the credentials to the authenticator.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class BearerAuthenticator:
         any_scopes: A list of scopes. A token must have at least one of these scopes.
         exclude: Paths that do not require a token. Each path must exactly match the path that the application uses for
             routing, which excludes the mount point (``root_path``, ``SCRIPT_NAME``). For example, ``/healthz`` does not
-            match ``/healthz/`` or ``/healthz/deep``, and ``/healthz/*`` matches all paths below ``/healthz/``. For
+            match ``/healthz/`` or ``/healthz/deep``. To match all paths below ``/healthz/``, use ``/healthz/*``. For
             gRPC, use full method names, such as ``/package.Service/Method``.
         resource_metadata: The identifier of this protected resource (RFC 9728), which is the URL that clients use. If
             this argument is set, clients can fetch the resource's metadata without a token, and each challenge includes

@@ -60,7 +60,7 @@ class Expectations:
         max_length: The maximum length of a token, in characters.
         required_scopes: The scopes that every token must have.
         keys: The ``kid`` and ``alg`` of each of the issuer's keys, or ``None`` if the keys are unknown.
-        unusable_keys: The ``kid`` of each unusable key in the key set and a description of the problem with the key.
+        unusable_keys: The ``kid`` of each unusable key in the key set, and the reason why the key is unusable.
     """
 
     rules: Rules

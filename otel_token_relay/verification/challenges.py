@@ -32,8 +32,7 @@ class Challenges:
     Args:
         realm: The realm. Every challenge includes the realm, because ``Bearer`` alone is not a valid challenge (RFC
             6750, section 3).
-        required_scopes: The required scopes. The challenge includes these scopes to inform the client which scopes to
-            request.
+        required_scopes: The required scopes. The challenge includes these scopes so that the client can request them.
         any_scopes: A list of scopes. A token needs only one of these scopes, but the challenge includes all of them,
             because a challenge cannot express alternatives.
         resource_metadata: The URL of this resource's metadata (RFC 9728), or ``None`` to omit the URL.

@@ -37,7 +37,7 @@ class CircuitBreaker:
         self.start_over()
 
     def start_over(self) -> None:
-        """Discard the records of running calls, because a forked child does not have the threads of these calls."""
+        """Discard the records of running calls, because the threads of these calls do not exist in a forked child."""
         self._lock = threading.RLock()
         self._half_open_call: bytes | None = None
         self._is_probing = False
@@ -45,8 +45,8 @@ class CircuitBreaker:
     def allows(self, key: bytes) -> bool:
         """Return whether a call is allowed.
 
-        In the half-open state, the caller must then call `record_success`, `record_failure`, or `cancel`. Until then,
-        no other calls are allowed.
+        If a call is allowed in the half-open state, the caller must report the outcome with `record_success`,
+        `record_failure`, or `cancel`. No other calls are allowed before the caller reports the outcome.
         """
         with self._lock:
             if not self._is_open:
@@ -62,7 +62,7 @@ class CircuitBreaker:
             return not self._is_open or key == self._half_open_call
 
     def cancel(self, key: bytes) -> None:
-        """Record that an allowed call was not made and did not test the endpoint."""
+        """Record that an allowed call was not made."""
         with self._lock:
             if key == self._half_open_call:
                 self._half_open_call = None

@@ -17,7 +17,8 @@ from otel_token_relay.errors import ConfigurationError, TokenRejected
 from otel_token_relay.verification.jws import Claims, has_control_character
 from otel_token_relay.verification.token_kinds import read_kinds
 
-# RFC 7519, section 2: a NumericDate is the number of seconds since 1970. This limit is in the year 36812.
+# RFC 7519, section 2: a NumericDate is the number of seconds since 1970. This limit corresponds to a date in the year
+# 36812.
 MAX_NUMERIC_DATE: Final = 2**40
 
 # RFC 9068, section 4: "at+jwt" or "application/at+jwt". RFC 7515, section 4.1.9: media types are case-insensitive, and
@@ -53,9 +54,9 @@ class Rules:
     Attributes:
         audience: The accepted audiences. The ``aud`` claim must contain at least one of these audiences. If the tuple
             is empty, the audience is not checked, which is allowed only with introspection.
-        profile: Use ``rfc9068`` for access tokens that comply with RFC 9068. Use ``generic`` for issuers that send
-            ``typ: JWT`` or no ``typ``, or that omit ``jti``, ``client_id``, or ``iat``. Use ``id-token`` for providers
-            whose clients send ID tokens to APIs.
+        profile: Use ``rfc9068`` for access tokens that comply with RFC 9068. Use ``generic`` for issuers that send a
+            ``typ`` of ``JWT`` or no ``typ``, or that omit ``jti``, ``client_id``, or ``iat``. Use ``id-token`` for
+            providers whose clients send ID tokens to APIs.
         leeway: The maximum difference between the issuer's clock and the service's clock, in seconds.
         scope_claims: The names of the claims that contain scopes. The scopes from all of these claims are combined. Use
             dots to specify nested members, for example, ``realm_access.roles``.
@@ -99,7 +100,7 @@ class Rules:
 
 
 def without_nulls(claims: Claims) -> Claims:
-    """Remove members with null values, which some issuers send for values that are not set."""
+    """Remove members with null values. Some issuers send null instead of omitting a member."""
     return {name: value for name, value in claims.items() if value is not None} if None in claims.values() else claims
 
 
@@ -191,7 +192,7 @@ def check_times(claims: Mapping[str, object], leeway: float, *, now: float) -> N
 
 
 def check_audience(value: object, accepted: Sequence[str], claim: str = "aud") -> None:
-    """Check that every entry in the audience is a string and that *accepted* contains at least one entry."""
+    """Check that the audience contains only strings and that at least one of these strings is in *accepted*."""
     entries = [value] if isinstance(value, str) else value
     if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
         raise TokenRejected("missing_claim" if value is None else "invalid_claim", claim)

@@ -25,7 +25,7 @@ _scrubber: Final = Scrubber()
 
 
 class Concealment:
-    """Conceals one token. Use this object's methods to print any text from the token.
+    """Conceals credentials in the values of one token. Use this class to print any value from the token.
 
     Args:
         token: The token as received.

@@ -1,7 +1,7 @@
 """Run the same generator in threads and on event loops.
 
-Code that might have to wait is written only once, as a generator (the "core"). The core yields a `Wait` whenever it
-must wait. `drive` runs the core in a thread, and `drive_async` runs the core in an asyncio or trio task.
+Code that might wait is implemented only once, as a generator (the "core"). The core yields a `Wait` each time it must
+wait. `drive` runs the core in a thread, and `drive_async` runs the core in an asyncio or trio task.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ async def _wait_asyncio(wait: Wait) -> None:
 
 
 async def _wait_trio(wait: Wait) -> None:
-    import trio  # already imported, because a trio event loop is running
+    import trio  # trio has already been imported, because its event loop is running
 
     token = trio.lowlevel.current_trio_token()
     done = trio.Event()

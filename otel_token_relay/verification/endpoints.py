@@ -141,7 +141,7 @@ def read_clock_difference(response: Response, at: float) -> float | None:
     """Return the number of seconds by which the server's clock is ahead, or ``None`` if the difference is unknown.
 
     Args:
-        response: The response, whose ``Date`` and ``Age`` headers are read.
+        response: The response. Only the ``Date`` and ``Age`` headers are used.
         at: The time when the response was created, in seconds since the epoch, according to this machine's clock.
 
     Source: RFC 9110, section 6.6.1; RFC 9111, section 5.1.

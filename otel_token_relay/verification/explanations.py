@@ -1,11 +1,11 @@
 """Explain why a token was rejected.
 
 An explanation specifies the failed check, the expected values, and the token's values. The explanation can contain the
-values of ``iss``, ``aud``, ``typ``, ``alg``, ``kid``, scopes, and times. Because the token is unverified, every value
-is processed by the `concealment` module. An explanation never contains the token or its signature.
+values of ``iss``, ``aud``, ``typ``, ``alg``, ``kid``, scopes, and times. The `concealment` module processes every
+value, because the token is unverified. An explanation never contains the token or its signature.
 
-A token can also be rejected because of an introspection response, to which this module has no access. If the token
-itself satisfies the violated rule, the explanation states this fact and contains no values.
+A token can also be rejected because of an introspection response, which is not available in this module. If the token
+itself satisfies the rule, the explanation mentions the introspection response and does not contain any values.
 """
 
 from __future__ import annotations

@@ -5,15 +5,14 @@
     @app.get("/profiles/{user}")
     def show(user: str, caller: Annotated[Principal, Depends(require_scopes("profiles:read"))]): ...
 
-The dependencies do not verify tokens. They require `BearerAuthMiddleware` or verification at the server boundary, and
-use the result of this verification. If the request has not been verified, the dependencies raise a server error and
-never accept the request.
+The dependencies do not verify tokens. The application must use `BearerAuthMiddleware` or verification at the server
+boundary. If a request has not been verified, the dependencies cause a server error and never accept the request.
 
 A dependency must raise an exception to reject a request. FastAPI's default handler for `HTTPException` does not send
-the response body that the rest of this package sends. For this reason, the dependencies raise a subclass of
-`HTTPException`, and add a handler for the subclass to the application's handlers. Starlette provides these handlers in
-the scope. An application's own handler for `HTTPException` or for the status code takes precedence. Applications that
-do not use the dependencies are not affected.
+this package's standard response body. For this reason, the dependencies raise a subclass of `HTTPException`, and add a
+handler for the subclass to the application's handlers. Starlette provides these handlers in the scope. An application's
+own handler for `HTTPException` or for the status code takes precedence. Applications that do not use the dependencies
+are not affected.
 """
 
 from collections.abc import Callable, Coroutine, MutableMapping
@@ -129,7 +128,7 @@ def _build_error(scope: MutableMapping[str, Any], error_response: ErrorResponse)
     return _Rejected(error_response)
 
 
-# The scope key of the application's handlers by exception class and by status code.
+# Starlette stores the application's exception handlers in the scope under this key.
 _HANDLERS_KEY: Final = "starlette.exception_handlers"
 
 

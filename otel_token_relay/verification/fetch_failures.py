@@ -66,7 +66,7 @@ class FetchFailed(Exception):
 
     @staticmethod
     def describe(error: Exception) -> str:
-        """Return a description of *error* that is safe to log, which is only the class name for unexpected errors."""
+        """Return a description of *error* that is safe to log. If the error is unexpected, return its class name."""
         return str(error) if isinstance(error, FetchFailed) else type(error).__name__
 
 
@@ -93,7 +93,7 @@ def failure(error: Exception, *, is_late: bool, is_proxied: bool) -> FetchFailed
     if isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
         return FetchFailed("connection closed during the TLS handshake", "connection_closed")
     if isinstance(error, ssl.SSLError):
-        if (error.reason or "").partition("_ALERT_")[2] in _REFUSALS:  # sent by the server
+        if (error.reason or "").partition("_ALERT_")[2] in _REFUSALS:  # the server sent the alert
             return FetchFailed("the server does not accept the client certificate, or requires one", "tls_failed")
         speaks_http = error.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST")
         hint = "; the server does not use https on this port" if speaks_http else ""

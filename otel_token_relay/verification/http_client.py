@@ -59,7 +59,7 @@ class HttpClient:
         weakref.finalize(self, self._idle.close)  # also at exit
 
     def accepts(self, url: object) -> bool:
-        """Return whether the client can send requests to *url* securely."""
+        """Return whether *url* satisfies the client's security requirements."""
         return isinstance(url, str) and is_trustworthy(url, self.plaintext_hosts)
 
     def check_url(self, setting: str, url: object) -> str:
@@ -94,13 +94,13 @@ class HttpClient:
             timeout: The maximum duration of the whole request in seconds, excluding the DNS lookup.
             form: The body of a POST request, which is sent as ``application/x-www-form-urlencoded``. If this argument
                 is ``None``, the client sends a GET request.
-            authorization: This service's credential, if the endpoint requires one.
-            certificate: The TLS client certificate to present to the host, but not to a proxy.
+            authorization: The value of the ``Authorization`` header, or ``None`` to omit the header.
+            certificate: The TLS client certificate to present to the host. A proxy never receives this certificate.
 
         Raises:
             FetchFailed: The request failed, or the response exceeds a limit.
         """
-        # Use an empty context instead of a copy. The instrumentation of threads and pools might have copied a caller's
+        # Use an empty context instead of a copy. Instrumentation of threads and pools might have copied a caller's
         # context, including the token, into this thread.
         return contextvars.Context().run(self._fetch, url, timeout, form, authorization, certificate)
 
@@ -225,7 +225,7 @@ def _read(response: BaseHTTPResponse, deadline: float) -> Response:
     if not length.isdigit() or len(length) > 9 or int(length) > MAX_BODY_BYTES:
         raise FetchFailed(f"response larger than {MAX_BODY_BYTES} bytes")
     if response.headers.get("Content-Encoding", "identity").lower() != "identity":
-        # The request does not accept a content encoding, and a compressed response could expand to any size.
+        # The client does not accept compressed responses, because a compressed response could expand to any size.
         raise FetchFailed("unexpected Content-Encoding in the response")
     body = b""
     # An empty read indicates the end of the body. If the body is shorter than the Content-Length header specifies,

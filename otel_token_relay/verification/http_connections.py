@@ -1,8 +1,8 @@
 """Connections to issuers, which are based on urllib3's connection classes.
 
 Each request has a single deadline, and connections are kept open for reuse. This module does not use urllib3's
-connection pools for two reasons. First, the timeout of a pool restarts with each received byte. Second, this package
-and instrumentation libraries add hooks to the pools, and these hooks must not process requests to issuers.
+connection pools, because the timeout of a pool restarts with each received byte. In addition, this package and
+instrumentation libraries add hooks to the pools, and these hooks must not process requests to issuers.
 
 Invariants:
 
@@ -69,7 +69,7 @@ class _Connection:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         error: OSError = socket.gaierror(socket.EAI_NONAME, "no address")
         for index, (family, kind, protocol, _, address) in enumerate(found):
-            # Divide the time between the addresses, because an address might not respond.
+            # Divide the remaining time among the addresses, because an address might not respond.
             seconds = self.remaining() / (len(found) - index)
             opened = socket.socket(family, kind, protocol)
             try:
@@ -190,7 +190,7 @@ class IdleConnections:
         self.close()
 
     def take(self, route: Route) -> Connection | None:
-        """Remove and return an idle connection for *route*, or return ``None`` if there is none."""
+        """Remove and return an idle connection for *route*, or return ``None`` if no idle connection is available."""
         while True:
             with self._lock:
                 waiting = self._connections.get(route)
@@ -209,7 +209,7 @@ class IdleConnections:
         with self._lock:
             for route in [*self._connections]:
                 waiting = self._connections[route]
-                count = sum(now - other.idle_since >= IDLE_SECONDS for other in waiting)  # the oldest are first
+                count = sum(now - other.idle_since >= IDLE_SECONDS for other in waiting)  # the oldest come first
                 unused += waiting[:count]
                 del waiting[:count]
                 if not waiting:

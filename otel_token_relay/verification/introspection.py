@@ -1,9 +1,8 @@
 """Ask the authorization server whether a token is active (RFC 7662).
 
-Introspection verifies opaque tokens and, if configured, checks whether JWTs have been revoked. Introspection fails
-closed: if the server does not respond, the request fails with status 503, and the token is not reported as invalid. A
-failed lookup affects only that token. A failure affects all tokens only if the lookup of a random token also fails (see
-`circuit_breaker`).
+Introspection verifies opaque tokens and, if configured, checks whether JWTs have been revoked. If the server does not
+respond, the request fails with status 503, and the token is not reported as invalid. A failed lookup of a token does
+not affect other tokens, unless the lookup of a random token also fails (see `circuit_breaker`).
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from otel_token_relay.verification.worker_pools import WorkerPool
 _logger = logging.getLogger("otel_token_relay")
 
 MAX_REUSE_SECONDS: Final = 60.0
-# A short time, because some of the server's nodes might not recognize a newly issued token immediately.
+# This time is short, because some of a server's nodes might not recognize a newly issued token immediately.
 NEGATIVE_REUSE_SECONDS: Final = 5.0
 # The delay before a token is looked up again if the server refused to introspect the token.
 REFUSED_REUSE_SECONDS: Final = 5.0
@@ -72,7 +71,7 @@ class IntrospectionResult(NamedTuple):
 
 
 class Introspection:
-    """One server's introspection endpoint. Threads, tasks, and event loops can share an instance.
+    """One server's introspection endpoint. An instance can be shared by threads, tasks, and event loops.
 
     Args:
         endpoint: The endpoint's URL, which must be accepted by the HTTP client.
@@ -103,7 +102,7 @@ class Introspection:
         self._active: Cache[IntrospectionResult] = Cache(size)
         # Separate caches prevent invalid tokens from evicting active tokens.
         self._inactive: Cache[IntrospectionResult] = Cache(size)
-        # The time when each token with a failed lookup can be looked up again.
+        # The earliest time to retry the lookup of each token whose lookup failed.
         self._failed: Cache[float] = Cache(size)
         self._breaker = CircuitBreaker(monotonic)
         self._warn_at = float("-inf")
@@ -217,7 +216,7 @@ class Introspection:
             if self._monotonic() < deadline and self._breaker.still_allows(key):
                 result = self._store(key, self._introspect(token))
                 self._breaker.record_success()
-            else:  # while the call was queued, all callers stopped waiting, or the circuit opened
+            else:  # all callers stopped waiting or the circuit opened while the call was queued
                 self._postpone_refresh(key)
                 probe_is_due = self._breaker.record_failure(key)
         except _TokenRefused as error:
@@ -286,7 +285,7 @@ class Introspection:
 
 
 def _log(level: int, text: str, error: Exception) -> None:
-    with contextlib.suppress(Exception):  # the worker must continue if a logging filter raises
+    with contextlib.suppress(Exception):  # the worker must continue even if a logging filter raises an error
         _logger.log(level, text, FetchFailed.describe(error))
 
 

@@ -1,8 +1,8 @@
-"""Send the verifier's requests to each issuer's endpoints, and report the responses.
+"""Send the same requests as a verifier to each issuer's endpoints, and report the responses.
 
 The requests fetch the metadata and keys, and introspect a random token. All issuers are queried in parallel, and all
-requests end within *timeout* seconds. Each issuer has its own thread. Threads that are still running at the deadline
-are abandoned, because a DNS lookup cannot be canceled.
+requests end within *timeout* seconds. Each issuer is queried in a separate thread. Threads that are still running at
+the deadline are abandoned, because a DNS lookup cannot be canceled.
 """
 
 from __future__ import annotations
@@ -99,8 +99,8 @@ def ask_issuers(
         algorithms: The accepted algorithms.
         jwks_uri: The key set's URL, or ``None`` to read the URL from the metadata. If this argument is set, there must
             be exactly one issuer.
-        introspection_endpoint: The introspection endpoint, which receives a random token. If this argument is set,
-            there must be at most one issuer.
+        introspection_endpoint: The introspection endpoint. The request introspects a random token. If this argument is
+            set, there must be at most one issuer.
         client: This service's credential for the introspection endpoint.
         jwks_token_file: A file that contains the token for fetching the issuer's keys. See `KeyCredential`. If this
             argument is set, there must be exactly one issuer.
@@ -196,7 +196,7 @@ class _Inquiry:
         return str(self.endpoint) if self.issuer is None else self.issuer.issuer
 
     def run(self) -> IssuerReport:
-        """Query the endpoints in the verifier's order, but request both metadata documents simultaneously."""
+        """Query the endpoints in the same order as a verifier, but request both metadata documents simultaneously."""
         introspection = None if self.endpoint is None else InThread(self._ask_introspection)
         reports = [] if self.issuer is None else self._ask_for_keys(self.issuer)
         if introspection is not None:
@@ -250,7 +250,7 @@ class _Inquiry:
         return IssuerReport(issuer=self._name, endpoints=tuple(endpoints))
 
     def _fetch(self, endpoint: Endpoint) -> EndpointReport:
-        """Send a request with the token that the issuer requires for fetching metadata and keys."""
+        """Fetch metadata or keys with the token from the issuer's configured token file."""
         try:
             authorization = KeyCredential.of(self.issuer).header_for(endpoint.url)
         except FetchFailed as error:

@@ -7,11 +7,11 @@ Invariants:
 * Forged tokens cannot block all threads of a server. A request with an unknown ``kid`` waits only for a fetch that
   started recently, and the number of waiting requests is limited.
 * Unknown ``kid`` values and endpoint failures trigger at most one fetch per cooldown period. An attacker can easily
-  forge ``kid`` values, and these values must not cause load on the issuer.
+  forge ``kid`` values, and forged values must not increase the load on the issuer.
 * If the issuer is down, the issuer's keys can be used for an additional *max_stale* seconds. Stale keys prevent an
   outage but must not be used indefinitely.
-* A source without keys raises `KeysUnavailable` within *timeout* seconds, or much sooner if the last fetch failed. The
-  reason is that requests with tokens from other issuers might be waiting for a thread.
+* A source without keys raises `KeysUnavailable` within *timeout* seconds, because requests with tokens from other
+  issuers might be waiting for a thread. If the last fetch failed, the source raises the error much sooner.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class _Flight:
 
 
 class KeySource:
-    """One issuer's keys. Threads, tasks, and event loops can share an instance, which can be used after a fork.
+    """One issuer's keys. An instance can be shared by threads, tasks, and event loops, and used after a fork.
 
     Args:
         issuer: The issuer, exactly as it appears in the ``iss`` claim.
@@ -246,7 +246,7 @@ class KeySource:
         except ValueError:
             raise FetchFailed("key set: the response is not a JSON object") from None
         if document.get("keys") == []:
-            # An empty key set is an error of the issuer. The current keys remain in use.
+            # If the issuer publishes an empty key set by mistake, the current keys remain in use.
             raise FetchFailed("the key set is empty")
         try:
             keys = KeySet.parse(document, self._algorithms)

@@ -21,7 +21,8 @@ Claims = dict[str, Any]
 MAX_DEPTH: Final = 32
 MAX_INTEGER_DIGITS: Final = 20
 
-# RFC 7515, section 7.1: a JWS has three base64url parts that are separated by dots. Section 2: base64url is not padded.
+# RFC 7515, section 7.1: a JWS has three base64url parts that are separated by dots. RFC 7515, section 2: base64url
+# values do not have padding.
 _segments = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)", re.ASCII).fullmatch
 
 # C0, DEL, C1, and the two Unicode line breaks. Names that contain these characters could forge log lines or break a

@@ -1,4 +1,4 @@
-"""The token for fetching an issuer's metadata and keys, which is required by the Kubernetes API server."""
+"""The token for fetching an issuer's metadata and keys. The Kubernetes API server requires such a token."""
 
 from __future__ import annotations
 

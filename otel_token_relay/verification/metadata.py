@@ -28,7 +28,7 @@ _forbids_reuse = re.compile(r"(?:^|[\s,])no-(?:store|cache)(?:$|[\s,=])", re.IGN
 
 
 def check_issuer(issuer: object, plaintext_hosts: Collection[str] = ()) -> str:
-    """Return *issuer* if metadata can be fetched for this URL.
+    """Check that *issuer* is a valid URL for fetching metadata, and return *issuer*.
 
     Args:
         issuer: The issuer.
@@ -81,7 +81,7 @@ def problem_with_metadata(
         document: The metadata document.
         issuer: The issuer, as configured.
         plaintext_hosts: The hosts to which plain HTTP is allowed, each with an optional port. A document can contain a
-            plain HTTP URL on such a host only if the URL has the same origin as the issuer.
+            plain HTTP URL on one of these hosts only if the URL has the same origin as the issuer.
         name: The member that contains the URL.
     """
     problem = _problem_with_name(document, issuer)

@@ -27,7 +27,7 @@ _FOR_PREFLIGHT: Final = (
 
 
 class ProtectedResource:
-    """The metadata document of a resource and the paths of the document.
+    """A resource's metadata document and the paths that serve the document.
 
     Args:
         identifier: The URL that clients use, such as ``https://mcp.example/mcp``.

@@ -23,7 +23,7 @@ class Proxy(NamedTuple):
     """A proxy server.
 
     Attributes:
-        scheme: The scheme, which is ``https`` if connections to the proxy use TLS; otherwise, ``http``.
+        scheme: ``https`` if connections to the proxy use TLS; otherwise, ``http``.
         host: The host name or address, without brackets.
         port: The port.
         headers: The headers of the CONNECT request, which can contain the proxy password.
@@ -53,7 +53,7 @@ def proxy_for(origin: Origin, environ: Mapping[str, str]) -> Proxy | None:
 
 
 def is_excluded(host: str, port: int, no_proxy: str) -> bool:
-    """Return whether *no_proxy* excludes the host from the use of a proxy.
+    """Return whether *no_proxy* excludes the host from proxying.
 
     Args:
         host: The normalized host of an `Origin`.

@@ -28,7 +28,7 @@ class SpanClaimsInForce:
     """The claims that are selected in the current settings.
 
     Args:
-        settings: A callable that returns the current settings, which can be installed later.
+        settings: A callable that returns the current settings. The settings can be installed later.
     """
 
     def __init__(self, settings: SettingsInForce) -> None:

@@ -1,7 +1,7 @@
 """The TLS contexts of an HTTP client.
 
-Each client certificate has a separate context, because a certificate must be presented only with requests for which the
-certificate is configured. An additional context does not present a client certificate.
+Each client certificate has a separate context to ensure that the certificate is presented only with the intended
+requests. An additional context does not present a client certificate.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ An issuer uses the same keys to sign access tokens, ID tokens, refresh tokens, a
 distinct type for access tokens. `MARKERS` lists the members that common providers use to distinguish kinds of tokens.
 To support an additional provider, add an entry to `MARKERS`.
 
-The member names are documented publicly by the providers.
+The providers document the member names publicly.
 """
 
 from __future__ import annotations

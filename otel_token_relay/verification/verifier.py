@@ -1,9 +1,9 @@
 """Verify access tokens: issuer, signature, audience, lifetime, and revocation.
 
-A verifier performs the following steps: limit the token's size and parse the token strictly (`jws`), find the trusted
-issuer, get the issuer's keys (`jwks_client`), check the signature, check the claims (`claims`), introspect the token if
-an endpoint is configured, and call the revocation hook. `TokenVerifier` blocks the thread while it waits, and
-`AsyncTokenVerifier` blocks only the task.
+A verifier parses the token (`jws`), finds the trusted issuer, gets the issuer's keys (`jwks_client`), and checks the
+signature and the claims (`claims`). If an endpoint is configured, the verifier introspects the token. Finally, the
+verifier calls the revocation hook. `TokenVerifier` blocks the thread while it waits, and `AsyncTokenVerifier` blocks
+only the task.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ IsRevoked = Callable[[Mapping[str, Any]], bool]
 
 
 class _Trusted(NamedTuple):
-    """A trusted issuer and the means to verify its tokens.
+    """A trusted issuer and its keys, rules, and introspection endpoint.
 
     Attributes:
         issuer: The issuer, as configured.
@@ -87,7 +87,7 @@ class _Accepted(NamedTuple):
 
 
 class VerifiedToken:
-    """The claims of a verified access token for one request. This object does not contain the token.
+    """A verified access token of one request. This object contains the claims but not the token.
 
     Attributes:
         scopes: The token's scopes (RFC 6749, section 3.3).
@@ -138,7 +138,7 @@ class VerifiedToken:
         return "" if client is None or names_user(self._shared) else f"client:{client}"
 
     def is_still_valid(self) -> bool:
-        """Return whether the token is still valid, without waiting. If the status is unknown, return ``False``."""
+        """Check without waiting whether the token is still valid. If the status is unknown, return ``False``."""
         try:
             return self._is_valid()
         except Exception:  # the token's status is unknown if the revocation hook fails
@@ -160,8 +160,8 @@ class VerifierCore:
         audience: One or more names that identify this service in the ``aud`` claim.
         algorithms: The accepted signature algorithms, which must be asymmetric (RFC 8725, section 3.1).
         profile: The profile of the accepted tokens. Use ``rfc9068`` for access tokens that comply with RFC 9068,
-            ``generic`` for issuers that do not send ``typ: at+jwt``, or ``id-token`` for providers whose clients send
-            ID tokens to APIs.
+            ``generic`` for issuers that do not send a ``typ`` of ``at+jwt``, or ``id-token`` for providers whose
+            clients send ID tokens to APIs.
         leeway: The maximum difference between the issuer's clock and the service's clock, in seconds.
         jwks_uri: The key set's URL, or ``None`` to read the URL from the issuer's metadata. If this argument is set,
             there must be exactly one issuer.
@@ -554,7 +554,7 @@ class VerifierCore:
             if introspection is not None:
                 result = introspection.cached(key, token)
                 if result is None:
-                    introspection.look_up(key, token)  # for the next hop, because this hop does not wait
+                    introspection.look_up(key, token)  # prepare for the next hop
                     return False
                 if result.claims is None:
                     return False

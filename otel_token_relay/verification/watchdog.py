@@ -2,8 +2,7 @@
 
 Almost every watch ends before its deadline. Starting a ``threading.Timer`` for each watch would take longer than the
 rest of the request. The thread starts with the first watch and exits after the last watch has ended. The thread sleeps
-until the earliest deadline, but at most a few seconds. If a watch ends early, the thread does not wake up until the
-original deadline, so the end of a watch is inexpensive.
+until the earliest deadline, but for at most a few seconds. A watch that ends early does not wake up the thread.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ class BearerAuthMiddleware:
     ``environ["otel_token_relay.principal"]``.
 
     Args:
-        app: The WSGI application; for Flask, ``app.wsgi_app``.
+        app: The WSGI application, such as ``app.wsgi_app`` in Flask.
         verifier: A `TokenVerifier` or an `AsyncTokenVerifier`.
         authenticator: A custom `BearerAuthenticator` to use instead of *verifier* and *options*.
         settings: The settings that specify the token headers. The middleware uses these settings only if no outer
@@ -63,7 +63,7 @@ class Response(NamedTuple):
 
     Attributes:
         body: The response body.
-        status: The status code, 401 or 403.
+        status: The status code, which is 401 or 403.
         headers: All headers, including the challenge.
     """
 

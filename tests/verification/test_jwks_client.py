@@ -634,7 +634,8 @@ def test_requests_to_the_issuer_carry_no_token(issuer: Issuer) -> None:
         pytest.param(
             "metadata",
             "no usable jwks_uri in the issuer's metadata ({url}/.well-known/openid-configuration: the document"
-            " specifies a different issuer (an extra trailing slash); {url}/.well-known/oauth-authorization-server: status 404)",
+            " specifies a different issuer (an extra trailing slash);"
+            " {url}/.well-known/oauth-authorization-server: status 404)",
             id="another issuer",
         ),
         pytest.param(
