@@ -250,7 +250,7 @@ def _explain_type(case: _Case) -> Cause | None:
     return Cause(
         check="type",
         problem="expected an access token; the token has no member that indicates an access token",
-        advice=f"If this provider hands ID tokens to APIs, set {env.OTEL_PYTHON_TOKEN_RELAY_PROFILE}=id-token."
+        advice=f"If this provider's clients send ID tokens to APIs, set {env.OTEL_PYTHON_TOKEN_RELAY_PROFILE}=id-token."
         f" Otherwise, this is probably an ID token. {_SEND_ACCESS_TOKEN}",
         expected=("a member such as scope or scp",),
     )
@@ -270,7 +270,9 @@ def _explain_marker(case: _Case, marker: Marker, kind: TokenKind, expected: str)
 
 def _advise_about_at_jwt(case: _Case, kinds: Kinds) -> str:
     if kinds.foreign is not None:
-        kind = {"ID": "an ID token", "refresh": "a refresh token"}.get(str(kinds.foreign_kind), "another kind of token")
+        kind = {"ID": "an ID token", "refresh": "a refresh token"}.get(
+            str(kinds.foreign_kind), "a different kind of token"
+        )
         return f"This is {kind}, because it has the {kinds.foreign.members[0]} claim. {_SEND_ACCESS_TOKEN}"
     generic = (
         f"set {env.OTEL_PYTHON_TOKEN_RELAY_PROFILE}=generic if this issuer's access tokens have a type"

@@ -26,14 +26,14 @@ FetchCause = Literal[
 
 # These error codes are defined in OpenSSL's x509_vfy.h. OpenSSL's own messages can quote the certificate.
 _CERTIFICATE_PROBLEMS: Final = {
-    9: "it is not valid yet",
-    10: "it has expired",
-    18: "it is self-signed",
-    19: "its certificate authority is not trusted",
-    20: "its certificate authority is not trusted",
-    21: "its certificate authority is not trusted",
-    62: "it is for a different host name",
-    64: "it is for a different IP address",
+    9: "the certificate is not valid yet",
+    10: "the certificate has expired",
+    18: "the certificate is self-signed",
+    19: "the certificate authority is not trusted",
+    20: "the certificate authority is not trusted",
+    21: "the certificate authority is not trusted",
+    62: "the certificate is for a different host name",
+    64: "the certificate is for a different IP address",
 }
 
 # Alerts about the client certificate (RFC 8446, section 6.2), as spelled by OpenSSL after the TLS version.
@@ -88,7 +88,7 @@ def failure(error: Exception, *, is_late: bool, is_proxied: bool) -> FetchFailed
     if is_late or isinstance(error, TimeoutError):
         return FetchFailed("timed out", "timed_out")
     if isinstance(error, ssl.SSLCertVerificationError):
-        problem = _CERTIFICATE_PROBLEMS.get(error.verify_code, f"OpenSSL's code is {error.verify_code}")
+        problem = _CERTIFICATE_PROBLEMS.get(error.verify_code, f"OpenSSL error code {error.verify_code}")
         return FetchFailed(f"certificate not trusted: {problem}", "certificate_not_trusted")
     if isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
         return FetchFailed("connection closed during the TLS handshake", "connection_closed")

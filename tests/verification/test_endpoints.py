@@ -222,7 +222,7 @@ def test_an_untrusted_certificate_is_named() -> None:
     with party(tls=True) as server:
         report = ask_one(server.url)
 
-    assert {r.result for r in report.endpoints} == {"certificate not trusted: it is self-signed"}
+    assert {r.result for r in report.endpoints} == {"certificate not trusted: the certificate is self-signed"}
 
 
 def test_issuers_are_asked_in_parallel_and_in_time(issuer: Issuer) -> None:
