@@ -56,7 +56,7 @@ class Principal:
 
     @property
     def display_name(self) -> str:
-        """The same as `identity`."""
+        """An alias of `identity`."""
         return self.identity
 
     def __repr__(self) -> str:
