@@ -77,7 +77,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
             twin = object.__new__(twin_class(kind))
             twin.__dict__ = self.__dict__
             # Error trackers capture the local variables of every frame in a traceback and of every frame that is
-            # currently executing. No local variable may therefore contain the value or the headers. An aiohttp
+            # currently executing. Local variables must therefore not contain the value or the headers. An aiohttp
             # request's `repr` does not include the headers.
             twin.headers = self.headers.copy()
             twin._token_relay_covers = twin.headers.getall(name, []) if replaces else []
@@ -176,7 +176,7 @@ _attempt: Final[ContextVar[_Attempt | None]] = ContextVar("token_relay_attempt",
 def patch_session(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     """Hook the session class in *module* (``aiohttp.client``) if any entry allows retries.
 
-    The hook adds an innermost client middleware, which retries requests in the same way as aiohttp's own middleware.
+    The hook adds an innermost client middleware that retries requests.
     """
     has_middlewares = "middlewares" in signature(module.ClientSession._request).parameters  # since aiohttp 3.12
     if not (runtime.relay.policy.has_retry and has_middlewares):

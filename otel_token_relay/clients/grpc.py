@@ -31,10 +31,10 @@ from otel_token_relay.runtime import Runtime
 
 _logger = logging.getLogger("otel_token_relay")
 
-# The port that the resolver uses if the target does not specify a port, with or without TLS.
+# The resolver's default port, both with and without TLS.
 DEFAULT_PORT = 443
 
-# The interval, in seconds, between checks for whether a channel that is being watched has been closed.
+# How often to check whether a watched channel has been closed, in seconds.
 _WATCH_INTERVAL = 0.2
 
 _KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
@@ -52,7 +52,7 @@ _SCHEMES = frozenset(
 
 # Channel credentials that use TLS but do not include call credentials.
 _TLS = frozenset({"SSLChannelCredentials"})
-# Channel credentials that neither use TLS nor include call credentials.
+# Channel credentials that do not use TLS or include call credentials.
 _PLAIN = frozenset({"LocalChannelCredentials", "InsecureChannelCredentials"})
 
 # The channel options that can set a TLS server name that differs from the target's host.
@@ -131,7 +131,7 @@ def _decide(relay: Relay, channel: _Channel, details: Any) -> Any:
 
 
 def _decide_early(relay: Relay, channel: _Channel, details: Any) -> Hop | None:
-    """Make the preliminary decision for a call that has to wait for a connection."""
+    """Make the preliminary decision for a call that must wait for a connection."""
     return relay.decide((channel, details), _target_of, _has_header, is_final=False)
 
 
@@ -149,7 +149,7 @@ class _Wait(NamedTuple):
 
 
 def _metadata_after(wait: _Wait, details: Any, hop: Hop) -> Any:
-    """Return a call's metadata after the wait for the channel.
+    """Return the metadata to send with a call that has waited for the channel.
 
     The metadata includes the token only if the channel is ready and the token may still be sent.
     """
@@ -251,7 +251,7 @@ def _cancelled(module: Any) -> Any:
         kinds = module._channel
         state = kinds._RPCState((), (), (), module.StatusCode.CANCELLED, "Channel closed!")
         return kinds._InactiveRpcError(state)
-    except Exception:  # without these private names, the call raises ValueError
+    except Exception:  # without these private names, let gRPC raise ValueError
         return None
 
 

@@ -131,7 +131,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
         return handle_async_request
 
     def frozen(request: Any) -> Any:
-        """Return a copy of a request that the application cannot modify before a retry, even seconds later."""
+        """Return a copy of a request that the application cannot modify before a retry."""
         copy = shallow_copy(request)
         copy.headers, copy.extensions = copied(request.headers), {**request.extensions}
         return copy
@@ -272,12 +272,12 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     for name in ASYNC_TRANSPORTS:
         patches.wrap(getattr(module, name), "handle_async_request", asynchronous)
     for client, method in ((module.Client, "handle_request"), (module.AsyncClient, "handle_async_request")):
-        if "_transport_for_url" in vars(client):  # without this private method, such transports get no token
+        if "_transport_for_url" in vars(client):  # without this private method, instrumented transports get no token
             patches.wrap(client, "_transport_for_url", router(method))
 
 
 def _held_streams(module: ModuleType) -> tuple[Any, Any]:
-    """Return the classes of streams that contain a rejected response's body, part of which is already in memory."""
+    """Return stream classes for a rejected response's body, part of which is already in memory."""
 
     class HeldStream(module.SyncByteStream):  # type: ignore[misc,name-defined]
         def __init__(self, chunks: list[bytes], rest: Any, stream: Any) -> None:
@@ -307,7 +307,7 @@ def _held_streams(module: ModuleType) -> tuple[Any, Any]:
 
 
 def _hold(response: Any, held_stream: Any) -> bool:
-    """Read a rejected response's body to release the connection while a new token is obtained.
+    """Read a rejected response's body, so that the connection is free while a new token is obtained.
 
     The application can still read the response.
 
@@ -354,7 +354,7 @@ def _has_plain_lines(headers_class: Any) -> bool:
 
 
 def _reach_through(transport: Any, name: str, hooked: Mapping[Function, Function]) -> None:
-    """Hook a transport instance that still refers to the method from before the hooks were installed.
+    """Hook a transport instance that stores a reference to the unhooked method.
 
     OpenTelemetry's ``instrument_client`` permanently stores a proxy for the class's current method on the instance.
     """

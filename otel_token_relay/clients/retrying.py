@@ -16,7 +16,7 @@ _Request = TypeVar("_Request")
 def is_repeatable(body: object) -> bool:
     """Return whether a request's body is in memory, so that the request can be sent again.
 
-    A file might be shared, and an iterator has already been consumed.
+    A file might be shared, and an iterator cannot be consumed twice.
     """
     return body is None or type(body) in (bytes, str, bytearray)
 

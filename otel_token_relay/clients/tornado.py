@@ -28,7 +28,7 @@ from otel_token_relay.signed_urls import is_signed, is_signed_query
 _CONTEXT_NAME = "_token_relay_context"
 _HOP_NAME = "_token_relay_hop"
 _AGAIN_NAME = "_token_relay_again"
-# The lowest status code that is not the status code of an interim response.
+# The lowest status code of a final response.
 _FINAL = 200
 # The status code that Tornado reports if a request fails without a response.
 _FAILED = 599
@@ -41,9 +41,9 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     class WithToken(module.httputil.HTTPHeaders):  # type: ignore[misc,name-defined]
         """A request's headers together with the token's header, for use while the headers are being written.
 
-        An instance shares the state of the original headers. A copy is unsuitable, because Tornado's copy method
-        rejects some values that Tornado would otherwise send. In addition, headers that Tornado sets while writing must
-        remain on the request.
+        An instance shares the original headers' state. A copy is unsuitable, because Tornado's copy method rejects some
+        values that Tornado would otherwise send. In addition, headers that Tornado sets while writing must remain on
+        the request.
         """
 
         __slots__ = ("_headers", "_ours")
@@ -78,7 +78,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
             attached = otel_context.attach(context)
             del context
             try:
-                # The function that writes the headers is synchronous, so that function cannot wait for a token.
+                # The headers are written in a synchronous function, which cannot wait for a token.
                 if relay.policy.has_exchanged and (target := _read_target(self.request.url)) is not None:
                     has_signature = is_signed(self.request.url)
                     held: HasHeader = "fixed" if has_signature else relay.header in self.request.headers

@@ -125,7 +125,7 @@ def _once(http_class: Function, request: Any, arguments: dict[str, Any]) -> Func
 
 
 class Destinations:
-    """Determine requests' destinations. A connection that code outside http.client opens is rejected.
+    """Determine requests' destinations. Connections that are opened by code outside http.client are rejected.
 
     Attributes:
         classes: The connection classes in http.client. Only the ``connect`` method of these classes needs to be
@@ -141,7 +141,7 @@ class Destinations:
         }
 
     def target_of(self, call: Call) -> Target:
-        """Return the destination of one request.
+        """Return a request's destination.
 
         Raises:
             ValueError: The request does not have exactly one destination.

@@ -109,7 +109,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 def destinations(module: ModuleType) -> Callable[[tuple[Any, Any]], Target]:
     """Return a function that determines a request's destination.
 
-    The function rejects a connection that code outside urllib3 opens.
+    The function rejects connections that are opened by code outside urllib3.
     """
     # These collections contain only urllib3's functions, so they do not keep an application's classes alive.
     scheme_of_connect = {

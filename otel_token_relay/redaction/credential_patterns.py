@@ -20,7 +20,7 @@ _pad = re.compile("=|%3[Dd]")
 # The base64url encodings of the characters with which a JWT header can begin: {", { ", {\n ", {\n", or {\r\n.
 _BEGINNINGS: Final = ("eyJ", "eyAi", "eyAg", "ewog", "ewoi", "ew0K")
 _JWT: Final = re.compile(rf"(?:{'|'.join(_BEGINNINGS)})[A-Za-z0-9_-]{{4,}}+(?:{_PADDING}\.[A-Za-z0-9_-]*+)*+{_PADDING}")
-# Matches the next line of a JWT that is wrapped over multiple lines, as in an email or a PEM-like block.
+# Matches the next line of a JWT that is wrapped across multiple lines, as in an email or a PEM-like block.
 _NEXT_LINE: Final = re.compile(
     r"(?:(?:\r?\n|(?:\\{1,2}r)?\\{1,2}n)[ \t]{0,64}| )([A-Za-z0-9_.-]++)(?=[\s\\\"'<,;)\]}]|\Z)"
 )
@@ -190,8 +190,8 @@ _is_ulid = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}").fullmatch
 # The maximum length of the random suffix in the name of a pod, an instance, or a stack.
 _MAX_SUFFIX: Final = 13
 _MAX_NAME: Final = 64
-# The first characters of a JWT's encoded claims, up to this number, always look random. `is_random` returned true for
-# these characters of 30,000 sets of claims, including short sets and sets that consisted of words.
+# This many leading characters of a JWT's encoded claims always look random. In a test with 30,000 sets of claims,
+# including short claims and claims that consisted of words, `is_random` returned true for each set.
 _MIN_CLAIMS: Final = 40
 # The maximum number of characters to check. Every token is checked, and callers choose the length of their tokens.
 _MAX_CHECKED: Final = 512

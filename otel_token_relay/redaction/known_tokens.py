@@ -1,4 +1,4 @@
-"""Decide which tokens to search for in each record: its own request's tokens and remembered tokens.
+"""Decide which tokens to search for in each record: the tokens of the record's own request, and remembered tokens.
 
 A span can end long after the request's context is gone, and a log record can be created in a thread that never had the
 context. In such cases, tokens are looked up by trace or by thread.
@@ -127,7 +127,7 @@ class RememberedTokens:
         return f"RememberedTokens({len(self.recent_traces) + len(self.older_traces)} traces)"
 
     def is_lasting(self, token: BearerToken) -> bool:
-        """Return whether other requests' records can also be searched for a token."""
+        """Return whether a token is lasting, so that other requests' records are also searched for the token."""
         return self.was_lasting(token.reveal()) or token.verification is not None
 
     def was_lasting(self, value: str) -> bool:
@@ -331,7 +331,7 @@ def _hold_words(span: Any, words: tuple[str, ...]) -> None:
     if not isinstance(held, KnownTokens):
         held = NOTHING
     if len(held.values) <= _MAX_OF_SPAN:
-        with contextlib.suppress(AttributeError):  # not an SDK span, but the trace might have the words
+        with contextlib.suppress(AttributeError):  # not an SDK span, but the trace might have the credentials
             setattr(span, HELD, _with_words(held, words))
 
 

@@ -33,8 +33,8 @@ Clean = Callable[[Any], Any]
 class RedactingFilter(logging.Filter):
     """A filter that masks tokens in a handler's records.
 
-    A record keeps the number of its arguments, numbers remain numbers, and mappings keep their class. The access logs
-    of uvicorn, gunicorn, and hypercorn depend on these properties. If an object's string representation contains a
+    The filter preserves the number of a record's arguments, numeric arguments, and the classes of mappings. The access
+    logs of uvicorn, gunicorn, and hypercorn depend on these properties. If an object's string representation contains a
     token, the object is replaced with the masked string.
 
     On Python 3.11, a filter cannot replace a record. The record itself is therefore modified, and subsequent handlers
@@ -119,8 +119,8 @@ def _changed_together(message: Any, args: Any, clean_message: Any, clean_args: A
     Args:
         message: The original message.
         args: The original arguments.
-        clean_message: The message after it was masked separately.
-        clean_args: The arguments after each argument was masked separately.
+        clean_message: The separately masked message.
+        clean_args: The separately masked arguments.
         clean: A function that masks the tokens in a value.
     """
     if not args:
@@ -217,7 +217,8 @@ def _changed_traceback(record: logging.LogRecord, clean: Clean) -> dict[str, Any
         text = _exceptions.formatException(record.exc_info)
     if not text or (new := clean(text)) is text:
         return {}
-    # A formatter uses `exc_text` if it is set. Otherwise, the formatter would format the exception and print the token.
+    # A formatter uses `exc_text` if this attribute is set. Otherwise, the formatter would format the exception and
+    # print the token.
     return {"exc_text": new, "exc_info": None}
 
 

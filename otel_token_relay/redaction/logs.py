@@ -1,8 +1,8 @@
 """Redact log records when a processor converts them into records for an exporter.
 
-``ReadableLogRecord.__init__`` runs once for each processor, in the thread that emits the log record. At that time, the
-hook only collects the known tokens. The readable record is created and redacted on first access, so the readable record
-includes attributes that other processors have added by then. The application's own record is not modified.
+``ReadableLogRecord.__init__`` runs once for each processor, in the thread that emits the log record. During this call,
+the hook only collects the known tokens. The readable record is created and redacted on first access, so the readable
+record includes attributes that other processors have added by then. The application's own record is not modified.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
     """Hook ``opentelemetry.sdk._logs._internal``.
 
     Raises:
-        AttributeError: The SDK lacks this conversion point.
+        AttributeError: The SDK does not have this conversion point.
     """
     record_class = module.ReadableLogRecord
     fields = [field.name for field in dataclasses.fields(record_class)]
@@ -80,7 +80,7 @@ def tokens_of_record(record: Any) -> KnownTokens:
 
 
 def redact(readable: Any, scrubber: Scrubber, known: KnownTokens) -> None:
-    """Redact a record to which other code does not have a reference yet.
+    """Redact a record that no other code can access yet.
 
     Objects in the record are replaced, not modified.
     """

@@ -1,4 +1,4 @@
-"""Redact measurements before aggregation, and redact names and descriptions on collection.
+"""Redact measurements before aggregation, and redact names and descriptions during collection.
 
 If measurements were aggregated first, each token would create a separate time series. Redacting those time series later
 would result in multiple time series with the same attributes. ``MetricReaderStorage.consume_measurement`` receives each
@@ -18,7 +18,8 @@ from otel_token_relay.redaction.records import clean_resource, clean_scope, gath
 from otel_token_relay.redaction.scrubber import FAILED, Scrubber
 from otel_token_relay.redaction.token_search import NOTHING, KnownTokens
 
-# A measurement with more attributes than this is unlikely to recur, so the check's result is not cached.
+# The check of a measurement with more attributes than this is not cached, because such a measurement is unlikely to
+# recur.
 _MAX_ROW: Final = 20
 _MAX_ROWS: Final = 64
 
@@ -27,7 +28,7 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
     """Hook ``opentelemetry.sdk.metrics._internal.metric_reader_storage``.
 
     Raises:
-        AttributeError: The SDK lacks this conversion point.
+        AttributeError: The SDK does not have this conversion point.
     """
 
     def build_consume(original: Function) -> Function:
@@ -63,10 +64,10 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
 
 
 def is_known_clean(attributes: Any, scrubber: Scrubber, known: KnownTokens) -> bool:
-    """Return whether an earlier check found the same attributes clean."""
+    """Return whether an earlier check found that the same attributes are clean."""
     try:
         return (scrubber, *attributes, *attributes.values()) in known.clean_rows
-    except TypeError:  # an attribute's value is unhashable, such as a list
+    except TypeError:  # an attribute's value, such as a list, is not hashable
         return False
 
 

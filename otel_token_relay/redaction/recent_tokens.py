@@ -36,7 +36,7 @@ class TokensInUse:
         self._max_count = _MIN_TO_SWEEP
 
     def __contains__(self, value: object) -> bool:
-        # For speed, this loop does not call a function: each new token displaces two older tokens.
+        # For speed, this loop does not call `_is_open`, because it runs for every token that might be displaced.
         for reference in self._tokens.get(value, ()):  # type: ignore[call-overload]  # any object
             token: BearerToken | None = reference()
             if token is not None and (lease := token.lease) is not None and lease.is_open:
@@ -47,7 +47,7 @@ class TokensInUse:
         return len(self._tokens)
 
     def add(self, token: BearerToken) -> None:
-        """Add a token, unless the token has no lease and the end of its use is therefore unknown.
+        """Add a token. A token without a lease is ignored, because the end of the token's use is unknown.
 
         This method runs for every request with a token, so it does not use a lock. If two threads simultaneously add
         tokens with the same value, one of the tokens might be lost.
@@ -111,7 +111,7 @@ class RecentTokens:
     def values(self) -> tuple[str, ...]:
         """Return the tokens, from oldest to newest.
 
-        A token in use that was recently spared from displacement is considered new.
+        A token that is in use moves to the end instead of being displaced.
         """
         return tuple(self._values.copy())
 

@@ -9,7 +9,7 @@ suspect, and processes the entire record. The thorough stage guarantees the foll
 * No run of 17 characters (`token_search.LONGEST_SURVIVOR` + 1) from a record's own token remains unmasked, regardless
   of quoting. Runs of unreserved characters are the same in URLs, JSON, HTML, and ``repr``. A token's other encodings
   are searched for in the same way as the token itself.
-* No such run from the random parts of a remembered token remains unmasked. Words in a remembered token are not masked.
+* For a remembered token, this guarantee applies only to the token's random parts, not to words in the token.
 * The mask is constant and reveals neither the replaced text nor its length.
 * A clean value is returned as the same object, and redaction is idempotent.
 """
@@ -35,8 +35,8 @@ _MAX_SEARCHED: Final = 65_536
 # A suspect string longer than 8 MiB is masked entirely. Searching 1 MiB by pattern takes about 100 ms.
 _MAX_READ_BY_RULE: Final = 8_388_608
 
-# The maximum nesting depth and number of nested values. Meaningful telemetry does not exceed these limits. Values
-# beyond these limits are masked.
+# The maximum nesting depth, and the maximum number of nested values. Meaningful telemetry does not exceed these limits.
+# Values beyond these limits are masked.
 _MAX_DEPTH: Final = 48
 _MAX_NODES: Final = 50_000
 
@@ -361,13 +361,12 @@ def _is_credential(key: str, value: object, values: Mapping[Any, Any]) -> bool:
 
 
 def _is_pair(values: Any) -> bool:
-    """Return whether a sequence could be a pair of a name and a value, such as a header."""
+    """Return whether a sequence could be a name-value pair, such as a header."""
     return len(values) == 2 and issubclass(type(values), (list, tuple)) and issubclass(type(values[0]), _TEXTS)
 
 
 def _name_in(values: Mapping[Any, Any]) -> str:
-    """Return the name in a mapping such as ``{"name": …, "value": …}`` (HAR), or an empty string if the name is
-    missing."""
+    """Return the name in a mapping such as ``{"name": …, "value": …}`` (HAR), or an empty string by default."""
     name = values.get("name", values.get("key"))
     return _text_of(name) if issubclass(type(name), _TEXTS) else ""
 

@@ -20,7 +20,7 @@ class Kind(IntEnum):
     ORDINARY = 0
     """The name is not in the table."""
     HARMLESS = 1
-    """The name resembles a secret's name, but the value is not a secret, such as a pagination token."""
+    """The name resembles a secret's name, but the value, such as a pagination token, is not a secret."""
     ALONE = 2
     """Like `WEAK`, but the name must not be part of a longer name: ``country_code`` is not a secret."""
     WEAK = 3
@@ -37,7 +37,7 @@ class Row(NamedTuple):
     """A group of names from one source.
 
     Attributes:
-        source: The specification, provider, or project that uses these names or treats their values as secret.
+        source: The specification, provider, or project that uses these names or considers their values secret.
         kind: What the names indicate about their values.
         names: The names, in lowercase, with spaces between words and commas between names.
     """
@@ -199,7 +199,7 @@ class SecretNames:
 def normalize(name: str) -> str:
     """Return a name in lowercase, with ``_`` instead of ``-``.
 
-    Access log formats refer to a header as ``{authorization}i`` (Apache's mod_log_config, gunicorn, hypercorn).
+    The access log formats of Apache, gunicorn, and hypercorn refer to a header as ``{authorization}i``.
     """
     name = name.strip()
     if name[:1] == "{":

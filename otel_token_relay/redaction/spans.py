@@ -1,9 +1,10 @@
 """Redact spans when the SDK converts live spans into the records that processors and exporters receive.
 
 ``Span._readable_span`` runs once for each span, in the thread that ends the span, before any processor receives the
-span. At that time, the hook only collects the known tokens. The record is created and redacted on first access, which
-happens in the exporter's thread if a batch processor is used. The record is a new object in which values that contain
-tokens are replaced. The live span, the application's events and links, and the propagated trace state are not modified.
+span. During this call, the hook only collects the known tokens. The record is created and redacted on first access,
+which happens in the exporter's thread if a batch processor is used. The record is a new object in which values that
+contain tokens are replaced. The live span, the application's events and links, and the propagated trace state are not
+modified.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
     """Hook ``opentelemetry.sdk.trace``.
 
     Raises:
-        AttributeError: The SDK lacks this conversion point.
+        AttributeError: The SDK does not have this conversion point.
     """
 
     def clean(readable: Any, known: KnownTokens) -> Any:
@@ -82,7 +83,7 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
             try:
                 context, end_time = self._context, self._end_time
                 if end_time is not None and not context[_TRACE_STATE]._dict:
-                    # This code repeats part of `tokens_of_span` to avoid a function call in the usual case.
+                    # This code duplicates part of `tokens_of_span` to avoid a function call in the usual case.
                     known: Any = getattr(self, HELD, None)
                     current = get_current()
                     token: Any = current.get(TOKEN_KEY)
@@ -119,7 +120,7 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
 
     def build_start(original: Function) -> Function:
         def start(self: Any, start_time: int | None = None, parent_context: Any = None) -> None:
-            try:  # repeats note_start to avoid a function call for each span
+            try:  # duplicates note_start to avoid a function call for each span
                 context = get_current() if parent_context is None else parent_context
                 token: Any = context.get(TOKEN_KEY)
                 if token is not None:
@@ -137,7 +138,7 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
 
 
 def redact(span: Any, scrubber: Scrubber, known: KnownTokens) -> None:
-    """Redact, in place, a record to which other code does not have a reference yet."""
+    """Redact, in place, a record that no other code can access yet."""
     if is_suspect(span, scrubber, known):
         _clean(span, scrubber, known)
     resource, scope = span._resource, span._instrumentation_scope
@@ -149,12 +150,12 @@ def redact(span: Any, scrubber: Scrubber, known: KnownTokens) -> None:
 
 
 def redacted(span: Any, scrubber: Scrubber, otherwise: KnownTokens = NOTHING) -> Any:
-    """Return a redacted copy of a span to which other code has references.
+    """Return a redacted copy of a span that other code can access.
 
     Args:
-        span: The ended or live span.
+        span: The span, which might still be live.
         scrubber: The redaction rules.
-        otherwise: The known tokens to use if no tokens are known for the span or its trace.
+        otherwise: The tokens to search for if no tokens are known for the span or its trace.
     """
     try:
         copy = span._readable_span() if hasattr(span, "_readable_span") else shallow_copy(span)

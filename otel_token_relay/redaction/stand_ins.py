@@ -1,7 +1,7 @@
 """Recognize text that appears in place of a secret: placeholders, other tools' masks, messages, schemas, and code.
 
-A value remains unmasked only if it consists entirely of such text, so that credentials are not kept by mistake. These
-functions are pure, and their running time is linear in the length of the text.
+Only a value that consists entirely of such text remains unmasked. These functions are pure, and their running time is
+linear in the length of the text.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _is_placeholder = re.compile(
     r"|\$\{\w{1,40}\}|\$\([A-Za-z_]{1,40}\)"
     r"|\[(?i:redacted|filtered|hidden|masked|scrubbed|removed|secure)\]"
 ).fullmatch
-# Matches names that the IETF registers (RFC 3553) and relative paths.
+# Matches relative paths, and names that the IETF registers (RFC 3553).
 _is_locator = re.compile(
     r"urn:ietf:params:[a-z0-9:._\-]{1,100}"
     r"|(?:\.{1,2}|~)(?:/\.?[A-Za-z_\-]{2,40}){1,12}(?:\.[a-z]{1,8})?"
@@ -263,7 +263,7 @@ def _is_about_a_value(text: str) -> bool:
 
 
 def is_description(value: Any, depth: int = 0) -> bool:
-    """Return whether a mapping is a schema or a message about a value, without the value itself."""
+    """Return whether a mapping contains only a value's schema or a message about a value."""
     if not issubclass(type(value), Mapping) or len(value) > len(_IN_SCHEMAS) or depth > _MAX_DEPTH:
         return False
     if not value or not all(type(key) is str for key in value):

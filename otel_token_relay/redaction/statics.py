@@ -3,7 +3,8 @@
 While serving a request, an application can create such an object with the request's token in the name. The current
 context's lasting tokens are therefore masked permanently when the object is created. Existing and exported objects are
 not searched for known tokens, so that a caller cannot mask the name of a service, a scope, or a metric. As in all
-records, patterns for unknown tokens (JWTs, ``Bearer …``, and sensitive keys) are masked in the exported copy.
+records, unknown tokens that match a pattern (JWTs, ``Bearer …``, and the values of sensitive keys) are masked in the
+exported copy.
 """
 
 from __future__ import annotations

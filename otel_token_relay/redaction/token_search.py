@@ -30,7 +30,7 @@ _MIN_TOKEN_LENGTH: Final = 8
 _NGRAM_LENGTH: Final = 12
 # An n-gram starts at every sixth position, so every run of 17 characters contains a complete n-gram.
 _STRIDE: Final = 6
-# The base64 encoding of 17 characters contains at least 21 complete characters.
+# The base64 encoding of 17 characters contains at least 21 characters that do not depend on adjacent text.
 _BASE64_STRIDE: Final = 10
 _CACHED: Final = 512
 _CACHED_INDEXES: Final = 32
@@ -215,8 +215,7 @@ def known_from(*values: str) -> KnownTokens:
 
 @lru_cache(maxsize=_CACHED)
 def known_with_remembered(values: tuple[str, ...], remembered: tuple[str, ...]) -> KnownTokens:
-    """Return the known tokens for a record with its own tokens (*values*) and *remembered* tokens. Results are
-    cached."""
+    """Return the known tokens for a record with own tokens (*values*) and *remembered* tokens. Results are cached."""
     if remembered:
         return KnownTokens(values, remembered)
     return known_from(*values) if values else NOTHING

@@ -35,7 +35,7 @@ MASK: Final = "[REDACTED]"
 # Matches a quote around a name or a value in JSON, ``repr``, HTML, or a URL, even in a nested string.
 _QUOTE: Final = r"(?:\\{0,7}[\"']|\\u0022|&quot;|&\#34;|&\#39;|&\#x27;|%22|%27|%2522|%2527)"
 
-# Match the characters between a name and a value in lowercase text.
+# Patterns for the characters between a name and a value, in lowercase text.
 _SPACES: Final = r"(?:\s|\+|%20|%2520){0,8}"
 _SEPARATOR: Final = rf"""(?:
     # "name": "value", 'name', b'value', 'name': ['value'], key='name', value='value'
@@ -55,8 +55,8 @@ _SEPARATOR: Final = rf"""(?:
 
 _LABEL_CHARACTERS: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-"
 _MAX_LABEL: Final = 128
-# The maximum number of labels to examine, which takes about a third of a second. If a text contains more labels, the
-# rest of the text is masked.
+# The maximum number of labels to examine. Examining this many labels takes about a third of a second. If a text
+# contains more labels, the rest of the text is masked.
 _MAX_LABELS: Final = 20_000
 # An escape sequence before a label can end in letters or digits, which are not part of the label.
 _after_percent = re.compile(r"(?:25)*[0-9A-Fa-f]{2}").match
@@ -74,7 +74,7 @@ _QUOTED: Final = {
 }
 # Matches the rest of a header line. Quotes are included only around a parameter's value (RFC 9110, section 11.2).
 _LINE: Final = re.compile(r"(?:=\"[^\"\r\n]*+\"|[^\r\n\"'\\\0<>\[\]])*+")
-# Match the name of an authentication scheme and the text after the name, in plain text or in a URL.
+# Patterns for an authentication scheme's name and for the text after the name, in plain text or in a URL.
 _scheme = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,31}+").match
 _after_scheme = re.compile(r"(?:[ \t+]|%20|%2520){1,8}+").match
 _IN_URL: Final = re.compile(r"(?:%(?!26|23|25(?:26|23))[0-9A-Fa-f]{2}|[^\s\"'\\&<>{}\[\]#%\0])++")
@@ -319,8 +319,10 @@ class _Value:
         return None if MASK in call or is_call_without_secret(call) else (self._start, end)
 
     def _end_of_quoted(self, quote: str) -> int | None:
-        """Return the closing quote's position, or ``None`` if the quote is missing and later text might be
-        unrelated."""
+        """Return the closing quote's position.
+
+        If the quote is missing and later text might be unrelated, the result is ``None``.
+        """
         text, start = self._text, self._start
         if quote in _QUOTED:
             quoted = _QUOTED[quote].match(text, start)
