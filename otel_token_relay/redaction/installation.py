@@ -185,7 +185,8 @@ def _fall_back(signal: Signal, scrubber: Scrubber, patches: Patches, problem: st
         return f"NOT redacted ({problem})"
     _logger.error(
         "token relay: this version of opentelemetry-sdk is not supported for %s (%s). Only processors and exporters"
-        " that are registered from now on are wrapped. Those that were registered earlier receive unredacted data.",
+        " that are registered from now on are wrapped. Processors and exporters"
+        " that were registered earlier receive unredacted data.",
         signal.name,
         problem,
     )
