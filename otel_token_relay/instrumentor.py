@@ -1,8 +1,8 @@
-"""An instrumentor that does nothing, registered as ``token_relay`` in the ``opentelemetry_instrumentor`` entry points.
+"""An instrumentor that does nothing, registered as an ``opentelemetry_instrumentor`` entry point.
 
 In OpenTelemetry's configuration file, ``instrumentation/development.python.token_relay`` contains the relay's settings.
-Without an instrumentor of that name, OpenTelemetry would warn that it is skipping this section, even though
-`otel_token_relay.configuration_file` has already read the section.
+`otel_token_relay.configuration_file` reads this section, but without an instrumentor named ``token_relay``,
+OpenTelemetry would log a warning that the section is skipped.
 """
 
 from __future__ import annotations

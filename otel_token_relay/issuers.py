@@ -1,11 +1,11 @@
-"""The issuers that an operator trusts, and the rules for naming them.
+"""Validate and combine the settings for trusted issuers.
 
 Most issuers are https URLs with metadata that contains the location of their keys. There are three exceptions:
 
 * An issuer that is not an https URL is called a name. Examples are ``accounts.google.com`` and AD FS's
   ``http://adfs.example/adfs/services/trust``. A name is compared with the ``iss`` claim but never fetched, so the
-  operator must configure the URL of the issuer's keys. An http URL is not considered a name if the operator trusts its
-  host, because the metadata can then be fetched.
+  operator must configure the URL of the issuer's keys. If the operator trusts the host of an http URL, the URL is not
+  considered a name, because its metadata can be fetched.
 * ``https://login.microsoftonline.com/{tid}/v2.0`` matches any Microsoft Entra tenant.
 * An issuer with its own keys, audience, or introspection endpoint is represented by a `TrustedIssuer`.
 
@@ -104,11 +104,11 @@ class TrustedIssuer:
         for name in ENDPOINTS:
             check_endpoint_syntax(name, getattr(self, name))
         if not isinstance(self.jwks_token_file, str) or "\0" in self.jwks_token_file:
-            raise ConfigurationError("jwks_token_file", "expected the path of a file")
+            raise ConfigurationError("jwks_token_file", "expected a file path")
         audience: object = self.audience
         names = (audience,) if isinstance(audience, str) else tuple(self.audience)
         if not all(isinstance(name, str) and name for name in names):
-            raise ConfigurationError("audience", "expected names of this service, none of them empty")
+            raise ConfigurationError("audience", "expected non-empty names for this service")
         object.__setattr__(self, "audience", names)
         if self.client is not None and self.introspection_endpoint is not None:
             self.client.check_use(self.issuer, self.introspection_endpoint)
@@ -172,7 +172,7 @@ def problem_with_issuer(issuer: object) -> str | None:
     keys.
     """
     if not isinstance(issuer, str) or not _is_name(issuer):
-        return "expected an https URL or another name without white space, exactly as in the iss claim"
+        return "expected an https URL or a name without white space, exactly as in the iss claim"
     if "{" in issuer or "}" in issuer:
         return _problem_with_template(issuer)
     if issuer.lower().startswith("https:") and not is_issuer(issuer):
@@ -180,7 +180,7 @@ def problem_with_issuer(issuer: object) -> str | None:
     parts = urlsplit(issuer)
     first = parts.path.strip("/").partition("/")[0]
     if parts.hostname in _MICROSOFT_HOSTS and first in _ENDPOINTS_OF_MANY:
-        return f"no token has this issuer: write {TENANT} instead of {first} to accept any tenant, or the tenant's ID"
+        return f"no token has this issuer: replace {first} with {TENANT} to accept any tenant, or with a tenant ID"
     return None
 
 
@@ -189,7 +189,7 @@ def _problem_with_template(issuer: str) -> str | None:
     if issuer.count(TENANT) != 1 or TENANT not in urlsplit(issuer).path.split("/") or "{" in issuer.replace(TENANT, ""):
         return f"{TENANT} must be a whole path segment"
     if parts.hostname not in _MICROSOFT_HOSTS or not is_issuer(parts.geturl()) or parts.port not in (None, 443):
-        return f"{TENANT} is allowed only on a Microsoft Entra host, with https"
+        return f"{TENANT} is allowed only in an https URL with a Microsoft Entra host"
     return None
 
 
@@ -300,10 +300,10 @@ def problem_with_entry(
     return IS_PLAIN_HTTP if trusted.issuer.startswith("http://") else NEEDS_JWKS_URI
 
 
-_ENDPOINT: Final = "expected an https URL, or an http URL on loopback or of a host in plaintext_issuers"
-NEEDS_JWKS_URI: Final = "expected an https URL; an issuer with any other name requires jwks_uri, the URL of its keys"
+_ENDPOINT: Final = "expected an https URL, or an http URL whose host is loopback or in plaintext_issuers"
+NEEDS_JWKS_URI: Final = "expected an https URL; any other issuer requires jwks_uri, the URL of its keys"
 IS_PLAIN_HTTP: Final = (
-    "keys are not fetched over plain http, unless plaintext_issuers lists the host; an issuer that is only a name"
+    "keys are fetched over plain http only if plaintext_issuers lists the host; an issuer that is a name"
     " requires jwks_uri, the URL of its keys"
 )
 
@@ -321,8 +321,8 @@ def combine(
     """Return the issuers. If there is only one issuer, the other arguments provide its missing values.
 
     Raises:
-        ConfigurationError: A value requires exactly one issuer, but there are more; an issuer that is a name has no
-            keys; or the host of an http URL is not in *plaintext_hosts*.
+        ConfigurationError: A value applies only to a single issuer, but there are multiple issuers; an issuer that is a
+            name has no keys; or the host of an http URL is not in *plaintext_hosts*.
     """
     problems: list[ConfigurationError] = []
     read = read_issuers(issuers, lambda setting, problem: problems.append(ConfigurationError(setting, problem)))
@@ -339,7 +339,7 @@ def combine(
             check_endpoint(setting, value, plaintext_hosts)
         if value not in (None, "") and (len(read) > 1 or (setting.startswith("jwks_") and not read)):
             raise ConfigurationError(
-                setting, f"{setting} requires exactly one issuer; with multiple issuers, set it in each entry"
+                setting, f"{setting} requires exactly one issuer; for multiple issuers, set it in each entry"
             )
     found = [TrustedIssuer(issuer=entry) if isinstance(entry, str) else entry for entry in read]
     if len(found) == 1:

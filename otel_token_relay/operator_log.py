@@ -1,8 +1,8 @@
 """Messages that operators see even if the application's logging configuration would discard them.
 
 `opentelemetry-instrument` adds a handler that sends log records to an exporter, even if no exporter exists. Python
-writes warnings to standard error only if there are no handlers, so this handler would hide them. If no other handler
-exists, `warn` writes warnings to standard error itself.
+writes warnings to standard error only if no handlers exist, so OpenTelemetry's handler would hide the warnings. If no
+other handler exists, `warn` writes warnings to standard error itself.
 
 The ``decisions`` mode writes one line for each decision. The ``debug`` mode also writes this package's log records.
 Both modes ignore the application's logging configuration. Lines never contain tokens, because this package logs only
@@ -42,12 +42,12 @@ def warn(message: str, *args: object) -> None:
         if not is_shown:
             record = _logger.makeRecord(_logger.name, logging.WARNING, __file__, 0, message, args, None)
             _standard_error.handle(record)
-    except Exception:  # a handler or filter of the application failed; the request must continue
+    except Exception:  # an application's handler or filter failed, but the request must continue
         return
 
 
 def _is_shown() -> bool:
-    """Return whether a handler outside OpenTelemetry or Python's handler of last resort writes warnings."""
+    """Return whether warnings are written by Python's last-resort handler or by a handler outside OpenTelemetry."""
     if _logger.disabled:  # `logging.config` disables existing loggers by default
         return False
     logger: logging.Logger | None = _logger
@@ -87,7 +87,7 @@ class DecisionLog:
     Instances are thread-safe.
 
     Args:
-        clock: A function that returns the time in seconds, on a clock that never goes backward.
+        clock: A function that returns the time of a monotonic clock, in seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -113,7 +113,7 @@ class DecisionLog:
             # Write the whole line in a single call to prevent interleaving with lines from other threads.
             sys.stderr.write((line if len(line) < MAX_LINE_BYTES else line[: MAX_LINE_BYTES - 4] + "...") + "\n")
             sys.stderr.flush()
-        except Exception:  # standard error might be closed; the request must continue
+        except Exception:  # standard error might be closed, but the request must continue
             return
 
 
@@ -131,23 +131,23 @@ class _DebugLogger(logging.Logger):
 
     def handle(self, record: logging.LogRecord) -> None:
         if (log := decisions) is not None:  # another thread might turn off the log
-            # Omit the traceback, because its last line might contain a value.
+            # Omit the traceback, because its last line might contain sensitive values.
             log.write(level=record.levelname.lower(), message=record.getMessage())
         if super().isEnabledFor(record.levelno):
             super().handle(record)
 
 
 decisions: DecisionLog | None = None
-"""The decision log; ``None`` if the log is off. Only `follow` sets this variable."""
+"""The decision log, or ``None`` if the log is off."""
 
 
 shows_values: bool = False
-"""Whether lines can contain masked and escaped claim values from unverified tokens. Only `follow` sets it.
+"""Whether lines can contain claim values from unverified tokens. Such values are masked and escaped.
 """
 
 
 def follow(mode: str) -> None:
-    """Turn the decision log on or off.
+    """Turn the decision log on or off by setting `decisions` and `shows_values`.
 
     Args:
         mode: ``decisions`` to write decisions; ``debug`` to also write log records and values from rejected tokens;

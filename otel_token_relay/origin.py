@@ -3,9 +3,9 @@
 An `Origin` consists of a scheme, a host, and a port (RFC 6454, section 4). Host names are stored in lowercase, with
 A-labels (RFC 5890), and without a trailing dot. IP addresses are stored in canonical form, without brackets.
 
-Two parsers can interpret the same URL differently, such as ``http://good\\@evil/``, and attackers exploit such
-differences. To prevent such attacks, `Origin.of` accepts only a target that a client has already parsed and will
-connect to. `Origin.parse` is for URLs that no client has parsed, and it rejects ambiguous URLs.
+Attackers exploit URLs that two parsers interpret differently, such as ``http://good\\@evil/``. For this reason,
+`Origin.of` accepts only a target that a client has already parsed and will connect to. `Origin.parse` accepts URLs that
+no client has parsed, but rejects ambiguous URLs.
 """
 
 from __future__ import annotations
@@ -117,9 +117,8 @@ class Origin(NamedTuple):
         """Return the origin of a URL that no client has parsed.
 
         Returns:
-            The origin, or ``None`` if the scheme is missing or unsupported, or if the URL is ambiguous. A URL is
-            ambiguous if it contains user info, a backslash, white space, a control character, or a percent sign in the
-            host.
+            The origin, or ``None`` if the URL is ambiguous or its scheme is missing or unsupported. A URL is ambiguous
+            if it contains user info, a backslash, white space, a control character, or a percent sign in the host.
         """
         match = _SCHEME(url)
         if match is None or any(c <= " " or c in "\\\x7f" for c in url):
@@ -139,7 +138,7 @@ class Origin(NamedTuple):
 
     @property
     def is_secure(self) -> bool:
-        """Whether https or loopback protects traffic from attackers on the network."""
+        """Whether traffic is protected from attackers on the network by https or loopback."""
         return self.scheme == "https" or self.is_loopback
 
     def __str__(self) -> str:
@@ -202,8 +201,7 @@ class OriginPattern(NamedTuple):
         """Parse a pattern, such as ``https://*.svc.cluster.local:8443``. The default scheme is ``https``.
 
         Raises:
-            ValueError: The pattern is invalid. The error message describes the problem in one sentence, without user
-                info.
+            ValueError: The pattern is invalid. The error message describes the problem without revealing user info.
         """
         scheme, rest = "https", text
         if match := _SCHEME(text):
@@ -213,7 +211,7 @@ class OriginPattern(NamedTuple):
         if "@" in rest:
             raise ValueError("an origin must not contain a user name or password")
         if any(c in rest for c in "/?#"):
-            raise ValueError("an origin must not contain a path, query or fragment: remove everything after the port")
+            raise ValueError("an origin must not contain a path, query, or fragment: remove everything after the port")
         authority = _AUTHORITY(rest)
         if authority is None:
             raise ValueError("expected scheme://host[:port]")

@@ -1,7 +1,8 @@
 """The private OpenTelemetry APIs that the core uses.
 
-The core uses private OpenTelemetry APIs only in this module, so this is the only core file to check when OpenTelemetry
-is upgraded. The adapters for clients, servers, and redaction use private APIs of the libraries that they adapt.
+The core uses private OpenTelemetry APIs only in this module, so only this core module must be checked after an
+OpenTelemetry upgrade. The adapters for clients, servers, and redaction use private APIs of the libraries that they
+adapt.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ _reset: Final[Callable[[Any], None]] = otel_context.detach if _variable is None 
 
 
 def detach(attached: Any) -> None:
-    """Detach a context, and log the error if this fails, as ``opentelemetry.context.detach`` does."""
+    """Detach a context. Log any error instead of raising it, as ``opentelemetry.context.detach`` does."""
     try:
         _reset(attached)
     except Exception:  # for example, an event loop can close a coroutine in a different task
@@ -129,10 +130,10 @@ def keeps_unknown_keys() -> bool:
 
 @contextmanager
 def without_choosing_conventions() -> Generator[None, None, None]:
-    """Run an instrumentor, and then let the next instrumentor choose the semantic conventions again.
+    """Run an instrumentor without making OpenTelemetry's choice of semantic conventions final.
 
-    Otherwise, the first instrumentor would make the choice final. The application might set
-    OTEL_SEMCONV_STABILITY_OPT_IN in code later, before it instruments anything itself.
+    OpenTelemetry normally reads OTEL_SEMCONV_STABILITY_OPT_IN once, when the first instrumentor runs. The application
+    might set this variable later, before it instruments anything itself.
     """
     from opentelemetry.instrumentation import _semconv
 

@@ -28,7 +28,7 @@ Proxy: Final[Any] = getattr(wrapt, "BaseObjectProxy", wrapt.ObjectProxy)
 def layers_of(function: Any) -> Iterator[tuple[Any, Any]]:
     """Yield each layer of a wrapped function, from outermost to innermost, with the proxy that wraps the layer.
 
-    The outermost layer is yielded with ``None`` instead of a proxy. The innermost layer is the first layer that is not
+    For the outermost layer, ``None`` is yielded instead of a proxy. The innermost layer is the first layer that is not
     a proxy.
     """
     proxy = None
@@ -54,7 +54,7 @@ class _EnclosedAttribute:
         self._default = stored
         self._enclose = enclose
         self._is_ready = is_ready
-        self._last: tuple[Any, Any] = (None, None)  # a cache for one value, because most processes use only one
+        self._last: tuple[Any, Any] = (None, None)  # a one-value cache, sufficient for most processes
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         if instance is None:
@@ -89,7 +89,7 @@ class _EnclosedAttribute:
 
 
 class Patches:
-    """A list of replaced methods and attributes, so that `undo` can restore the originals."""
+    """A record of replaced methods and attributes, which `undo` restores."""
 
     def __init__(self) -> None:
         self._done: list[tuple[type | ModuleType, str, Any, Any]] = []
@@ -133,7 +133,7 @@ class Patches:
         enclose: Callable[[Any], Any],
         is_ready: Callable[[Any], bool] = lambda instance: True,
     ) -> None:
-        """Make reads of an instance attribute return ``enclose(value)``. The stored values do not change.
+        """Hook an instance attribute so that reading it returns ``enclose(value)``. The stored values do not change.
 
         The change also affects existing instances and values that are assigned later.
 

@@ -1,9 +1,9 @@
 """Rules for caches between the application and its HTTP client.
 
-If a request carries a token, the response is personal: it is intended for a single caller. Clients add the token after
-every cache has processed the request, so caches see identical requests for different callers. The server's
-``Cache-Control: private`` or ``Vary: Authorization`` header cannot separate these requests. To keep caches from sharing
-personal responses, the relay applies these rules:
+A response is personal if its request carries a token, because the response is intended for a single caller. Clients add
+the token after every cache has processed the request, so caches see identical requests for different callers. A
+``Cache-Control: private`` or ``Vary: Authorization`` header from the server does not separate these callers. To keep
+caches from sharing personal responses, the relay applies these rules:
 
 1. The client's hook marks each personal response and sets its ``Cache-Control`` header to ``no-store`` (RFC 9111,
    section 5.2.2.5). This header is sufficient for every cache that complies with the RFC, whether or not the relay has
@@ -92,7 +92,9 @@ def mark_httpx(response: Any) -> None:
 
 
 def mark_plain_httpx(response: Any) -> None:
-    """Mark a response whose headers are a plain list of lines, in a fraction of the time that `mark_httpx` takes."""
+    """Mark an httpx response whose headers are stored as plain lines. This function is much faster than
+    `mark_httpx`.
+    """
     extensions = response.extensions
     if MARK in extensions:
         return
@@ -152,7 +154,7 @@ def hide(response: Any) -> Any:
 def is_called_by(clients: Mapping[str, Sequence[str]], depth: int) -> bool:
     """Return whether the function *depth* frames above the calling function is a method of a client's own class.
 
-    Subclasses that the application defines are not considered the client's own, because they might be caches.
+    The application's own subclasses are excluded, because these subclasses might be caches.
 
     Args:
         clients: A mapping from the modules that define the methods to the packages that define the client's own

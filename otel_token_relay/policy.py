@@ -23,8 +23,9 @@ class RelayPolicy:
     """An allow-list that returns the entry for an origin. Instances are immutable and thread-safe.
 
     If multiple entries match, the most specific entry applies. An exact host takes precedence over wildcards, a longer
-    wildcard takes precedence over a shorter one, and ``*`` has the lowest precedence. For the same host, a specific
-    port takes precedence over any port. If the most specific entry has ``;never``, the origin gets no token.
+    wildcard takes precedence over a shorter one, and ``*`` has the lowest precedence. For the same host, an entry for a
+    specific port takes precedence over an entry for any port. If the most specific entry has ``;never``, no token is
+    sent to the origin.
 
     Args:
         destinations: The allow-list entries.
@@ -33,7 +34,7 @@ class RelayPolicy:
     Attributes:
         entries: The entries, keyed by pattern, including entries with ``;never``.
         refused: The refused patterns.
-        is_empty: Whether no origin can get a token.
+        is_empty: Whether no token may be sent to any origin.
         has_required: Whether any entry has ``;required``.
         has_exchanged: Whether any entry requires a token exchange.
         has_retry: Whether any entry allows requests to be retried.
@@ -68,7 +69,7 @@ class RelayPolicy:
         return None if pattern is None else self._by_pattern[pattern]
 
     def deciding_entry(self, origin: Origin) -> Destination | None:
-        """Return the most specific entry that matches *origin*, including entries with ``;never``."""
+        """Return the most specific entry that matches *origin*. Entries with ``;never`` are included."""
         pattern = self.deciding_pattern(origin)
         return None if pattern is None or pattern in self.refused else self.entries[pattern]
 

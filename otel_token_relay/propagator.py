@@ -93,14 +93,14 @@ class TokenRelayPropagator(TextMapPropagator):
     ) -> Context:
         """Bind the carrier's token, or bind ``None`` if the carrier contains no token.
 
-        The context key is always set, which prevents a token from a different request from remaining in the context.
-        Within a server boundary, these rules apply:
+        The context key is always set to replace any token from a different request. Within a server boundary, these
+        rules apply:
 
         * An ASGI scope or WSGI environ is not read again, because the boundary has already read the credentials.
         * If the carrier contains the request's own token, the binding and its lease do not change.
-        * If the carrier contains no credentials, the binding does not change in the boundary's own thread and, with
-          asyncio, in the boundary's own task. As a result, a job that the request runs itself has the caller's token. A
-          background consumer that the request starts does not have the token.
+        * If the carrier contains no credentials, the binding does not change in the thread and asyncio task that run
+          the boundary. As a result, a job that runs within the request has the caller's token. A background consumer
+          that the request starts does not have the token.
         * If the boundary has rejected the request's credentials, no token is bound.
 
         Outside a boundary, a message without credentials is treated as if nothing were bound (see `is_unserved`). An
@@ -153,8 +153,8 @@ class TokenRelayPropagator(TextMapPropagator):
         """Write the token if *context* specifies a destination that may receive the token; see `to_destination`.
 
         A destination in the *current* context is ignored, even if *context* inherits this destination. Some
-        instrumentation passes a context that is derived from the current one, so every broker and third party would
-        otherwise get the token.
+        instrumentation passes a context that is derived from the current context. Without this rule, every broker and
+        third party would receive the token.
         """
         if context is None or DESTINATION_KEY not in context:
             self._warn_once(context)
@@ -164,8 +164,7 @@ class TokenRelayPropagator(TextMapPropagator):
             return
         value = self.relay.decide((carrier, destination), _target_of, _has_header, context, may_block=False)
         if isinstance(value, Exchange):
-            # Code on an event loop must not block, so the hop gets no token unless the token has already been
-            # exchanged.
+            # Running the exchange would block the event loop, so give up if this code runs on an event loop.
             value = value.run() if running_loop() is None else value.give_up()
         if value is None or (self.relay.settings.on_conflict == "replace" and not _drop(carrier, self.relay.header)):
             return
@@ -196,7 +195,7 @@ def _read(getter: Getter[Any], carrier: Any, name: str) -> Sequence[str]:
 
 
 def _is_request(carrier: object) -> bool:
-    """Return whether a carrier is a WSGI environ or an ASGI scope, which means that the server has no boundary."""
+    """Return whether a carrier is a WSGI environ or an ASGI scope."""
     # Check for values that message headers cannot contain, because message headers are text.
     return isinstance(carrier, dict) and (
         hasattr(carrier.get("wsgi.input"), "read") or isinstance(carrier.get("asgi"), dict)
@@ -222,7 +221,7 @@ _LENGTHS: Final = frozenset(map(len, _HTTP_HEADERS))
 
 
 def _keeps(bound: BearerToken, credentials: Credentials) -> bool:
-    """Return whether the current token, *bound*, remains bound for a carrier with *credentials*."""
+    """Return whether *bound*, the current token, remains bound for a carrier with *credentials*."""
     lease = bound.lease
     if credentials is Reason.ABSENT:
         return isinstance(lease, RequestLease) and lease.is_here

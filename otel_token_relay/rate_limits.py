@@ -28,7 +28,7 @@ class RateLimit:
     Args:
         limit: The maximum number of events in each period.
         seconds: The length of the period, in seconds.
-        clock: A function that returns the time in seconds, on a clock that never goes backward.
+        clock: A function that returns the time of a monotonic clock, in seconds.
     """
 
     def __init__(self, limit: int, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:

@@ -5,9 +5,8 @@ Invariants:
 * A refused request has one SERVER span and is counted once. If instrumentation encloses the boundary, the
   instrumentation records the span and metrics, and this module only adds attributes to the span. Otherwise, this module
   records both the span and the metrics.
-* The caller can choose the span's parent only through the global propagator, as for a request that is accepted. The
-  parent is never a different request's span, even if such a span is current on a connection that serves multiple
-  requests.
+* The caller can choose the span's parent only through the global propagator, as in an accepted request. The parent is
+  never a different request's span, even if such a span is current on a connection that serves multiple requests.
 * The number of spans is limited, because any caller can cause refusals. The metrics are not limited.
 * Attributes never contain headers, queries, or unknown methods. Metrics never contain values that a caller can freely
   choose.
@@ -211,8 +210,8 @@ def _harmless(message: str) -> Generator[None, None, None]:
 def _span_around(context: Context) -> trace.Span | None:
     """Return the current span if it belongs to instrumentation that encloses the boundary; otherwise, return ``None``.
 
-    An unsampled span does not have a kind or an end time. The span of an in-process client or the root span in which
-    the application started the server is not returned, because such a span does not describe the request.
+    An unsampled span does not have a kind or an end time. An in-process client's span is ignored. The root span in
+    which the application started the server is also ignored.
     """
     span = context.get(SPAN_KEY)
     if not isinstance(span, trace.Span):
@@ -228,10 +227,9 @@ def _span_around(context: Context) -> trace.Span | None:
 
 
 def _has_tracer_provider() -> bool:
-    """Return whether instrumentation can create spans, by which this module recognizes the instrumentation.
+    """Return whether a tracer provider is configured. Without a provider, instrumentation cannot be detected.
 
-    Without a tracer provider, this module cannot detect whether instrumentation also counts a request, so this module
-    does not count the request.
+    If instrumentation cannot be detected, it might count the request itself, so this module must not count the request.
     """
     return not isinstance(trace.get_tracer_provider(), (trace.ProxyTracerProvider, trace.NoOpTracerProvider))
 
@@ -243,8 +241,8 @@ def _seconds_since_arrival(context: Context) -> float:
 
 
 class _HeaderGetter(Getter[ValuesOf]):
-    """A getter that reads headers only by name. Propagators that list header names look for baggage, which is not
-    needed.
+    """A getter that reads headers only by name. Some propagators list all header names to find baggage, which is not
+    needed here.
     """
 
     def get(self, carrier: ValuesOf, key: str) -> list[str] | None:

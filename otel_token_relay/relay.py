@@ -1,8 +1,8 @@
 """Decide for each hop whether to send the caller's token, a different token, or no token.
 
-This module makes all decisions. Adapters report the target of their request and whether the request already has a
-credential. Adapters then write the header value that `Relay.decide` returns. In two cases, `Relay.decide` returns an
-object instead:
+This module makes all decisions. Adapters report each request's target and whether the request already has a credential.
+Adapters then write the header value that `Relay.decide` returns. In two cases, `Relay.decide` returns an object
+instead:
 
 * A `Hop`, if the request might still wait for a connection. The adapter calls `Hop.confirm` when the request is sent.
 * An `Exchange`, if a token for the destination must be obtained first and the adapter runs on an event loop, which must
@@ -82,8 +82,8 @@ class Renewed(NamedTuple):
 
     Attributes:
         obtained: The token.
-        settle: A function to call exactly once: with ``True`` if the destination accepts the token; otherwise, with
-            ``False``. Other requests with the same rejected token wait for this call.
+        settle: A function to call exactly once, with an argument that indicates whether the destination accepted the
+            token. Other requests with the same rejected token wait for this call.
     """
 
     obtained: Obtained
@@ -120,8 +120,8 @@ class TokenSource(Protocol):
         """Return a token that replaces a rejected token. This method blocks until the new token is available.
 
         Returns:
-            The new token, or ``None`` if the request must not be sent again. The reason is that the new token is
-            identical to the rejected token, or that the destination has just rejected the new token in a different
+            The new token, or ``None`` if the request must not be sent again. A retry is useless if the new token is
+            identical to the rejected token, or if the destination has just rejected the new token in a different
             request.
 
         Raises:
@@ -143,7 +143,8 @@ class TokenSource(Protocol):
 
 
 class Relay:
-    """A relay that decides for each hop, according to its settings, which token to send. Instances are thread-safe.
+    """A relay, which decides for each hop which token to send. Instances are safe for use in multiple threads and
+    tasks.
 
     Args:
         settings: The settings.
@@ -328,7 +329,7 @@ class Relay:
             if may_obtain and source.cached(token, destination) is None:
                 await source.obtain_async(token, destination)
         except Exception as error:  # `decide` will then withhold the token
-            _logger.debug("no token could be obtained ahead of a hop: %s", type(error).__name__)
+            _logger.debug("no token could be obtained in advance: %s", type(error).__name__)
 
     def may_send(self, url: str, has_header: Callable[[str], bool]) -> bool:
         """Return whether a request to *url* might be sent with a token, without making or recording a decision.
@@ -793,7 +794,7 @@ class Exchange(Generic[Sent]):
         return self._fail(failure or _NOT_CONFIGURED)
 
     def _finish(self, obtained: Obtained) -> Sent | None:
-        """Check the tokens again after the wait, and finish the decision. For example, the request might have ended."""
+        """Check the tokens again and finish the decision. The caller's request might have ended during the exchange."""
         if self._relay.is_closed:
             return None
         hop = self._hop(obtained)

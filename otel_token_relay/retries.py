@@ -41,7 +41,7 @@ _escapes: Final = re.compile(r"\\(.)", re.DOTALL)
 
 
 class Rejection(NamedTuple):
-    """The part of a response that indicates that the destination has rejected the token.
+    """A rejection of the token, as indicated by a response.
 
     Attributes:
         claims: The claims that the new token must have, as JSON text; ``None`` if the response does not specify claims.
@@ -56,7 +56,7 @@ class Rejection(NamedTuple):
 
 
 def read_rejection(values: Iterable[str]) -> Rejection | None:
-    """Read the rejection of a token from the ``WWW-Authenticate`` headers of a 401 response.
+    """Parse the ``WWW-Authenticate`` headers of a 401 response to find a rejection of the token.
 
     Args:
         values: The values of the header lines.

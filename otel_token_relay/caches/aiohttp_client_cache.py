@@ -1,4 +1,4 @@
-"""Hooks for aiohttp-client-cache, a cache in an aiohttp session.
+"""Hooks for aiohttp-client-cache, which caches responses in an aiohttp session.
 
 Unless ``cache_control=True`` is set, aiohttp-client-cache ignores response headers. A request that bypasses the cache
 does not wait for concurrent requests to the same URL.

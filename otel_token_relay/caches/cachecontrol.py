@@ -1,4 +1,4 @@
-"""Hooks for CacheControl, a cache in a requests adapter.
+"""Hooks for CacheControl, which caches responses in a requests adapter.
 
 CacheControl stores a response after the response body has been read, which might happen in a different context. For
 this reason, the hook checks the response's mark instead of the context. CacheControl's heuristics can replace the

@@ -1,8 +1,8 @@
 """Hooks for the httpx and httpx2 transports and the requests adapter of hishel 2.
 
-Except in RFC mode, hishel ignores response headers. The hooks insert a layer between hishel and the network. This layer
-raises an exception that contains each personal response, which prevents hishel's code from processing the response. The
-hooks catch the exception and return the response.
+Except in RFC mode, hishel ignores response headers. The hooks insert a layer between hishel and the network. For each
+personal response, the layer raises an exception that contains the response, so hishel never processes personal
+responses. The hooks catch the exception and return the response.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 
 class _PersonalResponse(Exception, Generic[T]):
-    """An exception that contains a personal response, which bypasses the cache."""
+    """An exception that contains a personal response and bypasses the cache."""
 
     def __init__(self, response: T) -> None:
         super().__init__()
@@ -115,7 +115,7 @@ def _above(transport: Any) -> Any:
 
 
 def _is_for_cache(status: int, headers: Any) -> bool:
-    """Return whether a response is a 304 response to conditions that the cache has added, so it has no body."""
+    """Return whether a response is a 304 response to conditions that the cache added to the request."""
     return status == 304 and not any(name in headers for name in _CONDITIONS)
 
 

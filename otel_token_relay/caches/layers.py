@@ -14,7 +14,7 @@ _CLIENTS: Final = {"requests.sessions": ("requests",)}
 def build_send(original: Function) -> Function:
     """Wrap a requests adapter's ``send`` method to hide a personal response's headers from unknown calling code.
 
-    Only a session from requests itself gets the original headers. Other calling code might be another cache.
+    Only the session class of requests gets the original headers, because any other class might be a cache.
     """
 
     def send(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
@@ -26,7 +26,7 @@ def build_send(original: Function) -> Function:
 
 
 def has_led_to(found: Any, may_send: Callable[[str, Callable[[str], bool]], bool]) -> bool:
-    """Return whether a cached response has redirects, and a request to any of its URLs might carry a token.
+    """Return whether a cached response follows redirects and any of its URLs might be requested with a token.
 
     If an unlisted host redirected to a listed host, the cache stores the response under the unlisted host's URL.
 

@@ -1,4 +1,4 @@
-"""Hooks for requests-cache, a cache in a requests session.
+"""Hooks for requests-cache, which caches responses in a requests session.
 
 Unless ``cache_control=True`` is set, requests-cache ignores response headers. A session follows redirects before its
 cache stores the final response, so the hook checks that response and all preceding redirects for marks.

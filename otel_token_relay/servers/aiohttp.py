@@ -44,7 +44,7 @@ class TokenRelayMiddleware:
             authenticator that the settings require.
     """
 
-    # This value indicates to aiohttp that the middleware accepts a request and a handler.
+    # aiohttp requires this attribute for middleware that accepts a request and a handler.
     __middleware_version__: Final = 1
 
     def __init__(self, settings: Settings | None = None, authenticator: Authenticator | None = None) -> None:

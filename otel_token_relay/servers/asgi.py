@@ -55,7 +55,7 @@ class TokenRelayMiddleware:
 
 
 def path_without_mount(scope: Scope) -> str | None:
-    """Return the path by which applications route requests, which does not include ``root_path``.
+    """Return the path that applications use for routing, without ``root_path``.
 
     Returns:
         The path, or ``None`` if different applications would derive different paths. Some applications remove the mount
@@ -71,13 +71,13 @@ def path_without_mount(scope: Scope) -> str | None:
 
 
 def whole_path(scope: Scope) -> str:
-    """Return the full path, by which applications without support for mount points route requests."""
+    """Return the full path, which applications without support for mount points use for routing."""
     path: str = scope.get("path", "")
     return path
 
 
 def patch(owner: type, runtime: Runtime, patches: Patches, route: Route = path_without_mount) -> None:
-    """Enclose ``owner.__call__``, which accepts scope, receive, and send, in the boundary."""
+    """Enclose ``owner.__call__`` in the boundary. The method must accept ``scope``, ``receive``, and ``send``."""
     relay = runtime.relay
 
     def build(original: Function) -> Function:
@@ -144,7 +144,7 @@ def patcher(class_name: str, route: Route = path_without_mount) -> Callable[[Mod
 
     Args:
         class_name: The name of the application class.
-        route: A function that returns the path by which applications of this class route requests.
+        route: A function that returns the path that applications of this class use for routing.
     """
 
     def patch_class(module: ModuleType, runtime: Runtime, patches: Patches) -> None:

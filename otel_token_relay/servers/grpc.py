@@ -128,9 +128,7 @@ def _values_in(metadata: Sequence[tuple[str, Any]]) -> Callable[[str], list[str 
 
 
 def _bind(behavior: Function, is_stream: bool, start: Callable[[], _Call]) -> Function:
-    """Enclose a servicer's method in the boundary. The result is the same kind of function, because `grpc.aio` checks
-    the kind.
-    """
+    """Enclose a servicer's method in the boundary. The result is the same kind of function, as `grpc.aio` requires."""
     if inspect.isasyncgenfunction(behavior):
 
         async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
@@ -216,7 +214,7 @@ class _Call:
             context.set_trailing_metadata(_trailing_metadata(error_response))
             context.abort(self._code(error_response), error_response.error)
             # In older grpcio releases, aborting a context that `grpc.aio` passes to a synchronous method does not raise
-            # an exception. The client gets an error, but the method would still run.
+            # an exception. Raise an exception here to prevent the method from running.
             raise self._module.aio.AbortError(error_response.error)
         if self._set_end():
             self._timer = threading.Timer(self._seconds_left(), self._end, (context,))
@@ -244,9 +242,9 @@ class _Call:
         """End the stream of a synchronous method that is waiting in a thread that cannot be interrupted.
 
         The context's own ``abort`` method raises an exception in the calling thread and has no effect on the waiting
-        thread. This method instead calls an internal function of the server, which sends the status immediately, and
-        wakes a thread that is waiting for a request. A context that `grpc.aio` passes to a synchronous method does not
-        have the required state. For such a context, `check_time` ends the stream at its next step.
+        thread. Instead, this method calls the server's internal function, which sends the status immediately, and
+        notifies the thread if it is waiting for a request. A context that `grpc.aio` passes to a synchronous method
+        does not have the required state. For such a context, `check_time` ends the stream at its next step.
         """
         with contextlib.suppress(Exception):
             server: Any = importlib.import_module("grpc._server")
@@ -309,8 +307,8 @@ def _trailing_metadata(error_response: ErrorResponse) -> tuple[tuple[str, str], 
 class _Responses:
     """The responses of a synchronous method, which are produced in the call's context.
 
-    The check and the method run when gRPC requests the first response, in a thread that may block. They cannot run
-    earlier, because `grpc.aio` calls streaming methods on its event loop, where the check would cause a deadlock.
+    The check and the method run when gRPC requests the first response, in a thread that may block. An earlier check is
+    impossible, because `grpc.aio` calls streaming methods on its event loop, where the check would cause a deadlock.
     """
 
     def __init__(self, begin: Callable[[], Iterator[Any]], context: Any, call: _Call) -> None:

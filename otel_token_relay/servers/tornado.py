@@ -2,7 +2,7 @@
 
 ``HTTPServer.start_request`` returns a delegate that receives one request. The boundary encloses the delegate and ends
 when the response is finished. A request handler's ``_execute`` method runs in a separate task, which continues after a
-WebSocket handshake. If a request handler runs, the boundary ends with that task.
+WebSocket handshake. A request handler's boundary ends with that task.
 """
 
 from __future__ import annotations
@@ -84,8 +84,7 @@ class _EnclosedDelegate:
             return
         self._headers = headers
         if headers.get("Expect", "") or headers.get("Connection", "").lower() == "close":
-            # The client is waiting for a response before it sends the body, or the connection's last request has
-            # arrived.
+            # The client is waiting for a response before it sends the body, or this is the connection's last request.
             self._refuse(self._error_response, ("Connection", "close"))
 
     async def data_received(self, chunk: bytes) -> None:
@@ -202,7 +201,7 @@ def _ending(handler: Any, boundary: Boundary, settings: Settings) -> Generator[N
 
 
 def _take_over(request: Any) -> Boundary | None:
-    """Take over the boundary of the request's connection, so that the boundary ends with the handler."""
+    """Move the boundary from the request's connection to the handler. Return ``None`` if no boundary exists."""
     boundary: Boundary | None = getattr(request.connection, BOUNDARY_KEY, None)
     if boundary is None or not boundary.still_applies_to(partial(locate, request.headers.get_list)):
         return None

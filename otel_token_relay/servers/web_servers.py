@@ -79,7 +79,7 @@ def patch_wsgiref(module: ModuleType, runtime: Runtime, patches: Patches) -> Non
     patches.wrap(module.BaseHandler, "run", build, ("self", "application"))
 
 
-# Granian's servers import functions with these names, which adapt an application to Granian's own interface.
+# Granian's servers import these functions, which adapt an application to Granian's own interface.
 _GRANIAN_ADAPTERS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "_asgi_call_wrap": asgi.enclose,
     "_wsgi_call_wrap": wsgi.enclose,

@@ -337,7 +337,7 @@ class _Body:
     def __del__(self) -> None:
         # Some servers do not call `close`. Deleting a generator ends it, and instrumentation that detaches its span at
         # that point would attach our context to the thread.
-        if attach is None:  # the interpreter has already cleared this module at shutdown
+        if attach is None:  # at shutdown, the interpreter might have cleared this module already
             return
         self._boundary.close()
         attached = attach(self._context)
@@ -348,7 +348,7 @@ class _Body:
 
 
 class _SizedBody(_Body):
-    """A response with a known number of chunks, from which a server may derive Content-Length.
+    """A response with a known number of chunks, from which a server can derive Content-Length.
 
     Source: PEP 3333, "Handling the Content-Length Header".
     """
