@@ -133,7 +133,8 @@ class Patches:
         enclose: Callable[[Any], Any],
         is_ready: Callable[[Any], bool] = lambda instance: True,
     ) -> None:
-        """Hook an instance attribute so that reading it returns ``enclose(value)``. The stored values do not change.
+        """Replace the value that code reads from an instance attribute with ``enclose(value)``. The stored values do
+        not change.
 
         The change also affects existing instances and values that are assigned later.
 

@@ -229,7 +229,7 @@ def _span_around(context: Context) -> trace.Span | None:
 def _has_tracer_provider() -> bool:
     """Return whether a tracer provider is configured. Without a provider, instrumentation cannot be detected.
 
-    If instrumentation cannot be detected, it might count the request itself, so this module must not count the request.
+    Undetected instrumentation might already count the request, so this module must not count the request again.
     """
     return not isinstance(trace.get_tracer_provider(), (trace.ProxyTracerProvider, trace.NoOpTracerProvider))
 

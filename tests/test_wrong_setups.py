@@ -314,7 +314,7 @@ VALUES: Final = [
         explain=says(
             1,
             "withheld: explicit_credential",
-            "a username, a signature, or a token in the URL",
+            "or the URL (a username, signature, or token)",
             "expected keep or replace",
         ),
         line=("decision=withheld", "reason=explicit_credential"),

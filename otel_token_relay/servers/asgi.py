@@ -281,7 +281,7 @@ async def _enter(
         await _respond("http", send, error_response, b"" if scope.get("method") == "HEAD" else error_response.body)
     elif scope["type"] == "websocket":
         # Send the error response if the server supports responses to a handshake. Otherwise, close the connection
-        # before accepting it, so that the server responds with 403.
+        # before accepting it, which causes the server to respond with 403.
         await receive()
         can_respond = "websocket.http.response" in (scope.get("extensions") or {})
         describe = partial(_describe, scope, None if can_respond else 403)
