@@ -314,7 +314,7 @@ VALUES: Final = [
         explain=says(
             1,
             "withheld: explicit_credential",
-            "a username, a signature, or a token in the URL",
+            "or the URL (a username, signature, or token)",
             "expected keep or replace",
         ),
         line=("decision=withheld", "reason=explicit_credential"),
@@ -679,8 +679,8 @@ def valid(issuer: Issuer) -> str:
     return make_token(claims(issuer.url))
 
 
-PLAIN_HTTP_ISSUER: Final = "http://login.example: keys are not fetched over plain http, unless plaintext_issuers"
-ISSUER_FORM: Final = "login.example: expected an https URL; an issuer with any other name requires jwks_uri"
+PLAIN_HTTP_ISSUER: Final = "http://login.example: keys are fetched over plain http only if plaintext_issuers"
+ISSUER_FORM: Final = "login.example: expected an https URL; any other issuer requires jwks_uri"
 
 VERIFICATION: Final = [
     cannot_start("no issuer", without(verifying(), ".ISSUERS"), missing="ISSUERS"),

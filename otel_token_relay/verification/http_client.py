@@ -71,7 +71,7 @@ class HttpClient:
         """
         if not isinstance(url, str) or not self.accepts(url):
             raise ConfigurationError(
-                setting, "expected an https URL, or an http URL for loopback or for a host in plaintext_issuers"
+                setting, "expected an https URL, or an http URL whose host is loopback or in plaintext_issuers"
             )
         return url
 

@@ -41,7 +41,7 @@ def check_issuer(issuer: object, plaintext_hosts: Collection[str] = ()) -> str:
     if not isinstance(issuer, str) or not is_issuer(issuer.replace(TENANT, "common"), plaintext_hosts):
         raise ConfigurationError(
             "issuers",
-            "expected an https URL without a query, or an http URL for loopback or for a host in plaintext_issuers",
+            "expected an https URL without a query, or an http URL whose host is loopback or in plaintext_issuers",
         )
     return issuer
 
