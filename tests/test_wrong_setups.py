@@ -634,7 +634,7 @@ CALLS: Final = [
         "address of localhost",
         "http://localhost:8000",
         "http://127.0.0.1:8000/",
-        "127.0.0.1 and localhost are different origins, even if both are this machine",
+        "127.0.0.1 and localhost are different origins, even if both refer to this machine",
     ),
     call("excluded origin", "https://*.internal,https://pay.internal;never", "https://pay.internal/", ";never"),
     call(
