@@ -194,9 +194,9 @@ class ClientCredential:
         client_id: The client ID.
         secret: The client secret, or a callable that returns the client secret.
         secret_file: A file that contains the secret; trailing line breaks are ignored.
-        key_file: A file that contains the private key for signing assertions: an RSA, P-256, P-384, P-521, or Ed25519 key
-            in PEM or JWK format. With ``tls_client_auth``, the file contains the certificate's private key in PEM
-            format.
+        key_file: A file that contains the private key for signing assertions, in PEM or JWK format. The key can be an
+            RSA, P-256, P-384, P-521, or Ed25519 key. With ``tls_client_auth``, the file contains the certificate's
+            private key in PEM format.
         key_id: The ``kid`` of assertions that this service signs; ``None`` to use the JWK's own ``kid``, if present.
         assertion: A callable that returns an assertion that the platform issued.
         assertion_file: A file that contains an assertion that the platform issued, such as a projected Kubernetes
