@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from typing import Final
 from urllib.parse import SplitResult, urlsplit
 
-# Differences in whole parts of a URL. All other differences are smaller.
+# Differences in a component of a URL. All other differences are smaller.
 _OF_PARTS: Final = frozenset({"the scheme differs", "the port differs", "the path differs"})
 
 
 def describe_difference(expected: str, actual: str) -> str | None:
-    """Describe how *actual* differs from *expected*; return ``None`` if they are equal or have little in common.
+    """Describe how *actual* differs from *expected*, or return ``None`` if the values are equal or too dissimilar.
 
     The description contains neither value.
     """

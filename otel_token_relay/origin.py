@@ -211,7 +211,7 @@ class OriginPattern(NamedTuple):
         if "@" in rest:
             raise ValueError("an origin must not contain a user name or password")
         if any(c in rest for c in "/?#"):
-            raise ValueError("an origin must not contain a path, query or fragment: remove everything after the port")
+            raise ValueError("an origin must not contain a path, query, or fragment: remove everything after the port")
         authority = _AUTHORITY(rest)
         if authority is None:
             raise ValueError("expected scheme://host[:port]")

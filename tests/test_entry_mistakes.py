@@ -71,7 +71,7 @@ MISTYPED = [
     ("https://a*.b", ["*", "first label"]),
     ("https://*a.b", ["first label", "did you mean https://*.a.b?"]),
     ("https://*.*.b", ["first label", "did you mean https://*.b?"]),
-    ("http://*.", ["the name after *. is missing"]),
+    ("http://*.", ["the domain after *. is missing"]),
     ("https://.a.b", ["must not start with a dot", "did you mean https://*.a.b?"]),
     (r"https://.*\.a\.b", ["not a regular expression", "did you mean https://*.a.b?"]),
     ("^https://a$", ['"^", "$"', "write https://a"]),
@@ -91,7 +91,7 @@ MISTYPED = [
     # Parameters
     ("https://a;require", ["unknown parameter ;require", "did you mean https://a;required?"]),
     ("https://a;Required", ["unknown parameter ;Required", "did you mean https://a;required?"]),
-    ("https://a;required=true", [";required takes no value", "write https://a;required"]),
+    ("https://a;required=true", [";required does not accept a value", "write https://a;required"]),
     ("https://a;nevr", ["unknown parameter ;nevr", "did you mean https://a;never?"]),
     ("https://a;aud=b", ["unknown parameter ;aud", "did you mean https://a;audience=b?"]),
     ("https://a;scopes=b", ["unknown parameter ;scopes", "did you mean https://a;scope=b?"]),

@@ -404,13 +404,13 @@ ENTRIES: Final = [
     entry(
         "gRPC scheme",
         "grpc://profile-service:50051",
-        "a gRPC target is written https://host:port with TLS and http://host:port without TLS",
+        "for a gRPC target, write https://host:port with TLS or http://host:port without TLS",
         url=f"{PROFILE}:50051/",
     ),
     unreadable(
         "Unix socket",
         "unix:///run/app.sock",
-        "the scheme unix is not supported: a request to such a target never gets a token",
+        "the scheme unix is not supported: requests to such targets never get a token",
         never=("must not contain a path",),
     ),
     entry("port by name", f"{PROFILE}:https", f'the port "https" is not a number; did you mean {PROFILE}:443?'),
@@ -428,9 +428,9 @@ ENTRIES: Final = [
     entry(
         "misspelled parameter", f"{PROFILE};require", f"unknown parameter ;require; did you mean {PROFILE};required?"
     ),
-    entry("value of a flag", f"{PROFILE};required=true", f";required takes no value; write {PROFILE};required"),
+    entry("value of a flag", f"{PROFILE};required=true", f";required does not accept a value; write {PROFILE};required"),
     entry("parameter after a comma", f"{PROFILE},required", "required is a parameter, which follows a semicolon"),
-    entry("other parameters beside never", f"{PROFILE};never;required", ";never excludes all other parameters"),
+    entry("other parameters beside never", f"{PROFILE};never;required", ";never cannot be combined with other parameters"),
     entry("short name of audience", f"{PROFILE};aud=profile", f"did you mean {PROFILE};audience=profile?"),
     entry("audience without a value", f"{PROFILE};audience=", "the parameter audience requires a value: ;audience=..."),
     entry("comma in a scope", f"{PROFILE};scope=a,b", f"write {PROFILE};scope=a%2Cb or {PROFILE};scope=a,https://b"),
@@ -472,9 +472,9 @@ ENTRIES: Final = [
     SetUp(
         name="entries that contradict each other",
         variables=relay(DESTINATIONS=f"{PROFILE},{PROFILE};required"),
-        check=says(1, f"two entries for {PROFILE} contradict each other; both are skipped"),
+        check=says(1, f"two entries for {PROFILE} contradict each other; both entries are skipped"),
         explain=says(1, "withheld: destination_not_listed", "the entry is skipped", "contradict each other"),
-        startup=("contradict each other; both are skipped",),
+        startup=("contradict each other; both entries are skipped",),
         line=(*NOT_LISTED, "contradicts another entry"),
     ),
     SetUp(
@@ -1207,7 +1207,7 @@ FILES: Final = [
     in_file(
         "variable that is not set",
         ("destinations: ['${PROFILE_URL}']",),
-        "the entry '' is skipped: it is empty; if it refers to a variable, that variable is not set",
+        "the entry '' is skipped: it is empty; if the entry is a reference to a variable, that variable is not set",
     ),
     in_file(
         "path",

@@ -196,7 +196,10 @@ UNUSABLE: dict[str, tuple[Callable[[], bytes], str]] = {
     "garbage": (lambda: b"\xff\xfe\x00 Hunter2", "is not a private key in PEM or JWK format"),
     "text": (lambda: b"Hunter2", "is not a private key in PEM or JWK format"),
     "public key": (lambda: public_pem_of(private_key("ES256")), "contains only a public key"),
-    "certificate": (lambda: Path(certificate()).read_bytes().partition(b"-----END PRIVATE KEY-----\n")[2], "not a private key"),
+    "certificate": (
+        lambda: Path(certificate()).read_bytes().partition(b"-----END PRIVATE KEY-----\n")[2],
+        "not a private key",
+    ),
     "encrypted": (lambda: pem_of(private_key("ES256"), b"Hunter2"), "a password-protected private key"),
     "damaged": (lambda: pem_of(private_key("ES256")).replace(b"M", b"N"), "contains a private key that cannot be read"),
     "secp256k1": (lambda: pem_of(private_key("ES256K")), "an unsupported type of key"),
