@@ -71,7 +71,7 @@ CANNOT_VERIFY: Final = ErrorResponse.build(503, "temporarily_unavailable", ("Ret
 """The response if a configuration or programming error prevents required verification."""
 
 
-# Matches the part of a path that the `*` of an entry covers. Segments can contain only characters that servers and
+# Matches the part of a path that an entry's `*` covers. Segments can contain only characters that servers and
 # frameworks do not decode, remove, or interpret. The segments `.` and `..` are not allowed, but the last segment can be
 # empty.
 _are_plain_segments: Final = re.compile(

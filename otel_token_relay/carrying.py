@@ -1,4 +1,4 @@
-"""Carry the caller's token into work that runs after the request or outside its context."""
+"""Carry the caller's token into work that runs outside the request's context."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _Work = TypeVar("_Work")
 
 
 def carry(work: _Work, *, seconds: float | None = None) -> _Work:
-    """Carry the caller's token into work that runs after the request or outside its context.
+    """Carry the caller's token into work that runs after the request or outside the request's context.
 
     Use `carry` for work that runs after the response or that starts in an empty context, such as a ``Thread`` subclass
     that overrides ``run``, a greenlet, a callback, or a job in a custom executor. The token is captured when `carry` is
@@ -49,7 +49,7 @@ def carry(work: _Work, *, seconds: float | None = None) -> _Work:
     bound = _bind_running(work, token)
     if bound is work:
         if not callable(work):
-            raise TypeError("expected a function, a coroutine, or a generator")
+            raise TypeError("carry supports only functions, coroutines, and generators")
         bound = _bind_function(work, token)
     return cast("_Work", bound)
 

@@ -93,7 +93,7 @@ def parse_certificate(content: bytes) -> Certificate:
     try:
         encoded = binascii.a2b_base64(match[1])
         public = _public_bytes(x509.load_der_x509_certificate(encoded).public_key())
-    except Exception:  # its type depends on the version, and its message might quote the content
+    except Exception:  # the exception's type depends on the version, and the message might quote the content
         raise FileUnusable("contains a certificate that cannot be read") from None
     thumbprint = base64.urlsafe_b64encode(hashlib.sha256(encoded).digest()).rstrip(b"=").decode("ascii")
     return Certificate(thumbprint, public)
@@ -167,7 +167,7 @@ def _parse_pem(content: bytes) -> Any:
         raise FileUnusable("contains a password-protected private key, which is not supported")
     try:
         return load_pem_private_key(match[0], None)
-    except Exception:  # its type depends on the version, and its message might quote the content
+    except Exception:  # the exception's type depends on the version, and the message might quote the content
         raise FileUnusable("contains a private key that cannot be read") from None
 
 
@@ -191,11 +191,11 @@ def _parse_jwk(content: bytes) -> SigningKey:
         found = _signing_key(get_default_algorithms()[name].from_jwk(jwk))
     except FileUnusable:
         raise
-    except Exception:  # its type depends on the version, and its message might quote the content
+    except Exception:  # the exception's type depends on the version, and the message might quote the content
         raise FileUnusable("contains a private key that cannot be read") from None
     algorithm = jwk.get("alg", found.algorithm)
     usable = _RSA_ALGORITHMS if found.algorithm in _RSA_ALGORITHMS else (found.algorithm,)
-    if algorithm == "Ed25519":  # RFC 9864 renames this algorithm
+    if algorithm == "Ed25519":  # RFC 9864 uses this name for EdDSA with Ed25519
         algorithm = "EdDSA"
     if algorithm not in usable:
         raise FileUnusable("contains a key with an unsupported alg")

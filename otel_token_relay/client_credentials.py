@@ -63,8 +63,8 @@ ClientAuth = Literal[
 ]
 CLIENT_AUTH_METHODS: Final[tuple[ClientAuth, ...]] = get_args(ClientAuth)
 
-# The names in `environment_variables` become launcher flags, which every user of the machine can read. The name of the
-# secret's variable is therefore defined here.
+# The names in `environment_variables` become launcher flags, which every user of the machine can read. The
+# secret's variable is defined here so that it does not become a flag.
 SECRET_VARIABLE: Final = "OTEL_PYTHON_TOKEN_RELAY_CLIENT_SECRET"
 
 _MAX_ASSERTION_LENGTH: Final = 64 * 1024
@@ -90,7 +90,7 @@ _PARTS: Final = ("secret", "secret_file", "key_file", "assertion", "assertion_fi
 
 
 class Secret:
-    """A secret that only `reveal` discloses."""
+    """A secret whose value is available only through `reveal`."""
 
     __slots__ = ("_value",)
 
@@ -172,7 +172,7 @@ class Authentication(NamedTuple):
     Attributes:
         authorization: The value of the ``Authorization`` header; ``None`` to omit the header.
         form: Additional form fields.
-        certificate: The TLS client certificate; ``None`` if the request does not use one.
+        certificate: The TLS client certificate; ``None`` if the request does not use a certificate.
     """
 
     authorization: str | None = None
@@ -251,7 +251,7 @@ class ClientCredential:
         """Check that the credential can be sent to an endpoint.
 
         Args:
-            issuer: The issuer that the endpoint belongs to; ``None`` if unknown.
+            issuer: The endpoint's issuer; ``None`` if unknown.
             endpoint: The endpoint's URL.
 
         Raises:
@@ -273,7 +273,7 @@ class ClientCredential:
         Each call might read files or sign an assertion.
 
         Args:
-            issuer: The issuer that the endpoint belongs to; ``None`` if unknown.
+            issuer: The endpoint's issuer; ``None`` if unknown.
             endpoint: The URL to which the request is sent.
 
         Raises:

@@ -73,7 +73,7 @@ class ConfigurationFile(NamedTuple):
 
 
 class _Mapping(dict[Any, Any]):
-    """A mapping that records duplicate keys, of which parsers keep only the last value."""
+    """A mapping that records duplicate keys. Parsers keep only the last value of a duplicate key."""
 
     duplicates: tuple[str, ...] = ()
 
@@ -91,7 +91,9 @@ def _repeated(keys: Iterable[Any]) -> tuple[str, ...]:
 
 
 def read_configuration_file(environ: Mapping[str, str]) -> ConfigurationFile:
-    """Return this package's part of the file, or an empty result if OTEL_CONFIG_FILE is not set. Do not raise errors.
+    """Return this package's part of the file, or an empty result if OTEL_CONFIG_FILE is not set.
+
+    Errors are reported in the result, not raised.
 
     Args:
         environ: The environment variables, which are also used to replace references such as ``${NAME}``.
@@ -135,7 +137,7 @@ def _position(error: Exception) -> str:
     """Return the error's type and, if known, the line at which the parser stopped."""
     mark = getattr(error, "problem_mark", None)
     line = getattr(error, "lineno", None) or (None if mark is None else mark.line + 1)
-    return type(error).__name__ if line is None else f"{type(error).__name__} in line {line}"
+    return type(error).__name__ if line is None else f"{type(error).__name__} on line {line}"
 
 
 def _parse(content: bytes, suffix: str) -> object:

@@ -1,7 +1,7 @@
 """Build an authenticator from the settings, so that applications can verify tokens without code changes.
 
-In `enforce` mode, every request is rejected with a 503 error if the authenticator cannot be built. For example, the
-issuer might not be set, or the extra might not be installed. A service that is configured to verify tokens must not
+In `enforce` mode, requests are rejected with a 503 error if the authenticator cannot be built. For example, the issuer
+might not be set, or the extra might not be installed. A service that is configured to verify tokens must not
 accept unverified requests. The reason is logged once and is included in the output of `otel-token-relay check`. The
 functions in this module do not raise exceptions.
 """

@@ -29,15 +29,14 @@ REFUSED_KEY: Final = otel_context.create_key("token-relay-refused")
 UNUSED_KEY: Final = otel_context.create_key("token-relay-unused")
 # The `Lease` for calls that the service makes on its own behalf. TOKEN_KEY takes precedence over SERVICE_KEY.
 SERVICE_KEY: Final = otel_context.create_key("token-relay-service")
-# True if `extract` found no token, until a token or `None` is bound.
+# Set to `True` when `extract` finds no token, and to `False` when a token or `None` is bound.
 NOT_FOUND_KEY: Final = otel_context.create_key("token-relay-not-found")
 DESTINATION_KEY: Final = otel_context.create_key("token-relay-destination")
 
 before_first_token: Callable[[], None] | None = None
 """A function that `install` registers and that is called once, before the first token is bound."""
 
-# Functions to call with each token that is bound and the token's context, so that redaction can recognize the token.
-# The functions cannot change the token, and errors in the functions do not affect the request.
+# Functions that redaction registers to receive each newly bound token and the token's context. The functions cannot change the token, and errors in the functions do not affect the request.
 token_watchers: Final[list[Callable[[BearerToken, Context], None]]] = []
 # Functions to call, in a token's context, after a verifier accepts a token that is already bound.
 verification_watchers: Final[list[Callable[[BearerToken], None]]] = []
@@ -98,7 +97,7 @@ def is_unserved(context: Context) -> bool:
 
     The result is ``True`` inside a ``with as_service():`` block. Unless a token or ``None`` is bound, the result is
     also ``True`` in a process that has never served a request. In a process that serves requests, or in its worker
-    processes, the token might have been lost, so a context without a token is not sufficient.
+    processes, the token might have been lost, so a missing token is not evidence that the service acts on its own behalf.
     """
     is_unbound = TOKEN_KEY not in context
     service = cast("Lease | None", context.get(SERVICE_KEY))
@@ -132,7 +131,7 @@ def announce(token: BearerToken, context: Context | None = None) -> None:
     """Report a token to redaction for the trace in *context*, even if the token is not bound to *context*."""
     if context is None:
         context = get_current()
-    # For speed, this code does not call `_notify`: it runs for every request.
+    # This loop duplicates `_notify` for speed, because this code runs for every request.
     for watch in token_watchers:
         try:
             watch(token, context)
@@ -240,7 +239,9 @@ class NamedUrl(NamedTuple):
 
 
 def to_destination(url: str, context: Context | None = None) -> Context:
-    """Return a context that specifies the destination of an ``inject`` call. Use it with an unsupported client::
+    """Return a context that specifies the destination of an ``inject`` call.
+
+    Use the returned context with an unsupported client::
 
         propagate.inject(headers, context=to_destination("https://profile-service/me"))
 

@@ -1,4 +1,4 @@
-"""Copy objects that belong to other libraries."""
+"""Copy other libraries' objects."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def shallow_copy(original: _T) -> _T:
 
 
 def with_changes(original: _T, **fields: Any) -> _T:
-    """Return a shallow copy with the given attributes, or *original* itself if the attributes are already identical."""
+    """Return a shallow copy with the given attributes, or *original* itself if it already has the given objects."""
     if all(getattr(original, name) is value for name, value in fields.items()):
         return original
     new = shallow_copy(original)

@@ -89,4 +89,4 @@ class LazyCounter:
         try:
             self.create()
         except Exception:  # the application's meter provider failed; retry on the next use
-            _logger.debug("the counter %s cannot be created yet", self._name, exc_info=True)
+            _logger.debug("the %s counter cannot be created yet", self._name, exc_info=True)

@@ -44,7 +44,7 @@ def version_of(path: str) -> FileVersion:
     """Return the version of a file.
 
     Raises:
-        FileUnusable: The file is too large, or reading it could block or never finish.
+        FileUnusable: The file is too large or is not a regular file.
         OSError: The file does not exist or cannot be read.
         ValueError: The path is not valid.
     """

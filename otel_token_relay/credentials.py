@@ -18,7 +18,7 @@ _logger = logging.getLogger("otel_token_relay")
 
 # A request's token, or the reason why the request has no usable token.
 Credentials = BearerToken | Reason
-# A header's name, and its field lines as received.
+# A header's name and unmodified field lines.
 HeaderLines = tuple[str, Sequence[str | bytes]]
 # The header that contains a request's credentials; ``None`` if no such header is present, or a reason if the headers
 # cannot be read.

@@ -95,7 +95,7 @@ class DecisionRecorder:
             if span is not None and span.is_recording() and getattr(span, "kind", None) is _CLIENT:
                 return True
             return operator_log.decisions is not None or _logger.isEnabledFor(logging.DEBUG)
-        except Exception:  # `record` will log the error
+        except Exception:  # `record` logs the error
             return True
 
     def record(

@@ -44,14 +44,14 @@ class Destination:
 
     Attributes:
         pattern: The origins that can receive the token.
-        required: Whether a request without a token or its own credential fails with `TokenUnavailable` before any data
-            is sent.
+        required: Whether a request that has no token and no credential of its own fails with `TokenUnavailable` before
+            any data is sent.
         audience: The audience to request in a token exchange (RFC 8693, section 2.1).
         scope: The scopes to request in the exchange, separated by spaces.
         resource: The resource to request in the exchange.
         expect: The audiences to accept in the exchanged token instead of the requested audience, separated by spaces.
         grant: The grant type for the exchange; ``None`` to use the ``exchange_grant`` setting.
-        without_user: ``client`` to send the service's own token outside requests.
+        without_user: ``client`` to send the service's own token when no request is being served.
         retry: ``idempotent`` to retry a request once if its method is idempotent and its token is rejected.
         never: Whether to withhold the token, even if a broader entry matches. The *never* flag cannot be combined with
             other parameters.
@@ -134,8 +134,8 @@ class Destination:
     @property
     def needs_exchange(self) -> bool:
         """Whether this destination must receive an exchanged token instead of the caller's token."""
-        # For speed, this property does not use a loop: each hop that relays a token reads it. Empty values have already
-        # been rejected.
+        # Each hop that relays a token reads this property, so the conditions are unrolled for speed. Empty values have
+        # already been rejected.
         return self.audience is not None or self.scope is not None or self.resource is not None
 
     @property
@@ -184,7 +184,7 @@ def read_destinations(
     Args:
         entries: The entries, either as strings or already parsed.
         report: A function to call with the setting's name and a description of the problem.
-        refused: A set to which to add the origins of skipped entries.
+        refused: A set that collects the origins of skipped entries.
     """
     if isinstance(entries, str):
         report("destinations", "expected a sequence of entries, not a single string")

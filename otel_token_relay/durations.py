@@ -1,4 +1,4 @@
-"""Check settings whose values are durations."""
+"""Validate settings that are durations."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 An invalid entry is always skipped. The corrected text appears only in messages. Broader entries do not apply to the
 invalid entry's origins, because the operator might have intended a stricter entry.
 
-User info is removed first, so that messages do not contain it.
+User info is removed first, so that messages do not contain user info.
 """
 
 from __future__ import annotations
@@ -272,7 +272,7 @@ class _Repair:
         parts = [words[0]]
         for word in words[1:]:
             if is_parameter(word):
-                self._say(f"{word.partition('=')[0]} is a parameter, which follows a semicolon")
+                self._say(f"{word.partition('=')[0]} is a parameter and must follow a semicolon")
                 parts[-1] += f";{word}"
             elif "|" not in marks and (word.startswith((":", "/")) or parts[-1].endswith((":", "/"))):
                 self._unexpected("".join(marks))
@@ -293,7 +293,7 @@ class _Repair:
         origin, *parameters = text.split(";")
         if self.items and is_parameter(text):
             name = text.strip(" ;").partition("=")[0].strip()
-            self._say(f"{_plain(name)} is a parameter, which follows a semicolon")
+            self._say(f"{_plain(name)} is a parameter and must follow a semicolon")
             self.items[-1].parameters += self._parameters([text.strip(" ;"), *parameters[1:]])
             return
         item = self._origin(origin)
@@ -434,7 +434,7 @@ class _Repair:
             self.is_guess = True
             host = f"*{host}"
         if OriginPattern.find(f"https://{host}") is None:
-            self._say(f"{_quote(host)} is neither a host name nor an IP address in canonical form")
+            self._say(f"{_quote(host)} is not a host name or an IP address in canonical form")
             return "", ""
         return host, host
 

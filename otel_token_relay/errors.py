@@ -129,8 +129,8 @@ class TokenRejected(RelayError):
             exactly one failed.
         expected: The accepted values, printable and truncated to 100 characters each; empty if the claim is not
             compared with specific values. `TokenVerifier.verify` sets both *expected* and *found*.
-        found: The values in the token, printable and truncated to 100 characters each; empty if the token contains no
-            values.
+        found: The values in the token, printable and truncated to 100 characters each; empty if the token does not
+            contain the claim.
     """
 
     def __init__(
@@ -167,4 +167,4 @@ class KeysUnavailable(RelayError):
         self.retry_after = retry_after
 
     def __str__(self) -> str:
-        return "signing keys or introspection result unavailable"
+        return "cannot verify the token, because the issuer does not respond"

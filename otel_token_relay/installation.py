@@ -1,8 +1,8 @@
 """Start and stop the relay in this process.
 
-The relay is enabled if ``OTEL_PROPAGATORS`` includes ``token_relay`` or if `install` is called. Verification is enabled
-if ``…_VERIFY`` enables it, regardless of OpenTelemetry's settings. If only verification is enabled, only the server
-hooks are applied. If a hook fails, an error is logged and the library remains unchanged.
+The relay is enabled if ``OTEL_PROPAGATORS`` includes ``token_relay`` or if `install` is called. Verification
+depends only on ``…_VERIFY``, not on OpenTelemetry's settings. If only verification is enabled, only the server hooks
+are applied. If a hook fails, an error is logged and the library remains unchanged.
 
 The package has the following process-wide state:
 
@@ -275,7 +275,7 @@ def start_before_servers() -> None:
 
 
 def _prepare_threads() -> None:
-    """Import the module that the first token requires early, while few threads exist."""
+    """Import the threading instrumentation early, while few threads exist."""
     try:  # a child process that is forked during an import would deadlock
         load_instrumentor()
     except Exception:
@@ -319,7 +319,10 @@ def _install_hooks(
 
 
 def _watch_imports() -> None:
-    """Apply hooks to modules that are imported later. Do not hold the lock when calling this; see `when_imported`."""
+    """Apply hooks to modules that are imported later.
+
+    Do not call `_watch_imports` while holding the lock; see `when_imported`.
+    """
     _hooks.watch()
     redaction.watch_imports()
 

@@ -169,11 +169,11 @@ def test_a_mapping_that_contains_itself_ends(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "name", "reason"),
     [
-        (b"a: [token_relay", "otel.yaml", "cannot be parsed (ParserError in line 1)"),
-        (b"a: 1\n\ttoken_relay: 2", "otel.yaml", "cannot be parsed (ScannerError in line 2)"),
-        (b"a: !!python/object:token_relay {}", "otel.yaml", "cannot be parsed (ConstructorError in line 1)"),
+        (b"a: [token_relay", "otel.yaml", "cannot be parsed (ParserError on line 1)"),
+        (b"a: 1\n\ttoken_relay: 2", "otel.yaml", "cannot be parsed (ScannerError on line 2)"),
+        (b"a: !!python/object:token_relay {}", "otel.yaml", "cannot be parsed (ConstructorError on line 1)"),
         (b"? {token_relay: 1}\n: 2", "otel.yaml", "cannot be parsed"),
-        (b'{"a": token_relay}', "otel.json", "cannot be parsed (JSONDecodeError in line 1)"),
+        (b'{"a": token_relay}', "otel.json", "cannot be parsed (JSONDecodeError on line 1)"),
         (b"token_relay: \xff", "otel.yaml", "is not valid UTF-8"),
         ("token_relay: 1".encode("utf-16"), "otel.yaml", "is not valid UTF-8"),
         (b"token_relay: " + b"[" * 3000, "otel.yaml", "nested too deeply"),

@@ -46,7 +46,7 @@ MISTYPED = [
     ("dns:///a:50051", ["gRPC target", "write https://a:50051 or http://a:50051"]),
     ("dns:a", ["gRPC target", "write https://a:443 or http://a:443"]),
     ("ipv4:10.0.0.1:50051", ["gRPC target", "https://10.0.0.1:50051"]),
-    ("unix:/run/a.sock", ["unix", "never gets a token"]),
+    ("unix:/run/a.sock", ["unix", "never get a token"]),
     ("wss://a", ["must be https", "write https://a"]),
     ("htps://a", ['"htps"', "did you mean https://a?"]),
     ("ftp://a", ["must be http or https", '"ftp"']),

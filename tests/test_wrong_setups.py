@@ -428,9 +428,13 @@ ENTRIES: Final = [
     entry(
         "misspelled parameter", f"{PROFILE};require", f"unknown parameter ;require; did you mean {PROFILE};required?"
     ),
-    entry("value of a flag", f"{PROFILE};required=true", f";required does not accept a value; write {PROFILE};required"),
-    entry("parameter after a comma", f"{PROFILE},required", "required is a parameter, which follows a semicolon"),
-    entry("other parameters beside never", f"{PROFILE};never;required", ";never cannot be combined with other parameters"),
+    entry(
+        "value of a flag", f"{PROFILE};required=true", f";required does not accept a value; write {PROFILE};required"
+    ),
+    entry("parameter after a comma", f"{PROFILE},required", "required is a parameter and must follow a semicolon"),
+    entry(
+        "other parameters beside never", f"{PROFILE};never;required", ";never cannot be combined with other parameters"
+    ),
     entry("short name of audience", f"{PROFILE};aud=profile", f"did you mean {PROFILE};audience=profile?"),
     entry("audience without a value", f"{PROFILE};audience=", "the parameter audience requires a value: ;audience=..."),
     entry("comma in a scope", f"{PROFILE};scope=a,b", f"write {PROFILE};scope=a%2Cb or {PROFILE};scope=a,https://b"),
@@ -789,7 +793,7 @@ TOKENS: Final = [
         "issuer in another case",
         lambda issuer: make_token(claims(f"{issuer.url}/realms/a")),
         "unknown_issuer",
-        "(upper and lower case differ)",
+        "(the capitalization differs)",
         EXACTLY,
         ISSUERS="{issuer}/Realms/a",
     ),
@@ -819,7 +823,7 @@ TOKENS: Final = [
         "audience of Entra",
         changed(aud="api://profile-service"),
         "wrong_audience",
-        "(the prefix api:// differs)",
+        "(the api:// prefix differs)",
         f"If this is one of this service's names, add it to {PREFIX}AUDIENCE",
     ),
     rejected(
@@ -1155,13 +1159,13 @@ def broken(name: str, reason: str, **changes: Any) -> SetUp:
 
 FILES: Final = [
     broken("missing", "No such file or directory"),
-    broken("not YAML", "it cannot be parsed (ParserError in line 1)", file="propagator: {token_relay: [}]}"),
-    broken("not JSON", "it cannot be parsed (JSONDecodeError in line 1)", file="{'token_relay'", suffix=".json"),
+    broken("not YAML", "it cannot be parsed (ParserError on line 1)", file="propagator: {token_relay: [}]}"),
+    broken("not JSON", "it cannot be parsed (JSONDecodeError on line 1)", file="{'token_relay'", suffix=".json"),
     SetUp(
         name="file: not YAML, without settings of ours",
         variables=FILE | relay(),
         file="tracer_provider: [",
-        check=says(1, "it cannot be parsed (ParserError in line 1); OpenTelemetry does not start"),
+        check=says(1, "it cannot be parsed (ParserError on line 1); OpenTelemetry does not start"),
         explain=says(0, "relayed", "OpenTelemetry does not start"),
         startup=("OpenTelemetry does not start",),
         line=("decision=relayed",),

@@ -263,11 +263,11 @@ def test_a_key_and_the_certificate_of_another_key_are_not_used(server: Server, t
     with pytest.raises(ExchangeFailed, match="do not match"):
         server.exchange(client_cert_file=str(cert_file), **options)
     for content, problem in (
-        (b"Hunter2", "no certificate"),
-        (b"-----BEGIN CERTIFICATE-----\nHunter2\n-----END CERTIFICATE-----", "cannot be read"),
+        (b"Hunter2", "does not contain a certificate"),
+        (b"-----BEGIN CERTIFICATE-----\nHunter2\n-----END CERTIFICATE-----", "contains .*cannot be read"),
     ):
         cert_file.write_bytes(content)
-        with pytest.raises(ExchangeFailed, match=f"client_cert_file contains .*{problem}"):
+        with pytest.raises(ExchangeFailed, match=f"client_cert_file {problem}"):
             server.exchange(client_cert_file=str(cert_file), **options)
     assert server.requests == []
 
