@@ -218,7 +218,8 @@ class Boundary:
 
         An inner application must not use this boundary if the response is complete, or if middleware has replaced or
         removed the credentials. The boundary is also unusable if the current context is empty or belongs to a
-        different request, which can happen in a worker task. A token that the application has bound with `use_token` stays bound.
+        different request, which can happen in a worker task. A token that the application has bound with `use_token`
+        stays bound.
 
         Args:
             locate_now: A function that returns the header that currently contains the credentials, given the settings.

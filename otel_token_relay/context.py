@@ -36,7 +36,8 @@ DESTINATION_KEY: Final = otel_context.create_key("token-relay-destination")
 before_first_token: Callable[[], None] | None = None
 """A function that `install` registers and that is called once, before the first token is bound."""
 
-# Functions that redaction registers to receive each newly bound token and the token's context. The functions cannot change the token, and errors in the functions do not affect the request.
+# Functions that redaction registers to receive each newly bound token and the token's context. The functions cannot
+# change the token, and errors in the functions do not affect the request.
 token_watchers: Final[list[Callable[[BearerToken, Context], None]]] = []
 # Functions to call, in a token's context, after a verifier accepts a token that is already bound.
 verification_watchers: Final[list[Callable[[BearerToken], None]]] = []
@@ -97,7 +98,8 @@ def is_unserved(context: Context) -> bool:
 
     The result is ``True`` inside a ``with as_service():`` block. Unless a token or ``None`` is bound, the result is
     also ``True`` in a process that has never served a request. In a process that serves requests, or in its worker
-    processes, the token might have been lost, so a missing token is not evidence that the service acts on its own behalf.
+    processes, the token might have been lost. There, a missing token does not indicate that the service acts on its
+    own behalf.
     """
     is_unbound = TOKEN_KEY not in context
     service = cast("Lease | None", context.get(SERVICE_KEY))

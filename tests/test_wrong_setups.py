@@ -438,7 +438,7 @@ ENTRIES: Final = [
     entry("short name of audience", f"{PROFILE};aud=profile", f"did you mean {PROFILE};audience=profile?"),
     entry("audience without a value", f"{PROFILE};audience=", "the parameter audience requires a value: ;audience=..."),
     entry("comma in a scope", f"{PROFILE};scope=a,b", f"write {PROFILE};scope=a%2Cb or {PROFILE};scope=a,https://b"),
-    entry("percent sign in a scope", f"{PROFILE};scope=100%", "write it as %25"),
+    entry("percent sign in a scope", f"{PROFILE};scope=100%", "write % as %25"),
     entry("user info", f"https://me:{SECRET}@profile-service", "must not contain a user name or password; write"),
     entry("address without brackets", "https://::1", "an IPv6 address must be in brackets", url="https://[::1]/"),
     entry(
