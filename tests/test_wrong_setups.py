@@ -404,13 +404,13 @@ ENTRIES: Final = [
     entry(
         "gRPC scheme",
         "grpc://profile-service:50051",
-        "a gRPC target is written https://host:port with TLS and http://host:port without TLS",
+        "for a gRPC target, write https://host:port with TLS or http://host:port without TLS",
         url=f"{PROFILE}:50051/",
     ),
     unreadable(
         "Unix socket",
         "unix:///run/app.sock",
-        "the scheme unix is not supported: a request to such a target never gets a token",
+        "the scheme unix is not supported: requests to such targets never get a token",
         never=("must not contain a path",),
     ),
     entry("port by name", f"{PROFILE}:https", f'the port "https" is not a number; did you mean {PROFILE}:443?'),
@@ -428,13 +428,17 @@ ENTRIES: Final = [
     entry(
         "misspelled parameter", f"{PROFILE};require", f"unknown parameter ;require; did you mean {PROFILE};required?"
     ),
-    entry("value of a flag", f"{PROFILE};required=true", f";required takes no value; write {PROFILE};required"),
-    entry("parameter after a comma", f"{PROFILE},required", "required is a parameter, which follows a semicolon"),
-    entry("other parameters beside never", f"{PROFILE};never;required", ";never excludes all other parameters"),
+    entry(
+        "value of a flag", f"{PROFILE};required=true", f";required does not accept a value; write {PROFILE};required"
+    ),
+    entry("parameter after a comma", f"{PROFILE},required", "required is a parameter and must follow a semicolon"),
+    entry(
+        "other parameters beside never", f"{PROFILE};never;required", ";never cannot be combined with other parameters"
+    ),
     entry("short name of audience", f"{PROFILE};aud=profile", f"did you mean {PROFILE};audience=profile?"),
     entry("audience without a value", f"{PROFILE};audience=", "the parameter audience requires a value: ;audience=..."),
     entry("comma in a scope", f"{PROFILE};scope=a,b", f"write {PROFILE};scope=a%2Cb or {PROFILE};scope=a,https://b"),
-    entry("percent sign in a scope", f"{PROFILE};scope=100%", "write it as %25"),
+    entry("percent sign in a scope", f"{PROFILE};scope=100%", "write % as %25"),
     entry("user info", f"https://me:{SECRET}@profile-service", "must not contain a user name or password; write"),
     entry("address without brackets", "https://::1", "an IPv6 address must be in brackets", url="https://[::1]/"),
     entry(
@@ -472,9 +476,9 @@ ENTRIES: Final = [
     SetUp(
         name="entries that contradict each other",
         variables=relay(DESTINATIONS=f"{PROFILE},{PROFILE};required"),
-        check=says(1, f"two entries for {PROFILE} contradict each other; both are skipped"),
+        check=says(1, f"two entries for {PROFILE} contradict each other; both entries are skipped"),
         explain=says(1, "withheld: destination_not_listed", "the entry is skipped", "contradict each other"),
-        startup=("contradict each other; both are skipped",),
+        startup=("contradict each other; both entries are skipped",),
         line=(*NOT_LISTED, "contradicts another entry"),
     ),
     SetUp(
@@ -634,7 +638,7 @@ CALLS: Final = [
         "address of localhost",
         "http://localhost:8000",
         "http://127.0.0.1:8000/",
-        "127.0.0.1 and localhost are different origins, even if both are this machine",
+        "127.0.0.1 and localhost are different origins, even if both refer to this machine",
     ),
     call("excluded origin", "https://*.internal,https://pay.internal;never", "https://pay.internal/", ";never"),
     call(
@@ -789,7 +793,7 @@ TOKENS: Final = [
         "issuer in another case",
         lambda issuer: make_token(claims(f"{issuer.url}/realms/a")),
         "unknown_issuer",
-        "(upper and lower case differ)",
+        "(the capitalization differs)",
         EXACTLY,
         ISSUERS="{issuer}/Realms/a",
     ),
@@ -819,7 +823,7 @@ TOKENS: Final = [
         "audience of Entra",
         changed(aud="api://profile-service"),
         "wrong_audience",
-        "(the prefix api:// differs)",
+        "(the api:// prefix differs)",
         f"If this is one of this service's names, add it to {PREFIX}AUDIENCE",
     ),
     rejected(
@@ -1159,13 +1163,13 @@ def broken(name: str, reason: str, **changes: Any) -> SetUp:
 
 FILES: Final = [
     broken("missing", "No such file or directory"),
-    broken("not YAML", "it cannot be parsed (ParserError in line 1)", file="propagator: {token_relay: [}]}"),
-    broken("not JSON", "it cannot be parsed (JSONDecodeError in line 1)", file="{'token_relay'", suffix=".json"),
+    broken("not YAML", "it cannot be parsed (ParserError on line 1)", file="propagator: {token_relay: [}]}"),
+    broken("not JSON", "it cannot be parsed (JSONDecodeError on line 1)", file="{'token_relay'", suffix=".json"),
     SetUp(
         name="file: not YAML, without settings of ours",
         variables=FILE | relay(),
         file="tracer_provider: [",
-        check=says(1, "it cannot be parsed (ParserError in line 1); OpenTelemetry does not start"),
+        check=says(1, "it cannot be parsed (ParserError on line 1); OpenTelemetry does not start"),
         explain=says(0, "relayed", "OpenTelemetry does not start"),
         startup=("OpenTelemetry does not start",),
         line=("decision=relayed",),
@@ -1211,7 +1215,7 @@ FILES: Final = [
     in_file(
         "variable that is not set",
         ("destinations: ['${PROFILE_URL}']",),
-        "the entry '' is skipped: it is empty; if it refers to a variable, that variable is not set",
+        "the entry '' is skipped: it is empty; if the entry is a reference to a variable, that variable is not set",
     ),
     in_file(
         "path",

@@ -258,7 +258,7 @@ CASES = [
     pytest.param(
         token_with(aud="Profile-Service"),
         "wrong_audience",
-        "aud: expected profile-service; the token has Profile-Service (upper and lower case differ)",
+        "aud: expected profile-service; the token has Profile-Service (the capitalization differs)",
         "OTEL_PYTHON_TOKEN_RELAY_AUDIENCE",
         id="aud in upper case",
     ),
