@@ -64,7 +64,7 @@ SLOW = (
     "tests/test_soak_exchange.py",
     "tests/verification/test_attacks.py",
     "tests/verification/test_headers.py",
-    "tests/verification/test_stream_limits.py",
+    "tests/test_stream_limits.py",
 )
 
 # Tests of rules and of our own protocols. They run on the oldest and on the newest Python.
