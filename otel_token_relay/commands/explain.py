@@ -1,4 +1,4 @@
-"""``otel-token-relay explain``: print the decision for each URL, the reason for it, and the closest entry."""
+"""Implement the ``explain`` command, which prints the decision for each URL, the reason, and the closest entry."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ NOT_VERIFIABLE: Final = (
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command to the parser."""
+    """Add the ``explain`` command to the command-line parser."""
     parser = commands.add_parser(
         "explain",
         help="print whether the token would be relayed to a URL; exit with 1 if not",
@@ -72,7 +72,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run the command with its parsed *options*."""
+    """Run the ``explain`` command and return its exit status."""
     if any("://" not in url and looks_like_token(url) for url in options.urls):
         raise UsageError("expected URLs; one argument looks like a token")
     return explain(
@@ -94,18 +94,19 @@ def explain(
     as_json: bool = False,
     is_online: bool = False,
 ) -> int:
-    """Print the decision for each URL and the reason for it.
+    """Print the decision for each URL and the reason for the decision.
 
     Args:
-        urls: The URLs, as passed to a client.
+        urls: The URLs that the application passes to its client.
         environ: The environment variables that contain the settings.
-        pid: The process to which *environ* belongs; ``None`` for this shell.
-        without_user: Whether to explain calls that are made while no requests are being served.
+        pid: The ID of the process to which *environ* belongs, or ``None`` for the current process.
+        without_user: Whether to explain calls that the service makes while it is not handling any requests.
         as_json: Whether to print JSON.
-        is_online: Whether to exchange a token from standard input or obtain the service's own token.
+        is_online: Whether to obtain tokens from the authorization server. A token on standard input is exchanged.
 
-    Returns: 0 if a token would be sent to all of the URLs, 1 if a token would be withheld from any of them, and 3 if
-    the only problem is that an authorization server does not respond.
+    Returns:
+        The exit status: 0 if a token would be sent to every URL, 1 if a token would be withheld from at least one URL,
+        or 3 if the only problem is an authorization server that does not respond.
 
     Raises:
         NoToken: Standard input contains no token.
@@ -145,10 +146,10 @@ def explain(
 
 
 def _exchange(settings: Settings, results: list[_Result], *, without_user: bool) -> list[_Result]:
-    """Try the exchange for each result that needs one."""
+    """Obtain a token for each result whose destination requires its own token."""
     tried = [result.may_exchange for result in results]
     token = read_token("otel-token-relay explain --online URL")[0] if any(tried) and not without_user else None
-    # Without this handler, Python would also print the package's warnings, which the result covers in more detail.
+    # This handler prevents Python from printing the package's warnings, because the result is more detailed.
     logging.getLogger("otel_token_relay").addHandler(logging.NullHandler())
     return [
         replace(result, attempt=try_exchange(settings, result.explanation.entry, token))
@@ -159,16 +160,16 @@ def _exchange(settings: Settings, results: list[_Result], *, without_user: bool)
 
 
 def _relay_off(environ: Mapping[str, str], settings: Settings) -> str | None:
-    """Return why no tokens are relayed to any destination; ``None`` if the relay is on."""
+    """Return the reason that no tokens are relayed, or ``None`` if the relay is on."""
     context = context_problem(environ)
-    # The other possible problem, a context that no installed package provides, does not stop the relay.
+    # A context implementation that no installed package provides does not turn off the relay.
     off = relay_problem(environ) or (context if context == CONTEXT_PROBLEM else None)
     cannot_verify = settings.rejects and bool(settings.missing_to_verify or missing_packages())
     return off or (NOT_VERIFIABLE if cannot_verify else None)
 
 
 def _read(url: str, environ: Mapping[str, str], pid: int | None) -> ReadUrl:
-    """Parse *url*, and add a note about the netrc entry for its host, if there is such an entry."""
+    """Parse *url*, and add a note if a netrc entry exists for the URL's host."""
     read = read_url(url)
     netrc_note = "" if read.origin is None else describe_netrc(read.origin.host, environ, pid)
     note = f"{read.note} {netrc_note}".strip()
@@ -176,7 +177,7 @@ def _read(url: str, environ: Mapping[str, str], pid: int | None) -> ReadUrl:
 
 
 def _no_destinations(environ: Mapping[str, str], settings: Settings, pid: int | None) -> str:
-    """Return the likely reason why no destinations are set."""
+    """Return the most likely reason that no destinations are set."""
     if are_given("destinations", load_sources(environ)):
         return "Correct the settings: see the problem below." if settings.problems else f"{DESTINATIONS} is empty."
     if pid is not None:
@@ -194,10 +195,10 @@ class _Result:
     Attributes:
         url: The URL.
         explanation: The relay's decision.
-        relay_problem: Why the relay is off, and what to set; ``None`` if the relay is on.
-        unset: Why no destinations are set; ``None`` if any are.
-        exchange_problem: Why tokens cannot be exchanged; ``None`` if the settings are complete.
-        attempt: The result of the exchange; ``None`` if no exchange was attempted.
+        relay_problem: The reason that the relay is off and how to turn it on, or ``None`` if the relay is on.
+        unset: The most likely reason that no destinations are set, or ``None`` if at least one destination is set.
+        exchange_problem: The reason that tokens cannot be exchanged, or ``None`` if the exchange settings are complete.
+        attempt: The result of the exchange, or ``None`` if no exchange was attempted.
     """
 
     url: ReadUrl
@@ -209,7 +210,7 @@ class _Result:
 
     @property
     def may_exchange(self) -> bool:
-        """Whether a hop would obtain a token for this destination."""
+        """Whether a hop would request a token for this destination from the authorization server."""
         reason = self.explanation.decision.reason
         return self.relay_problem is None and reason in (Reason.EXCHANGED, Reason.OWN)
 
@@ -243,7 +244,7 @@ class _Result:
         return _plain(self.explanation.decision.reason.advice)
 
     def as_json(self) -> dict[str, object]:
-        """Return the result with the keys that ``docs/command-line.md`` describes, except ``problems``."""
+        """Return the JSON object that ``docs/command-line.md`` describes, without the ``problems`` key."""
         explanation = self.explanation
         return {
             "url": self.url.shown,
@@ -266,7 +267,7 @@ class _Result:
         return Reason.NOT_VERIFIED if self.attempt.error == "rejected" else Reason.EXCHANGE_FAILED
 
     def print(self, *, with_url: bool) -> None:
-        """Print the decision first, and then the reason and the recommended action."""
+        """Print the decision, the reason, and the recommended action."""
         reason = self._reason
         off = "requests get 503" if self.relay_problem == NOT_VERIFIABLE else "the relay is off"
         headline = _verdict(reason) if self.relay_problem is None else f"withheld: {off}"
@@ -299,7 +300,7 @@ def _verdict(reason: Reason) -> str:
     return f"withheld: {reason}" if outcome == "withheld" else outcome
 
 
-# What a request would contain. `Reason.meaning` describes requests that have already been sent.
+# These sentences describe future requests, whereas `Reason.meaning` describes requests that were already sent.
 _MEANINGS: Final = {
     Reason.EXCHANGED: "A request carries a token that is obtained for this destination in exchange for the caller's, if"
     " it is sent while the caller's request is served and has no credential of its own.",

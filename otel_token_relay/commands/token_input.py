@@ -9,25 +9,28 @@ from typing import Final
 
 from otel_token_relay.commands import UsageError
 
-# Larger input is not a token. The verifier's own limit is much lower.
+# Larger input is not a token. The limit that the verifier enforces is much lower.
 MAX_BYTES: Final = 1024 * 1024
-# The maximum length of a line that a terminal passes to a program on Linux and macOS (N_TTY, MAX_CANON).
+# The maximum length of a line of terminal input on Linux (N_TTY) and macOS (MAX_CANON).
 _LONGEST_TYPED: Final = {"linux": 4095, "darwin": 1024}
 
 _PREFIX: Final = re.compile(r"(?:authorization[ \t]*:[ \t]*)?bearer[ \t]+", re.IGNORECASE)
 
 
 class NoToken(UsageError):
-    """Standard input contains no token."""
+    """The error for standard input that does not contain a usable token."""
 
 
 def read_token(command: str) -> tuple[str, list[str]]:
-    """Return the token, without surrounding whitespace or the ``Bearer`` prefix, and a note about each correction.
+    """Read a token from standard input, and remove surrounding whitespace and the ``Bearer`` prefix.
 
-    If standard input is a terminal, the token is not displayed while it is being typed.
+    If standard input is a terminal, the token is not displayed while the user types.
 
     Args:
-        command: The command as the user types it, for use in the error message.
+        command: The command that error messages suggest.
+
+    Returns:
+        The token, and a note about each correction.
 
     Raises:
         NoToken: The input is empty, too large, or truncated by the terminal.
@@ -46,7 +49,7 @@ def _read() -> str:
     data = b"" if sys.stdin is None else sys.stdin.buffer.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
         raise NoToken(f"standard input has more than {MAX_BYTES} bytes; expected one token")
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):  # the encoding in which PowerShell writes files
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):  # PowerShell writes files in this encoding.
         return data.decode("utf-16", "replace")
     return data.decode("utf-8-sig", "replace")
 
