@@ -113,7 +113,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument("--pid", type=int, metavar="N", help="check the environment of process N instead of this one")
     parser.add_argument(
-        "--require", type=_parts, default=(), metavar="PARTS", help="fail if one of relay,verify is not switched on"
+        "--require", type=_parts, default=(), metavar="PARTS", help="fail if a listed part (relay or verify) is off"
     )
     parser.add_argument("--strict", action="store_true", help="fail if there are warnings")
     parser.add_argument("--all", action="store_true", help="import every installed library and try its hooks")
@@ -260,7 +260,7 @@ def _problems(
         yield relay_off
     if relay_off is None and not settings.destinations:
         yield (
-            "no destination is left, so no token is relayed: see the problems above"
+            "no valid destination remains, so no token is relayed: see the problems above"
             if settings.problems and are_given("destinations", load_sources(environ))
             else f"no destination is listed, so no token is relayed: set {VARIABLES['destinations'].name}"
         )
@@ -292,8 +292,8 @@ def _problems_of_environment(
         for library in report.libraries
     ):
         yield (
-            "no client, server, or framework with a hook is installed in this environment, only Python's own: run this"
-            " command in the environment of the service"
+            "this environment has no client, server, or framework with a hook, except Python's standard library: run"
+            " this command in the service's environment"
         )
     for library in report.libraries:
         if not library.is_covered and library.state != NOT_COVERED:
@@ -414,7 +414,7 @@ def _verdict(report: Report, options: argparse.Namespace) -> str:
         return f"{_count(report.warnings, 'warning')}, which --strict treats as problems. {state}"
     if unreachable := _unreachable(report):
         return f"No response from {', '.join(unreachable)}. {state}"
-    return f"No problem found. {state}"
+    return f"No problems found. {state}"
 
 
 def _count(lines: Sequence[str], noun: str) -> str:

@@ -48,7 +48,7 @@ UNCOVERED_CLIENTS: Final = (
     "websocket-client",
     "websockets",
 )
-NOT_COVERED: Final = "no hook; name the destination with to_destination()"
+NOT_COVERED: Final = "no hook; specify the destination with to_destination()"
 CAN_BE_HOOKED: Final = "can be hooked"
 HOOKED: Final = "hooked"
 

@@ -52,19 +52,20 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = commands.add_parser(
         "explain",
         help="print whether the token would be relayed to a URL; exit with 1 if not",
-        description="Print the decision for a request to each URL, assuming a valid token that has been verified if"
-        " this service verifies tokens.",
+        description="Print the decision for a request to each URL, assuming that the caller's token is valid.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("urls", metavar="URL", nargs="+", help="a URL as the application passes it to its client")
     parser.add_argument(
-        "--without-user", action="store_true", help="explain a call that is made while no request is served"
+        "--without-user",
+        action="store_true",
+        help="explain a call that the service makes while it is not handling a request",
     )
     parser.add_argument(
         "--online",
         action="store_true",
-        help="exchange a token from standard input for the destinations that need one of their own",
+        help="exchange a token from standard input for each destination that requires its own token",
     )
     parser.add_argument("--pid", type=int, metavar="N", help="use the environment of process N (Linux)")
     parser.add_argument("--json", action="store_true", help="print one JSON object on one line for each URL")
@@ -184,7 +185,7 @@ def _no_destinations(environ: Mapping[str, str], settings: Settings, pid: int | 
         return f"{DESTINATIONS} is not set in the environment of process {pid}."
     return (
         f"{DESTINATIONS} is not set in this environment. explain reads the environment of this shell: use --pid with"
-        " the process id of the running service, or export the service's variables first."
+        " the process ID of the running service, or export the service's variables first."
     )
 
 
@@ -302,9 +303,9 @@ def _verdict(reason: Reason) -> str:
 
 # These sentences describe future requests, whereas `Reason.meaning` describes requests that were already sent.
 _MEANINGS: Final = {
-    Reason.EXCHANGED: "A request carries a token that is obtained for this destination in exchange for the caller's, if"
-    " it is sent while the caller's request is served and has no credential of its own.",
-    Reason.OWN: "A request that is sent while no request is served carries a token of the service's own.",
+    Reason.EXCHANGED: "A request carries a token that the service obtains in exchange for the caller's token, if the"
+    " request is sent while the caller's request is served and has no credential of its own.",
+    Reason.OWN: "A request that the service sends while it is not handling a request carries the service's own token.",
     Reason.RELAYED: "A request carries the token if it is sent while the caller's request is served and has no"
     " credential of its own.",
 }

@@ -30,8 +30,8 @@ def describe_netrc(host: str, environ: Mapping[str, str], pid: int | None) -> st
     except (netrc.NetrcParseError, OSError, UnicodeDecodeError):  # Clients ignore unreadable netrc files.
         return ""
     return (
-        f"{name} has an entry for this host. requests, and aiohttp with trust_env, send it as Authorization: Basic, so"
-        " such a request does not carry the token (explicit_credential)."
+        f"{name} has an entry for this host. The requests library and aiohttp (with trust_env) send the entry as"
+        " Authorization: Basic, so such a request does not carry the token (explicit_credential)."
     )
 
 

@@ -39,16 +39,16 @@ def read_token(command: str) -> tuple[str, list[str]]:
     notes = []
     if (prefix := _PREFIX.match(text)) is not None:
         text = text[prefix.end() :]
-        notes.append('The input begins with "Bearer", which was removed.')
+        notes.append('The "Bearer" prefix was removed from the input.')
     if not text:
-        raise NoToken(f"standard input contains no token; pass it as in: {command} < token.txt")
+        raise NoToken(f"standard input contains no token; pass a token, for example: {command} < token.txt")
     return text, notes
 
 
 def _read() -> str:
     data = b"" if sys.stdin is None else sys.stdin.buffer.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
-        raise NoToken(f"standard input has more than {MAX_BYTES} bytes; expected one token")
+        raise NoToken(f"standard input is larger than {MAX_BYTES} bytes; expected one token")
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):  # PowerShell writes files in this encoding.
         return data.decode("utf-16", "replace")
     return data.decode("utf-8-sig", "replace")
@@ -60,5 +60,7 @@ def _ask(command: str) -> str:
     except EOFError:
         return ""
     if len(text) >= _LONGEST_TYPED.get(sys.platform, MAX_BYTES):
-        raise NoToken(f"a terminal truncates long lines; pass the token as in: {command} < token.txt")
+        raise NoToken(
+            f"the terminal truncates long lines; pass the token from a file, for example: {command} < token.txt"
+        )
     return text

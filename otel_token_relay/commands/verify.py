@@ -34,8 +34,8 @@ if TYPE_CHECKING:  # These modules require PyJWT, which might not be installed.
 Result = Literal["accepted", "rejected", "unavailable", "not_configured"]
 
 NO_ARGUMENTS: Final = (
-    "the token is read from standard input, not from the arguments, which other users of this machine can read;"
-    " pass it as in: otel-token-relay verify < token.txt"
+    "the token is read from standard input, because other users of this machine can read command-line arguments;"
+    " for example: otel-token-relay verify < token.txt"
 )
 _EXAMPLES: Final = """\
 examples:
