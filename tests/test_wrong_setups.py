@@ -112,7 +112,7 @@ PROPAGATORS: Final = [
     off(
         "propagator of a package that is missing",
         "tracecontext,b3multi,token_relay",
-        "contains b3multi, which no installed package provides. The application does not start",
+        "contains b3multi, which no installed package provides. The application cannot start",
         startup=DOES_NOT_START,
         instead="set OTEL_PROPAGATORS=tracecontext,token_relay",
     ),
@@ -718,7 +718,7 @@ VERIFICATION: Final = [
         name="verification is required but off",
         variables=relay(),
         arguments=("--require", "relay,verify"),
-        check=says(1, f"requests are not refused if they have no valid token: set {PREFIX}VERIFY=enforce"),
+        check=says(1, f"requests without a valid token are not refused: set {PREFIX}VERIFY=enforce"),
         explain=says(0, "relayed"),
         line=("decision=relayed",),
     ),

@@ -42,7 +42,7 @@ def relay_problem(environ: Mapping[str, str]) -> str | None:
             off = "contains none before any"
             break
         if name not in known:
-            return f"{VARIABLE} contains {_unknown(name, known)} The application does not start: {proposal}"
+            return f"{VARIABLE} contains {_unknown(name, known)} The application cannot start: {proposal}"
         is_on = is_on or name == KEY
     return None if is_on else f"the relay is off, because {VARIABLE} {off} {KEY}: {proposal}, or call install()"
 

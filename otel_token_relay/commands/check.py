@@ -42,7 +42,7 @@ PARTS: Final = ("relay", "verify")
 
 _EXAMPLES = """\
 exit status:
-  0  everything that is configured works
+  0  the configuration works
   1  something does not work, nothing is configured, or a required part is off
   2  usage error
   3  an endpoint does not respond (with --online)
@@ -100,7 +100,7 @@ class Report:
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the ``check`` command to the command-line parser."""
-    summary = "report whether everything that is configured works"
+    summary = "report whether the configuration works"
     parser = commands.add_parser(
         "check",
         help=summary,
@@ -111,7 +111,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--online", action="store_true", help="fetch the issuers' metadata and keys, and look up a token"
     )
-    parser.add_argument("--pid", type=int, metavar="N", help="check the environment of process N instead of this one")
+    parser.add_argument("--pid", type=int, metavar="N", help="use the environment of process N (Linux)")
     parser.add_argument(
         "--require", type=_parts, default=(), metavar="PARTS", help="fail if a listed part (relay or verify) is off"
     )
@@ -233,14 +233,14 @@ def _differing(environ: Mapping[str, str], settings: Settings) -> Iterator[Setti
     for name, variable in VARIABLES.items():
         value = getattr(settings, name)
         found = [source for source in sources if name in source.values]
-        # The strictest value of a protective setting takes effect, even if a different source precedes it.
+        # The strictest value of a protective setting takes effect, even if the value comes from a later source.
         source = next((source for source in found if source.values[name] == value), found[0] if found else None)
         if source is not None and (value != getattr(default, name) or name in source.invalid):
             yield Setting(variable.name, conceal(_shown(value)), source.name, name in source.invalid)
 
 
 def _install_hooks() -> list[str]:
-    """Install the hooks, and return any problem.
+    """Install the hooks, and return any problems.
 
     The installation also loads the propagators in OTEL_PROPAGATORS, as an application does at startup.
     """
@@ -265,7 +265,7 @@ def _problems(
             else f"no destination is listed, so no token is relayed: set {VARIABLES['destinations'].name}"
         )
     if "verify" in options.require and settings.verify != "enforce":
-        yield f"requests are not refused if they have no valid token: set {VARIABLES['verify'].name}=enforce"
+        yield f"requests without a valid token are not refused: set {VARIABLES['verify'].name}=enforce"
     if relay_off is not None and not is_configured and settings.verify == "off" and not settings.problems:
         yield (
             "nothing is configured: to relay tokens, set OTEL_PROPAGATORS=tracecontext,baggage,token_relay and"

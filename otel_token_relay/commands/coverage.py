@@ -111,7 +111,7 @@ def installed_caches() -> dict[str, str]:
 def try_caches() -> list[Library]:
     """Import the installed caches, apply and remove their hooks, and return the results.
 
-    Only an import can determine whether the installed release contains the code to hook. Without the hooks, a cache
+    Only an import reveals whether the installed release contains the code to hook. Without the hooks, a cache
     might return one user's response to another user.
     """
     installed = installed_caches()

@@ -27,10 +27,10 @@ class Attempt:
     """The result of an attempt to obtain a token. All strings contain only printable ASCII characters.
 
     Attributes:
-        error: An `ExchangeError`, or ``rejected`` if this service rejects the caller's token; ``None`` if the server
+        error: An `ExchangeError`, ``rejected`` if this service rejects the caller's token, or ``None`` if the server
             issued a token.
         detail: A description of the problem or of the issued token.
-        advice: The recommended action, which can be ``None``.
+        advice: The recommended action, or ``None`` without a recommendation.
     """
 
     error: str | None
@@ -59,7 +59,7 @@ def try_exchange(settings: Settings, destination: Destination, value: str | None
 
     issuer = build_token_source(settings)
     if issuer is None:
-        return Attempt(error="unavailable", detail="no token can be exchanged with these settings")
+        return Attempt(error="unavailable", detail="tokens cannot be exchanged with these settings")
     try:
         caller = None if value is None else _caller(settings, value)
     except KeysUnavailable:

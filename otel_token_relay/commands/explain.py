@@ -31,8 +31,7 @@ from otel_token_relay.urls import ReadUrl, read_url
 
 _EPILOG: Final = """\
 The settings come from this shell's environment or, with --pid, from the environment in which a running process was
-started. In a shell, put entries with parameters and URLs in single quotes: an unquoted ; ends the command, and the rest
-of the value is lost.
+started. In a shell, enclose URLs and entries with parameters in single quotes, because an unquoted ; ends the command.
 
 examples:
   export OTEL_PROPAGATORS=tracecontext,baggage,token_relay
@@ -51,7 +50,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add the ``explain`` command to the command-line parser."""
     parser = commands.add_parser(
         "explain",
-        help="print whether the token would be relayed to a URL; exit with 1 if not",
+        help="print whether the token would be relayed to a URL; exit with status 1 if not",
         description="Print the decision for a request to each URL, assuming that the caller's token is valid.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -103,7 +102,8 @@ def explain(
         pid: The ID of the process to which *environ* belongs, or ``None`` for the current process.
         without_user: Whether to explain calls that the service makes while it is not handling any requests.
         as_json: Whether to print JSON.
-        is_online: Whether to obtain tokens from the authorization server. A token on standard input is exchanged.
+        is_online: Whether to obtain tokens from the authorization server, in exchange for a token from standard input
+            if necessary.
 
     Returns:
         The exit status: 0 if a token would be sent to every URL, 1 if a token would be withheld from at least one URL,
@@ -184,7 +184,7 @@ def _no_destinations(environ: Mapping[str, str], settings: Settings, pid: int | 
     if pid is not None:
         return f"{DESTINATIONS} is not set in the environment of process {pid}."
     return (
-        f"{DESTINATIONS} is not set in this environment. explain reads the environment of this shell: use --pid with"
+        f"{DESTINATIONS} is not set in this environment. explain reads this shell's environment: use --pid with"
         " the process ID of the running service, or export the service's variables first."
     )
 
@@ -235,7 +235,7 @@ class _Result:
             return f"Correct {SOURCE_HEADERS}: no token is read from any request."
         closest = self.explanation.closest
         if closest is not None and closest.is_deliberate:
-            return "Nothing, if this is intended. Otherwise, remove the entry, or its ;never."
+            return "Nothing, if this is intended. Otherwise, remove the entry or its ;never parameter."
         if closest is not None and closest.is_skipped:
             return "Correct the entry: see the problem below."
         if self.unset is not None:
@@ -301,7 +301,7 @@ def _verdict(reason: Reason) -> str:
     return f"withheld: {reason}" if outcome == "withheld" else outcome
 
 
-# These sentences describe future requests, whereas `Reason.meaning` describes requests that were already sent.
+# These sentences describe future requests, whereas `Reason.meaning` describes requests that have already been sent.
 _MEANINGS: Final = {
     Reason.EXCHANGED: "A request carries a token that the service obtains in exchange for the caller's token, if the"
     " request is sent while the caller's request is served and has no credential of its own.",

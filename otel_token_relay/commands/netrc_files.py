@@ -1,4 +1,4 @@
-"""Find the netrc entry for a host, because a client sends that entry's credential instead of the token.
+"""Find the netrc entry for a host, because some clients send that entry's credential instead of the token.
 
 This module reads netrc files but does not store or print their contents.
 """
@@ -15,7 +15,7 @@ _NAMES: Final = (".netrc", "_netrc")
 
 
 def describe_netrc(host: str, environ: Mapping[str, str], pid: int | None) -> str:
-    """Return a message about the effect of a netrc entry for *host*, or an empty string without such an entry.
+    """Return a message about the effect of a netrc entry for *host*, or an empty string if *host* has no entry.
 
     Args:
         host: The request's host.

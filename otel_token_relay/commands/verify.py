@@ -57,8 +57,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add the ``verify`` command to the command-line parser."""
     parser = commands.add_parser(
         "verify",
-        help="read a token from standard input; print whether it is accepted or why not; exit with 1 if not",
-        description="Read a token from standard input, and verify it as the service with this environment would.",
+        help="report whether this service accepts a token from standard input; exit with status 1 if not",
+        description="Read a token from standard input, and verify the token with the settings in this environment.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -205,7 +205,7 @@ def _find_token(names: Sequence[str]) -> int | None:
 
 
 class _Verification:
-    """The verification of one token, with a concurrent query of the issuer's endpoints."""
+    """A verification of one token that also queries the issuer's endpoints."""
 
     def __init__(self, settings: Settings, verifier: TokenVerifier, token: str, names: tuple[str, ...]) -> None:
         self._settings = settings

@@ -11,7 +11,7 @@ import importlib.util
 import signal
 from typing import Final
 
-# These modules come from the packages in the ``demo`` extra. The demo checks for them before it starts any process.
+# These modules come from the packages in the ``demo`` extra. The demo checks for these modules before it starts.
 _NEEDED: Final = (
     "authlib",
     "cryptography",
@@ -39,8 +39,7 @@ def run(record: str | None = None) -> int:
         record: The path of the file to which the demo writes the calls' spans, or ``None`` to write no file.
 
     Returns:
-        0 if only permitted services received tokens and rejected all invalid tokens, 130 if the user pressed Ctrl+C,
-        or 1 if the demo found a fault or could not run.
+        0 if the demo found no faults, 130 if the user pressed Ctrl+C, or 1 if the demo found a fault or could not run.
 
     Raises:
         ModuleNotFoundError: A package from the ``demo`` extra is missing.

@@ -100,8 +100,8 @@ class User:
     """A registered user. Each of the user's tokens contains the user's name in the ``sub`` claim.
 
     Attributes:
-        actor: The ``act`` claim, which identifies the service that acts for the user, or ``None`` without such a
-            service.
+        actor: The ``act`` claim, which identifies the service that acts for the user, or ``None`` if the user
+            acts directly.
     """
 
     name: str
@@ -240,7 +240,7 @@ class Store:
 
 
 class Tokens(JWTBearerTokenGenerator):
-    """The generator of the server's tokens.
+    """The server's token generator.
 
     Args:
         lifetime: The default lifetime of access tokens, in seconds.
@@ -397,7 +397,7 @@ class Server(AuthorizationServer):
     """The authorization server. The `create_app` function adds the routes.
 
     Args:
-        issuer: The URL that clients use for the server, without a trailing slash.
+        issuer: The URL at which clients reach the server, without a trailing slash.
         clients: The registered clients, keyed by ``client_id``.
         lifetime: The default lifetime of access tokens, in seconds.
     """
@@ -432,7 +432,7 @@ class Server(AuthorizationServer):
 
 
 def create_app(server: Server) -> Flask:
-    """Return a Flask application with the endpoints of *server*."""
+    """Return a Flask application with *server*'s endpoints."""
     app = Flask("authorization_server")
 
     @app.get("/.well-known/openid-configuration")
@@ -497,7 +497,7 @@ def _metadata(issuer: str) -> dict[str, Any]:
 
 class _QuietHandler(WSGIRequestHandler):
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
-        """Log nothing, because the request line after a redirect contains an authorization code."""
+        """Log nothing, because the URL of a redirected request contains an authorization code."""
 
 
 def serve(build: Callable[[str], WSGIApplication], *, port: int = 0, fd: int | None = None) -> None:

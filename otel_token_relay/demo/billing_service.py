@@ -1,4 +1,4 @@
-"""A service that accepts only tokens that are issued for billing-service, so callers' tokens must be exchanged."""
+"""A service that accepts only tokens that are issued for billing-service. Callers' tokens must be exchanged."""
 
 import logging
 import os
@@ -11,7 +11,7 @@ from starlette.routing import Route
 from otel_token_relay.verification import AsyncTokenVerifier
 from otel_token_relay.verification.asgi import BearerAuthMiddleware
 
-# At this level, the log contains the reason for each rejection. The response does not contain the reason.
+# At this level, the log contains the reason for each rejection, which the response omits.
 logging.basicConfig()
 logging.getLogger("otel_token_relay").setLevel(logging.DEBUG)
 

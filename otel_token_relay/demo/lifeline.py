@@ -2,7 +2,7 @@
 
 The parent keeps the write end of a pipe open. The operating system closes the write end when the parent exits. The
 parent runs this file as a script, which forks a guard process and then executes the program. The program has the
-process ID that the parent expects, because it replaces the script in the same process. The guard waits for the pipe to
+process ID that the parent expects, because the program replaces the script. The guard waits for the pipe to
 close. A closed pipe stays closed, so the guard also works if the parent exits before the guard starts to wait.
 
 The program must be the leader of a process group (``start_new_session=True``). The guard belongs to the same group and

@@ -20,11 +20,11 @@ from otel_token_relay.demo.lifeline import tie
 
 
 class StartFailed(Exception):
-    """An error that prevents the demo from running. If a program does not start, the message quotes its log."""
+    """An error that prevents the demo from running. The message can quote the end of a program's log."""
 
 
 class Signals:
-    """A context manager that raises an exception when a termination signal arrives, unless signals are `held`.
+    """A context manager that raises an exception when a termination signal arrives, except while `held` defers signals.
 
     ``SIGINT`` raises `KeyboardInterrupt`; the other signals raise `SystemExit`. Only the first signal
     raises an exception, because a second signal must not interrupt the cleanup.
@@ -199,7 +199,7 @@ def listen() -> tuple[socket.socket, str]:
     """
     try:
         listener = socket.create_server(("127.0.0.1", 0))
-        # Test the connection, because binding to a loopback address succeeds even if the interface is down.
+        # Test a connection, because binding to a loopback address succeeds even if the interface is down.
         with socket.create_connection(listener.getsockname(), 5), listener.accept()[0]:
             pass
     except OSError as error:

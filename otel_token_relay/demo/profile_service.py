@@ -1,4 +1,4 @@
-"""A service that user-service calls. The service requires a valid token but has no code for the relay."""
+"""A service that user-service calls. The service requires a valid token but contains no code for the relay."""
 
 import asyncio
 import logging
@@ -15,7 +15,7 @@ from otel_token_relay.verification.fastapi import Principal, current_principal
 ISSUER = os.environ["ISSUER"]
 THIRD_PARTY = os.environ["THIRD_PARTY"]
 
-# At this level, the log contains the reason for each rejection. The response does not contain the reason.
+# At this level, the log contains the reason for each rejection, which the response omits.
 logging.basicConfig()
 logging.getLogger("otel_token_relay").setLevel(logging.DEBUG)
 

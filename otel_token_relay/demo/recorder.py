@@ -47,8 +47,8 @@ class Note:
 
     Attributes:
         receiver: The service that received the request.
-        trace_id: The trace ID in hexadecimal, or an empty string without a ``traceparent`` header.
-        span_id: The sender's span ID in hexadecimal, or an empty string without a ``traceparent`` header.
+        trace_id: The trace ID in hexadecimal; empty if the request has no ``traceparent`` header.
+        span_id: The sender's span ID in hexadecimal; empty if the request has no ``traceparent`` header.
         client: The first word of the ``User-Agent`` header, such as ``python-httpx/0.28.1``.
         credentials: The number of ``Authorization`` header lines.
         tokens: All tokens in the request's target, headers, and body.

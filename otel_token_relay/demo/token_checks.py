@@ -37,7 +37,7 @@ class Outcome:
     """The result of a token check.
 
     Attributes:
-        error: The error code in the challenge (RFC 6750, section 3.1), or an empty string without an error code.
+        error: The error code in the challenge (RFC 6750, section 3.1); empty if the challenge has no error code.
         name: The user whom the service identified, or an empty string if the service rejected the request.
         reason: The reason for the rejection, from the service's log.
     """
@@ -76,7 +76,7 @@ def run_check(check: TokenCheck, client: httpx.Client, log: Path, path: str = "/
 
 
 def find_fault(outcome: Outcome) -> str | None:
-    """Return a description of any difference from the expected outcome, or ``None`` without a difference."""
+    """Return a description of any difference from the expected outcome, or ``None`` if the outcomes are equal."""
     check = outcome.check
     actual = (outcome.status, outcome.error, outcome.name, outcome.reason)
     if not check.reason:

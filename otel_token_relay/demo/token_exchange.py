@@ -1,4 +1,4 @@
-"""Implement token exchange (RFC 8693) for the demo's authorization server, because Authlib does not implement it.
+"""Implement token exchange (RFC 8693), which Authlib does not support, for the demo's authorization server.
 
 A service exchanges an access token that the service has received for a token with a different audience. Both tokens
 have the same subject. If the service sends its own access token as ``actor_token``, the issued token's ``act`` claim
@@ -65,7 +65,7 @@ def read_exchange(
         form: The request's parameters.
         client_id: The authenticated client.
         audiences: The values of the ``audience`` and ``resource`` parameters.
-        services: The names of the services that tokens can be issued for. A service's URI is ``https://`` plus the
+        services: The names of the services for which tokens can be issued. A service's URI is ``https://`` plus the
             service's name.
         find_token: A callable that finds an issued access token by its value. The callable returns ``None`` for an
             invalid token.

@@ -26,7 +26,7 @@ _SPECIAL: Final = re.compile(r"[^A-Za-z0-9 ,._/-]")
 
 
 def write_mermaid(run: Run) -> str:
-    """Return the Mermaid source code of the diagram."""
+    """Return the diagram's Mermaid source code."""
     ids = {lane: f"p{number}" for number, lane in enumerate(run.lanes)}
     lines = ["sequenceDiagram", f"    %% {run.summary()}"]
     lines += [f"    participant {ids[lane]} as {escape(lane, _MAX_NAME)}" for lane in run.lanes]
@@ -46,7 +46,7 @@ def write_mermaid(run: Run) -> str:
 
 def escape(text: str, limit: int) -> str:
     """Truncate *text* to *limit* characters, and escape special characters."""
-    # Replace an empty or blank string, because it would cause a syntax error.
+    # Replace an empty or blank string, which would cause a syntax error.
     return _SPECIAL.sub(lambda found: f"#{ord(found[0])};", shorten(text, limit)).strip() or "#32;"
 
 

@@ -1,6 +1,6 @@
 """Convert spans to a run, which consists of the services and the hops of each trace.
 
-Hops are in the order of the call hierarchy. Only siblings are ordered by time, because the services' clocks can differ.
+Hops follow the call hierarchy. Only siblings are ordered by time, because the services' clocks can differ.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _DECISIONS: Final = frozenset({RELAYED, EXCHANGED, OWN, WITHHELD})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hop:
-    """A hop, which a picture displays as an arrow. `texts.clean` has processed all strings.
+    """A hop, which a picture displays as an arrow. All strings are sanitized by `texts.clean`.
 
     Attributes:
         outcome: One of `OUTCOMES`.
@@ -75,7 +75,7 @@ class Trace:
     """A trace, limited to the hops that the picture displays.
 
     Attributes:
-        trace_id: The trace ID, as processed by `texts.clean`.
+        trace_id: The sanitized trace ID.
         user: The caller's name, or an empty string if the recording does not contain the name.
         hidden: The number of hops in this trace that the picture omits.
         notes: Notes about this trace, one sentence each.
@@ -115,7 +115,7 @@ class Run:
         return Counter(hop.outcome for trace in self.traces for hop in trace.hops)
 
     def summary(self) -> str:
-        """Return a sentence that states the numbers of displayed hops and traces."""
+        """Return a sentence that states how many hops and traces the picture displays."""
         hops, traces = _count(self.all_hops, "hop"), _count(self.all_traces, "trace")
         if self.shown_hops == self.all_hops:
             return f"{hops} in {traces}."
@@ -127,7 +127,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def build_run(recording: Recording, *, max_hops: int) -> Run:
-    """Build the run from a recording.
+    """Build a run from a recording.
 
     Args:
         max_hops: The maximum number of hops to display. Earlier traces take precedence.

@@ -1,4 +1,4 @@
-"""Read spans from OTLP JSON files that the OpenTelemetry Collector's file exporter or ``demo --record`` wrote.
+"""Read spans from OTLP JSON files that the OpenTelemetry Collector's file exporter or ``demo --record`` writes.
 
 A file contains one or more ExportTraceServiceRequest messages, one per line. Messages with logs or metrics are ignored.
 

@@ -13,7 +13,7 @@ from otel_token_relay.authentication import Authenticator, ErrorResponse, Reques
 from otel_token_relay.boundary import Boundary
 from otel_token_relay.token import BearerToken
 
-# This path does not match any exclusion from verification.
+# No verification exclusion matches this path.
 _NO_PATH: Final = RequestPath(None, "")
 
 # The open blocks of the current thread or task, each with the value that `attach` returned.
@@ -21,7 +21,7 @@ _open: Final[ContextVar[tuple[tuple[Boundary, Any], ...]]] = ContextVar("otel_to
 
 
 class CallerRefused(AssertionError):
-    """The error for a caller whose token is rejected although the settings require a verified token."""
+    """The error for a caller whose token is rejected when the settings require a verified token."""
 
     def __init__(self, name: str, error_response: ErrorResponse) -> None:
         reason = error_response.reason or error_response.error

@@ -81,7 +81,7 @@ def _patch_responses(module: ModuleType, patches: Patches) -> None:
 
     patches.wrap(module.RequestsMock, "unbound_on_send", build_unbound)
     patches.wrap(adapters.HTTPAdapter, "add_headers", build_add_headers)
-    # If a mock has already started, it has replaced ``send``.
+    # A mock that has already started has replaced ``send``.
     if adapters.HTTPAdapter.send.__module__ == module.__name__:
         patches.wrap(adapters.HTTPAdapter, "send", build_send)
 
@@ -110,11 +110,11 @@ def _patch_requests_mock(module: ModuleType, patches: Patches) -> None:
 
 
 def _decide(respond: Callable[[Any], Any], request: Any) -> Any:
-    """Add the header to a copy of the request if the relay allows it, and return the mock's response.
+    """Pass the mock a copy of the request to which the relay can add the header, and return the mock's response.
 
     Args:
         respond: A callable that passes a request to the mock.
-        request: The application's `requests.PreparedRequest`, to which the header is not added.
+        request: The application's `requests.PreparedRequest`, which remains without the header.
     """
     current = runtime.installed
     if current is None or not current.clients_are_hooked:
@@ -148,7 +148,7 @@ def _decide(respond: Callable[[Any], Any], request: Any) -> Any:
 
 
 def _recording_later(relay: Relay) -> tuple[Relay, list[tuple[Any, ...]]]:
-    """Return a list, and a copy of the relay that adds its records to this list instead of writing the records."""
+    """Return a copy of the relay that collects its records in a list, and return the list."""
     records: list[tuple[Any, ...]] = []
     later: Any = copy.copy(relay)
     later._record = lambda *record: records.append(record)
@@ -169,7 +169,7 @@ def _has_header(request: Any, name: str) -> HasHeader:
 
 
 def _warn(hook: _MockHook, error: Exception) -> None:
-    message = f"mocks of {hook.module} do not see the header that the relay adds: {error}"
+    message = f"mocks of {hook.module} do not receive the header that the relay adds: {error}"
     warnings.warn(message, RuntimeWarning, stacklevel=2)
 
 

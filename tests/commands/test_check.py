@@ -489,7 +489,7 @@ def test_no_part_of_a_password_is_shown(scheme: str, before: str, after: str) ->
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        pytest.param([], "report whether everything", id="no command"),
+        pytest.param([], "report whether the configuration", id="no command"),
         pytest.param(["chek"], "chek", id="no such command"),
         pytest.param(["check", "--yaml"], "--yaml", id="no such flag"),
     ],
