@@ -29,30 +29,15 @@ PARALLEL = ("-n", str(2 * (os.cpu_count() or 1)), "--dist", "worksteal")
 EXTRAS = "verify,exchange,demo"
 # Today's frameworks require newer packages than the oldest supported OpenTelemetry allows. These tests use
 # only their own clients and servers.
-OLDEST_TESTS = [line for line in (ROOT / "requirements" / "oldest-tests.txt").read_text().split() if line]
+OLDEST_TESTS = (ROOT / "requirements" / "oldest-tests.txt").read_text().split()
 
 # Tests whose results depend on the programs that they start, not on the version of Python or of a library.
-# `make test` runs them; with FULL_MATRIX=1, every session runs them.
+# `make test` and `make test-programs` run them; with FULL_MATRIX=1, every session runs them.
 PROGRAMS = (
-    "tests/attacks/test_configuration_file.py",
-    "tests/attacks/test_h01_moved_paths.py",
-    "tests/attacks/test_h02_enforcement.py",
+    *(ROOT / "requirements" / "program-tests.txt").read_text().split(),
     "tests/demo",
     "tests/docs",
-    "tests/exchange/test_envoy.py",
-    "tests/exchange/test_real_servers.py",
-    "tests/pictures/test_page_in_browser.py",
     "tests/promises/test_zero_code.py",
-    "tests/redaction/test_live_leaks.py",
-    "tests/servers/test_refusing.py",
-    "tests/servers/test_web_servers.py",
-    "tests/test_benchmarks.py",
-    "tests/test_soak.py",
-    "tests/test_soak_threads.py",
-    "tests/test_startup.py",
-    "tests/test_wrong_setups.py",
-    "tests/verification/test_examples.py",
-    "tests/verification/test_real_issuers.py",
 )
 
 # Tests of code that uses no library. `make test` runs them; with FULL_MATRIX=1, every session runs them.

@@ -845,7 +845,7 @@ def _check_choices_and_lists(settings: Settings) -> None:
         if getattr(settings, name) not in choices:
             raise ConfigurationError(name, f"expected one of {', '.join(filter(None, choices))}")
     for name, rule, is_good in (
-        ("audience", "expected names of this service, none of them empty", bool),
+        ("audience", "expected non-empty names for this service", bool),
         ("algorithms", f"expected one or more of {', '.join(ALGORITHMS)}", ALGORITHMS.__contains__),
         ("verify_exclude", "expected paths that start with /, or such paths followed by /*", is_exclusion),
         ("redact_keys", "expected a sequence of non-empty attribute keys", str.strip),
@@ -901,7 +901,7 @@ def _check_files_and_metadata(settings: Settings) -> None:
     for name in ("ca_file", "jwks_token_file"):
         path = getattr(settings, name)
         if not isinstance(path, str) or "\0" in path:
-            raise ConfigurationError(name, "expected the path of a file")
+            raise ConfigurationError(name, "expected a file path")
     if not isinstance(settings.realm, str) or not _is_quotable(settings.realm):
         raise ConfigurationError("realm", "expected ASCII text without quotes or backslashes")
     if settings.resource_metadata and not is_resource(settings.resource_metadata):

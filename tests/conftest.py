@@ -56,9 +56,17 @@ def clean_process():
     """Check that nothing is installed before the test, and uninstall everything after it."""
     assert hook_states() == {}, "the previous test did not uninstall"
     textmap = get_global_textmap()
+    servers = _grpc_servers()
     yield
     uninstall()
     set_global_textmap(textmap)
+    if servers:
+        assert _grpc_servers() == servers, "the test left a wrapper around grpc.server"
+
+
+def _grpc_servers() -> list[object]:
+    """Return the functions that create gRPC servers, if gRPC is imported."""
+    return [module.server for module in map(sys.modules.get, ("grpc", "grpc.aio")) if module is not None]
 
 
 @pytest.fixture

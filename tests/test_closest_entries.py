@@ -54,22 +54,22 @@ def closest(url: str, *entries: str, refused: tuple[str, ...] = ()) -> str | Non
         (
             "http://127.0.0.1:8001",
             "http://localhost:8001",
-            "127.0.0.1 and localhost are different origins, even if both are this machine",
+            "127.0.0.1 and localhost are different origins, even if both refer to this machine",
         ),
         (
             "http://localhost",
             "http://[::1]",
-            "localhost and ::1 are different origins, even if both are this machine",
+            "localhost and ::1 are different origins, even if both refer to this machine",
         ),
         (
             "http://0.0.0.0:8001",
             "http://localhost:8001",
-            "0.0.0.0 and localhost are different origins, even if both are this machine",
+            "0.0.0.0 and localhost are different origins, even if both refer to this machine",
         ),
         (
             "https://api.example.com",
             "https://example.com",
-            "the host differs: api.example.com is below example.com, which does not include the names below it",
+            "the host differs: api.example.com is a subdomain of example.com, which does not match subdomains",
         ),
         (
             "https://profile",
@@ -127,7 +127,7 @@ def test_a_skipped_entry_is_named() -> None:
     found = closest_entry(Origin("https", "a", 443), policy("https://*", refused=("https://a",)))
 
     assert found is not None
-    assert str(found) == "https://a; the entry is skipped, because it is invalid or contradicts another entry"
+    assert str(found) == "https://a; the entry is skipped because it is invalid or contradicts another entry"
     assert (found.is_deliberate, found.is_skipped) == (False, True)
 
 

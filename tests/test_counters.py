@@ -109,7 +109,7 @@ def test_a_provider_that_fails_is_tried_again(
     with caplog.at_level(logging.DEBUG, "otel_token_relay"):
         counter.prepare()
     assert counter.created is None
-    assert caplog.messages == ["the counter token_relay.tests cannot be created yet"]
+    assert caplog.messages == ["the token_relay.tests counter cannot be created yet"]
 
     provider.is_broken = False
     counter.prepare()

@@ -265,4 +265,4 @@ def test_a_span_that_raises_does_not_stop_the_request(log: pytest.LogCaptureFixt
     log.set_level(logging.DEBUG, "otel_token_relay")
     recorder.record(Reason.RELAYED, context)
 
-    assert log.messages == ["a decision could not be recorded"]
+    assert log.messages == ["cannot record a decision"]

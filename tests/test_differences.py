@@ -16,8 +16,8 @@ ISSUER = "https://idp.example/realms/a"
     [
         (ISSUER, None),
         (f"{ISSUER}/", "an extra trailing slash"),
-        (f" {ISSUER}\n", "white space around it"),
-        ("https://idp.example/Realms/A", "upper and lower case differ"),
+        (f" {ISSUER}\n", "leading or trailing white space"),
+        ("https://idp.example/Realms/A", "the capitalization differs"),
         ("http://idp.example/realms/a", "the scheme differs"),
         ("https://idp.example:8443/realms/a", "the port differs"),
         ("https://idp.example/realms/b", "the path differs"),
@@ -42,8 +42,8 @@ def test_the_difference_is_named_from_the_side_of_the_actual_value() -> None:
 
 def test_the_prefix_of_an_application_id() -> None:
     """Entra ID writes some audiences with and some without api://."""
-    assert describe_difference("api://orders", "orders") == "the prefix api:// differs"
-    assert describe_difference("orders", "api://orders") == "the prefix api:// differs"
+    assert describe_difference("api://orders", "orders") == "the api:// prefix differs"
+    assert describe_difference("orders", "api://orders") == "the api:// prefix differs"
     assert describe_difference("orders", "api://billing") is None
 
 

@@ -43,12 +43,15 @@ ERRORS = [
         TokenRejected("bad_signature"), {"reason": "bad_signature"}, "token rejected: bad_signature", id="rejected"
     ),
     pytest.param(
-        KeysUnavailable(), {"retry_after": 1.0}, "signing keys or introspection result unavailable", id="keys"
+        KeysUnavailable(),
+        {"retry_after": 1.0},
+        "cannot verify the token, because the issuer does not respond",
+        id="keys",
     ),
     pytest.param(
         KeysUnavailable(7.5),
         {"retry_after": 7.5},
-        "signing keys or introspection result unavailable",
+        "cannot verify the token, because the issuer does not respond",
         id="keys, with a time",
     ),
 ]

@@ -201,7 +201,7 @@ def test_a_callback_that_fails_does_not_stop_a_half_import(
 
     assert importlib.import_module(name).function() == ["original"]
     assert [(record.levelno, record.getMessage()) for record in caplog.records] == [
-        (logging.ERROR, f"token relay cannot hook {name}, which is left unchanged")
+        (logging.ERROR, f"token relay cannot hook {name}, which remains unchanged")
     ]
 
 

@@ -174,4 +174,6 @@ def test_a_response_that_cannot_be_marked_reaches_the_application(caplog: pytest
     with caplog.at_level(logging.ERROR, logger="otel_token_relay"):
         assert marker(True, mark_urllib3)(response) is response
 
-    assert caplog.messages == ["token relay: a cache may store a SimpleNamespace, because of a AttributeError"]
+    assert caplog.messages == [
+        "token relay: a SimpleNamespace is not marked, so a cache might store it: AttributeError"
+    ]

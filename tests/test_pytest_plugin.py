@@ -197,7 +197,7 @@ def test_call(token_relay):
     result.assert_outcomes(errors=3, passed=1)
     result.stdout.fnmatch_lines(["*unexpected keyword argument 'destination'*"])
     result.stdout.fnmatch_lines(["*destinations*"])
-    result.stdout.fnmatch_lines(["*takes fields of Settings by name*"])
+    result.stdout.fnmatch_lines(["*accepts only keyword arguments for Settings fields*"])
 
 
 # Isolation

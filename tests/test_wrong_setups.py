@@ -314,7 +314,7 @@ VALUES: Final = [
         explain=says(
             1,
             "withheld: explicit_credential",
-            "a username, a signature, or a token in the URL",
+            "or the URL (a username, signature, or token)",
             "expected keep or replace",
         ),
         line=("decision=withheld", "reason=explicit_credential"),
@@ -404,13 +404,13 @@ ENTRIES: Final = [
     entry(
         "gRPC scheme",
         "grpc://profile-service:50051",
-        "a gRPC target is written https://host:port with TLS and http://host:port without TLS",
+        "for a gRPC target, write https://host:port with TLS or http://host:port without TLS",
         url=f"{PROFILE}:50051/",
     ),
     unreadable(
         "Unix socket",
         "unix:///run/app.sock",
-        "the scheme unix is not supported: a request to such a target never gets a token",
+        "the scheme unix is not supported: requests to such targets never get a token",
         never=("must not contain a path",),
     ),
     entry("port by name", f"{PROFILE}:https", f'the port "https" is not a number; did you mean {PROFILE}:443?'),
@@ -428,13 +428,17 @@ ENTRIES: Final = [
     entry(
         "misspelled parameter", f"{PROFILE};require", f"unknown parameter ;require; did you mean {PROFILE};required?"
     ),
-    entry("value of a flag", f"{PROFILE};required=true", f";required takes no value; write {PROFILE};required"),
-    entry("parameter after a comma", f"{PROFILE},required", "required is a parameter, which follows a semicolon"),
-    entry("other parameters beside never", f"{PROFILE};never;required", ";never excludes all other parameters"),
+    entry(
+        "value of a flag", f"{PROFILE};required=true", f";required does not accept a value; write {PROFILE};required"
+    ),
+    entry("parameter after a comma", f"{PROFILE},required", "required is a parameter and must follow a semicolon"),
+    entry(
+        "other parameters beside never", f"{PROFILE};never;required", ";never cannot be combined with other parameters"
+    ),
     entry("short name of audience", f"{PROFILE};aud=profile", f"did you mean {PROFILE};audience=profile?"),
     entry("audience without a value", f"{PROFILE};audience=", "the parameter audience requires a value: ;audience=..."),
     entry("comma in a scope", f"{PROFILE};scope=a,b", f"write {PROFILE};scope=a%2Cb or {PROFILE};scope=a,https://b"),
-    entry("percent sign in a scope", f"{PROFILE};scope=100%", "write it as %25"),
+    entry("percent sign in a scope", f"{PROFILE};scope=100%", "write % as %25"),
     entry("user info", f"https://me:{SECRET}@profile-service", "must not contain a user name or password; write"),
     entry("address without brackets", "https://::1", "an IPv6 address must be in brackets", url="https://[::1]/"),
     entry(
@@ -472,9 +476,9 @@ ENTRIES: Final = [
     SetUp(
         name="entries that contradict each other",
         variables=relay(DESTINATIONS=f"{PROFILE},{PROFILE};required"),
-        check=says(1, f"two entries for {PROFILE} contradict each other; both are skipped"),
+        check=says(1, f"two entries for {PROFILE} contradict each other; both entries are skipped"),
         explain=says(1, "withheld: destination_not_listed", "the entry is skipped", "contradict each other"),
-        startup=("contradict each other; both are skipped",),
+        startup=("contradict each other; both entries are skipped",),
         line=(*NOT_LISTED, "contradicts another entry"),
     ),
     SetUp(
@@ -634,7 +638,7 @@ CALLS: Final = [
         "address of localhost",
         "http://localhost:8000",
         "http://127.0.0.1:8000/",
-        "127.0.0.1 and localhost are different origins, even if both are this machine",
+        "127.0.0.1 and localhost are different origins, even if both refer to this machine",
     ),
     call("excluded origin", "https://*.internal,https://pay.internal;never", "https://pay.internal/", ";never"),
     call(
@@ -679,8 +683,8 @@ def valid(issuer: Issuer) -> str:
     return make_token(claims(issuer.url))
 
 
-PLAIN_HTTP_ISSUER: Final = "http://login.example: keys are not fetched over plain http, unless plaintext_issuers"
-ISSUER_FORM: Final = "login.example: expected an https URL; an issuer with any other name requires jwks_uri"
+PLAIN_HTTP_ISSUER: Final = "http://login.example: keys are fetched over plain http only if plaintext_issuers"
+ISSUER_FORM: Final = "login.example: expected an https URL; any other issuer requires jwks_uri"
 
 VERIFICATION: Final = [
     cannot_start("no issuer", without(verifying(), ".ISSUERS"), missing="ISSUERS"),
@@ -789,7 +793,7 @@ TOKENS: Final = [
         "issuer in another case",
         lambda issuer: make_token(claims(f"{issuer.url}/realms/a")),
         "unknown_issuer",
-        "(upper and lower case differ)",
+        "(the capitalization differs)",
         EXACTLY,
         ISSUERS="{issuer}/Realms/a",
     ),
@@ -819,11 +823,15 @@ TOKENS: Final = [
         "audience of Entra",
         changed(aud="api://profile-service"),
         "wrong_audience",
-        "(the prefix api:// differs)",
+        "(the api:// prefix differs)",
         f"If this is one of this service's names, add it to {PREFIX}AUDIENCE",
     ),
     rejected(
-        "no audience", changed(aud=...), "missing_claim", "the token lacks aud", "The issuer must add them, for example"
+        "no audience",
+        changed(aud=...),
+        "missing_claim",
+        "the token lacks aud",
+        "The issuer must add the missing claims, for example",
     ),
     rejected(
         "another algorithm",
@@ -844,7 +852,7 @@ TOKENS: Final = [
         "not signed",
         lambda issuer: unsigned({"alg": "none", "typ": "at+jwt"}, claims(issuer.url)),
         "malformed",
-        "form: its signature is empty",
+        "form: the signature is empty",
         "The token is not signed",
     ),
     rejected(
@@ -852,7 +860,7 @@ TOKENS: Final = [
         lambda issuer: make_token(claims(issuer.url), typ="JWT"),
         "wrong_type",
         "typ: expected at+jwt; the token has JWT",
-        f"Set {PREFIX}PROFILE=generic if this issuer's access tokens have a different type",
+        f"Set {PREFIX}PROFILE=generic if this issuer's access tokens have a type other than at+jwt",
     ),
     rejected(
         "ID token",
@@ -902,57 +910,57 @@ TOKENS: Final = [
         "times in milliseconds",
         lambda issuer: make_token(claims(issuer.url, exp=soon(600) * 1000)),
         "invalid_claim",
-        "expected a number of seconds since 1970; the token has a larger number, such as a number of milliseconds",
-        "The issuer must send this claim in the form required by RFC 7519",
+        "expected a number of seconds since 1970; the token has a number that is too large",
+        "The issuer must send this claim in the format required by RFC 7519",
     ),
     rejected(
         "time as text",
         lambda issuer: make_token(claims(issuer.url, exp=str(soon(600)))),
         "invalid_claim",
         "exp: expected a number of seconds since 1970; the token has a string",
-        "The issuer must send this claim in the form required by RFC 7519",
+        "The issuer must send this claim in the format required by RFC 7519",
     ),
     rejected(
         "opaque",
         lambda issuer: OPAQUE,
         "malformed",
-        "form: it has one part; a signed token has three, separated by dots",
+        "form: the token has one part; a signed token has three parts, separated by dots",
         "Check that this is the access token. An opaque token has no parts",
     ),
     rejected(
         "encrypted",
         lambda issuer: "eyJhbGciOiJSU0EtT0FFUCJ9.a.b.c.d",
         "malformed",
-        "it has five parts, so it is an encrypted token (JWE)",
-        "Have the issuer only sign its tokens",
+        "the token has five parts, so it is an encrypted token (JWE)",
+        "Configure the issuer to sign tokens without encrypting them",
     ),
     rejected(
         "without its signature",
         lambda issuer: valid(issuer).rpartition(".")[0],
         "malformed",
-        "form: it has 2 parts",
+        "form: the token has 2 parts",
         "Copy the whole token again",
     ),
     rejected(
         "cut",
         lambda issuer: valid(issuer)[:-30],
         "bad_signature",
-        "signature: it was not made with the issuer's key k1, or the token was changed afterward",
+        "signature: the token was not signed with the issuer's key k1, or was modified afterward",
         "Copy the whole token again",
     ),
     rejected(
         "signed by another environment",
         lambda issuer: make_token(claims(issuer.url), name="second"),
         "bad_signature",
-        "it was not made with the issuer's key k1",
-        "Copy the whole token again. If it is complete, another system has signed it",
+        "the token was not signed with the issuer's key k1",
+        "Copy the whole token again. If the token is complete, a different system signed it",
     ),
     rejected(
         "unknown key",
         lambda issuer: make_token(claims(issuer.url), kid="k2"),
         "unknown_key",
         "kid: expected k1 from the issuer's key set; the token has k2",
-        "Check that the token comes from this issuer",
+        "Check that the token was not issued by a different environment",
     ),
     rejected(
         "no name of a key",
@@ -966,13 +974,13 @@ TOKENS: Final = [
         changed(cnf={"jkt": "x" * 43}),
         "sender_constrained",
         "cnf: expected a bearer token without cnf; the token is bound to DPoP (jkt)",
-        "Have the issuer send this client bearer tokens",
+        "Configure the issuer to send bearer tokens to this client",
     ),
     unreadable_token(
         "in quotes",
         lambda issuer: f'"{valid(issuer)}"',
         NOT_A_TOKEN,
-        says(1, "rejected: malformed", "it is in quotation marks", "Remove the quotation marks"),
+        says(1, "rejected: malformed", "the token is in quotation marks", "Remove the quotation marks"),
     ),
     unreadable_token(
         "Bearer twice",
@@ -984,13 +992,13 @@ TOKENS: Final = [
         "with a line break",
         lambda issuer: f"{valid(issuer)[:80]}\n{valid(issuer)[80:]}",
         NOT_A_TOKEN,
-        says(1, "rejected: malformed", "it contains line breaks"),
+        says(1, "rejected: malformed", "the token contains line breaks"),
     ),
     unreadable_token(
         "two",
         lambda issuer: f"{valid(issuer)}, {valid(issuer)}",
         ("reason=ambiguous", "or the header's value contains a comma"),
-        says(1, "rejected: malformed", "it contains white space"),
+        says(1, "rejected: malformed", "the token contains whitespace"),
     ),
     SetUp(
         name="token: too long",
@@ -999,7 +1007,7 @@ TOKENS: Final = [
         works=ONLY_THE_TOKEN,
         check=says(0, NO_PROBLEM, f"{PREFIX}MAX_LENGTH = 100"),
         explain=says(0, "relayed"),
-        verify=says(1, "rejected: too_long", "length: expected at most 100 characters", f"raise {PREFIX}MAX_LENGTH"),
+        verify=says(1, "rejected: too_long", "length: expected at most 100 characters", f"increase {PREFIX}MAX_LENGTH"),
         line=("verification=refused", "reason=too_long", f"The token is longer than {PREFIX}MAX_LENGTH characters"),
     ),
 ]
@@ -1040,12 +1048,12 @@ ISSUERS: Final = [
     issuer_of(
         "metadata of another issuer",
         lambda issuer: issuer.metadata.update(issuer="https://login.example"),
-        "the document names another issuer",
+        "the document specifies a different issuer",
     ),
     issuer_of(
         "metadata with a slash",
         lambda issuer: issuer.metadata.update(issuer=f"{issuer.url}/"),
-        "the document names another issuer (an extra trailing slash)",
+        "the document specifies a different issuer (an extra trailing slash)",
     ),
     issuer_of("no jwks_uri", lambda issuer: issuer.metadata.pop("jwks_uri"), "the document has no jwks_uri"),
     issuer_of(
@@ -1155,13 +1163,13 @@ def broken(name: str, reason: str, **changes: Any) -> SetUp:
 
 FILES: Final = [
     broken("missing", "No such file or directory"),
-    broken("not YAML", "it cannot be parsed (ParserError in line 1)", file="propagator: {token_relay: [}]}"),
-    broken("not JSON", "it cannot be parsed (JSONDecodeError in line 1)", file="{'token_relay'", suffix=".json"),
+    broken("not YAML", "it cannot be parsed (ParserError on line 1)", file="propagator: {token_relay: [}]}"),
+    broken("not JSON", "it cannot be parsed (JSONDecodeError on line 1)", file="{'token_relay'", suffix=".json"),
     SetUp(
         name="file: not YAML, without settings of ours",
         variables=FILE | relay(),
         file="tracer_provider: [",
-        check=says(1, "it cannot be parsed (ParserError in line 1); OpenTelemetry does not start"),
+        check=says(1, "it cannot be parsed (ParserError on line 1); OpenTelemetry does not start"),
         explain=says(0, "relayed", "OpenTelemetry does not start"),
         startup=("OpenTelemetry does not start",),
         line=("decision=relayed",),
@@ -1209,7 +1217,7 @@ FILES: Final = [
     in_file(
         "variable that is not set",
         ("destinations: ['${PROFILE_URL}']",),
-        "the entry '' is skipped: it is empty; if it refers to a variable, that variable is not set",
+        "the entry '' is skipped: it is empty; if the entry is a reference to a variable, that variable is not set",
     ),
     in_file(
         "path",

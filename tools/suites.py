@@ -137,7 +137,7 @@ def read_outcomes(lines: Iterable[str]) -> dict[str, Outcome]:
 
 
 def compare(off: Mapping[str, Outcome], on: Mapping[str, Outcome]) -> list[Difference]:
-    """Return the tests whose outcomes differ, sorted by name. Different messages alone are no difference."""
+    """Return the tests whose outcomes differ, sorted by name. Outcomes that differ only in their messages are equal."""
     absent = Outcome("absent", "")
     pairs = ((test, off.get(test, absent), on.get(test, absent)) for test in sorted({*off, *on}))
     return [

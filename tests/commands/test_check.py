@@ -394,7 +394,7 @@ def test_lines_fit_the_terminal(columns: str) -> None:
     ("fault", "status", "words"),
     [
         (None, 0, ["No problems found", "Endpoints", "/jwks: 1 usable key"]),
-        ("metadata", 1, ["1 problem found", "this issuer's tokens cannot be verified", "another issuer"]),
+        ("metadata", 1, ["1 problem found", "this issuer's tokens cannot be verified", "a different issuer"]),
         ("keys", 1, ["this issuer's tokens cannot be verified: key set", "empty"]),
         ("down", 3, ["No response from http://127.0.0.1", "connection refused"]),
     ],

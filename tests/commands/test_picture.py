@@ -101,4 +101,4 @@ def test_a_page_that_cannot_be_written(recording: str, tmp_path: Path) -> None:
     ran = subprocess.run(command, capture_output=True, text=True)
 
     assert (ran.returncode, ran.stdout) == (1, "")
-    assert ran.stderr == "otel-token-relay: error: the output cannot be written: No such file or directory\n"
+    assert ran.stderr == "otel-token-relay: error: cannot write the output: No such file or directory\n"

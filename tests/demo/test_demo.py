@@ -176,7 +176,7 @@ def test_recording_to_a_place_that_cannot_be_written(start, tmp_path):
     output, _ = process.communicate(timeout=120)
 
     assert process.returncode == 1
-    assert "otel-token-relay: error: the output cannot be written: No such file or directory" in output
+    assert "otel-token-relay: error: cannot write the output: No such file or directory" in output
     assert "alice" not in output
     assert survivors() == []
 

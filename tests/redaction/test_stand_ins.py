@@ -1,4 +1,4 @@
-"""What stands where a secret could be stays, and no generated secret is mistaken for it."""
+"""Placeholders are not masked, and no generated secret is mistaken for a placeholder."""
 
 from __future__ import annotations
 

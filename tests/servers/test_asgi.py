@@ -10,8 +10,7 @@ from opentelemetry import propagate
 from opentelemetry.context import Context
 from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware, asgi_getter
 
-from otel_token_relay import Settings, TokenRelayPropagator, current_token, install, uninstall, use_token
-from otel_token_relay import credentials as door
+from otel_token_relay import Settings, TokenRelayPropagator, credentials, current_token, install, uninstall, use_token
 from otel_token_relay.boundary import BOUNDARY_KEY
 from otel_token_relay.patching import Patches
 from otel_token_relay.runtime import Runtime
@@ -396,8 +395,10 @@ def test_an_uninstalled_application_is_restored():
 def test_an_inner_boundary_does_not_parse_the_same_header_again(monkeypatch):
     """All boundaries use the credentials that the outer one has parsed, while the header is the same text."""
     parsed = []
-    parse = door.parse_credentials
-    monkeypatch.setattr(door, "parse_credentials", lambda *args, **rest: parsed.append(1) or parse(*args, **rest))
+    parse = credentials.parse_credentials
+    monkeypatch.setattr(
+        credentials, "parse_credentials", lambda *args, **rest: parsed.append(1) or parse(*args, **rest)
+    )
     recorder = Recorder()
     app = TokenRelayMiddleware(TokenRelayMiddleware(recorder, Settings()), Settings())
 

@@ -196,7 +196,7 @@ def test_a_server_whose_attribute_was_renamed_is_reported(
 
     assert hook_states()["daphne.server"] == "AttributeError: Server has no application"
     first, second = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
-    assert first == "token relay cannot hook daphne.server, which is left unchanged: Server has no application"
+    assert first == "token relay cannot hook daphne.server, which remains unchanged: Server has no application"
     assert "requests to daphne.server " in second
 
 

@@ -54,7 +54,7 @@ def results_of(report: IssuerReport) -> list[tuple[str, str, str, str]]:
 
 OPENID = "/.well-known/openid-configuration"
 RFC8414 = "/.well-known/oauth-authorization-server"
-TRUSTED = ("metadata", OPENID, "ok", "the document names this issuer and its key set")
+TRUSTED = ("metadata", OPENID, "ok", "the document specifies this issuer and its key set")
 NOT_NEEDED = ("metadata", RFC8414, "unused", "status 404; not needed")
 
 
@@ -111,8 +111,8 @@ def test_several_keys_are_reported_with_their_algorithms_and_problems(issuer: Is
 
     assert key_set.result == (
         "2 usable keys: k1 (RS256), no kid (ES256); 6 unusable keys: e\\x1b[31m (not for signatures),"
-        " operations (not for signatures), secret (its type is not RSA, EC, or OKP), weak (too short),"
-        " other (no accepted algorithm fits it), 1 more"
+        " operations (not for signatures), secret (not an RSA, EC, or OKP key), weak (too short),"
+        " other (not for an accepted algorithm), 1 more"
     )
 
 
@@ -124,7 +124,7 @@ def test_several_keys_are_reported_with_their_algorithms_and_problems(issuer: Is
         pytest.param(
             [public_jwk("RS256", "k1"), public_jwk("RS256", "k1", name="second")],
             "problem",
-            "no usable key; 2 unusable keys: k1 (another key has the same kid), k1 (another key has the same kid)",
+            "no usable key; 2 unusable keys: k1 (duplicate kid), k1 (duplicate kid)",
             id="one kid twice",
         ),
         pytest.param(["x"], "problem", "no usable key; 1 unusable key: no kid (malformed)", id="no object"),
@@ -149,9 +149,11 @@ SECRET = "a-secret-in-the-response"
 @pytest.mark.parametrize(
     ("metadata", "result"),
     [
-        pytest.param({"issuer": "{url}/"}, "the document names another issuer (an extra trailing slash)", id="slash"),
-        pytest.param({"issuer": f"https://{SECRET}"}, "the document names another issuer", id="another issuer"),
-        pytest.param({"issuer": None}, "the document does not name an issuer", id="no issuer"),
+        pytest.param(
+            {"issuer": "{url}/"}, "the document specifies a different issuer (an extra trailing slash)", id="slash"
+        ),
+        pytest.param({"issuer": f"https://{SECRET}"}, "the document specifies a different issuer", id="another issuer"),
+        pytest.param({"issuer": None}, "the document does not specify an issuer", id="no issuer"),
         pytest.param({"jwks_uri": None}, "the document has no jwks_uri", id="no jwks_uri"),
         pytest.param({"jwks_uri": f"http://{SECRET}"}, "the document's jwks_uri is not an https URL", id="plain http"),
     ],
@@ -220,7 +222,7 @@ def test_an_untrusted_certificate_is_named() -> None:
     with party(tls=True) as server:
         report = ask_one(server.url)
 
-    assert {r.result for r in report.endpoints} == {"certificate not trusted: it is self-signed"}
+    assert {r.result for r in report.endpoints} == {"certificate not trusted: the certificate is self-signed"}
 
 
 def test_issuers_are_asked_in_parallel_and_in_time(issuer: Issuer) -> None:
@@ -363,9 +365,9 @@ def test_any_header_can_be_read(headers: dict[str, str]) -> None:
     ("difference", "text"),
     [
         (None, None),
-        (0.0, "The clocks of the issuer and this machine agree."),
-        (1.9, "The clocks of the issuer and this machine agree."),
-        (-1.9, "The clocks of the issuer and this machine agree."),
+        (0.0, "The issuer's clock and this machine's clock agree."),
+        (1.9, "The issuer's clock and this machine's clock agree."),
+        (-1.9, "The issuer's clock and this machine's clock agree."),
         (2.0, "The issuer's clock is 2 s ahead of this machine's clock."),
         (-312.4, "The issuer's clock is 312 s behind this machine's clock."),
     ],
@@ -400,8 +402,10 @@ def test_the_introspection_endpoint_is_asked_about_a_random_token(issuer: Issuer
         pytest.param((403, {}), "status 403; check the client's permissions", id="permission"),
         pytest.param((301, {}), "status 301; redirects are not followed", id="redirect"),
         pytest.param((200, b"<html>secret"), "the introspection response is not a JSON document: not JSON", id="HTML"),
-        pytest.param((200, {"active": "no"}), "the introspection response has no boolean member 'active'", id="text"),
-        pytest.param((200, {"active": True}), "it reports that a random token is active", id="active"),
+        pytest.param(
+            (200, {"active": "no"}), "the introspection response does not contain a boolean 'active' member", id="text"
+        ),
+        pytest.param((200, {"active": True}), "the endpoint reports that a random token is active", id="active"),
     ],
 )
 def test_a_problem_of_the_introspection_endpoint_is_named(issuer: Issuer, response: Any, result: str) -> None:

@@ -48,7 +48,7 @@ CASES = [
     pytest.param(
         lambda issuer: "abc.def",
         "malformed",
-        "form: it has 2 parts; a signed token has three, separated by dots",
+        "form: the token has 2 parts; a signed token has three parts, separated by dots",
         "introspection",
         id="malformed",
     ),
@@ -84,13 +84,13 @@ CASES = [
         lambda issuer: unsigned({"alg": 1}, claims(issuer), "AAAA"),
         "algorithm_not_allowed",
         "alg: expected one of RS256, PS256, ES256, EdDSA; the token has 1",
-        "must specify its signature algorithm",
+        "must specify the signature algorithm",
         id="alg a number",
     ),
     pytest.param(
         header_with("PS256"),
         "algorithm_not_allowed",
-        "alg: expected RS256; the token has PS256 (the issuer's key is only for the expected algorithm)",
+        "alg: expected RS256; the token has PS256 (the issuer's key supports only the expected algorithm)",
         "its own algorithm",
         id="not the key's algorithm",
     ),
@@ -119,7 +119,7 @@ CASES = [
         header_with(typ="logout+jwt"),
         "wrong_type",
         "typ: expected at+jwt; the token has logout+jwt",
-        "The issuer must send access tokens of type at+jwt",
+        "Configure the issuer to send access tokens of type at+jwt",
         id="logout token",
     ),
     pytest.param(
@@ -160,7 +160,7 @@ CASES = [
     pytest.param(
         lambda issuer: make_token(claims(issuer), name="second"),
         "bad_signature",
-        "signature: it was not made with the issuer's key k1, or the token was changed afterward",
+        "signature: the token was not signed with the issuer's key k1, or was modified afterward",
         "Copy the whole token again",
         id="signature",
     ),
@@ -175,21 +175,21 @@ CASES = [
         token_with(sub=...),
         "missing_claim",
         "claims: expected iss, exp, aud, sub, client_id, iat, jti; the token lacks sub",
-        "must add them",
+        "must add the missing claims",
         id="missing subject",
     ),
     pytest.param(
         token_with(iss=...),
         "missing_claim",
         "claims: expected iss, exp, aud, sub, client_id, iat, jti; the token lacks iss",
-        "must add them",
+        "must add the missing claims",
         id="missing issuer",
     ),
     pytest.param(
         token_with(aud=None),
         "missing_claim",
         "claims: expected iss, exp, aud, sub, client_id, iat, jti; the token lacks aud",
-        "must add them",
+        "must add the missing claims",
         id="aud null",
     ),
     pytest.param(
@@ -258,7 +258,7 @@ CASES = [
     pytest.param(
         token_with(aud="Profile-Service"),
         "wrong_audience",
-        "aud: expected profile-service; the token has Profile-Service (upper and lower case differ)",
+        "aud: expected profile-service; the token has Profile-Service (the capitalization differs)",
         "OTEL_PYTHON_TOKEN_RELAY_AUDIENCE",
         id="aud in upper case",
     ),
@@ -295,14 +295,14 @@ CASES = [
         "sender_constrained",
         "cnf: expected a bearer token without cnf; the token is bound to DPoP (jkt) and a client certificate"
         " (x5t#S256)",
-        "switch off DPoP",
+        "disabling DPoP",
         id="bound to keys",
     ),
     pytest.param(
         token_with(cnf=1),
         "sender_constrained",
         "cnf: expected a bearer token without cnf; the token is bound to a key",
-        "switch off DPoP",
+        "disabling DPoP",
         id="bound to an unknown key",
     ),
 ]
@@ -417,7 +417,7 @@ def test_missing_scopes_are_named() -> None:
     cause = explain(token, "insufficient_scope", expected, now=NOW)
 
     assert str(cause) == "scope: expected orders:read, orders:write; the token has orders:read, profile"
-    assert cause.advice == "The caller must request the scopes that are missing: orders:write."
+    assert cause.advice == "The caller must request the missing scopes: orders:write."
     none = explain(make_token(claims(ISSUER, scope=...)), "insufficient_scope", expected, now=NOW)
     assert str(none) == "scope: expected orders:read, orders:write; the token has none"
 
@@ -602,8 +602,8 @@ def test_a_huge_token_is_explained_in_time() -> None:
             lambda: ".".join(["eyJhbGciOiJkaXIifQ", "", "aXY", "Y3Q", "dGFn"]),
             "malformed",
             EXPECTED,
-            "form: it has five parts, so it is an encrypted token (JWE)",
-            "Auth0 encrypts a token if the client requests it without the audience parameter",
+            "form: the token has five parts, so it is an encrypted token (JWE)",
+            "Auth0 encrypts a token if the client requests the token without the audience parameter",
             id="encrypted",
         ),
         pytest.param(
@@ -638,7 +638,7 @@ def test_a_huge_token_is_explained_in_time() -> None:
             lambda: make_token(claims(ISSUER, scope=..., client_id=...), typ="JWT"),
             "wrong_type",
             Expectations(rules=Rules(audience=("orders",), profile="generic"), issuers=(ISSUER,)),
-            "type: expected an access token; no member of the token indicates that it is one",
+            "type: expected an access token; the token has no member that indicates an access token",
             "OTEL_PYTHON_TOKEN_RELAY_PROFILE=id-token",
             id="no marker",
         ),
@@ -655,7 +655,7 @@ def test_a_huge_token_is_explained_in_time() -> None:
             "missing_claim",
             Expectations(rules=Rules(audience=("orders",), profile="generic"), issuers=(ISSUER,)),
             "claims: expected iss, exp, aud, sub or client_id; the token lacks sub and client_id",
-            "must add them",
+            "must add the missing claims",
             id="neither subject nor client",
         ),
         pytest.param(

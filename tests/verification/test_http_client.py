@@ -188,7 +188,7 @@ def test_only_a_trusted_certificate_is_accepted(monkeypatch: pytest.MonkeyPatch)
     """The certificates of the system are trusted, or those of ``SSL_CERT_FILE``."""
     monkeypatch.delenv("SSL_CERT_FILE", raising=False)
     with party(tls=True) as server:
-        with pytest.raises(FetchFailed, match="certificate not trusted: it is self-signed"):
+        with pytest.raises(FetchFailed, match="certificate not trusted: the certificate is self-signed"):
             fetch(server.url, timeout=5.0, authorization="Basic YTpi")
         assert server.requests == []
 
@@ -381,7 +381,7 @@ def test_a_server_without_tls_is_named(issuer: Issuer) -> None:
     """An https URL with the port of a plain server."""
     cause, message = failure_at(issuer.url.replace("http:", "https:"))
 
-    assert (cause, message) == ("tls_failed", "TLS handshake failed; the server does not speak https on this port")
+    assert (cause, message) == ("tls_failed", "TLS handshake failed; the server does not use https on this port")
 
 
 def test_a_certificate_for_another_host_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -392,7 +392,7 @@ def test_a_certificate_for_another_host_is_named(monkeypatch: pytest.MonkeyPatch
         for host, kind in (("127.0.0.2", "IP address"), ("other.localhost", "host name")):
             assert failure_at(f"https://{host}:{server.port}") == (
                 "certificate_not_trusted",
-                f"certificate not trusted: it is for a different {kind}",
+                f"certificate not trusted: the certificate is for a different {kind}",
             ), host
 
 
@@ -634,7 +634,7 @@ def test_a_proxy_that_is_not_trusted_gets_no_password(client: HttpClient, monkey
     """The certificate of a proxy with an https URL is verified before anything is sent."""
     with proxy(tls=True) as through:
         monkeypatch.setenv("HTTPS_PROXY", through.url.replace("://", "://bob:secret@"))
-        with pytest.raises(FetchFailed, match="certificate not trusted: it is self-signed"):
+        with pytest.raises(FetchFailed, match="certificate not trusted: the certificate is self-signed"):
             client.fetch("https://idp.example/jwks", timeout=5.0)
 
     assert through.requests == []

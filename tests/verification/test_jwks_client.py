@@ -633,8 +633,9 @@ def test_requests_to_the_issuer_carry_no_token(issuer: Issuer) -> None:
         pytest.param("down", "connection refused", id="down"),
         pytest.param(
             "metadata",
-            "no usable jwks_uri in the issuer's metadata ({url}/.well-known/openid-configuration: the document names"
-            " another issuer (an extra trailing slash); {url}/.well-known/oauth-authorization-server: status 404)",
+            "no usable jwks_uri in the issuer's metadata ({url}/.well-known/openid-configuration: the document"
+            " specifies a different issuer (an extra trailing slash);"
+            " {url}/.well-known/oauth-authorization-server: status 404)",
             id="another issuer",
         ),
         pytest.param(
@@ -718,8 +719,8 @@ def test_unusable_keys_are_one_warning(issuer: Issuer, caplog: pytest.LogCapture
         wait_until(lambda fetches=fetches: issuer.fetches > fetches and source._flight is None)  # type: ignore[misc]
 
     assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
-        f"5 keys from {issuer.url} cannot be used: 1 not for signatures, 1 its type is not RSA, EC, or OKP,"
-        " 1 too short, 2 another key has the same kid"
+        f"5 keys from {issuer.url} cannot be used: 1 not for signatures, 1 not an RSA, EC, or OKP key,"
+        " 1 too short, 2 duplicate kid"
     ]
 
 

@@ -88,7 +88,7 @@ def test_a_json_object_is_parsed(text: str, expected: object) -> None:
             "an integer must not have more than 20 digits",
             id="an integer that Python itself does not parse",
         ),
-        pytest.param(b'{"a": "\\ud800"}', "half of a surrogate pair", id="a lone surrogate"),
+        pytest.param(b'{"a": "\\ud800"}', "unpaired surrogate", id="a lone surrogate"),
         pytest.param(b'\xef\xbb\xbf{"a": 1}', "not JSON", id="a byte order mark"),
         pytest.param('{"a": 1}'.encode("utf-16"), "not UTF-8", id="UTF-16"),
         pytest.param(b'{"a": "\xe9"}', "not UTF-8", id="Latin-1"),

@@ -74,7 +74,7 @@ def test_without_a_usable_token_keys_are_not_fetched(content: bytes | None, file
     if content is not None:
         file.write_bytes(content)
 
-    with pytest.raises(FetchFailed, match="jwks_token_file cannot be read or contains no token") as failed:
+    with pytest.raises(FetchFailed, match="jwks_token_file cannot be read or does not contain a token") as failed:
         KeyCredential(str(file), OPERATORS).header_for("https://kubernetes.default.svc")
     assert failed.value.cause == "not_configured"
 

@@ -34,7 +34,7 @@ def test_nothing_is_verified_by_default() -> None:
 
 
 def test_variables_are_read() -> None:
-    """Each variable, with white space around its entries."""
+    """Each variable, with leading or trailing white spaces entries."""
     settings = from_env(
         **COMPLETE | {"ISSUERS": "https://idp.example , https://b.example/realms/x"},
         ALGORITHMS="ES256, EdDSA",
