@@ -26,7 +26,7 @@ ON: Final = {"OTEL_PROPAGATORS": "tracecontext,baggage,token_relay"}
 FILE: Final = {"OTEL_CONFIG_FILE": "{file}"}
 VERIFYING: Final = {".VERIFY": "enforce", ".ISSUERS": "{issuer}", ".AUDIENCE": AUDIENCE}
 
-NO_PROBLEM: Final = "No problem found"
+NO_PROBLEM: Final = "No problems found"
 # Why check finds no problem.
 ONLY_THE_CALL: Final = "check does not know which URLs the application calls"
 ONLY_THE_TOKEN: Final = "check does not know which tokens the callers send"
@@ -112,7 +112,7 @@ PROPAGATORS: Final = [
     off(
         "propagator of a package that is missing",
         "tracecontext,b3multi,token_relay",
-        "contains b3multi, which no installed package provides. The application does not start",
+        "contains b3multi, which no installed package provides. The application cannot start",
         startup=DOES_NOT_START,
         instead="set OTEL_PROPAGATORS=tracecontext,token_relay",
     ),
@@ -155,7 +155,7 @@ PROPAGATORS: Final = [
         name="the command is installed apart from the service",
         variables=relay(),
         libraries=(),
-        check=says(1, "no client, server, or framework with a hook is installed", "environment of the service"),
+        check=says(1, "no client, server, or framework with a hook", "the service's environment"),
         explain=says(0, "relayed"),
         line=("decision=relayed",),
     ),
@@ -171,7 +171,7 @@ def unknown_name(name: str, *, meant: str = f"{PREFIX}DESTINATIONS") -> SetUp:
     return SetUp(
         name=f"variable {name}",
         variables=ON | {name: PROFILE},
-        check=says(1, problem, "no destination is left"),
+        check=says(1, problem, "no valid destination remains"),
         explain=says(1, "Correct the settings: see the problem below", problem, never=("--pid",)),
         startup=(problem,),
         line=("decision=withheld", "reason=destination_not_listed", f"origin={PROFILE}"),
@@ -378,7 +378,7 @@ def entry(name: str, destinations: str, *words: str, url: str = URL, never: tupl
         name=f"entry: {name}",
         variables=relay(DESTINATIONS=destinations),
         url=url,
-        check=says(1, "is skipped", *words, "no destination is left", "see the problems above", never=never),
+        check=says(1, "is skipped", *words, "no valid destination remains", "see the problems above", never=never),
         explain=says(1, "withheld: destination_not_listed", "Correct the entry: see the problem below", *words),
         startup=("is skipped", *words),
         line=(*NOT_LISTED, "closest_entry=", "the entry is skipped"),
@@ -391,7 +391,7 @@ def unreadable(name: str, destinations: str, *words: str, url: str = URL, never:
         name=f"entry: {name}",
         variables=relay(DESTINATIONS=destinations),
         url=url,
-        check=says(1, "is skipped", *words, "no destination is left", never=never),
+        check=says(1, "is skipped", *words, "no valid destination remains", never=never),
         explain=says(1, "Correct the settings: see the problem below", *words, never=("Add the origin", *never)),
         startup=("is skipped", *words),
         line=NOT_LISTED,
@@ -722,7 +722,7 @@ VERIFICATION: Final = [
         name="verification is required but off",
         variables=relay(),
         arguments=("--require", "relay,verify"),
-        check=says(1, f"requests are not refused if they have no valid token: set {PREFIX}VERIFY=enforce"),
+        check=says(1, f"requests without a valid token are not refused: set {PREFIX}VERIFY=enforce"),
         explain=says(0, "relayed"),
         line=("decision=relayed",),
     ),
@@ -986,7 +986,7 @@ TOKENS: Final = [
         "Bearer twice",
         lambda issuer: f"Bearer {valid(issuer)}",
         NOT_A_TOKEN,
-        says(0, "accepted", 'The input begins with "Bearer", which was removed'),
+        says(0, "accepted", 'The "Bearer" prefix was removed from the input'),
     ),
     unreadable_token(
         "with a line break",
@@ -1130,7 +1130,7 @@ def in_file(name: str, lines: tuple[str, ...], *words: str, **changes: Any) -> S
         "name": f"file: {name}",
         "variables": FILE,
         "file": composite(*lines),
-        "check": says(1, "The relay is on", *words, "no destination is left"),
+        "check": says(1, "The relay is on", *words, "no valid destination remains"),
         "explain": says(1, "withheld: destination_not_listed", CORRECT, *words, never=("--pid", "Add the origin")),
         "startup": words,
         "line": NOT_LISTED,
@@ -1186,7 +1186,9 @@ FILES: Final = [
         "misspelled destinations",
         (f"destination: [{PROFILE}]",),
         f"{SECTION}.destination: unknown key; did you mean destinations?",
-        check=says(1, f"{SECTION}.destination: unknown key; did you mean destinations?", "no destination is left"),
+        check=says(
+            1, f"{SECTION}.destination: unknown key; did you mean destinations?", "no valid destination remains"
+        ),
         explain=says(1, "see the problem below", "did you mean destinations?", never=("--pid",)),
     ),
     in_file(

@@ -449,7 +449,7 @@ def test_bearer_is_removed_with_a_note(issuer: Issuer) -> None:
     status, output, _ = run(f"Authorization: Bearer {make_token(claims(issuer.url))}\n")
 
     assert status == 0
-    assert output.endswith('  note: The input begins with "Bearer", which was removed.\n')
+    assert output.endswith('  note: The "Bearer" prefix was removed from the input.\n')
 
 
 def test_empty_input_is_a_usage_error() -> None:
@@ -457,7 +457,9 @@ def test_empty_input_is_a_usage_error() -> None:
     status, output, errors = run(" \n")
 
     assert (status, output) == (2, "")
-    assert errors.startswith("otel-token-relay verify: error: standard input contains no token; pass it as in: ")
+    assert errors.startswith(
+        "otel-token-relay verify: error: standard input contains no token; pass a token, for example: "
+    )
 
 
 @pytest.mark.parametrize("name", ["the token", "Bearer x", "a" * 201])

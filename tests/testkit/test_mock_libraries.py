@@ -35,7 +35,7 @@ def test_nothing_stays_wrapped() -> None:
 def test_a_library_that_cannot_be_wrapped_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     """A later release without the method causes a warning, and not a test that silently sees no header."""
     monkeypatch.delattr(responses.RequestsMock, "unbound_on_send")
-    with pytest.warns(RuntimeWarning, match="mocks of responses do not see the header"), mocks.visible_to_mocks():
+    with pytest.warns(RuntimeWarning, match="mocks of responses do not receive the header"), mocks.visible_to_mocks():
         pass
 
 
