@@ -94,7 +94,7 @@ def test_a_file_is_read_again_when_it_changes(tmp_path: Path) -> None:
     with pytest.raises(CredentialUnavailable, match="empty"):
         credential.authenticate(None, ENDPOINT)
     file.write_bytes(b"\xff\xfe")
-    with pytest.raises(CredentialUnavailable, match="cannot be read"):
+    with pytest.raises(CredentialUnavailable, match="is not valid UTF-8"):
         credential.authenticate(None, ENDPOINT)
     file.write_bytes(b"a" * 100_000)
     with pytest.raises(CredentialUnavailable, match="too large"):
@@ -174,7 +174,7 @@ def test_a_source_that_is_not_a_plain_callable_is_an_error(source: Any) -> None:
             ClientCredential(client_id=CLIENT, assertion=source)
         return
     for name in ("secret", "assertion"):
-        with pytest.raises(ConfigurationError, match=f"client_{name}: expected a callable"):
+        with pytest.raises(ConfigurationError, match=f"client_{name}: expected a synchronous callable"):
             ClientCredential(client_id=CLIENT, **{name: source})
 
 

@@ -613,6 +613,6 @@ def test_check_warns_if_a_credential_cannot_be_used(
     warning = "the credential of the client me cannot be used: the file in client_key_file"
     missing, unusable, usable = (" ".join(text.split()) for text in texts)
     assert f"{warning} cannot be read" in missing
-    assert f"{warning} is neither" in unusable
+    assert f"{warning} is not a private key" in unusable
     assert "Hunter2" not in unusable
     assert "cannot be used" not in usable

@@ -17,7 +17,7 @@ WORDS = "The relay is off, because OTEL_PROPAGATORS does not contain token_relay
 
 @contextmanager
 def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], str]]:
-    """Make standard output a terminal of 40 columns. Yields a function that returns what it has displayed."""
+    """Make standard output a terminal of 40 columns. Yields a function that returns its lines up to an empty one."""
     ours, theirs = pty.openpty()
     monkeypatch.setenv("COLUMNS", "40")
     monkeypatch.setenv("TERM", "xterm")
@@ -25,7 +25,10 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], str]]:
 
     def displayed() -> str:
         sys.stdout.flush()
-        return os.read(ours, 65536).decode().replace("\r\n", "\n")
+        shown = ""
+        while not shown.endswith("\n\n"):
+            shown += os.read(ours, 65536).decode().replace("\r\n", "\n")
+        return shown
 
     with open(theirs, "w") as output, monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", output)
