@@ -33,9 +33,14 @@ OLDEST_TESTS = (ROOT / "requirements" / "oldest-tests.txt").read_text().split()
 
 # Tests whose results depend on the programs that they start, not on the version of Python or of a library.
 # `make test` and `make test-programs` run them; with FULL_MATRIX=1, every session runs them.
+BY_VERSION = (
+    "tests/attacks/test_r01_worker_pools.py",
+    "tests/attacks/test_s01_export_deadlock.py",
+    "tests/promises/test_p5_telemetry_knobs.py",
+    "tests/test_threads.py",
+)
 PROGRAMS = (
-    *(ROOT / "requirements" / "program-tests.txt").read_text().split(),
-    "tests/demo",
+    *(path for path in (ROOT / "requirements" / "program-tests.txt").read_text().split() if path not in BY_VERSION),
     "tests/docs",
     "tests/promises/test_zero_code.py",
 )
