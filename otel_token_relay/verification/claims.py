@@ -105,7 +105,7 @@ def without_nulls(claims: Claims) -> Claims:
 
 
 def check_type(header: Claims, claims: Claims, profile: Profile) -> None:
-    """Reject other kinds of tokens, which might be signed with the same keys. See `token_kinds`.
+    """Reject a token whose kind does not match the profile. See `token_kinds`.
 
     Source: RFC 9068, section 4; RFC 8725, sections 3.11 and 3.12.
     """

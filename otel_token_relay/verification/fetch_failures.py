@@ -1,4 +1,4 @@
-"""Describe why a request to an issuer failed without quoting any text from outside this process."""
+"""Describe failed requests to issuers without quoting any text from outside this process."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def failure(error: Exception, *, is_late: bool, is_proxied: bool) -> FetchFailed
         is_proxied: Whether the connection uses a proxy.
     """
     if isinstance(error, HTTPError) and isinstance(error.__cause__, Exception):
-        error = error.__cause__  # urllib3 wraps errors that occur while the body is read
+        error = error.__cause__  # urllib3 wraps errors that occur while the body is being read
     if is_late or isinstance(error, TimeoutError):
         return FetchFailed("timed out", "timed_out")
     if isinstance(error, ssl.SSLCertVerificationError):

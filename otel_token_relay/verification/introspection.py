@@ -31,9 +31,10 @@ from otel_token_relay.verification.worker_pools import WorkerPool
 _logger = logging.getLogger("otel_token_relay")
 
 MAX_REUSE_SECONDS: Final = 60.0
-# This time is short, because some of a server's nodes might not recognize a newly issued token immediately.
+# Inactive results are cached only briefly, because some of a server's nodes might not recognize a newly issued token
+# immediately.
 NEGATIVE_REUSE_SECONDS: Final = 5.0
-# The delay before a token is looked up again if the server refused to introspect the token.
+# The delay before the next lookup of a token that the server refused to introspect.
 REFUSED_REUSE_SECONDS: Final = 5.0
 WARNING_SECONDS: Final = 10.0
 # The maximum number of running and waiting calls in each worker pool.
@@ -62,7 +63,7 @@ class IntrospectionResult(NamedTuple):
     Attributes:
         claims: The members of the response, or ``None`` if the token is not active.
         until: The monotonic time when the result expires, in seconds.
-        refresh_at: The monotonic time after which the use of the result triggers a background refresh, in seconds.
+        refresh_at: The monotonic time after which using the result triggers a background refresh, in seconds.
     """
 
     claims: Mapping[str, Any] | None
@@ -216,7 +217,7 @@ class Introspection:
             if self._monotonic() < deadline and self._breaker.still_allows(key):
                 result = self._store(key, self._introspect(token))
                 self._breaker.record_success()
-            else:  # all callers stopped waiting or the circuit opened while the call was queued
+            else:  # all callers stopped waiting, or the circuit opened, while the call was queued
                 self._postpone_refresh(key)
                 probe_is_due = self._breaker.record_failure(key)
         except _TokenRefused as error:

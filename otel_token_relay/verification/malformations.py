@@ -85,7 +85,7 @@ def _find_foreign_characters(token: str) -> tuple[str, str] | None:
 
 
 def _first(*rows: tuple[object, str, str]) -> tuple[str, str] | None:
-    """Return the problem and the advice of the first applicable row."""
+    """Return the problem and the advice from the first row whose condition is true."""
     return next(((problem, advice) for applies, problem, advice in rows if applies), None)
 
 

@@ -27,7 +27,7 @@ class WorkerPool:
         self.start_over()
 
     def start_over(self) -> None:
-        """Replace the executor. The new workers start on demand."""
+        """Replace the executor. The new executor starts its workers on demand."""
         self.executor: ThreadPoolExecutor = ThreadPoolExecutor(self._workers, f"token-relay-{self._name}")
 
     @property
