@@ -1,4 +1,4 @@
-"""`BearerAuthMiddleware` for ASGI applications: FastAPI, Starlette, Django, Litestar, and more."""
+"""`BearerAuthMiddleware` for ASGI applications (FastAPI, Starlette, Django, Litestar, and more)."""
 
 from __future__ import annotations
 

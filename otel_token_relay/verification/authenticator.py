@@ -34,7 +34,7 @@ _logger = logging.getLogger("otel_token_relay")
 
 DEFAULT_REALM: Final = "api"
 
-# The explanations of these reasons contain no values from the token.
+# The explanations of these reasons do not contain any values from the token.
 _WITHOUT_VALUES: Final = frozenset({"absent", "malformed", "ambiguous", "too_long", "inactive", "revoked"})
 
 

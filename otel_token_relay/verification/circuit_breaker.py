@@ -23,7 +23,7 @@ OPEN_SECONDS: Final = 1.0
 
 
 class CircuitBreaker:
-    """A circuit breaker for the calls to one endpoint. This class is thread-safe.
+    """A circuit breaker for one endpoint. This class is thread-safe.
 
     Args:
         monotonic: A callable that returns the time of a monotonic clock, in seconds.

@@ -130,7 +130,7 @@ def check_type(header: Claims, claims: Claims, profile: Profile) -> None:
 
 
 def check_claims(claims: Claims, rules: Rules, *, now: float) -> frozenset[str]:
-    """Check the claims of a token after its signature and issuer have been verified.
+    """Check a token's claims after its signature and issuer have been verified.
 
     Args:
         now: The current time in seconds since the epoch.
@@ -219,7 +219,7 @@ def read_scopes(claims: Mapping[str, object], names: Sequence[str]) -> frozenset
 
 
 def look_up(claims: Mapping[str, object], name: str) -> tuple[bool, object]:
-    """Return whether the *name* claim exists, and its value. Dots in *name* refer to nested members."""
+    """Return whether the *name* claim exists and, if so, the claim's value. Dots in *name* refer to nested members."""
     if name in claims:
         return True, claims[name]
     value: object = claims

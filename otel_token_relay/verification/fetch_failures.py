@@ -21,7 +21,7 @@ FetchCause = Literal[
     "timed_out",
     "connection_closed",  # the connection was closed before the complete response arrived
     "bad_response",  # a response arrived but cannot be used
-    "not_configured",  # a setting, or the file that it specifies, cannot be used
+    "not_configured",  # a setting or the file that the setting specifies cannot be used
 ]
 
 # These error codes are defined in OpenSSL's x509_vfy.h. OpenSSL's own messages can quote the certificate.

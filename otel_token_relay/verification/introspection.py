@@ -1,8 +1,8 @@
 """Ask the authorization server whether a token is active (RFC 7662).
 
 Introspection verifies opaque tokens and, if configured, checks whether JWTs have been revoked. If the server does not
-respond, the request fails with status 503, and the token is not reported as invalid. A failed lookup of a token does
-not affect other tokens, unless the lookup of a random token also fails (see `circuit_breaker`).
+respond, the request fails with status 503, and the token is not reported as invalid. A failed lookup does not affect
+other tokens unless the lookup of a random token also fails (see `circuit_breaker`).
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Introspection:
     Args:
         endpoint: The endpoint's URL, which must be accepted by the HTTP client.
         client: This service's credential for the endpoint, or ``None`` if the endpoint does not require a credential.
-        issuer: The endpoint's issuer, or ``None`` if the issuer is unknown.
+        issuer: The issuer that the endpoint belongs to, or ``None`` if the issuer is unknown.
         timeout: The maximum time to wait for a response, in seconds.
         size: The maximum number of active results to cache. The same limit applies to inactive results.
         http: The client that sends the requests, or ``None`` to use the default client.
@@ -139,7 +139,7 @@ class Introspection:
         return result
 
     def look_up(self, key: bytes, token: str) -> Wait:
-        """Start a lookup, or join the pending lookup of the same token.
+        """Start a lookup, or join a pending lookup of the same token.
 
         Returns:
             The future to wait for. The future's result is ``None`` if the lookup fails.
@@ -293,7 +293,7 @@ def _log(level: int, text: str, error: Exception) -> None:
 def build_request(
     token: str, client: ClientCredential | None, issuer: str | None, endpoint: str
 ) -> tuple[bytes, Authentication]:
-    """Return the form of an introspection request, and this service's authentication (RFC 7662, section 2.1).
+    """Return the form data and this service's authentication for an introspection request (RFC 7662, section 2.1).
 
     Raises:
         FetchFailed: The client credential is currently unavailable.

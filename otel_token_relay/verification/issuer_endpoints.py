@@ -46,7 +46,7 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IssuerReport:
-    """A report about the responses of one issuer's endpoints.
+    """A report about the responses from one issuer's endpoints.
 
     Attributes:
         issuer: The issuer, as configured.
@@ -222,7 +222,7 @@ class _Inquiry:
             return [self._fetch(self._key_set(issuer.jwks_uri))]
         running = [(endpoint, InThread(partial(self._fetch, endpoint))) for endpoint in self._metadata()]
         metadata, keys = [self._wait(*running[0])], []
-        # If the first metadata request does not receive a response, the verifier does not send the second request.
+        # If the first metadata request receives no response, the verifier does not send the second request.
         if metadata[0].state == "problem":
             metadata.append(self._wait(*running[1]))
         jwks_uri = next((report.found for report in metadata if report.found is not None), None)

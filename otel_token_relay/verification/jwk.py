@@ -209,7 +209,7 @@ def _normalize_number(text: str, name: str, jwk: Mapping[str, Any]) -> str:
 
 
 def _split(members: Sequence[Any]) -> tuple[list[Mapping[str, Any]], list[SkippedKey]]:
-    """Separate the public signature keys from all other members of the key set."""
+    """Separate public signature keys from all other members of the key set."""
     usable, skipped = [], []
     for member in members:
         problem = _problem_with(member)

@@ -273,8 +273,8 @@ class KeySource:
         if self._keys is None or self._keys.contents != keys.contents:
             # Replacing the object invalidates the cached verifications, which refer to the old object.
             self._keys = keys
-        # Refresh the keys well before they expire. The random factor prevents simultaneous refreshes by all instances
-        # of a service.
+        # Refresh the keys well before they expire. The random factor prevents a service's instances from refreshing the
+        # keys simultaneously.
         self._refresh_at = now + fresh * random.uniform(0.7, 0.9)  # noqa: S311  # not a secret
         self._unusable_at = now + fresh + self._times.max_stale
         self._next_after_failure = float("-inf")

@@ -89,7 +89,7 @@ def _depth(text: str) -> int:
 
 
 def parse_object(data: bytes) -> Claims:
-    """Parse a JSON object that has unique names, finite numbers, and a limited depth, and is encoded in UTF-8.
+    """Parse a UTF-8 JSON object with unique member names, finite numbers, and a limited depth.
 
     Raises:
         ValueError: The data is invalid. The error message describes the problem without quoting the data.
@@ -183,7 +183,7 @@ def looks_like_jws(token: str) -> bool:
 
 
 def copy_json(value: Any) -> Any:
-    """Return a deep copy of a JSON value to prevent a request from changing the claims of a different request."""
+    """Return a deep copy of a JSON value, so that one request cannot change the claims of a different request."""
     if isinstance(value, dict):
         return {name: copy_json(member) for name, member in value.items()}
     if isinstance(value, list):

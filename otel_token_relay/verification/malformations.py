@@ -1,6 +1,6 @@
 """Describe why a token is malformed.
 
-A description never contains any part of the token, but can mention a position, a number, or a kind of character.
+A description never contains any part of the token, but can include a position, a number, or a type of character.
 """
 
 from __future__ import annotations

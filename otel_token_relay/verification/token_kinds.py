@@ -19,7 +19,7 @@ class Marker(NamedTuple):
     """An entry of `MARKERS`.
 
     Attributes:
-        provider: The name of the provider or the specification.
+        provider: The name of the provider or specification.
         members: The members that must all be present. Messages mention only the first member.
         kind: The kind of token that has these members, or ``None`` if the value of the first member determines the
             kind.

@@ -169,12 +169,12 @@ class VerifierCore:
             is introspected, and there must be at most one issuer. If *issuers* is empty, tokens are verified only by
             introspection. Otherwise, the signature and claims of JWTs are verified first. A response is reused for at
             most 60 seconds.
-        client_id: The client ID of this service at the introspection endpoint.
-        client_secret: The client secret of this service at the introspection endpoint, or a callable that returns the
+        client_id: This service's client ID for the introspection endpoint.
+        client_secret: This service's client secret for the introspection endpoint, or a callable that returns the
             secret. Instead of *client_secret*, one of the following arguments can be specified. See `ClientCredential`.
         client_secret_file: A file that contains the client secret.
         client_key_file: A file that contains the private key for signing client assertions.
-        client_key_id: The ``kid`` header of the client assertions.
+        client_key_id: The ``kid`` in the header of client assertions.
         client_assertion: A callable that returns a client assertion.
         client_assertion_file: A file that contains a client assertion.
         client_cert_file: A file that contains the client certificate.
@@ -454,7 +454,7 @@ class VerifierCore:
         if trusted.introspection is None:
             return accepted
         introspected = yield from self._introspect(trusted.introspection, key, token)
-        # The audience and the type have already been checked in the JWT.
+        # The JWT's audience and type have already been checked.
         self._check_introspected(trusted.introspection, introspected, replace(trusted.rules, audience=()), issuer)
         return accepted._replace(introspection=trusted.introspection, introspected=introspected)
 
@@ -514,7 +514,7 @@ class VerifierCore:
         rules: Rules,
         issuer: str | None = None,
     ) -> _Accepted:
-        """Check the members of an introspection response for an active token.
+        """Check the members of an active token's introspection response.
 
         Args:
             introspection: The endpoint that introspected the token.

@@ -87,7 +87,7 @@ class Watchdog:
 
 @functools.cache
 def shared() -> Watchdog:
-    """Return the watchdog of this process.
+    """Return this process's watchdog.
 
     The watchdog is created on first use, because gevent cannot patch existing locks and threads.
     """

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 
 class WorkerPool:
-    """A thread pool and the number of its running and waiting calls.
+    """A thread pool and the number of calls that are running or waiting.
 
     The owner must hold a lock to access the pool, and must update and limit the number of calls.
 
