@@ -81,8 +81,7 @@ def join_names(names: Iterable[str]) -> str:
 
 
 def describe_time(seconds: float) -> str:
-    """Format a UTC time as specified by RFC 3339. If the year is later than 9999, return the number of seconds since
-    the epoch."""
+    """Format a UTC time as specified by RFC 3339. Return times before 1970 or after 9999 in seconds since the epoch."""
     if not 0 <= seconds <= _LAST_DATE:
         return f"{seconds:.0f}"
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
