@@ -1,4 +1,4 @@
-"""`BearerAuthMiddleware` for ASGI applications: FastAPI, Starlette, Django, Litestar, and more."""
+"""`BearerAuthMiddleware` for ASGI applications (FastAPI, Starlette, Django, Litestar, and more)."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ __all__ = ["BearerAuthMiddleware", "Principal", "principal_of"]
 
 
 class BearerAuthMiddleware:
-    """Accept only requests with a valid bearer token.
+    """ASGI middleware that accepts only requests with a valid bearer token.
 
-    All other HTTP requests receive a 400, 401, 403, or 503 response. All other WebSocket connections are rejected
-    during the handshake. The middleware stores a `Principal` in ``scope["user"]`` and the token's scopes in
-    ``scope["auth"]``, where Starlette's ``request.user`` and ``requires`` look for these objects.
+    The response to a rejected HTTP request has the status 400, 401, 403, or 503. A WebSocket connection without a valid
+    token is rejected during the handshake. The middleware stores a `Principal` in ``scope["user"]`` and the token's
+    scopes in ``scope["auth"]``, where Starlette's ``request.user`` and ``requires`` look for these objects.
 
     Args:
         app: The ASGI 3 application.
-        verifier: A `TokenVerifier` or an `AsyncTokenVerifier`. The middleware supports both classes without blocking
-            the event loop.
+        verifier: A `TokenVerifier` or an `AsyncTokenVerifier`. The middleware does not block the event loop, regardless
+            of the verifier's class.
         authenticator: A custom `BearerAuthenticator` to use instead of *verifier* and *options*.
         settings: The settings that specify the token headers. The middleware uses these settings only if no outer
             boundary has read the headers. If this argument is ``None``, the middleware uses the installed settings or,

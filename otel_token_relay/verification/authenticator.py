@@ -1,6 +1,6 @@
 """Verify the token in each request, and build an error response for each rejected request.
 
-An authenticator can be used with every kind of server, in middleware or at the server boundary. The boundary reads the
+An authenticator works with any kind of server, either in middleware or at the server boundary. The boundary reads the
 headers and passes the credentials to the authenticator.
 """
 
@@ -34,7 +34,7 @@ _logger = logging.getLogger("otel_token_relay")
 
 DEFAULT_REALM: Final = "api"
 
-# The explanations of these reasons contain no values from the token.
+# The explanations of these reasons do not contain any values from the token.
 _WITHOUT_VALUES: Final = frozenset({"absent", "malformed", "ambiguous", "too_long", "inactive", "revoked"})
 
 
@@ -59,14 +59,14 @@ class AuthenticatorOptions(TypedDict, total=False):
 
 
 class BearerAuthenticator:
-    """Accept requests that contain a valid token with the required scopes.
+    """An authenticator that accepts only requests whose token is valid and has the required scopes.
 
     Args:
-        verifier: A `TokenVerifier` or an `AsyncTokenVerifier`. Both classes work with every kind of server and never
-            block an event loop.
+        verifier: A `TokenVerifier` or an `AsyncTokenVerifier`. Either class works with any kind of server. The
+            authenticator never blocks an event loop.
         realm: The realm to send in every challenge, or ``None`` to use ``api``.
         required_scopes: The scopes that a token must have.
-        any_scopes: A list of scopes. A token must have at least one of these scopes.
+        any_scopes: A list of scopes, at least one of which a token must have.
         exclude: Paths that do not require a token. Each path must exactly match the path that the application uses for
             routing, which excludes the mount point (``root_path``, ``SCRIPT_NAME``). For example, ``/healthz`` does not
             match ``/healthz/`` or ``/healthz/deep``. To match all paths below ``/healthz/``, use ``/healthz/*``. For
@@ -77,8 +77,8 @@ class BearerAuthenticator:
         acr_values: The accepted values of the token's ``acr`` claim (RFC 9470).
         max_age: The maximum time since the user authenticated, in seconds (RFC 9470). The token's ``auth_time`` claim
             specifies when the user authenticated.
-        mode: If ``enforce``, requests without a valid token are rejected. If ``optional``, requests without any token
-            are also accepted. If ``report``, every request is accepted, and failed checks are only counted and logged.
+        mode: If ``enforce``, requests without a valid token are rejected. If ``optional``, requests without a token are
+            also accepted. If ``report``, every request is accepted, and failed checks are only counted and logged.
         span_claims: A callable that returns the claims to record as attributes of the SERVER span.
         now: A callable that returns the current time, in seconds since the epoch.
 
@@ -143,7 +143,7 @@ class BearerAuthenticator:
             return self._reject_after(error, credentials)
 
     async def check_async(self, credentials: Credentials, path: RequestPath) -> ErrorResponse | None:
-        """Do the same as `check` without blocking the event loop."""
+        """Do the same as `check`, but without blocking the event loop."""
         if isinstance(credentials, Reason) or self._is_open(credentials, path):
             return self._respond_without_token(credentials, path)
         try:
@@ -223,7 +223,8 @@ class BearerAuthenticator:
         return None if self._mode == "report" else error_response.because(reason, claim)
 
     def _explain(self, token: BearerToken, reason: ExplainedReason, *, lacks_any: bool = False) -> str:
-        """Return the expected and actual values, or an empty string if a custom verifier rejected the token."""
+        """Describe the expected and actual values, or return an empty string if a custom verifier rejected the
+        token."""
         if not isinstance(self._verifier, VerifierCore):
             return ""
         required = sorted(self._required_scopes)

@@ -74,14 +74,14 @@ class Expectations:
 
 
 def join_names(names: Iterable[str]) -> str:
-    """Join the names into a printable list, truncated to this module's limits."""
+    """Join the names into a printable list, and truncate the list to this module's limits."""
     names = list(names)
     shown = [shorten(escape(name), MAX_VALUE_LENGTH) for name in names[:MAX_VALUES]]
     return ", ".join([*shown, f"{len(names) - MAX_VALUES} more"] if len(names) > MAX_VALUES else shown)
 
 
 def describe_time(seconds: float) -> str:
-    """Format a UTC time as specified by RFC 3339. If the year is later than 9999, return the number of seconds."""
+    """Format a UTC time as specified by RFC 3339. Return times before 1970 or after 9999 in seconds since the epoch."""
     if not 0 <= seconds <= _LAST_DATE:
         return f"{seconds:.0f}"
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

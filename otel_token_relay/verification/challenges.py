@@ -1,4 +1,4 @@
-"""Error responses for rejected requests. Most of the responses are built at startup.
+"""Error responses for rejected requests. Most responses are built at startup.
 
 A response never contains any part of the request, such as the token, the token's claims, or the path.
 

@@ -23,7 +23,7 @@ OPEN_SECONDS: Final = 1.0
 
 
 class CircuitBreaker:
-    """Decide which calls to an endpoint are allowed. This class is thread-safe.
+    """A circuit breaker for one endpoint. This class is thread-safe.
 
     Args:
         monotonic: A callable that returns the time of a monotonic clock, in seconds.
@@ -37,7 +37,7 @@ class CircuitBreaker:
         self.start_over()
 
     def start_over(self) -> None:
-        """Discard the records of running calls, because the threads of these calls do not exist in a forked child."""
+        """Discard the records of running calls, because the calling threads do not exist in a forked child."""
         self._lock = threading.RLock()
         self._half_open_call: bytes | None = None
         self._is_probing = False
@@ -46,7 +46,7 @@ class CircuitBreaker:
         """Return whether a call is allowed.
 
         If a call is allowed in the half-open state, the caller must report the outcome with `record_success`,
-        `record_failure`, or `cancel`. No other calls are allowed before the caller reports the outcome.
+        `record_failure`, or `cancel`. No other calls are allowed until the caller reports the outcome.
         """
         with self._lock:
             if not self._is_open:

@@ -105,7 +105,7 @@ def without_nulls(claims: Claims) -> Claims:
 
 
 def check_type(header: Claims, claims: Claims, profile: Profile) -> None:
-    """Reject other kinds of tokens, which might be signed with the same keys. See `token_kinds`.
+    """Reject a token whose kind does not match the profile. See `token_kinds`.
 
     Source: RFC 9068, section 4; RFC 8725, sections 3.11 and 3.12.
     """
@@ -130,7 +130,7 @@ def check_type(header: Claims, claims: Claims, profile: Profile) -> None:
 
 
 def check_claims(claims: Claims, rules: Rules, *, now: float) -> frozenset[str]:
-    """Check the claims of a token after its signature and issuer have been verified.
+    """Check a token's claims after its signature and issuer have been verified.
 
     Args:
         now: The current time in seconds since the epoch.
@@ -219,7 +219,7 @@ def read_scopes(claims: Mapping[str, object], names: Sequence[str]) -> frozenset
 
 
 def look_up(claims: Mapping[str, object], name: str) -> tuple[bool, object]:
-    """Return whether the *name* claim exists, and its value. Dots in *name* refer to nested members."""
+    """Return whether the *name* claim exists and, if so, the claim's value. Dots in *name* refer to nested members."""
     if name in claims:
         return True, claims[name]
     value: object = claims

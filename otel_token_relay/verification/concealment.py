@@ -25,7 +25,7 @@ _scrubber: Final = Scrubber()
 
 
 class Concealment:
-    """Conceals credentials in the values of one token. Use this class to print any value from the token.
+    """A filter that conceals credentials in one token's values. Use this class to print any value from the token.
 
     Args:
         token: The token as received.

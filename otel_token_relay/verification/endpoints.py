@@ -1,9 +1,9 @@
 """Send a request to an authorization server's endpoint and report the response.
 
-A report never quotes the response, except for ``kid`` values. The text of a report is printable ASCII.
+A report never quotes the response, except for ``kid`` values. A report contains only printable ASCII characters.
 
 To add a kind of endpoint, write a function that examines the endpoint's response, and pass the function to `ask` in an
-`Endpoint`. The `issuer_endpoints` module contains the functions for metadata and key sets.
+`Endpoint`. The `issuer_endpoints` module contains the functions for metadata, key sets, and introspection.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Finding(NamedTuple):
 class Endpoint(NamedTuple):
     """An endpoint and the function that examines its response.
 
-    The last three fields are arguments of `HttpClient.fetch`.
+    The last three fields are passed to `HttpClient.fetch`.
     """
 
     kind: EndpointKind

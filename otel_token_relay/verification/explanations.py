@@ -1,8 +1,8 @@
 """Explain why a token was rejected.
 
-An explanation specifies the failed check, the expected values, and the token's values. The explanation can contain the
-values of ``iss``, ``aud``, ``typ``, ``alg``, ``kid``, scopes, and times. The `concealment` module processes every
-value, because the token is unverified. An explanation never contains the token or its signature.
+An explanation identifies the failed check and lists the expected values and the token's values. The explanation can
+contain the values of ``iss``, ``aud``, ``typ``, ``alg``, ``kid``, scopes, and times. The `concealment` module processes
+every value, because the token is unverified. An explanation never contains the token or its signature.
 
 A token can also be rejected because of an introspection response, which is not available in this module. If the token
 itself satisfies the rule, the explanation mentions the introspection response and does not contain any values.
@@ -288,7 +288,7 @@ def _send(profile: Profile) -> str:
 
 
 _SEND_ACCESS_TOKEN: Final = "The caller must send its access token."
-# Use the claims of an access token to determine whether the header is the cause of the rejection.
+# With these claims, the type check of the ``generic`` profile fails only because of the header.
 _ACCESS_TOKEN: Final[Claims] = {"scope": ""}
 
 
@@ -302,7 +302,7 @@ def _explain_missing_claim(case: _Case) -> Cause | None:
     advice = "The issuer must add the missing claims, for example, with a claim mapper."
     if case.rules.profile == "rfc9068" and case.would_pass_as_generic() and "aud" not in missing:
         generic = f"et {env.OTEL_PYTHON_TOKEN_RELAY_PROFILE}=generic if this issuer does not follow RFC 9068."
-        # A user's token should have a subject, but a machine's token does not require a subject.
+        # A user's token should have a subject, but a machine token does not need a subject.
         advice = f"{advice} Alternatively, s{generic}" if "sub" in missing else f"S{generic}"
     return Cause(
         check="claims",
@@ -357,7 +357,7 @@ def _explain_expiry(case: _Case) -> Cause | None:
     return Cause(
         check="exp",
         problem=f"{describe_time(exp)}, {case.now - exp:.0f} s ago; leeway {leeway:g} s",
-        advice="The caller must get a new token. If the token is already new, compare the clocks of the issuer and"
+        advice="The caller must get a new token. If the token is new, compare the clocks of the issuer and"
         " this machine.",
         expected=(f"later than {describe_time(case.now - leeway)}",),
         actual=(describe_time(exp),),
@@ -499,7 +499,7 @@ _ASK_ISSUER: Final = "Look up the token in the authorization server's own log or
 
 def _of_response(check: str) -> Cause:
     return Cause(
-        check=check, problem="the introspection response, not the token, does not satisfy the rule", advice=_ASK_ISSUER
+        check=check, problem="the introspection response violates the rule; the token does not", advice=_ASK_ISSUER
     )
 
 

@@ -9,7 +9,7 @@ The dependencies do not verify tokens. The application must use `BearerAuthMiddl
 boundary. If a request has not been verified, the dependencies cause a server error and never accept the request.
 
 A dependency must raise an exception to reject a request. FastAPI's default handler for `HTTPException` does not send
-this package's standard response body. For this reason, the dependencies raise a subclass of `HTTPException`, and add a
+this package's standard response body. For this reason, the dependencies raise a subclass of `HTTPException` and add a
 handler for the subclass to the application's handlers. Starlette provides these handlers in the scope. An application's
 own handler for `HTTPException` or for the status code takes precedence. Applications that do not use the dependencies
 are not affected.

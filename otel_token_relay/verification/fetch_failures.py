@@ -1,4 +1,4 @@
-"""Describe why a request to an issuer failed without quoting any text from outside this process."""
+"""Describe failed requests to issuers without quoting any text from outside this process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FetchCause = Literal[
     "timed_out",
     "connection_closed",  # the connection was closed before the complete response arrived
     "bad_response",  # a response arrived but cannot be used
-    "not_configured",  # a setting, or the file that it specifies, cannot be used
+    "not_configured",  # a setting or the file that the setting specifies cannot be used
 ]
 
 # These error codes are defined in OpenSSL's x509_vfy.h. OpenSSL's own messages can quote the certificate.
@@ -84,7 +84,7 @@ def failure(error: Exception, *, is_late: bool, is_proxied: bool) -> FetchFailed
         is_proxied: Whether the connection uses a proxy.
     """
     if isinstance(error, HTTPError) and isinstance(error.__cause__, Exception):
-        error = error.__cause__  # urllib3 wraps errors that occur while the body is read
+        error = error.__cause__  # urllib3 wraps errors that occur while the body is being read
     if is_late or isinstance(error, TimeoutError):
         return FetchFailed("timed out", "timed_out")
     if isinstance(error, ssl.SSLCertVerificationError):

@@ -1,9 +1,9 @@
 """The HTTP client for issuer metadata, key sets, introspection endpoints, and token endpoints.
 
 The client sends requests in an empty context, so the requests never carry a caller's token. Instrumentation is
-suppressed, so the package does not make relay decisions about these requests. The client does not follow redirects.
-HTTPS is required, except for loopback addresses and for hosts that an operator has listed. The duration of a request
-and the size of a response are limited.
+suppressed, so the package does not make relay decisions about these requests. The client does not follow redirects. The
+client requires HTTPS, except for loopback addresses and for hosts that an operator has listed. The duration of a
+request and the size of a response are limited.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MAX_BODY_BYTES: Final = 512 * 1024
 
 
 class Response(NamedTuple):
-    """A complete response. The header names are in lowercase."""
+    """A complete response. All header names are lowercase."""
 
     status: int
     headers: Mapping[str, str]
@@ -49,7 +49,7 @@ class HttpClient:
     Args:
         ca_file: A PEM file that contains the trusted CA certificates. If this argument is ``None``, the client trusts
             the certificates in ``SSL_CERT_FILE`` or in the system's certificate store.
-        plaintext_hosts: The hosts to which plain HTTP is allowed, each with an optional port.
+        plaintext_hosts: The hosts for which plain HTTP is allowed, each with an optional port.
     """
 
     def __init__(self, *, ca_file: str | None = None, plaintext_hosts: Sequence[str] = ()) -> None:
@@ -66,7 +66,7 @@ class HttpClient:
         """Return *url* if the client accepts the URL.
 
         Raises:
-            ConfigurationError: The URL does not use HTTPS, and plain HTTP to the host is not allowed; or different URL
+            ConfigurationError: The URL does not use HTTPS and plain HTTP to the host is not allowed, or different URL
                 parsers might interpret the URL differently.
         """
         if not isinstance(url, str) or not self.accepts(url):
@@ -216,7 +216,7 @@ def _origin_of(url: str, plaintext_hosts: frozenset[str]) -> Origin | None:
 
 @lru_cache(maxsize=8)
 def shared_client(ca_file: str | None = None, plaintext_hosts: tuple[str, ...] = ()) -> HttpClient:
-    """Return the client that is shared by all parts of the process with the same settings."""
+    """Return the process-wide client for these settings."""
     return HttpClient(ca_file=ca_file, plaintext_hosts=plaintext_hosts)
 
 

@@ -1,7 +1,7 @@
 """Connections to issuers, which are based on urllib3's connection classes.
 
 Each request has a single deadline, and connections are kept open for reuse. This module does not use urllib3's
-connection pools, because the timeout of a pool restarts with each received byte. In addition, this package and
+connection pools, because a pool's timeout restarts whenever data is received. In addition, this package and
 instrumentation libraries add hooks to the pools, and these hooks must not process requests to issuers.
 
 Invariants:
@@ -53,7 +53,7 @@ class Route(NamedTuple):
 
 
 class _Connection:
-    """The common behavior of plain and TLS connections. This class must precede urllib3's class in the list of
+    """The behavior that plain and TLS connections share. This class must precede urllib3's class in the list of
     bases."""
 
     sock: Any
@@ -100,9 +100,9 @@ class _Connection:
 
     @contextlib.contextmanager
     def until(self, deadline: float) -> Generator[None, None, None]:
-        """Shut down the connection at the monotonic time *deadline* unless the block has ended.
+        """Shut down the connection at the monotonic time *deadline* unless the ``with`` block has already ended.
 
-        The timeout of a socket does not limit the total time, because the timeout restarts with each byte.
+        A socket's timeout does not limit the total time, because the timeout restarts whenever data is received.
         """
         self.deadline = deadline
         self.timeout = self.remaining()
@@ -209,7 +209,7 @@ class IdleConnections:
         with self._lock:
             for route in [*self._connections]:
                 waiting = self._connections[route]
-                count = sum(now - other.idle_since >= IDLE_SECONDS for other in waiting)  # the oldest come first
+                count = sum(now - other.idle_since >= IDLE_SECONDS for other in waiting)  # oldest first
                 unused += waiting[:count]
                 del waiting[:count]
                 if not waiting:

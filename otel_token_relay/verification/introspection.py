@@ -1,8 +1,8 @@
 """Ask the authorization server whether a token is active (RFC 7662).
 
 Introspection verifies opaque tokens and, if configured, checks whether JWTs have been revoked. If the server does not
-respond, the request fails with status 503, and the token is not reported as invalid. A failed lookup of a token does
-not affect other tokens, unless the lookup of a random token also fails (see `circuit_breaker`).
+respond, the request fails with status 503, and the token is not reported as invalid. A failed lookup does not affect
+other tokens unless the lookup of a random token also fails (see `circuit_breaker`).
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ from otel_token_relay.verification.worker_pools import WorkerPool
 _logger = logging.getLogger("otel_token_relay")
 
 MAX_REUSE_SECONDS: Final = 60.0
-# This time is short, because some of a server's nodes might not recognize a newly issued token immediately.
+# Inactive results are cached only briefly, because some of a server's nodes might not recognize a newly issued token
+# immediately.
 NEGATIVE_REUSE_SECONDS: Final = 5.0
-# The delay before a token is looked up again if the server refused to introspect the token.
+# The delay before the next lookup of a token that the server refused to introspect.
 REFUSED_REUSE_SECONDS: Final = 5.0
 WARNING_SECONDS: Final = 10.0
 # The maximum number of running and waiting calls in each worker pool.
@@ -62,7 +63,7 @@ class IntrospectionResult(NamedTuple):
     Attributes:
         claims: The members of the response, or ``None`` if the token is not active.
         until: The monotonic time when the result expires, in seconds.
-        refresh_at: The monotonic time after which the use of the result triggers a background refresh, in seconds.
+        refresh_at: The monotonic time after which using the result triggers a background refresh, in seconds.
     """
 
     claims: Mapping[str, Any] | None
@@ -76,7 +77,7 @@ class Introspection:
     Args:
         endpoint: The endpoint's URL, which must be accepted by the HTTP client.
         client: This service's credential for the endpoint, or ``None`` if the endpoint does not require a credential.
-        issuer: The endpoint's issuer, or ``None`` if the issuer is unknown.
+        issuer: The issuer that the endpoint belongs to, or ``None`` if the issuer is unknown.
         timeout: The maximum time to wait for a response, in seconds.
         size: The maximum number of active results to cache. The same limit applies to inactive results.
         http: The client that sends the requests, or ``None`` to use the default client.
@@ -138,7 +139,7 @@ class Introspection:
         return result
 
     def look_up(self, key: bytes, token: str) -> Wait:
-        """Start a lookup, or join the pending lookup of the same token.
+        """Start a lookup, or join a pending lookup of the same token.
 
         Returns:
             The future to wait for. The future's result is ``None`` if the lookup fails.
@@ -216,7 +217,7 @@ class Introspection:
             if self._monotonic() < deadline and self._breaker.still_allows(key):
                 result = self._store(key, self._introspect(token))
                 self._breaker.record_success()
-            else:  # all callers stopped waiting or the circuit opened while the call was queued
+            else:  # all callers stopped waiting, or the circuit opened, while the call was queued
                 self._postpone_refresh(key)
                 probe_is_due = self._breaker.record_failure(key)
         except _TokenRefused as error:
@@ -292,7 +293,7 @@ def _log(level: int, text: str, error: Exception) -> None:
 def build_request(
     token: str, client: ClientCredential | None, issuer: str | None, endpoint: str
 ) -> tuple[bytes, Authentication]:
-    """Return the form of an introspection request, and this service's authentication (RFC 7662, section 2.1).
+    """Return the form data and this service's authentication for an introspection request (RFC 7662, section 2.1).
 
     Raises:
         FetchFailed: The client credential is currently unavailable.

@@ -1,7 +1,7 @@
-"""Send the same requests as a verifier to each issuer's endpoints, and report the responses.
+"""Query each issuer's endpoints as a verifier does, and report the responses.
 
 The requests fetch the metadata and keys, and introspect a random token. All issuers are queried in parallel, and all
-requests end within *timeout* seconds. Each issuer is queried in a separate thread. Threads that are still running at
+requests finish within *timeout* seconds. Each issuer is queried in a separate thread. Threads that are still running at
 the deadline are abandoned, because a DNS lookup cannot be canceled.
 """
 
@@ -46,7 +46,7 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IssuerReport:
-    """A report about the responses of one issuer's endpoints.
+    """A report about the responses from one issuer's endpoints.
 
     Attributes:
         issuer: The issuer, as configured.
@@ -76,7 +76,7 @@ class IssuerReport:
 
     @property
     def clock_difference(self) -> float | None:
-        """The clock difference of the first endpoint with a known clock difference."""
+        """The first known clock difference in the endpoint reports, or ``None`` if all are unknown."""
         return next((r.clock_difference for r in self.endpoints if r.clock_difference is not None), None)
 
 
@@ -179,7 +179,7 @@ class _Inquiry:
         endpoint: The introspection endpoint, or ``None`` if tokens are not introspected.
         client: This service's credential for the introspection endpoint.
         algorithms: The accepted algorithms.
-        deadline: The monotonic time by which all requests must end, in seconds.
+        deadline: The monotonic time by which all requests must finish, in seconds.
     """
 
     issuer: TrustedIssuer | None
@@ -196,7 +196,8 @@ class _Inquiry:
         return str(self.endpoint) if self.issuer is None else self.issuer.issuer
 
     def run(self) -> IssuerReport:
-        """Query the endpoints in the same order as a verifier, but request both metadata documents simultaneously."""
+        """Query the endpoints in the same order as a verifier does, but request both metadata documents
+        simultaneously."""
         introspection = None if self.endpoint is None else InThread(self._ask_introspection)
         reports = [] if self.issuer is None else self._ask_for_keys(self.issuer)
         if introspection is not None:
@@ -221,7 +222,7 @@ class _Inquiry:
             return [self._fetch(self._key_set(issuer.jwks_uri))]
         running = [(endpoint, InThread(partial(self._fetch, endpoint))) for endpoint in self._metadata()]
         metadata, keys = [self._wait(*running[0])], []
-        # If the first metadata request does not receive a response, the verifier does not send the second request.
+        # If the first metadata request receives no response, the verifier does not send the second request.
         if metadata[0].state == "problem":
             metadata.append(self._wait(*running[1]))
         jwks_uri = next((report.found for report in metadata if report.found is not None), None)

@@ -26,7 +26,8 @@ from otel_token_relay.errors import ConfigurationError
 # build a private key from these members.
 _PUBLIC_MEMBERS: Final = {"RSA": ("kty", "n", "e"), "EC": ("kty", "crv", "x", "y"), "OKP": ("kty", "crv", "x")}
 
-# The problem with a key that is published for a different purpose. Such a key is not an error.
+# The problem with a key that is published for a different purpose, such as encryption. Such keys alone do not trigger a
+# warning.
 NOT_FOR_SIGNATURES: Final = "not for signatures"
 
 # Check the characters, because Python's decoder also accepts whitespace and other characters.
@@ -75,14 +76,14 @@ class Key(NamedTuple):
 
 
 class KeyUse(NamedTuple):
-    """The ``kid`` and ``alg`` of the tokens that a key can verify. The ``kid`` can be ``None``."""
+    """The ``kid`` and ``alg`` of the tokens that can be verified with a key. The ``kid`` can be ``None``."""
 
     kid: str | None
     algorithm: str
 
 
 class SkippedKey(NamedTuple):
-    """A key in a key set that cannot be used to verify tokens. The problem is one of several fixed strings."""
+    """An unusable key in a key set. The problem is one of several fixed strings."""
 
     kid: str | None
     problem: str
@@ -92,7 +93,7 @@ class KeySet:
     """One issuer's usable keys. Instances are immutable: if the issuer's keys change, a new instance is created.
 
     Attributes:
-        contents: A value that identifies the keys. Key sets with equal contents verify the same tokens.
+        contents: A value that identifies the keys. Key sets with equal contents are interchangeable.
         skipped: The keys that cannot be used to verify tokens.
     """
 
@@ -119,7 +120,8 @@ class KeySet:
         """Parse a JWK set and skip keys that cannot or must not be used to verify tokens.
 
         The skipped keys are encryption keys, keys that do not match a configured algorithm, keys that are too short or
-        malformed, and keys with an ambiguous ``kid``. A ``kid`` is ambiguous if different keys share the ``kid``.
+        malformed, and keys with an ambiguous ``kid``. A ``kid`` is ambiguous if several different keys have the same
+        ``kid``.
 
         Raises:
             ValueError: The document is not a JWK set.
@@ -165,7 +167,7 @@ class KeySet:
         return kid in self._kids
 
     def describe_skipped(self) -> str:
-        """Describe the number of unusable keys for each problem, or return an empty string if all keys are usable."""
+        """List each problem with the number of affected keys, or return an empty string if all keys are usable."""
         counts = Counter(problem for _, problem in self.skipped)
         return ", ".join(f"{count} {problem}" for problem, count in counts.items())
 
@@ -207,7 +209,7 @@ def _normalize_number(text: str, name: str, jwk: Mapping[str, Any]) -> str:
 
 
 def _split(members: Sequence[Any]) -> tuple[list[Mapping[str, Any]], list[SkippedKey]]:
-    """Separate the public signature keys from all other members of the key set."""
+    """Separate public signature keys from all other members of the key set."""
     usable, skipped = [], []
     for member in members:
         problem = _problem_with(member)

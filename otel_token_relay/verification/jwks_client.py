@@ -4,7 +4,7 @@ Invariants:
 
 * A request with a known key never waits. The lock is held only during assignments, and never during a fetch. Each fetch
   runs in a background thread and is shared by all waiting callers.
-* Forged tokens cannot block all threads of a server. A request with an unknown ``kid`` waits only for a fetch that
+* Forged tokens cannot block all of a server's threads. A request with an unknown ``kid`` waits only for a fetch that
   started recently, and the number of waiting requests is limited.
 * Unknown ``kid`` values and endpoint failures trigger at most one fetch per cooldown period. An attacker can easily
   forge ``kid`` values, and forged values must not increase the load on the issuer.
@@ -76,7 +76,7 @@ class KeyTimes:
 
 
 class _Flight:
-    """A running fetch that is shared by all waiting callers (single flight).
+    """A fetch in progress that all waiting callers share (single flight).
 
     Attributes:
         end: A future that is done when the fetch has succeeded or failed.
@@ -259,7 +259,7 @@ class KeySource:
         self._accept(keys, fresh_seconds(response.headers))
 
     def _warn_about(self, keys: KeySet) -> None:
-        """Log a warning about unusable keys, except for encryption keys, once for each set of unusable keys."""
+        """Log a warning when the set of unusable keys changes, unless the set contains only encryption keys."""
         if keys.skipped == self._reported:
             return
         self._reported = keys.skipped
@@ -273,8 +273,8 @@ class KeySource:
         if self._keys is None or self._keys.contents != keys.contents:
             # Replacing the object invalidates the cached verifications, which refer to the old object.
             self._keys = keys
-        # Refresh the keys well before they expire. The random factor prevents simultaneous refreshes by all instances
-        # of a service.
+        # Refresh the keys well before they expire. The random factor prevents a service's instances from refreshing the
+        # keys simultaneously.
         self._refresh_at = now + fresh * random.uniform(0.7, 0.9)  # noqa: S311  # not a secret
         self._unusable_at = now + fresh + self._times.max_stale
         self._next_after_failure = float("-inf")

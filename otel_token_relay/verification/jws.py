@@ -1,8 +1,8 @@
 """Parse a compact JWS and its JSON strictly.
 
-If two programs parse the same token differently, an attacker can exploit the differences, which include duplicate
-member names, numbers written as strings, and UTF-16. For this reason, a token is parsed strictly before any other rule
-is checked. The size and the nesting depth are limited before the JSON is parsed.
+If two programs parse the same token differently, an attacker can exploit the difference. Such differences can result
+from duplicate member names, numbers written as strings, and UTF-16. For this reason, a token is parsed strictly before
+any other rule is checked. The size and the nesting depth are limited before the JSON is parsed.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ MAX_INTEGER_DIGITS: Final = 20
 # values do not have padding.
 _segments = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)", re.ASCII).fullmatch
 
-# C0, DEL, C1, and the two Unicode line breaks. Names that contain these characters could forge log lines or break a
-# header.
+# C0 and C1 control characters, DEL, and the Unicode line and paragraph separators. Names that contain these characters
+# could forge log lines or break a header.
 has_control_character: Callable[[str], re.Match[str] | None] = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]").search
 
 
@@ -89,7 +89,7 @@ def _depth(text: str) -> int:
 
 
 def parse_object(data: bytes) -> Claims:
-    """Parse a JSON object that has unique names, finite numbers, and a limited depth, and is encoded in UTF-8.
+    """Parse a UTF-8 JSON object with unique member names, finite numbers, and a limited depth.
 
     Raises:
         ValueError: The data is invalid. The error message describes the problem without quoting the data.
@@ -158,7 +158,8 @@ def parse_jws(token: str, *, max_length: int) -> Jws:
 
 
 def _check_header(header: Claims) -> None:
-    """Check the header rules for all profiles. The ``jku``, ``jwk``, ``x5u``, and ``x5c`` members are never read."""
+    """Check the header rules that apply to all profiles. The ``jku``, ``jwk``, ``x5u``, and ``x5c`` members are never
+    read."""
     if not isinstance(header.get("alg"), str):
         raise TokenRejected("algorithm_not_allowed")
     kid = header.get("kid", "-")
@@ -182,7 +183,7 @@ def looks_like_jws(token: str) -> bool:
 
 
 def copy_json(value: Any) -> Any:
-    """Return a deep copy of a JSON value to prevent a request from changing the claims of a different request."""
+    """Return a deep copy of a JSON value, so that one request cannot change the claims of a different request."""
     if isinstance(value, dict):
         return {name: copy_json(member) for name, member in value.items()}
     if isinstance(value, list):

@@ -1,6 +1,6 @@
 """Describe why a token is malformed.
 
-A description never contains any part of the token, but can mention a position, a number, or a kind of character.
+A description never contains any part of the token, but can include a position, a number, or a type of character.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def _find_foreign_characters(token: str) -> tuple[str, str] | None:
 
 
 def _first(*rows: tuple[object, str, str]) -> tuple[str, str] | None:
-    """Return the problem and the advice of the first applicable row."""
+    """Return the problem and the advice from the first row whose condition is true."""
     return next(((problem, advice) for applies, problem, advice in rows if applies), None)
 
 

@@ -1,4 +1,4 @@
-"""The URLs, the validation, and the freshness lifetime of an issuer's metadata.
+"""Build metadata URLs, validate an issuer's metadata, and determine a response's freshness lifetime.
 
 Source: OpenID Connect Discovery 1.0, section 4; RFC 8414, section 3.
 """
@@ -32,7 +32,7 @@ def check_issuer(issuer: object, plaintext_hosts: Collection[str] = ()) -> str:
 
     Args:
         issuer: The issuer.
-        plaintext_hosts: The hosts to which plain HTTP is allowed, each with an optional port.
+        plaintext_hosts: The hosts for which plain HTTP is allowed, each with an optional port.
 
     Raises:
         ConfigurationError: The issuer has a query or a fragment, or is not an HTTPS URL. An HTTP URL is also accepted
@@ -71,7 +71,8 @@ def describe_status(status: int) -> str:
 def problem_with_metadata(
     document: Mapping[str, Any], issuer: str, plaintext_hosts: Collection[str] = (), name: str = "jwks_uri"
 ) -> str | None:
-    """Return the reason why the metadata or the URL in the metadata cannot be trusted, or ``None``.
+    """Return the reason why the metadata or the URL in the metadata cannot be trusted, or ``None`` if both can be
+    trusted.
 
     RFC 8414, section 3.3: the issuer in the document must be identical to the configured issuer. Otherwise, an attacker
     who controls a different path on the issuer's host could make this service trust the attacker's keys. The returned
@@ -80,7 +81,7 @@ def problem_with_metadata(
     Args:
         document: The metadata document.
         issuer: The issuer, as configured.
-        plaintext_hosts: The hosts to which plain HTTP is allowed, each with an optional port. A document can contain a
+        plaintext_hosts: The hosts for which plain HTTP is allowed, each with an optional port. A document can contain a
             plain HTTP URL on one of these hosts only if the URL has the same origin as the issuer.
         name: The member that contains the URL.
     """
@@ -112,7 +113,7 @@ def _is_secure(url: str, issuer: str, plaintext_hosts: Collection[str]) -> bool:
 
 
 def fresh_seconds(headers: Mapping[str, str]) -> float:
-    """Return a response's freshness lifetime in seconds, within limits (RFC 9111, sections 4.2 and 5.2.2)."""
+    """Return a response's freshness lifetime in seconds, within fixed limits (RFC 9111, sections 4.2 and 5.2.2)."""
     control = headers.get("cache-control", "")
     if _forbids_reuse(control):
         return MIN_FRESH_SECONDS

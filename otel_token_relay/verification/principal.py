@@ -1,4 +1,4 @@
-"""The identity of a verified request, as used by applications."""
+"""The identity of a verified request, for use in applications."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Principal:
 
 
 class AuthCredentials:
-    """A request's scopes, as required by Starlette's ``requires`` decorator."""
+    """A request's scopes, in the format that Starlette's ``requires`` decorator expects."""
 
     __slots__ = ("scopes",)
 

@@ -1,4 +1,4 @@
-"""Protected resource metadata, which clients use to find the authorization servers of a resource.
+"""Protected resource metadata, which clients use to find a resource's authorization servers.
 
 Source: RFC 9728, sections 2, 3, and 5.1. The Model Context Protocol's authorization specification requires this
 metadata.

@@ -58,7 +58,7 @@ def is_excluded(host: str, port: int, no_proxy: str) -> bool:
     Args:
         host: The normalized host of an `Origin`.
         port: The port.
-        no_proxy: A list of comma-separated entries. An entry is ``*``, a host name with an optional leading dot, an IP
+        no_proxy: A comma-separated list of entries. An entry is ``*``, a host name with an optional leading dot, an IP
             address, or a network in CIDR notation. A host name also matches all of its subdomains. A host name or an
             address can include a port. Addresses and networks match only hosts that are addresses, because host names
             are not resolved.

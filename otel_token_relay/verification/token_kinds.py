@@ -1,4 +1,4 @@
-"""Determine the kind of a token from the members of the token or of an introspection response.
+"""Determine a token's kind from the members of the token or its introspection response.
 
 An issuer uses the same keys to sign access tokens, ID tokens, refresh tokens, and other JWTs. Only RFC 9068 requires a
 distinct type for access tokens. `MARKERS` lists the members that common providers use to distinguish kinds of tokens.
@@ -19,7 +19,7 @@ class Marker(NamedTuple):
     """An entry of `MARKERS`.
 
     Attributes:
-        provider: The name of the provider or the specification.
+        provider: The name of the provider or specification.
         members: The members that must all be present. Messages mention only the first member.
         kind: The kind of token that has these members, or ``None`` if the value of the first member determines the
             kind.
@@ -65,7 +65,7 @@ _WORDS: Final[Mapping[str, TokenKind]] = {
     **dict.fromkeys(("id", "idtoken", "idt", "identity", "identitytoken"), "ID"),
     **dict.fromkeys(("refresh", "refreshtoken", "rt", "offline", "offlinetoken"), "refresh"),
 }
-"""The kind for each word that providers use. The words are normalized by `_normalize`."""
+"""The kind of token for each word that providers use, as normalized by `_normalize`."""
 
 
 def _is_scope(value: object) -> bool:
@@ -104,7 +104,7 @@ def _access(
 
 
 MARKERS: Final[tuple[Marker, ...]] = (
-    # The value of each of these members determines the kind.
+    # The value of any of these members determines the kind of token.
     _names("Keycloak", "typ", "Keycloak: TokenUtil (Bearer, ID, Refresh, Offline, Logout)", "Bearer", "JWT", "at+jwt"),
     _names("Amazon Cognito", "token_use", "Cognito: Verifying JSON web tokens; Hydra: introspection", "access"),
     _names("RFC 7662", "token_type", "RFC 7662, section 2.2; djangorestframework-simplejwt", "Bearer", "access", "JWT"),

@@ -1,4 +1,4 @@
-"""Verify access tokens: issuer, signature, audience, lifetime, and revocation.
+"""Verify an access token's issuer, signature, audience, lifetime, and revocation status.
 
 A verifier parses the token (`jws`), finds the trusted issuer, gets the issuer's keys (`jwks_client`), and checks the
 signature and the claims (`claims`). If an endpoint is configured, the verifier introspects the token. Finally, the
@@ -53,7 +53,7 @@ class _Trusted(NamedTuple):
 
     Attributes:
         issuer: The issuer, as configured.
-        keys: The key source of the issuer.
+        keys: The issuer's key source.
         rules: The rules for the issuer's tokens.
         introspection: The issuer's introspection endpoint, or ``None`` if the issuer's tokens are not introspected.
     """
@@ -87,7 +87,7 @@ class _Accepted(NamedTuple):
 
 
 class VerifiedToken:
-    """A verified access token of one request. This object contains the claims but not the token.
+    """A verified access token from one request. This object contains the claims but not the token.
 
     Attributes:
         scopes: The token's scopes (RFC 6749, section 3.3).
@@ -149,7 +149,7 @@ class VerifiedToken:
 
 
 class VerifierCore:
-    """The common rules, key sources, and cache of both verifier classes.
+    """The rules, key sources, and cache that both verifier classes use.
 
     Args:
         issuers: The trusted issuers. Each issuer is a `TrustedIssuer` or a name that exactly matches the ``iss`` claim.
@@ -169,12 +169,12 @@ class VerifierCore:
             is introspected, and there must be at most one issuer. If *issuers* is empty, tokens are verified only by
             introspection. Otherwise, the signature and claims of JWTs are verified first. A response is reused for at
             most 60 seconds.
-        client_id: The client ID of this service at the introspection endpoint.
-        client_secret: The client secret of this service at the introspection endpoint, or a callable that returns the
-            secret. One of the following arguments can be used instead. See `ClientCredential`.
+        client_id: This service's client ID for the introspection endpoint.
+        client_secret: This service's client secret for the introspection endpoint, or a callable that returns the
+            secret. Instead of *client_secret*, one of the following arguments can be specified. See `ClientCredential`.
         client_secret_file: A file that contains the client secret.
         client_key_file: A file that contains the private key for signing client assertions.
-        client_key_id: The ``kid`` header of the client assertions.
+        client_key_id: The ``kid`` in the header of client assertions.
         client_assertion: A callable that returns a client assertion.
         client_assertion_file: A file that contains a client assertion.
         client_cert_file: A file that contains the client certificate.
@@ -391,7 +391,8 @@ class VerifierCore:
     def explain(self, token: str, reason: ExplainedReason, *, required_scopes: Sequence[str] = ()) -> Cause:
         """Explain to operators why *token* was rejected. This method does not wait, fetch keys, or raise exceptions.
 
-        The cause can contain the values of some claims and header members, but never contains any part of the token.
+        The cause can contain the values of some claims and header members, but never contains any part of the encoded
+        token.
 
         Args:
             token: The token without the ``Bearer`` prefix.
@@ -453,7 +454,7 @@ class VerifierCore:
         if trusted.introspection is None:
             return accepted
         introspected = yield from self._introspect(trusted.introspection, key, token)
-        # The audience and the type have already been checked in the JWT.
+        # The JWT's audience and type have already been checked.
         self._check_introspected(trusted.introspection, introspected, replace(trusted.rules, audience=()), issuer)
         return accepted._replace(introspection=trusted.introspection, introspected=introspected)
 
@@ -513,7 +514,7 @@ class VerifierCore:
         rules: Rules,
         issuer: str | None = None,
     ) -> _Accepted:
-        """Check the members of an introspection response for an active token.
+        """Check the members of an active token's introspection response.
 
         Args:
             introspection: The endpoint that introspected the token.
@@ -554,7 +555,7 @@ class VerifierCore:
             if introspection is not None:
                 result = introspection.cached(key, token)
                 if result is None:
-                    introspection.look_up(key, token)  # prepare for the next hop
+                    introspection.look_up(key, token)  # the result might be available at the next hop
                     return False
                 if result.claims is None:
                     return False
@@ -582,7 +583,7 @@ def _check_sources(issuers: Sequence[TrustedIssuer], rules: Rules, endpoint: str
 
 
 class TokenVerifier(VerifierCore):
-    """Verify access tokens in threads. Create a single verifier for each process."""
+    """A verifier that blocks the current thread while it waits. Create a single verifier for each process."""
 
     def verify(self, token: str) -> VerifiedToken:
         """Verify *token*, which must not include the ``Bearer`` prefix, and return the result.
@@ -599,7 +600,7 @@ class TokenVerifier(VerifierCore):
 
 
 class AsyncTokenVerifier(VerifierCore):
-    """Verify access tokens in asyncio or trio tasks without blocking the event loop."""
+    """A verifier that waits in an asyncio or trio task without blocking the event loop."""
 
     async def verify(self, token: str) -> VerifiedToken:
         """Verify *token*, which must not include the ``Bearer`` prefix, and return the result.

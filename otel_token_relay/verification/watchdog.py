@@ -1,4 +1,4 @@
-"""Call functions at deadlines from a single thread.
+"""Use a single thread to call functions when their deadlines pass.
 
 Almost every watch ends before its deadline. Starting a ``threading.Timer`` for each watch would take longer than the
 rest of the request. The thread starts with the first watch and exits after the last watch has ended. The thread sleeps
@@ -34,13 +34,13 @@ class Watchdog:
         self._numbers = itertools.count()
         self._is_running = False
         self._wakes_at = 0.0
-        self._tidy_at = 0.0  # the next time when entries of ended watches are removed
+        self._tidy_at = 0.0  # the next time to remove the entries of ended watches
 
     @contextlib.contextmanager
     def watching(self, deadline: float, call: Callable[[], None]) -> Generator[None, None, None]:
-        """Call *call* in a different thread if the block has not ended by the monotonic time *deadline*.
+        """Call *call* in a different thread if the ``with`` block has not ended by the monotonic time *deadline*.
 
-        The call can still occur shortly after the block has ended.
+        The call can still occur shortly after the ``with`` block has ended.
         """
         held: list[Callable[[], None] | None] = [call]
         with self._changed:
@@ -87,7 +87,7 @@ class Watchdog:
 
 @functools.cache
 def shared() -> Watchdog:
-    """Return the watchdog of this process.
+    """Return this process's watchdog.
 
     The watchdog is created on first use, because gevent cannot patch existing locks and threads.
     """

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 
 class WorkerPool:
-    """A thread pool and the number of its running and waiting calls.
+    """A thread pool and the number of calls that are running or waiting.
 
     The owner must hold a lock to access the pool, and must update and limit the number of calls.
 
@@ -27,7 +27,7 @@ class WorkerPool:
         self.start_over()
 
     def start_over(self) -> None:
-        """Replace the executor. The new workers start on demand."""
+        """Replace the executor. The new executor starts its workers on demand."""
         self.executor: ThreadPoolExecutor = ThreadPoolExecutor(self._workers, f"token-relay-{self._name}")
 
     @property

@@ -18,9 +18,9 @@ PRINCIPAL_KEY: Final = "otel_token_relay.principal"
 
 
 class BearerAuthMiddleware:
-    """Accept only requests with a valid bearer token.
+    """WSGI middleware that accepts only requests with a valid bearer token.
 
-    All other requests receive a 400, 401, 403, or 503 response. The middleware stores a `Principal` in
+    The response to a rejected request has the status 400, 401, 403, or 503. The middleware stores a `Principal` in
     ``environ["otel_token_relay.principal"]``.
 
     Args:

@@ -479,7 +479,7 @@ def test_an_introspection_response_that_is_rejected_is_explained(issuer: Issuer)
         verifier.verify("2YotnFZFEjr1zCsicMWpAA")
 
     assert str(verifier.explain("2YotnFZFEjr1zCsicMWpAA", "wrong_audience")) == (
-        "aud: the introspection response, not the token, does not satisfy the rule"
+        "aud: the introspection response violates the rule; the token does not"
     )
 
 
