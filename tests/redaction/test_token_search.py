@@ -1,4 +1,4 @@
-"""Known tokens are found in whole or in part, in any encoding, and words of remembered tokens are not."""
+"""Known tokens are found whole or in part, in any encoding, and words of remembered tokens are not."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from tests.redaction.corpus import BENIGN, OWN, OWN_BASE64, OWN_FORMS, OWN_OPAQU
 from tests.redaction.test_scrubber import surviving
 
 B64TOKEN = st.text("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~+/=", min_size=17, max_size=90)
-# Not random: a caller may choose the name of a service as its token.
+# This token is not random because a caller can choose the name of a service as its token.
 WORDS = "profile-service.internal.example"
-# Nearly all of its parts contain a character that encoders write differently.
+# Nearly all parts of this token contain a character that encoders change.
 ODD = "Qk7dW3xPz0+sVbN5mL2rT/" * 100
 
 
@@ -52,7 +52,7 @@ def base64_of(text: str) -> str:
     ],
 )
 def test_lower_case_keeps_the_length_of_a_text(text: str, lowered: str) -> None:
-    """Positions in the lowercase text are positions in the original."""
+    """A position in the lowercase text is the same position in the original text."""
     assert ascii_lower(text) == lowered
 
 
@@ -71,7 +71,7 @@ def test_lower_case_keeps_the_length_of_a_text(text: str, lowered: str) -> None:
     ],
 )
 def test_the_interval_covers_exactly_the_part_of_the_token(text: str, expected: str) -> None:
-    """The surrounding text is not masked. Line breaks between long parts of the token are."""
+    """The masked interval covers exactly the part of the token, including line breaks between long parts."""
     assert found(text, OWN_OPAQUE) == [expected]
 
 
@@ -86,7 +86,7 @@ def test_the_interval_covers_exactly_the_part_of_the_token(text: str, expected: 
     ],
 )
 def test_a_wrapped_or_encoded_part_masks_the_whole_text(text: str) -> None:
-    """The positions of its characters are unknown."""
+    """A wrapped or encoded part masks the whole text, because the positions of its characters are unknown."""
     assert found(text, OWN_OPAQUE) == found(text, remembered=(OWN_OPAQUE,)) == [text]
 
 
@@ -103,7 +103,7 @@ def test_a_wrapped_or_encoded_part_masks_the_whole_text(text: str) -> None:
     ids=["percent", "percent twice", "escaped slash", "JSON", "HTML", "form"],
 )
 def test_an_encoded_token_masks_the_whole_text(encode: object) -> None:
-    """All the characters that an encoder writes differently are masked."""
+    """An encoded token masks the whole text even if the encoder changes all special characters."""
     text = f"a={encode(OWN_BASE64)}&b"  # type: ignore[operator]
 
     assert found(text, OWN_BASE64) == [text]
@@ -112,7 +112,7 @@ def test_an_encoded_token_masks_the_whole_text(encode: object) -> None:
 @pytest.mark.parametrize("token", OWN.values(), ids=OWN)
 @pytest.mark.parametrize("form", [name for name in OWN_FORMS if isinstance(OWN_FORMS[name](OWN_OPAQUE), str)])
 def test_every_form_of_a_token_contains_one_of_its_needles(form: str, token: str) -> None:
-    """The cheap check finds what the thorough search would find."""
+    """The fast check finds every form of a token that the thorough search finds."""
     text = OWN_FORMS[form](token)
     assert isinstance(text, str)
 
@@ -122,7 +122,7 @@ def test_every_form_of_a_token_contains_one_of_its_needles(form: str, token: str
 
 
 def test_claims_of_words_mask_no_word_in_other_records() -> None:
-    """A JWT is remembered by the beginning of its claims, which a caller can make of words."""
+    """Claims that consist of words, which a caller can choose, do not mask those words in later records."""
     words = "eyJCheckoutServiceInventoryPaymentsOrdersReservation"
     token = f"eyJhbGciOiJub25lIn0.{words}."
     assert looks_like_credential(token)
