@@ -132,7 +132,7 @@ def test_claims_of_words_mask_no_word_in_other_records() -> None:
 
 
 def test_benign_text_contains_no_token() -> None:
-    """`Bearer` alone is not part of a token, and neither are other words."""
+    """Benign text, including `Bearer` alone, contains no token."""
     known = known_from(*OWN.values())
     texts = [text for text in BENIGN if text not in OWN.values()]
 
@@ -156,7 +156,7 @@ def test_benign_text_contains_no_token() -> None:
     ],
 )
 def test_a_short_token_is_found_only_in_whole(token: str, text: str, expected: list[str]) -> None:
-    """Its parts could be any word."""
+    """A short token is found only if it is complete, because its parts could be ordinary words."""
     known = KnownTokens((token,))
 
     assert found(text, token) == expected
@@ -164,7 +164,7 @@ def test_a_short_token_is_found_only_in_whole(token: str, text: str, expected: l
 
 
 def test_a_token_with_many_reserved_characters_is_found_like_any_other() -> None:
-    """Its length and its characters do not matter."""
+    """A token with many reserved characters is found regardless of its length."""
     encoded, plain = f"see {quote(ODD, safe='')} there", f"see {ODD[:60]} there"
 
     assert found(encoded, ODD) == [encoded]
@@ -186,12 +186,12 @@ def test_a_token_with_many_reserved_characters_is_found_like_any_other() -> None
     ],
 )
 def test_only_unlikely_parts_of_a_remembered_token_are_found(token: str, text: str, expected: list[str]) -> None:
-    """A caller chooses the token, and must not be able to mask a name in the telemetry of other requests."""
+    """Only unlikely parts of a remembered token are found, so a caller cannot mask a name in later telemetry."""
     assert found(text, remembered=(token,)) == expected
 
 
 def test_a_long_text_is_masked_for_a_remembered_token_only_if_it_is_complete() -> None:
-    """The text is masked as a whole, so a part is enough only for a token of its own request."""
+    """A long text is masked for a remembered token only if the text contains the complete token."""
     part = f"see {OWN_OPAQUE[:20]}"
 
     assert KnownTokens((OWN_OPAQUE,)).may_be_in_long(part)
@@ -202,9 +202,9 @@ def test_a_long_text_is_masked_for_a_remembered_token_only_if_it_is_complete() -
 
 
 def test_known_tokens_are_shared_until_the_caches_are_cleared() -> None:
-    """Records of one request have the same object, so that its needles are computed once."""
+    """Records of one request share one object of known tokens until the caches are cleared."""
     one, two = OWN_OPAQUE, OWN["hex"]
-    clear_caches()  # other tests fill them, and each cache evicts its values on its own
+    clear_caches()  # other tests fill the caches, and each cache evicts its own values
 
     assert known_from(one) is known_from_one(one) is known_with_remembered((one,), ())
     assert known_from(one, two) is known_with_remembered((one, two), ())
@@ -219,7 +219,7 @@ def test_known_tokens_are_shared_until_the_caches_are_cleared() -> None:
 
 
 def test_needles_and_clean_rows_are_created_at_first_use() -> None:
-    """Each is created once. Another attribute does not exist."""
+    """Needles and clean rows are created once, at first use, and no other attribute exists."""
     known = KnownTokens((OWN_OPAQUE,))
 
     assert known.needles is known.needles
@@ -231,7 +231,7 @@ def test_needles_and_clean_rows_are_created_at_first_use() -> None:
 
 
 def test_known_tokens_are_not_printed():
-    """Neither `repr` nor `str` shows a token."""
+    """The `repr` and `str` of known tokens do not contain a token."""
     for shown in (
         repr(known_from(OWN["opaque"])),
         str(KnownTokens((OWN["opaque"],))),
@@ -254,13 +254,13 @@ def test_known_tokens_are_not_printed():
     ],
 )
 def test_intervals_are_merged(intervals: list[tuple[int, int]], gap: int, expected: list[tuple[int, int]]) -> None:
-    """They are sorted, and joined if they overlap or if at most *gap* characters are between them."""
+    """Intervals are sorted, and joined if they overlap or are at most *gap* characters apart."""
     assert merge(intervals, gap=gap) == expected
 
 
 @given(B64TOKEN, st.text(max_size=20), st.text(max_size=20), st.data())
 def test_every_long_part_of_any_token_is_found(token: str, before: str, after: str, data: st.DataObject) -> None:
-    """This holds for any surrounding text, also one that an attacker chooses. The intervals do not overlap."""
+    """Every long part of a token is found in any surrounding text, in intervals that do not overlap."""
     start = data.draw(st.integers(0, len(token) - LONGEST_SURVIVOR - 1))
     part = token[start : start + LONGEST_SURVIVOR + 1]
     text = f"{before}{part}{after}"
@@ -274,7 +274,7 @@ def test_every_long_part_of_any_token_is_found(token: str, before: str, after: s
 
 @given(B64TOKEN, st.text(max_size=20), st.text(max_size=20), st.integers(LONGEST_SURVIVOR + 1, 90))
 def test_the_cheap_check_finds_every_truncated_token(token: str, before: str, after: str, length: int) -> None:
-    """The beginning or the end of a token is enough, in any surrounding text."""
+    """The fast check finds the beginning or the end of a token in any surrounding text."""
     known = KnownTokens((token,))
 
     assert known.may_be_in(f"{before}{token[:length]}{after}")
