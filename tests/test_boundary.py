@@ -1,4 +1,4 @@
-"""The boundary of one request: its credentials, its lease, and which applications share it."""
+"""The boundary of a request has its credentials and its lease, and nested applications share the boundary."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ ValuesOf = Callable[[str], Sequence[str | bytes]]
 
 
 def headers(*authorization: str | bytes) -> ValuesOf:
-    """Return a function that looks headers up, as servers do."""
+    """Return a function that looks up headers, as servers do."""
     return lambda name: authorization if name == "authorization" else ()
 
 
 def broken(name: str) -> Sequence[str]:
-    """Look a header up in a request that the server cannot read."""
+    """Look up a header in a request that the server cannot read."""
     raise UnicodeDecodeError("ascii", b"\xff", 0, 1, name)
 
 
 @contextmanager
 def current(boundary: Boundary) -> Iterator[None]:
-    """Run the block in the context of the request."""
+    """Run the block in the request's context."""
     attached = otel_context.attach(boundary.context())
     try:
         yield
@@ -50,7 +50,7 @@ def shown() -> str | None:
 
 
 class Authenticator:
-    """Accept the credentials if *accepts* is true. Record each path that is checked."""
+    """Accept the credentials if *accepts* is true, and record each checked path."""
 
     def __init__(self, *, accepts: bool = True, verifies: bool = False) -> None:
         self.accepts = accepts
@@ -110,7 +110,7 @@ both_checks = pytest.mark.parametrize("check", [Boundary.check, check_async], id
     ],
 )
 def test_a_request_has_its_token_or_the_reason_why_it_has_none(values_of: ValuesOf, expected: str | Reason) -> None:
-    """Invalid headers do not fail the request, and the token of an outer context is not used."""
+    """A request with invalid headers does not fail and does not use an outer context's token."""
     with use_token(B):
         boundary = Boundary.of(values_of, SETTINGS)
         with current(boundary):
@@ -124,7 +124,7 @@ def test_a_request_has_its_token_or_the_reason_why_it_has_none(values_of: Values
 
 
 def test_a_rejected_header_is_logged_without_its_value(caplog: pytest.LogCaptureFixture) -> None:
-    """The log names the reason only."""
+    """The log contains the reason for a rejected header but not the header's value."""
     caplog.set_level("DEBUG", "otel_token_relay")
     Boundary.of(headers("Bearer one-token two"), SETTINGS)
     Boundary.of(headers(), SETTINGS)

@@ -253,7 +253,7 @@ def _scheduler(work: Work, take: Take) -> None:
 
 
 def _greenlet(work: Work, take: Take) -> None:
-    # A gevent hub belongs to one thread, so the greenlets start and run in a new thread.
+    # A gevent hub belongs to one thread, so the greenlets start and run in a single new thread.
     def run() -> None:
         greenlet = gevent.spawn(taken)
         greenlet.join()
@@ -282,7 +282,7 @@ _tasks: set[Any] = set()
 
 
 def _keep(task: Any) -> None:
-    """Keep a reference to *task*: event loops hold only weak ones."""
+    """Keep a reference to *task*, because event loops hold only weak references."""
     _tasks.add(task)
     task.add_done_callback(_tasks.discard)
 
@@ -354,7 +354,7 @@ async def _anyio_task(work: Work, take: Take, group: Any) -> None:
     group.start_soon(work.coroutine)
 
 
-# Starts a task outside the request's context.
+# Start a task outside the request's context.
 def _elsewhere(start: Callable[[], Awaitable[None]], group: Any) -> None:
     contextvars.Context().run(group.start_soon, start)
 

@@ -1,4 +1,5 @@
-"""A program that does not use our package: aiohttp.web, Tornado and gRPC in one event loop. Prints their ports."""
+"""A program that does not use the package and runs aiohttp.web, Tornado, and gRPC in one event loop. Prints their
+ports."""
 
 from __future__ import annotations
 

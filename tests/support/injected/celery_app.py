@@ -1,4 +1,4 @@
-"""A Celery worker beside a small WSGI server in one process: a request starts a task and waits for its result."""
+"""A Celery worker and a small WSGI server in one process, in which a request starts a task and waits for its result."""
 
 import json
 import os
@@ -24,7 +24,7 @@ def call():
 
 
 def application(environ, start_response):
-    """Call the services directly, or from a task."""
+    """Call the services directly or from a task."""
     path = environ["PATH_INFO"]
     if path == "/task":
         document = call.delay().get(timeout=30)
