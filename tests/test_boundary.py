@@ -135,7 +135,8 @@ def test_a_rejected_header_is_logged_without_its_value(caplog: pytest.LogCapture
 
 
 def test_instrumentation_extracts_no_token_that_the_boundary_rejected() -> None:
-    """Instrumentation may see only one of two lines. After the response, the context rejects nothing more."""
+    """Instrumentation inside a boundary extracts no token that the boundary rejected, even if it sees only one of
+    two lines."""
     propagator = TokenRelayPropagator(SETTINGS)
     carrier = {"authorization": f"Bearer {A}"}
     boundary = Boundary.of(headers(f"Bearer {A}", f"Bearer {B}"), SETTINGS)
@@ -151,7 +152,7 @@ def test_instrumentation_extracts_no_token_that_the_boundary_rejected() -> None:
 
 @pytest.mark.parametrize("linger", [0.0, 60.0])
 def test_the_lease_ends_with_the_response_or_after_lingering(linger: float) -> None:
-    """A context that is kept after the response has no token."""
+    """A context that is kept after the response has no token once the lease ends, immediately or after it lingers."""
     boundary = Boundary.of(headers(f"Bearer {A}"), Settings(linger=linger))
     with current(boundary):
         assert shown() == A
@@ -162,7 +163,7 @@ def test_the_lease_ends_with_the_response_or_after_lingering(linger: float) -> N
 
 @both_checks
 def test_only_successful_checks_are_cached_for_their_path(check: Check) -> None:
-    """A failed check runs again, and so does one of another path or of another authenticator."""
+    """Only successful checks are cached, separately for each path and each authenticator."""
     boundary = Boundary.of(headers(f"Bearer {A}"), SETTINGS)
     one, other = Authenticator(accepts=False), Authenticator()
     path = RequestPath("/a", "/a")
@@ -185,7 +186,8 @@ def test_only_successful_checks_are_cached_for_their_path(check: Check) -> None:
 @both_checks
 @pytest.mark.parametrize("verifies", [True, False], ids=["verified", "excluded"])
 def test_an_exclusion_does_not_apply_below_a_mount_point_that_the_client_chose(check: Check, verifies: bool) -> None:
-    """A request that was accepted without a verified token is checked again there."""
+    """A request that was accepted without a verified token is checked again below a mount point that the client
+    chose."""
     boundary = Boundary.of(headers(f"Bearer {A}"), SETTINGS)
     authenticator = Authenticator(verifies=verifies)
     moved = RequestPath("/a", "/mount/a", lambda: ["/mount"])
@@ -214,14 +216,14 @@ def test_an_exclusion_does_not_apply_below_a_mount_point_that_the_client_chose(c
 def test_an_inner_application_shares_the_boundary_if_the_credentials_are_the_same(
     outer: list[str | bytes], inner: list[str | bytes], expected: bool
 ) -> None:
-    """Middleware between two boundaries may replace or remove the credentials."""
+    """An inner application shares the boundary only if no middleware between them changed the credentials."""
     boundary = Boundary.of(headers(*outer), SETTINGS)
     with current(boundary):
         assert boundary.still_applies_to(partial(locate, headers(*inner))) is expected
 
 
 def test_an_unreadable_request_shares_only_the_boundary_of_an_unreadable_request() -> None:
-    """A middleware that makes the headers unreadable has changed them."""
+    """A request whose headers became unreadable does not share a boundary that read its headers."""
     unreadable, readable = Boundary.of(broken, SETTINGS), Boundary.of(headers(f"Bearer {A}"), SETTINGS)
     with current(unreadable):
         assert unreadable.still_applies_to(partial(locate, broken))
@@ -231,7 +233,7 @@ def test_an_unreadable_request_shares_only_the_boundary_of_an_unreadable_request
 
 
 def test_a_boundary_does_not_apply_in_the_context_of_another_request() -> None:
-    """A worker task may run in the context of the request that started it, or in an empty one."""
+    """A boundary does not apply in a different request's context, where a worker task can run."""
     values_of = headers(f"Bearer {A}")
     boundary, other = Boundary.of(values_of, SETTINGS), Boundary.of(values_of, SETTINGS)
     with current(other):

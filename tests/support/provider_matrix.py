@@ -1,9 +1,8 @@
 """Test the rows of `tests/vectors/providers.json` against issuers with their real names, over TLS on loopback.
 
 This file runs as a program in a separate process, because the certificate authority and the proxy apply to the
-whole process. The environment's proxy is a loopback server that terminates TLS and serves every host. The result is
-JSON on standard
-output: for each row, the decisions of the synchronous and the asynchronous verifier.
+whole process. The environment's proxy is a loopback server that terminates TLS and serves every host. For each row,
+the program writes the decisions of the synchronous and the asynchronous verifier to standard output, as JSON.
 """
 
 from __future__ import annotations
