@@ -136,7 +136,7 @@ def test_a_server_refuses_although_opentelemetry_fails(python: Path, variables: 
 
 
 def test_every_hooked_server_and_framework_is_a_trigger() -> None:
-    """The finder cannot import the table of hooks."""
+    """Every hooked server and framework is a trigger of the finder, which cannot import the table of hooks."""
     roots = {hook.module.partition(".")[0] for hook in SERVER_HOOKS} - {"opentelemetry"}
     assert roots == runpy.run_path(str(FILES["_otel_token_relay_startup.py"]))["TRIGGERS"]
 
@@ -148,7 +148,8 @@ def test_every_hooked_server_and_framework_is_a_trigger() -> None:
     )
 )
 def test_every_misspelling_that_enforces_starts_the_finder(edits: list[tuple[str, int, str]]) -> None:
-    """The ``.pth`` file cannot compare names as carefully as the settings do, so it starts for more names."""
+    """Every misspelling that enforces verification starts the finder, which accepts more misspellings than the
+    settings."""
     name = "OTEL_PYTHON_TOKEN_RELAY_VERIFY"
     for kind, at, letter in edits:
         name = name[:at] + ("" if kind == "d" else letter) + name[at + (kind != "i") :]
