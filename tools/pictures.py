@@ -4,8 +4,8 @@
     python tools/pictures.py --check     exit 1 if one of them is out of date
     python tools/pictures.py --record    run the demo, and keep the part of its output that the terminal shows
 
-The output of the demo is in docs/pictures/demo.ansi, with the escape sequences of its colors. A test compares it with
-the output of a real run.
+The docs/pictures/demo.ansi file contains the demo's output, with the escape sequences for its colors. A test
+compares it with the output of a real run.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ COSTS = FOLDER.parent / "performance.md"
 
 
 def draw_token_path() -> str:
-    """Draw which requests of a service carry the caller's token."""
+    """Draw which of a service's requests carry the caller's token."""
     picture = Drawing(
         720,
         390,
@@ -70,7 +70,7 @@ def draw_token_path() -> str:
 
 
 def draw_lease() -> str:
-    """Draw during which time the token of a request can be used."""
+    """Draw the period during which a request's token can be used."""
     begin, end, carried = 250, 470, 600
     picture = Drawing(
         720,
@@ -112,7 +112,7 @@ def draw_lease() -> str:
 
 
 def draw_boundary() -> str:
-    """Draw where the boundary and the hop are, relative to server, instrumentation and middleware."""
+    """Draw the positions of the boundary and the hop relative to the server, instrumentation, and middleware."""
     picture = Drawing(
         720,
         372,
@@ -152,7 +152,7 @@ def draw_boundary() -> str:
     return picture.render()
 
 
-# The rows of docs/troubleshooting.md: what the log of the calling or of the rejecting service contains, and the cause.
+# The rows of docs/troubleshooting.md: the log entry of the calling or rejecting service, and the cause.
 _NOT_SENT = (
     ("no line", "The relay is off."),
     ("destination_not_listed", "The entry differs or is misspelled."),
@@ -173,7 +173,7 @@ CAUSES = (*_NOT_SENT, *_REJECTED)
 
 
 def draw_decision_tree() -> str:
-    """Draw how to find the cause of a 401."""
+    """Draw the steps to find the cause of a 401."""
     rows = [f"{reason}: {cause}" for reason, cause in CAUSES]
     picture = Drawing(
         720,
@@ -222,7 +222,7 @@ _SEQUENCE = re.compile(r"\x1b\[([\d;]*)m")
 
 
 def draw_demo(theme: str) -> str:
-    """Draw the recorded output of the demo as a terminal."""
+    """Draw the demo's recorded output as a terminal."""
     lines = RECORDING.read_text("utf-8").splitlines()
     width = 32 + round(_ADVANCE * 80)
     picture = Drawing(
@@ -244,7 +244,7 @@ def draw_demo(theme: str) -> str:
 
 
 def _segments(line: str) -> Iterator[tuple[str, str]]:
-    """Yield the parts of a line, each with its style. Words are placed one by one where blanks are wide."""
+    """Yield the parts of a line, each with its style. Words are placed individually where blanks are wide."""
     kind = ""
     for part in re.split(r"(\x1b\[[\d;]*m)", line):
         if found := _SEQUENCE.fullmatch(part):
@@ -260,7 +260,7 @@ def plain(text: str) -> str:
     return re.sub(r"\x1b\[[?\d;]*[a-zA-Z]", "", text)
 
 
-# The parts of the output that the terminal shows: from a line that begins like this, so many lines.
+# The parts of the output in the terminal, each with its first line's beginning and its number of lines.
 _SHOWN = (
     ("caller ", 4),
     ("alice calls with her token", 7),
@@ -270,7 +270,7 @@ _SHOWN = (
 
 
 def record_demo() -> str:
-    """Run the demo, and return the part of its output that the terminal shows."""
+    """Run the demo, and return the part of its output that the terminal contains."""
     environ = os.environ | {"FORCE_COLOR": "1", "TTY_INTERACTIVE": "0", "TERM": "xterm", "COLUMNS": "80"}
     environ.pop("NO_COLOR", None)
     command = [sys.executable, "-m", "otel_token_relay", "demo"]
@@ -283,14 +283,14 @@ def record_demo() -> str:
 
 
 def read_costs() -> list[tuple[str, float]]:
-    """Return the rows of the first table of the page about costs: what is measured, and microseconds."""
+    """Return the measured operations and their microseconds from the first table on the page about costs."""
     section = COSTS.read_text("utf-8").partition("## In microseconds\n")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| ([^|]+) \| ([\d.]+) \|$", section, re.MULTILINE)
     return [(name.replace("`", ""), float(microseconds)) for name, microseconds in rows]
 
 
 def draw_costs() -> str:
-    """Draw the microseconds of the page about costs as bars."""
+    """Draw the microseconds from the page about costs as bars."""
     rows = read_costs()
     names = "; ".join(f"{name}: {microseconds:g} microseconds" for name, microseconds in rows)
     height = 60 + 30 * len(rows)

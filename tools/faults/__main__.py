@@ -18,8 +18,8 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="send the request once, print the response, and exit")
     options = parser.parse_args()
     fault = FAULTS[options.fault]
-    # Leave the block, which ends the services, when this process is asked to end. Shells ignore SIGINT in background
-    # jobs, and Python keeps that.
+    # Leave the block when this process receives SIGTERM or SIGINT, so that the services end. Shells ignore SIGINT in
+    # background jobs, and Python keeps this setting.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
@@ -36,7 +36,7 @@ def main() -> int:
 
 
 def describe(running: Running) -> None:
-    """Print what a reader needs to find the fault."""
+    """Print the information that a reader needs to find the fault."""
     print("This request should return the profile, with the status 200:\n")
     for method, path in running.calls:
         post = "" if method == "GET" else f"-X {method} "

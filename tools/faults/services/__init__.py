@@ -1,1 +1,1 @@
-"""The two services. Their code does not mention tokens."""
+"""The two services. The services' code does not mention tokens."""
