@@ -28,8 +28,9 @@ Row = tuple[str, float, float | None]
 
 
 def _submit_seconds(count: int) -> float:
-    """Return the time in seconds that submitting calls takes. The pool's threads are busy, so only the submission
-    is timed."""
+    """Return the time in seconds that submitting calls takes. The pool's threads are busy, so only the submission is
+    timed.
+    """
     with ThreadPoolExecutor(2) as pool:
         release = threading.Event()
         for _ in range(4):

@@ -32,7 +32,8 @@ def _policy(entries: tuple[str, ...]) -> RelayPolicy:
 
 def _first_time(policy: RelayPolicy, hosts: list[str]) -> Any:
     """Return the timing of uncached lookups of *hosts* in turn. The number of hosts must exceed the size of the
-    cache."""
+    cache.
+    """
     names = {"find": policy.find, "next": partial(next, cycle(hosts))}
     return statement("find('https', next(), 8443)", names)
 

@@ -153,7 +153,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: Any) -> None:
-        """Print nothing."""
+        """Do not log requests."""
 
 
 def _serve(ready: Connection) -> None:

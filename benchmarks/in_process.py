@@ -294,7 +294,7 @@ BUILDERS = {"fastapi": serve_fastapi, "flask": serve_flask, "extract": serve_ext
 
 
 class _Spans(SpanExporter):
-    """Discard all spans. With ``--report``, count the kinds of spans."""
+    """Discard all spans, and with ``--report``, count their kinds."""
 
     def __init__(self, *, counts: bool) -> None:
         self.kinds: Counter[str] = Counter()

@@ -108,7 +108,8 @@ def environ(*, authorization: str | None) -> dict[str, Any]:
 
 def context_of_request(*, token: bool) -> Context:
     """Return the context of a request that is being served, with a non-recording span and, if *token* is set, a
-    token."""
+    token.
+    """
     span_context = trace.SpanContext(
         trace_id=0x4BF92F3577B34DA6A3CE929D0E0E4736,
         span_id=0x00F067AA0BA902B7,

@@ -90,7 +90,8 @@ def _interleave(functions: list[Callable[[], object]], rounds: int) -> list[floa
 
 def _under_attack(issuer: Issuer, requests: int) -> list[Figure]:
     """Measure verification with a known key, and the event loop's lag, while the issuer hangs and forged tokens
-    arrive."""
+    arrive.
+    """
     token = make_token(claims(issuer.url), "RS256", kid="r1")
     forged = make_token(claims(issuer.url), "RS256", kid="forged", name="second")
     verifier = TokenVerifier([issuer.url], AUDIENCE, cache_size=0)

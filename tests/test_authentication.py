@@ -58,13 +58,15 @@ BELOW = Exclusions(("/public/*", "/a/b/*", "/pkg.Health/*"))
 )
 def test_an_entry_with_a_star_covers_whole_plain_segments(path: str, expected: bool) -> None:
     """A wildcard entry covers whole plain segments that an application cannot normalize or decode into a different
-    route."""
+    route.
+    """
     assert BELOW.cover(RequestPath(path, path)) is expected
 
 
 def test_an_entry_with_a_star_covers_no_encoded_path() -> None:
     """A wildcard entry does not cover an encoded path, because an application can route by the path that the client
-    sent."""
+    sent.
+    """
     assert not BELOW.cover(RequestPath("/public/x", "/public/x", is_encoded=True))
     assert EXCLUDED.cover(RequestPath("/healthz", "/healthz", is_encoded=True))
 
@@ -166,7 +168,8 @@ def test_headers_are_read_only_if_they_can_change_the_result(routed: str, whole:
 )
 def test_a_mount_point_in_any_header_is_found_in_any_spelling(mount: str, other: str, spell: Any) -> None:
     """A mount point in any header is found among other values, extra slashes, and percent encodings. Reading the
-    headers never raises an error."""
+    headers never raises an error.
+    """
     mount = mount.strip("/")
     path = RequestPath("/healthz", f"/{mount}/healthz", lambda: (other, f"{other},{spell(mount)}"))
 

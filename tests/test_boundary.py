@@ -136,7 +136,8 @@ def test_a_rejected_header_is_logged_without_its_value(caplog: pytest.LogCapture
 
 def test_instrumentation_extracts_no_token_that_the_boundary_rejected() -> None:
     """Instrumentation inside a boundary extracts no token that the boundary rejected, even if it sees only one of
-    two lines."""
+    two lines.
+    """
     propagator = TokenRelayPropagator(SETTINGS)
     carrier = {"authorization": f"Bearer {A}"}
     boundary = Boundary.of(headers(f"Bearer {A}", f"Bearer {B}"), SETTINGS)
@@ -187,7 +188,8 @@ def test_only_successful_checks_are_cached_for_their_path(check: Check) -> None:
 @pytest.mark.parametrize("verifies", [True, False], ids=["verified", "excluded"])
 def test_an_exclusion_does_not_apply_below_a_mount_point_that_the_client_chose(check: Check, verifies: bool) -> None:
     """A request that was accepted without a verified token is checked again below a mount point that the client
-    chose."""
+    chose.
+    """
     boundary = Boundary.of(headers(f"Bearer {A}"), SETTINGS)
     authenticator = Authenticator(verifies=verifies)
     moved = RequestPath("/a", "/mount/a", lambda: ["/mount"])

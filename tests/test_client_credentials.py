@@ -35,7 +35,8 @@ def decoded(header: str | None) -> str:
 
 def test_each_method_sends_the_secret_as_its_specification_says() -> None:
     """Each method sends the secret as its specification requires, for example, form-encoded (RFC 6749, section
-    2.3.1)."""
+    2.3.1).
+    """
     encoded = "orders%3Aprod:%23NdhMw3%21%3F%3AR%2B7_8%7BE%2Fs%3D"
 
     assert decoded(make(method="client_secret_basic").authenticate(None, ENDPOINT).authorization) == encoded
@@ -219,7 +220,8 @@ def test_a_removed_secret_is_forgotten(tmp_path: Path) -> None:
 
 def test_a_secret_shows_only_that_it_is_set() -> None:
     """The `repr` of a secret and of its credential does not contain the secret, but a process can still be sent the
-    secret."""
+    secret.
+    """
     secret = Secret(SECRET)
 
     for text in (repr(secret), str(secret), f"{secret}", "%s" % secret, repr(make()), str(make())):  # noqa: UP031

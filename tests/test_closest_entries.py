@@ -109,7 +109,7 @@ def test_an_entry_that_is_not_close_is_not_named(url: str, entry: str) -> None:
 
 
 def test_an_origin_that_gets_the_token_has_no_closest_entry() -> None:
-    """Nothing differs."""
+    """An origin that gets the token has no closest entry, because nothing differs."""
     assert closest("https://a", "https://a") is None
 
 

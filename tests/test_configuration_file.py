@@ -182,7 +182,8 @@ def test_a_mapping_that_contains_itself_ends(tmp_path: Path) -> None:
 )
 def test_a_file_that_may_contain_settings_is_a_problem(tmp_path: Path, content: bytes, name: str, reason: str) -> None:
     """The problem for an unreadable file with possible settings contains the line number but no quotation from the
-    file."""
+    file.
+    """
     found = read(tmp_path, content, name)
 
     assert found.problem is not None

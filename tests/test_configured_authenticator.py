@@ -109,8 +109,7 @@ def test_a_path_that_the_client_has_moved_is_denied() -> None:
 
 
 def test_report_mode_serves_every_request_if_it_cannot_start(caplog: pytest.LogCaptureFixture) -> None:
-    """It only observes. In report mode, every request is served if the authenticator cannot start, and the reason
-    is logged."""
+    """In report mode, every request is served if the authenticator cannot start, and the reason is logged."""
     assert build_authenticator(unusable("report")) is None
     assert "verification cannot start" in caplog.text
 

@@ -58,8 +58,9 @@ def test_a_counter_is_created_once(meter: InMemoryMetricReader, counter: LazyCou
 
 
 def test_a_suppressed_context_creates_nothing(meter: InMemoryMetricReader, counter: LazyCounter) -> None:
-    """A suppressed context creates no instrument, because the meter provider might hold its lock. The next use in
-    an ordinary context creates the instrument."""
+    """A suppressed context creates no instrument, because the meter provider might hold its lock. The next use in an
+    ordinary context creates the instrument.
+    """
     with suppress_instrumentation():
         ignored = counter.create()
         ignored.add(1)

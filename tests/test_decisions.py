@@ -140,7 +140,8 @@ def test_a_decision_is_recorded_in_three_places(
     log: pytest.LogCaptureFixture,
 ) -> None:
     """A decision is recorded in three places, repeated decisions share one series, and the span gets no additional
-    address."""
+    address.
+    """
     recorder = DecisionRecorder()
     span, context = context_with(SpanKind.CLIENT)
     both = {"token_relay.decision": Decision(reason).outcome, "token_relay.reason": reason.value}
@@ -157,7 +158,8 @@ def test_the_decision_log_names_origin_entry_and_trace(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The decision log contains one line for each decision on standard error, regardless of the logging
-    configuration."""
+    configuration.
+    """
     monkeypatch.setattr(operator_log, "decisions", operator_log.DecisionLog())
     span, context = context_with(SpanKind.CLIENT)
     recorder = DecisionRecorder(lambda *target: f"near {target[1]}")

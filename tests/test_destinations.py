@@ -1,5 +1,6 @@
 """Each entry in the list of destinations has parameters, and a skipped entry excludes its origins from wider
-entries."""
+entries.
+"""
 
 from __future__ import annotations
 
@@ -214,7 +215,7 @@ def test_a_skipped_entry_never_widens_the_list(before: list[str], text: str, aft
 
 @given(ENTRIES)
 def test_any_text_is_read_or_skipped(text: str) -> None:
-    """Any text becomes a listed entry or is mentioned in a problem. Nothing raises."""
+    """Any text becomes a listed entry or is mentioned in a problem, without an error."""
     settings = Settings.from_env({DESTINATIONS: text})
 
     assert len(settings.entries) + len(settings.problems) >= bool(split_entries(text))

@@ -1,4 +1,4 @@
-"""The registered methods of living objects are called in each forked child."""
+"""The registered methods of objects that still exist are called in each forked child."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ def in_child(work: Callable[[], bool]) -> bool:
 
 def test_the_method_is_called_once_in_the_child_and_never_in_the_parent() -> None:
     """The method is called once in the child and never in the parent, and frees a lock that was held during the
-    fork."""
+    fork.
+    """
     shared = Shared()
     call_in_child(shared, Shared.renew)
 
@@ -56,7 +57,7 @@ def test_the_method_is_called_once_in_the_child_and_never_in_the_parent() -> Non
 
 
 def test_a_child_of_a_child_is_a_child_too() -> None:
-    """Daemons fork twice."""
+    """A child's own child, as in a daemon that forks twice, is also treated as a forked child."""
     shared = Shared()
     call_in_child(shared, Shared.renew)
 

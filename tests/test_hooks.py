@@ -61,7 +61,8 @@ def test_each_hook_patches_its_library_and_can_be_undone(hook: Hook) -> None:
 @every_hook
 def test_each_hook_names_the_package_that_contains_its_module(hook: Hook) -> None:
     """Each hook contains the name of its package, whose version `otel-token-relay check` prints, except for the
-    standard library."""
+    standard library.
+    """
     module_of(hook)
     top = hook.module.partition(".")[0]
 
@@ -83,7 +84,8 @@ def test_no_hook_is_listed_twice() -> None:
 
 def test_fastapi_is_hooked_before_starlette() -> None:
     """FastAPI is hooked before Starlette, because its telemetry extracts the context before it calls Starlette's
-    method."""
+    method.
+    """
     modules = [hook.module for hook in SERVER_HOOKS]
 
     assert modules.index("fastapi.applications") < modules.index("starlette.applications")
@@ -147,7 +149,8 @@ print(wrapped())
 @pytest.mark.parametrize("order", ["before", "after"])
 def test_caches_are_hooked_by_install_and_freed_by_uninstall(order: str) -> None:
     """`install` hooks caches and `uninstall` unhooks them, whether they are imported before or after the
-    installation."""
+    installation.
+    """
     ran = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", LATE, order], capture_output=True, text=True, timeout=120, check=False
     )

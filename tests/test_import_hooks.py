@@ -110,8 +110,7 @@ def test_modules_are_patched_at_once_or_when_they_are_imported(hooks: ImportHook
 
 
 def test_hooks_that_are_off_do_nothing(hooks: ImportHooks[NamedHook], library: Library) -> None:
-    """Patches are removed. If hooks are disabled, modules that are imported later remain unchanged until the hooks
-    are enabled again."""
+    """Disabling hooks removes their patches, and later imports remain unchanged until the hooks are enabled again."""
     table = (NamedHook(library.write()), NamedHook(library.write()))
     hooks.switch_on(table)
     hooks.watch()
@@ -212,7 +211,8 @@ class OwnSpec(ModuleSpec):
 
 def test_a_spec_of_another_import_system_is_not_waited_for(library: Library) -> None:
     """For a spec from a custom import system, the callback is called immediately, because it would not be called
-    later."""
+    later.
+    """
     name = library.write()
     module = types.ModuleType(name)
     module.__spec__ = OwnSpec(name, None)

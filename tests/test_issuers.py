@@ -88,7 +88,8 @@ def test_an_issuer_is_a_url_a_name_or_any_tenant(issuer: Any, is_accepted: bool,
 )
 def test_a_tenant_fills_the_issuer(tenant: Any, tenants: tuple[str, ...], is_accepted: bool) -> None:
     """Only a tenant's ID matches the tenant placeholder, and the ID of personal accounts matches only if it is
-    listed."""
+    listed.
+    """
     expected = f"https://login.microsoftonline.com/{tenant}/v2.0" if is_accepted else None
 
     assert fill_tenant(ANY_TENANT, tenant, tenants) == expected

@@ -358,7 +358,9 @@ def test_a_class_without_such_an_attribute_cannot_be_patched(server) -> None:
 
 
 def test_undo_leaves_an_attribute_that_another_library_has_replaced(server) -> None:
-    """Undoing leaves an attribute that a different library replaced, and the wrapped patch does nothing."""
+    """Undoing leaves an attribute that a different library replaced, and the patch inside the replacement does
+    nothing.
+    """
     patches = Patches()
     patches.wrap_attribute(server, "app", enclose)
     theirs = property(lambda self: "theirs")

@@ -1,4 +1,4 @@
-"""Every client forbids only unknown caches to store a personal response."""
+"""With every client, only unknown caches are forbidden to store personal responses."""
 
 from __future__ import annotations
 
@@ -109,7 +109,8 @@ CLIENTS: dict[str, Callable[[str], list[str]]] = {
 @pytest.mark.parametrize("client", CLIENTS)
 def test_only_a_response_to_a_request_with_a_token_says_no_store(client: str, server: Server) -> None:
     """Only the response to a request with a token contains ``no-store``, with zero, one, or two ``Cache-Control``
-    lines."""
+    lines.
+    """
     send = CLIENTS[client]
     urls = [f"{server.url}/client/{variant}" for variant in ("silent", "private", "two-lines")]
     expected = [send(url) for url in urls]

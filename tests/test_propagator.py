@@ -126,7 +126,7 @@ def test_inject_writes_for_a_listed_destination(propagator, url, written):
 
 @pytest.mark.parametrize("key", ["authorization", "AUTHORIZATION"])
 def test_inject_keeps_an_explicit_credential(propagator, key):
-    """In any spelling. `inject` keeps an explicit credential, so there are never two credentials."""
+    """`inject` keeps an explicit credential in any spelling, so there are never two credentials."""
     with use_token(TOKEN):
         carrier = {key: "Basic dTpw"}
         propagator.inject(carrier, to_destination("https://a"))
@@ -194,7 +194,8 @@ def test_a_composite_propagator_extracts_all_three():
 
 def test_the_field_is_the_name_of_the_written_header():
     """The propagator's only field is the name of the header that it writes, because SNS counts fields against its
-    limit."""
+    limit.
+    """
     assert TokenRelayPropagator(Settings()).fields == {"Authorization"}
     assert TokenRelayPropagator(Settings(header="Txn-Token")).fields == {"Txn-Token"}
 
@@ -216,7 +217,8 @@ def test_a_propagator_without_hooks_warns_once(propagator, caplog):
 
 def test_a_destination_derived_from_the_current_context_is_ignored():
     """A destination that was set before, as in the context from Kafka's instrumentation, is ignored. Only a
-    destination that the application sets explicitly applies."""
+    destination that the application sets explicitly applies.
+    """
     propagator = TokenRelayPropagator(Settings(destinations=("https://a",)))
     derived, again = {}, {}
     with use_token("alice-token-0001"):

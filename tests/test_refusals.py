@@ -154,8 +154,7 @@ def test_only_unavailability_is_an_error(telemetry: Telemetry, monkeypatch: pyte
 
 
 def test_the_status_is_the_one_that_is_sent(telemetry: Telemetry) -> None:
-    """The recorded status is the one that was sent, which some servers replace with 403 for a WebSocket. The
-    outcome remains."""
+    """The recorded status is the one that was sent, which some servers replace with 403 for a WebSocket."""
     refuse(request(status=403), UNAVAILABLE)
 
     (span,) = telemetry.server_spans
@@ -436,7 +435,8 @@ def test_headers_that_cannot_be_read_cost_the_parent_only(telemetry: Telemetry) 
 
 def test_the_histograms_are_prepared(telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch) -> None:
     """The histograms are created in advance, because a meter provider might wait for the request that would create
-    them."""
+    them.
+    """
     refusals.prepare()
     monkeypatch.setattr("opentelemetry.metrics.get_meter", fail)
     refuse()

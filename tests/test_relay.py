@@ -90,13 +90,14 @@ def test_an_explicit_credential_wins():
 
 
 def test_an_explicit_credential_can_be_replaced():
-    """`on_conflict="replace"` does this."""
+    """With `on_conflict="replace"`, the token replaces an explicit credential."""
     assert decide(OPAQUE, Request(LISTED, "authorization"), on_conflict="replace")[1] is Reason.RELAYED
 
 
 def test_only_the_header_that_is_written_is_a_conflict():
     """Only an existing header with the configured name is a conflict, so a transaction token can be sent with other
-    credentials."""
+    credentials.
+    """
     assert decide(OPAQUE, Request(LISTED, "authorization"), header="Txn-Token")[1] is Reason.RELAYED
     assert decide(OPAQUE, Request(LISTED, "txn-token"), header="Txn-Token")[1] is Reason.EXPLICIT_CREDENTIAL
 
@@ -111,12 +112,12 @@ def test_a_token_whose_lease_has_ended_is_not_relayed():
 
 @pytest.mark.parametrize(("age", "reason"), [(299.9, Reason.RELAYED), (300.0, Reason.TOO_OLD), (300.1, Reason.TOO_OLD)])
 def test_a_token_without_a_lease_becomes_too_old(age, reason):
-    """A token without a lease is too old at exactly the maximum age."""
+    """A token without a lease expires at exactly the maximum age."""
     assert decide(BearerToken(OPAQUE, received_at=1000.0 - age))[1] is reason
 
 
 def test_a_leased_token_does_not_become_too_old():
-    """A token with an open lease does not become too old while its request streams."""
+    """A token with an open lease does not expire because of its age while its request streams."""
     assert decide(BearerToken(OPAQUE, lease=Lease(), received_at=0.0))[1] is Reason.RELAYED
 
 
@@ -161,7 +162,8 @@ def test_hops_of_exporters_get_no_token_and_are_not_recorded(key):
 
 def test_suppressed_http_instrumentation_does_not_affect_the_relay():
     """Suppressed HTTP instrumentation does not affect the relay, because instrumentation suppresses it during the
-    application's call."""
+    application's call.
+    """
     context = Context({otel_context._SUPPRESS_HTTP_INSTRUMENTATION_KEY: True})
 
     assert decide(OPAQUE, context=context)[1] is Reason.RELAYED
@@ -402,7 +404,8 @@ def test_a_lease_that_ends_before_the_hop_is_confirmed(entry):
 @pytest.mark.parametrize(("later", "reason"), [(9, Reason.RELAYED), (10, Reason.EXPIRED)])
 def test_a_token_that_has_expired_by_the_time_the_hop_is_confirmed(later, reason):
     """If the token expires before the hop is confirmed, it is not sent; the minimum time to live applies at
-    confirmation."""
+    confirmation.
+    """
     times = [NOW]
     _, hop, reasons = early(BearerToken(jwt(exp=NOW + 60)), now=lambda: times[-1], min_ttl=50)
     times.append(NOW + later)
@@ -527,7 +530,7 @@ class TestMaySend:
         assert may_send(BearerToken(OPAQUE), context={key: True}) is (key == "suppress_http_instrumentation")
 
     def test_a_closed_relay_and_an_empty_list(self):
-        """They send nothing."""
+        """A closed relay and an empty list send no token."""
         relay = Relay(Settings(destinations=("https://a",)))
         relay.close()
 

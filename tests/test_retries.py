@@ -92,7 +92,7 @@ def test_a_claims_challenge_is_decoded(encoded: str) -> None:
 
 
 def test_an_invalid_token_may_have_claims_too() -> None:
-    """After a revocation. An `invalid_token` challenge can also contain claims, which a new token might not need."""
+    """An `invalid_token` challenge can also contain claims, which a new token might not need."""
     assert read_rejection([f'Bearer error="invalid_token", claims="{ENCODED}"']) == Rejection(CLAIMS)
     assert read_rejection(['Bearer error="invalid_token", claims="!"']) == Rejection()
 

@@ -1,5 +1,6 @@
 """Explicit settings and authenticators take precedence over installed ones, which take precedence over the
-environment."""
+environment.
+"""
 
 from __future__ import annotations
 
@@ -126,7 +127,8 @@ def test_given_settings_that_cannot_verify_are_reported_when_the_middleware_is_c
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Given settings that cannot verify tokens are reported when the middleware is created, and every request is
-    rejected."""
+    rejected.
+    """
     build_authenticator.cache_clear()
     settings = Settings.from_env({VERIFY: "enforce"})
     with caplog.at_level(logging.ERROR, "otel_token_relay"):

@@ -191,7 +191,8 @@ def test_from_env_never_raises(environ):
 @given(st.text())
 def test_any_list_of_destinations_is_parsed_or_reported(text):
     """Every item in a list of destinations is parsed or reported, and the text of a parsed entry can be parsed
-    again."""
+    again.
+    """
     settings = from_env(DESTINATIONS=text)
 
     assert Settings(destinations=tuple(map(str, settings.destinations))).destinations == settings.destinations
@@ -262,7 +263,8 @@ def test_a_list_may_be_any_iterable_but_not_a_string(name):
 
 def test_only_explicit_values_are_given() -> None:
     """Only fields that differ from the defaults are considered explicit, because `dataclasses.replace` passes all
-    fields."""
+    fields.
+    """
     settings = Settings(destinations=["https://a"], max_age=300)
 
     assert settings.given == {"destinations", "max_age"}

@@ -33,7 +33,8 @@ def test_the_formula_is_the_one_of_the_page() -> None:
 
 def test_parts_of_a_token_are_on_the_safe_side() -> None:
     """The page's rule for results that expire before the callers' tokens never underestimates the number of
-    exchanges."""
+    exchanges.
+    """
     for life in (30.0, 60.0, 300.0, 600.0, 900.0):
         for requests in (0.001, 0.01, 0.1, 1.0):
             load = replace(sizing.EXAMPLE, life=life, requests=requests)

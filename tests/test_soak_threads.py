@@ -7,7 +7,8 @@ from tools.soak import threads
 
 def test_no_wrong_and_no_missing_token_through_three_services():
     """No token is wrong or missing with threads, shared pools, tasks, retries, timeouts, cancellations, and
-    anonymous callers."""
+    anonymous callers.
+    """
     counts, _ = threads.run(requests=200, users=50)
 
     assert counts["completed"] + counts["aborted"] == 200

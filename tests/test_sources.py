@@ -31,7 +31,7 @@ def test_the_first_source_applies_to_each_setting() -> None:
 
 @pytest.mark.parametrize(("setting", "order"), STRICTNESS.items())
 def test_the_strictest_value_applies_to_what_protects(setting: str, order: list[object]) -> None:
-    """Wherever it is."""
+    """The strictest value from any source applies to a protective setting."""
     for index in range(3):
         sources = [source(name, **{setting: order[0]}) for name in "abc"]
         sources[index].values[setting] = order[-1]
@@ -152,7 +152,7 @@ def test_a_hostile_name_is_escaped_and_shortened() -> None:
 
 @given(st.dictionaries(st.text(alphabet="OTEL_PYHNKRAVIFx-", max_size=40), st.text(max_size=5), max_size=4))
 def test_no_environment_raises(environ: dict[str, str]) -> None:
-    """The application starts."""
+    """No environment raises an error, so the application starts."""
     Settings.from_env(environ)
 
 

@@ -149,7 +149,8 @@ def test_every_hooked_server_and_framework_is_a_trigger() -> None:
 )
 def test_every_misspelling_that_enforces_starts_the_finder(edits: list[tuple[str, int, str]]) -> None:
     """Every misspelling that enforces verification starts the finder, which accepts more misspellings than the
-    settings."""
+    settings.
+    """
     name = "OTEL_PYTHON_TOKEN_RELAY_VERIFY"
     for kind, at, letter in edits:
         name = name[:at] + ("" if kind == "d" else letter) + name[at + (kind != "i") :]

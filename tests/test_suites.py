@@ -94,7 +94,8 @@ def test_addresses_in_the_names_of_tests_are_ignored() -> None:
 )
 def test_an_entry_is_about_the_tests_that_it_names(suite: str, mode: str, test: str, is_expected: bool) -> None:
     """An entry applies to the tests with its name, in which only the asterisk is special and brackets need no
-    escape."""
+    escape.
+    """
     entry = Expected(
         "flask", ("tests/test_z.py::*", "tests/test_a.py::test_b[*]"), "It compares all headers.", ("bound",)
     )

@@ -161,7 +161,8 @@ def test_every_name_of_the_code_is_described_and_no_other() -> None:
 
 def test_references_are_defined() -> None:
     """Spans and metrics refer only to attributes of this registry or of OpenTelemetry's, and every attribute is
-    used."""
+    used.
+    """
     used = set().union(*(references(name) for name, group in GROUPS.items() if group["type"] != "attribute_group"))
 
     assert used == set(ATTRIBUTES) | FOREIGN

@@ -62,7 +62,7 @@ def test_the_used_token_is_not_included() -> None:
 
 @pytest.mark.parametrize("lines", [(None,), (7,), (object(),)])
 def test_invalid_lines_raise_nothing(lines: tuple[object, ...]) -> None:
-    """The request continues."""
+    """Invalid header lines raise no error, and the request continues."""
     assert words(*lines) == ()
 
 

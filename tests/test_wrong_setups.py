@@ -1292,7 +1292,7 @@ SET_UPS: Final = [*PROPAGATORS, *NAMES, *VALUES, *ENTRIES, *CALLS, *VERIFICATION
 
 @pytest.fixture(scope="module", params=SET_UPS, ids=lambda set_up: set_up.name)
 def set_up(request: pytest.FixtureRequest) -> SetUp:
-    """One row. Run the tests of each row in sequence, so that each setup runs once."""
+    """One row of the table. The tests of each row run in sequence, so that each setup runs once."""
     row: SetUp = request.param
     return row
 

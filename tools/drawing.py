@@ -61,7 +61,7 @@ def _style(theme: str | None) -> str:
 
 
 class Drawing:
-    """One picture.
+    """A picture.
 
     Args:
         title: A short description of the picture.
@@ -81,11 +81,11 @@ class Drawing:
         ]
 
     def box(self, x: float, y: float, width: float, height: float, kind: str = "box") -> None:
-        """Add a rectangle. Add a rectangle of the ``box`` or ``frame`` kind, with an optional color after ``box``."""
+        """Add a rectangle of the ``box`` or ``frame`` kind, with an optional color after ``box``."""
         self._parts.append(f'<rect class="{kind}" x="{x}" y="{y}" width="{width}" height="{height}" rx="4"/>')
 
     def text(self, x: float, y: float, text: str, kind: str = "", *, anchor: str = "start") -> None:
-        """Add one line. Add one line of text in the ``strong``, ``small``, or ``code`` style or in a color."""
+        """Add one line of text in the ``strong``, ``small``, or ``code`` style or in a color."""
         self._parts.append(f'<text class="{kind}" x="{x}" y="{y}" text-anchor="{anchor}">{escape(text)}</text>')
 
     def labeled_box(self, x: float, y: float, width: float, height: float, *lines: str, kind: str = "box") -> None:

@@ -182,7 +182,8 @@ _REQUESTS = 30_000
 @lru_cache
 def simulate_scaled(load: Load) -> float:
     """Return the rate for all users by simulating a fraction of them with the same fraction of the cache, which is
-    faster."""
+    faster.
+    """
     whole = load.users * load.requests * load.used * 3
     scale = next((scale for scale in SCALES if whole / scale <= _REQUESTS), SCALES[-1])
     return scale * simulate(replace(load, users=load.users // scale, cache=load.cache // scale))

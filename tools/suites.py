@@ -39,7 +39,7 @@ REPETITIONS = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Suite:
-    """One project's tests.
+    """A project's test suite.
 
     Attributes:
         name: The suite's name on the command line and the distribution's name on PyPI.
@@ -91,7 +91,8 @@ class Outcome(NamedTuple):
 
 class Difference(NamedTuple):
     """A test with different outcomes. If a test exists in only one mode, its outcome in the other mode is
-    ``absent``."""
+    ``absent``.
+    """
 
     test: str
     off: str

@@ -1,4 +1,4 @@
-"""Redaction leaves telemetry without credentials unchanged; most of the samples are recorded."""
+"""Redaction leaves telemetry without credentials unchanged; most samples are recordings."""
 
 from __future__ import annotations
 

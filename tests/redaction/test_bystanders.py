@@ -69,7 +69,9 @@ writer yellow zebra zone
 
 @pytest.fixture(scope="module")
 def pipeline() -> Iterator[_Signals]:
-    """The real SDK. Its resource, scopes, instruments, and attribute names exist before the first request."""
+    """A pipeline of the real SDK whose resource, scopes, instruments, and attribute names exist before the first
+    request.
+    """
     signals = _Signals()
     yield signals
     signals.close()

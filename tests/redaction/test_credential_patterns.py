@@ -125,7 +125,8 @@ def test_tokens_of_real_servers_look_like_credentials(token: str) -> None:
 @pytest.mark.parametrize("token", READABLE.values(), ids=READABLE)
 def test_readable_text_does_not_look_like_a_credential(token: str) -> None:
     """Names, paths, hosts, versions, dates, and identifiers do not look like credentials, even when a caller
-    combines them."""
+    combines them.
+    """
     assert not looks_like_credential(token)
 
 
@@ -168,8 +169,9 @@ def test_few_random_tokens_are_taken_for_words(shape: str) -> None:
 
 
 def test_a_long_token_of_words_is_not_read_to_its_end() -> None:
-    """Reading a long token of words stops early, because the caller chooses the length and each request pays the
-    cost."""
+    """Reading a long token of words stops early, because the caller chooses the length and every request pays the
+    cost.
+    """
     words = "checkout." * 2000
 
     assert not is_random(words + MARKED)

@@ -184,7 +184,8 @@ def test_what_a_processor_sets_before_the_first_access_is_clean(setting, name):
 
 def test_what_is_set_is_not_shown_before_the_first_access():
     """A value that is set before the first access appears in no attribute, and the raw record has no state to
-    pickle."""
+    pickle.
+    """
     span = _dirty_span()
     raw = [vars(span)[DEFERRED].__getstate__()]
     span._attributes = {"text": OWN_OPAQUE}
@@ -225,7 +226,8 @@ def test_concurrent_first_accesses_see_what_was_set_and_no_token():
 
 def test_what_is_set_after_the_first_access_is_kept_as_it_is():
     """A value that is set after the first access remains unchanged, because the record is then an ordinary SDK
-    object."""
+    object.
+    """
     span = _dirty_span()
     assert span.name == f"GET /{MASK}"
     span._name = f"mine {OWN_OPAQUE}"

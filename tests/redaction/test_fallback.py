@@ -59,7 +59,8 @@ BREAKS = {
 @pytest.mark.parametrize("signal", BREAKS)
 def test_an_sdk_without_the_conversion_point_is_redacted_by_wrapped_processors(signal):
     """If a signal's private function is missing, redaction wraps the signal's processors and reports this in its
-    state."""
+    state.
+    """
     program = FALLBACK.format(break_it=BREAKS[signal], token=OWN_OPAQUE)
 
     out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)

@@ -114,8 +114,7 @@ def _fail() -> Any:
     ids=["mock", "spec", "object", "raises", "none", "unhashable id"],
 )
 def test_records_of_a_span_that_is_not_a_real_one_lose_nothing(span: Any) -> None:
-    """Tests replace spans. A measurement and a log record whose context contains a mocked span are masked and lose
-    no other data."""
+    """A measurement and a log record whose context contains a mocked span are masked and lose no other data."""
     pipeline = Pipeline()
     install(Settings())
     try:

@@ -42,7 +42,7 @@ def test_a_value_that_is_added_again_is_the_newest_one() -> None:
 
 
 def test_a_value_is_added_only_if_there_is_room() -> None:
-    """It displaces nothing."""
+    """A value that is added only if there is room does not evict any other value."""
     recent = RecentTokens(2, ())
 
     assert [recent.add_if_room(value) for value in ("a", "a", "b", "c")] == [True, False, True, False]

@@ -47,7 +47,8 @@ def test_the_rules_contain_the_configured_keys_and_headers() -> None:
 
 def test_the_rules_follow_the_settings_in_force(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each combination of settings builds its rules once. The rules follow the current settings, which can be
-    installed after a processor is created."""
+    installed after a processor is created.
+    """
     monkeypatch.setenv("OTEL_PYTHON_TOKEN_RELAY_REDACT_KEYS", "environment")
     in_force, given = ScrubberInForce(None), ScrubberInForce(Settings(redact_keys=("given",)))
 
@@ -81,7 +82,8 @@ class Constructed:
 
 def test_a_shallow_copy_runs_no_constructor() -> None:
     """A shallow copy has the original's state, runs no constructor, and does not share new attributes with the
-    original."""
+    original.
+    """
     original = Constructed()
 
     copied: Any = shallow_copy(original)
@@ -168,7 +170,8 @@ def test_the_caches_are_bounded_and_do_not_confuse_objects() -> None:
 
 def test_the_texts_of_resources_and_scopes_are_gathered() -> None:
     """The texts of resources and scopes are collected, and a sensitive key makes the record suspect regardless of
-    its value."""
+    its value.
+    """
     strings: list[str] = []
 
     assert not gather_resource(Resource({"a": "b"}, "https://r"), SCRUBBER, strings, NOTHING)

@@ -441,7 +441,8 @@ def test_an_unreadable_object_is_replaced():
 
 def test_an_object_whose_text_contains_a_token_becomes_its_masked_text():
     """An object whose text contains a token is replaced with the masked text, because exporters convert objects to
-    text."""
+    text.
+    """
     cleaned = SCRUBBER.redact([ValueError(f"bad {OWN['opaque']}")], known_from(OWN["opaque"]))
 
     assert cleaned == [f"bad {MASK}"]

@@ -241,7 +241,7 @@ def test_a_record_that_cannot_even_be_wiped_as_usual_raises_nothing(monkeypatch)
 
 @pytest.mark.parametrize("name", [None, 7, object()], ids=["none", "number", "object"])
 def test_a_name_that_is_not_text_loses_nothing_else(name):
-    """A span or an event whose name is not text loses nothing else."""
+    """A span or an event whose name is not text keeps all its other data."""
     pipeline = Pipeline()
     install(Settings())
     try:

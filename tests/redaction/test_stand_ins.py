@@ -113,7 +113,7 @@ def test_schemas_and_errors(value: dict[str, Any]) -> None:
     ],
 )
 def test_mappings_that_contain_a_value_are_masked(value: dict[Any, Any]) -> None:
-    """As a whole."""
+    """A mapping that contains an actual value under a secret name is masked as a whole."""
     assert not is_description(value)
     assert SCRUBBER.redact({"password": value}, NOTHING) == {"password": MASK}
 

@@ -136,8 +136,7 @@ class Hostile:
 
 @pytest.mark.parametrize("raises_from", [0, 1], ids=["at once", "after the first time"])
 def test_a_value_that_cannot_be_read_is_replaced(raises_from: int) -> None:
-    """Redaction fails closed. A value that cannot be read is replaced, and the application's constructor does not
-    raise an error."""
+    """A value that cannot be read is replaced, and the application's constructor does not raise an error."""
     with use_token(OWN_OPAQUE):
         resource = Resource({"a": Hostile(raises_from)})  # type: ignore[dict-item]  # this is the mistake
         scope = InstrumentationScope(Hostile(raises_from))  # type: ignore[arg-type]

@@ -87,7 +87,8 @@ def _spelled(name: str) -> list[str]:
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 def test_a_labeled_secret_is_masked_in_every_notation(form: Form) -> None:
     """The value of each name is masked in three spellings, with and without a prefix, and the rest remains
-    unchanged."""
+    unchanged.
+    """
     for name, kind in MASKED.items():
         for spelled in _spelled(name):
             prefixes = [""] if kind is Kind.ALONE else ["", "x_" if "_" in spelled else "X-"]
@@ -179,7 +180,8 @@ HEADER_FORMS: dict[str, Form] = {
 @pytest.mark.parametrize("credentials", CREDENTIALS.values(), ids=CREDENTIALS)
 def test_credentials_of_every_scheme_are_masked_after_authorization(credentials: str, form: Form) -> None:
     """Credentials of every scheme, and without a scheme, are masked after `Authorization`, and the following text
-    remains."""
+    remains.
+    """
     for name in ("Authorization", "Proxy-Authorization", "X-Original-Authorization"):
         text = form(name, credentials)
         cleaned = SCRUBBER.redact(text, NOTHING)

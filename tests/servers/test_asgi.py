@@ -62,7 +62,7 @@ async def receive():
 
 
 async def send(message):
-    """Accept the message."""
+    """Accept and discard the message."""
 
 
 def middleware(app, **settings):
@@ -170,7 +170,8 @@ def test_a_reused_scope_is_a_new_request(linger):
 
 def test_nested_boundaries_act_as_one():
     """Nested boundaries share one lease, which ends with the outermost boundary, and code between them has the
-    token."""
+    token.
+    """
     recorder = Recorder()
 
     async def between(scope, receive, send):
@@ -321,7 +322,7 @@ def test_invalid_headers_from_a_server_bind_no_token(headers):
 @pytest.mark.parametrize("place", ["outside", "inside", "both", "installed"])
 @pytest.mark.parametrize("framework", ["plain", "starlette", "fastapi"])
 def test_opentelemetry_middleware_works_in_any_position(framework, place):
-    """Each request has its own token, and its lease ends, in every position of OpenTelemetry's middleware."""
+    """Each request has its own token, and its lease ends, regardless of the position of OpenTelemetry's middleware."""
     if place == "installed" or framework != "plain":
         install(Settings())
     else:
@@ -577,7 +578,8 @@ def test_the_scope_of_another_request_has_its_own_token(outer, inner):
 @each_inner
 def test_after_the_response_a_scope_is_a_new_request(outer, inner):
     """A scope that is used after the response is a new request with its own lease, and the kept context relays
-    nothing."""
+    nothing.
+    """
     recorder = Recorder()
     scopes = []
 

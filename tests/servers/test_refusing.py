@@ -102,6 +102,7 @@ def test_nothing_is_refused_unless_it_must_be_verified(mode: str) -> None:
 
 def test_a_hooked_framework_does_not_lift_the_refusal() -> None:
     """A hooked framework does not make a server accept requests, because the application might not use that
-    framework."""
+    framework.
+    """
     with running(FASTAPI, OTEL_PYTHON_TOKEN_RELAY_VERIFY="enforce") as (port, process):
         assert status(port, process) == 503

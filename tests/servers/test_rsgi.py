@@ -196,7 +196,8 @@ def test_an_authenticator_that_raises_keeps_the_request_from_the_application(
     issuer: Issuer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If the authenticator raises an error, the server responds with its own error and the application is not
-    called."""
+    called.
+    """
     monkeypatch.setattr("otel_token_relay.runtime.build_authenticator", lambda settings: FaultyAuthenticator())
     install(settings_for(issuer))
     app = Application()
@@ -209,7 +210,7 @@ def test_an_authenticator_that_raises_keeps_the_request_from_the_application(
 
 @contextmanager
 def granian(app: Any) -> Iterator[int]:
-    """Run Granian in a thread. Yield the port."""
+    """Run Granian in a thread, and yield its port."""
     from granian.server.embed import Server
 
     port = unused_port()

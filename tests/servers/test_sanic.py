@@ -86,7 +86,7 @@ def create_app() -> Any:
 
 @contextmanager
 def serving() -> Iterator[int]:
-    """Run Sanic's own server in a thread. Yield its port."""
+    """Run Sanic's own server in a thread, and yield its port."""
 
     async def start(listener: socket.socket) -> Callable[[], Awaitable[Any]]:
         server = await create_app().create_server(sock=listener, return_asyncio_server=True, access_log=False)
@@ -220,7 +220,8 @@ def test_an_authenticator_that_raises_refuses(issuer: Issuer, monkeypatch: pytes
 
 def test_requests_that_need_no_token_are_served(issuer: Issuer) -> None:
     """Preflight requests, resource metadata, and, with optional verification, any request are served without a
-    token."""
+    token.
+    """
     install(settings_for(issuer, "optional", resource_metadata="https://mcp.example"))
     with serving() as port:
         assert get(port, "/token").status == 200

@@ -79,7 +79,8 @@ def test_tornado_runs_nothing_of_a_refused_handler(issuer: Issuer, path: str, ca
 
 def test_tornado_streams_no_body_that_is_refused(issuer: Issuer) -> None:
     """A handler that streams its request body receives none of a rejected body, and the response is sent
-    immediately."""
+    immediately.
+    """
     request = b"POST /streamed HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 5\r\n"
     with HOOKED["Tornado"](settings_for(issuer), None) as server:
         assert server.send_raw(request + b"\r\n").status == 401

@@ -117,7 +117,8 @@ def variables(issuer: Issuer, listed: Destination) -> dict[str, str]:
 @pytest.mark.parametrize("configuration", ROWS)
 def test_a_server_covers_every_application(configuration: Configuration, issuer: Issuer, listed: Destination) -> None:
     """Each server gives every application its own caller's token until the response ends, and rejects unverified
-    requests."""
+    requests.
+    """
     with unknown_server(configuration, variables(issuer, listed)) as (host, process):
         caller = Caller(host, issuer, listed, is_http2=configuration.is_http2)
         try:
@@ -189,7 +190,8 @@ def test_a_server_whose_attribute_was_renamed_is_reported(
     issuer: Issuer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """If a server's hooked attribute is missing, the log reports unverified requests and the state names the
-    attribute."""
+    attribute.
+    """
     module = types.ModuleType("daphne.server")
     module.Server = type("Server", (), {"__init__": lambda self, app: setattr(self, "app", app)})  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "daphne.server", module)

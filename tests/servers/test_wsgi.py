@@ -102,7 +102,8 @@ def test_the_context_of_a_request_relays_nothing_afterwards(app):
 @pytest.mark.parametrize("place", ["call", "stream", "close"])
 def test_an_exception_is_propagated_unchanged(place):
     """An exception at any point is propagated unchanged, the lease ends, and no context remains attached to the
-    thread."""
+    thread.
+    """
     error = apps.Boom()
 
     class Body:
@@ -308,7 +309,7 @@ def test_a_token_bound_explicitly_in_between_is_used(bound):
 @pytest.mark.parametrize("place", ["outside", "inside", "both", "installed"])
 @pytest.mark.parametrize("framework", ["plain-middleware", "flask", "falcon"])
 def test_opentelemetry_middleware_works_in_any_position(framework, place):
-    """Each request has its own token, and its lease ends, in every position of OpenTelemetry's middleware."""
+    """Each request has its own token, and its lease ends, regardless of the position of OpenTelemetry's middleware."""
     if place == "installed" or framework != "plain-middleware":
         install(Settings())
     else:
@@ -443,7 +444,8 @@ def extracted(environment):
 @each_inner
 def test_an_inner_boundary_uses_what_the_environ_contains_now(outer, inner, change, user):
     """The inner boundary uses the environ's current credentials, and the outer boundary's token is restored
-    afterward."""
+    afterward.
+    """
     innermost = inner(listing)
 
     def between(environment, start_response):
@@ -498,7 +500,8 @@ def test_the_environ_of_another_request_has_its_own_token(outer, inner):
 @each_inner
 def test_after_the_response_an_environ_is_a_new_request(outer, inner):
     """An environ that is used after the response is a new request with its own lease, and the kept context relays
-    nothing."""
+    nothing.
+    """
     environment = environ(A)
     contexts = []
 

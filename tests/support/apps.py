@@ -279,7 +279,7 @@ def plain_asgi() -> Any:
 
 
 def middleware_asgi() -> Any:
-    """Return a plain application that the package's middleware wraps. Nothing is installed."""
+    """Return a plain application that the package's middleware wraps, without an installation."""
     from otel_token_relay.servers.asgi import TokenRelayMiddleware
 
     return TokenRelayMiddleware(plain_asgi(), Settings())
@@ -415,7 +415,7 @@ def plain_wsgi() -> Any:
 
 
 def middleware_wsgi() -> Any:
-    """Return a plain application that the package's middleware wraps. Nothing is installed."""
+    """Return a plain application that the package's middleware wraps, without an installation."""
     from otel_token_relay.servers.wsgi import TokenRelayMiddleware
 
     return TokenRelayMiddleware(plain_wsgi(), Settings())
@@ -565,7 +565,8 @@ def tornado() -> Any:
 
 def grpc_handlers() -> Any:
     """Return the same application as the methods of a gRPC service, with an additional client-streaming /upload
-    method."""
+    method.
+    """
     import grpc
 
     def method(name: str) -> Callable[[bytes, Any], bytes]:

@@ -33,7 +33,7 @@ class AuthorizationServer:
         return sign_in(self.issuer, user, client_id=client_id, scope=scope, resource=audience or ())
 
     def revoke(self, token: str) -> None:
-        """RFC 7009."""
+        """Revoke a token (RFC 7009)."""
         sign_out(self.issuer, token, client_id="web" if "." in token else "opaque")
 
     def rotate(self, *, keep: bool) -> None:
@@ -43,7 +43,8 @@ class AuthorizationServer:
     @contextmanager
     def failing(self, path: str = "", *, status: int | None = 503, delay: float = 0) -> Iterator[None]:
         """Respond to requests for *path*, or for all paths, after *delay* seconds; ``None`` as *status* sends the
-        real response."""
+        real response.
+        """
         self._http.post("/fault", json={"path": path, "status": status, "delay": delay}).raise_for_status()
         try:
             yield

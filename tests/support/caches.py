@@ -67,7 +67,8 @@ Call = Callable[..., Answer]
 
 class _Personal(BaseHTTPRequestHandler):
     """Respond with the caller's token. ``/redirect?to=…`` redirects, and every other path has the headers of its
-    variant."""
+    variant.
+    """
 
     protocol_version = "HTTP/1.1"
     wbufsize = 65536  # one segment for headers and body; with two, each response would wait 40 ms for an acknowledgment
@@ -91,7 +92,7 @@ class _Personal(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Log nothing."""
+        """Do not log requests."""
 
 
 @dataclass

@@ -43,12 +43,12 @@ class _Echo(BaseHTTPRequestHandler):
         self.wfile.write(seen)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Log nothing."""
+        """Do not log requests."""
 
 
 @contextmanager
 def echo_server() -> Iterator[str]:
-    """Run a server that responds with the token that it received, or with ``nothing``. Yield its origin."""
+    """Run a server that responds with the token that it received, or with ``nothing``, and yield its origin."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Echo)
     server.daemon_threads = True
     # The server's thread must not inherit the test's context.

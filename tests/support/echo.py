@@ -1,5 +1,6 @@
 """Fixtures for a listed server that responds with the token it received, and for a relay that is enabled for the
-server."""
+server.
+"""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ _FILTERS = f"{_TYPES}.filters"
 
 @contextmanager
 def protecting(http: str, grpc: str, *, issuer: str, audience: str) -> Iterator[str]:
-    """Run Envoy on a free loopback port until the block ends. Yields its URL.
+    """Run Envoy on a free loopback port until the block ends, and yield its URL.
 
     Args:
         http: The service behind Envoy that receives HTTP requests.

@@ -11,7 +11,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "exchange-servers.md").read_text("u
 
 
 class Recipe(NamedTuple):
-    """One block.
+    """A block of settings on the page.
 
     Attributes:
         server: The heading of the recipe's section; empty for settings that apply to every server.

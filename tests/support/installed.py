@@ -55,7 +55,8 @@ def axe() -> Path:
 
 def authgent() -> Path:
     """Return the directory with the programs of authgent-server's environment. Its packages can conflict with those
-    of the tests."""
+    of the tests.
+    """
     requirements = SUPPORT / "authgent" / "requirements.txt"
 
     def install(target: Path) -> None:

@@ -49,7 +49,7 @@ class Issuer:
         return True
 
     def fail(self, handler: BaseHTTPRequestHandler, path: str) -> bool:
-        """A behavior: 503."""
+        """Respond with status 503."""
         handler.send_response(503)
         handler.send_header("Content-Length", "0")
         handler.end_headers()

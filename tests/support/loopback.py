@@ -144,7 +144,8 @@ def unix_socket(path: str) -> socket.socket:
 @contextmanager
 def unix_party(*, tls: bool = False) -> Iterator[tuple[Party, str]]:
     """Run a server on a Unix socket until the block ends. The server, whose URL contains ``localhost``, and the
-    socket's path."""
+    socket's path.
+    """
     handler = type("_BoundHandler", (_PartyHandler,), {})
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder, "socket"))
@@ -309,7 +310,7 @@ class _ProxyHandler(BaseHTTPRequestHandler):
         upstream.close()
 
     def log_message(self, format: str, *args: object) -> None:
-        """Log nothing."""
+        """Do not log requests."""
 
 
 @contextmanager
@@ -347,7 +348,7 @@ class _SocksServer(ThreadingTCPServer):
 
 @contextmanager
 def socks_proxy() -> Iterator[str]:
-    """Run a SOCKS proxy until the block ends. Yields its URL."""
+    """Run a SOCKS proxy until the block ends, and yield its URL."""
     with _SocksServer(("127.0.0.1", 0), _SocksHandler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
         thread.start()

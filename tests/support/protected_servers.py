@@ -109,7 +109,8 @@ def serve_aiohttp(*middlewares: Any) -> AbstractContextManager[Server]:
 
 def serve_tornado() -> AbstractContextManager[Server]:
     """Run a Tornado server with a synchronous handler, an asynchronous ``prepare``, a streamed body, and a
-    WebSocket."""
+    WebSocket.
+    """
 
     class Quiet(tornado.web.RequestHandler):
         def on_finish(self) -> None:
@@ -312,7 +313,7 @@ def serve_starlette() -> Iterator[Server]:
 
 @contextmanager
 def serve_flask() -> Iterator[Server]:
-    """WSGI, behind wsgiref."""
+    """Run a WSGI application in wsgiref."""
     import flask
 
     app = flask.Flask("protected")

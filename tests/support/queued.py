@@ -1,5 +1,6 @@
 """A caller whose outgoing request waits for a connection, and the ways in which the caller's token can become
-unusable."""
+unusable.
+"""
 
 from __future__ import annotations
 

@@ -43,7 +43,8 @@ class Answer(NamedTuple):
 
 class Guarded:
     """The server's state. *accepts* is called with the token, and *challenges* are the header lines of a 401
-    response."""
+    response.
+    """
 
     def __init__(self) -> None:
         self.url = ""
@@ -111,7 +112,7 @@ def guarded() -> Iterator[Guarded]:
         do_GET = do_HEAD = do_OPTIONS = do_PUT = do_DELETE = do_POST = do_PATCH = respond
 
         def log_message(self, *args: object) -> None:
-            """Write nothing."""
+            """Do not log requests."""
 
     class Server(ThreadingHTTPServer):
         daemon_threads = True

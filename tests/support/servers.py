@@ -116,7 +116,7 @@ def listening_socket() -> socket.socket:
 
 @contextmanager
 def serve_asgi(app: Any, kind: str = "uvicorn-h11-asyncio", **config: Any) -> Iterator[int]:
-    """Serve an ASGI application in a thread. Yield the port."""
+    """Serve an ASGI application in a thread, and yield the port."""
     server = _hypercorn(app) if kind == "hypercorn" else _uvicorn(app, kind, config)
     with server as port:
         yield port
@@ -294,7 +294,7 @@ _GRPC_STATUSES = {"RESOURCE_EXHAUSTED": 431, "INTERNAL": 400}
 
 
 class _GrpcConnection:
-    """A gRPC channel with the interface of a connection. Headers become metadata."""
+    """A gRPC channel with the interface of a connection, in which headers become metadata."""
 
     def __init__(self, channel: Any) -> None:
         self._channel = channel
@@ -542,7 +542,8 @@ def _own_rows(
     name: str, serve: Callable[..., AbstractContextManager[int]], instrumentor: Callable[[], Any], **others: Any
 ) -> list[Server]:
     """Return the rows of a server with its own protocol: plain and instrumented, with the hook and with explicit
-    middleware."""
+    middleware.
+    """
     return [
         Server(
             f"{name}{', by hand' * by_hand}{', instrumented' * instrumented}",

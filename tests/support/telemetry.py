@@ -30,7 +30,7 @@ class Telemetry:
 
     @property
     def server_spans(self) -> list[ReadableSpan]:
-        """The SERVER spans."""
+        """The exported SERVER spans."""
         return [span for span in self.exporter.get_finished_spans() if span.kind is SpanKind.SERVER]
 
     def points(self, name: str) -> dict[tuple[tuple[str, Any], ...], Any]:

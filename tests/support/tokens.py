@@ -90,7 +90,8 @@ def make_token(
     **members: Any,
 ) -> str:
     """Sign claims; *members* change the header, a value of ``...`` removes a member, and *header* replaces the
-    header."""
+    header.
+    """
     if header is None:
         header = {"alg": alg, "typ": "at+jwt", "kid": kid if kid is not None else ...} | members
         header = {member: value for member, value in header.items() if value is not ...}

@@ -1,5 +1,6 @@
 """A Flask version of the application in `tests.support.unaware_apps`, in its own module because each worker imports
-it."""
+it.
+"""
 
 from __future__ import annotations
 

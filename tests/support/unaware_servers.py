@@ -1,5 +1,6 @@
-"""A program that does not use the package and runs aiohttp.web, Tornado, and gRPC in one event loop. Prints their
-ports."""
+"""A program that does not use the package and runs aiohttp.web, Tornado, and gRPC in one event loop, and prints
+their ports.
+"""
 
 from __future__ import annotations
 

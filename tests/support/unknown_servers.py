@@ -59,7 +59,7 @@ def destination() -> Iterator[Destination]:
             self.wfile.write(token.encode())
 
         def log_message(self, format: str, *args: Any) -> None:
-            """Log nothing."""
+            """Do not log requests."""
 
     class Server(ThreadingHTTPServer):
         daemon_threads = True
@@ -187,8 +187,9 @@ CONFIGURATIONS: dict[str, Configuration] = {
 
 
 def skip_without(*modules: str) -> None:
-    """Skip the test if one of these modules is not installed. The function does not import the modules, because
-    some of them patch other modules on import."""
+    """Skip the test if one of these modules is not installed. The function does not import the modules, because some
+    of them patch other modules on import.
+    """
     for module in modules:
         top = module.partition(".")[0]
         if importlib.util.find_spec(top) is None or importlib.util.find_spec(module) is None:

@@ -248,7 +248,8 @@ def test_chosen_claims_are_written_onto_the_server_span(
     issuer: Issuer, row: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only configured claims are written to the server span, whether verification precedes the span or runs within
-    it."""
+    it.
+    """
     exporter, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     monkeypatch.setattr("opentelemetry.trace.get_tracer_provider", lambda: provider)

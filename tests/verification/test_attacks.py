@@ -699,8 +699,9 @@ def test_flood_of_attacks_does_not_reach_the_issuer(world: World) -> None:
     ],
 )
 def test_work_grows_no_faster_than_a_hostile_token(world: World, build: Callable[[int], str]) -> None:
-    """The verification time grows at most linearly with a hostile token's length, so a long token does not block
-    the event loop."""
+    """The verification time grows at most linearly with a hostile token's length, so a long token does not block the
+    event loop.
+    """
     header = b64({"alg": "RS256", "typ": "at+jwt", "kid": "k1"})
 
     def work(size: int) -> float:

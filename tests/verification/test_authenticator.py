@@ -262,7 +262,8 @@ def test_one_of_several_scopes_is_enough(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """A token needs the required scopes and one of several alternative scopes, and the challenge contains all of
-    them."""
+    them.
+    """
     verifier = TokenVerifier([issuer.url], AUDIENCE)
     authenticator = BearerAuthenticator(verifier, required_scopes=("read",), any_scopes=("a", "b"))
     operator_log.follow("debug")
@@ -285,7 +286,8 @@ def test_the_decision_log_names_the_claim_and_has_values_only_with_debug(
     issuer: Issuer, check: Any, mode: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The decision log has one line for each request with the claim's name, and values of invalid tokens only with
-    debug."""
+    debug.
+    """
     authenticator = BearerAuthenticator(TokenVerifier([issuer.url], AUDIENCE), required_scopes=("write",))
     tokens = [token_of(issuer, aud="billing"), token_of(issuer, scope="read"), token_of(issuer, scope="write")]
     operator_log.follow(mode)

@@ -84,7 +84,8 @@ def test_each_response_has_its_challenge(name: str, status: int, plain: str, ful
 )
 def test_each_kind_of_unreadable_header_has_its_response(reason: Reason, name: str) -> None:
     """Each kind of unreadable header has its own response, without an error code for a missing token (RFC 6750,
-    section 3.1)."""
+    section 3.1).
+    """
     assert FULL.without_token(reason) is getattr(FULL, name)
 
 
@@ -93,7 +94,8 @@ def test_each_kind_of_unreadable_header_has_its_response(reason: Reason, name: s
 )
 def test_the_response_to_a_missing_scope_names_the_given_scopes(scopes: Any, attribute: str) -> None:
     """The response to a missing scope contains the given scopes, which can differ from those that every request
-    needs."""
+    needs.
+    """
     response = FULL.build_insufficient_scope(scopes)
 
     assert response.status == 403

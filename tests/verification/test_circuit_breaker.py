@@ -55,7 +55,8 @@ def test_a_success_starts_the_count_again(breaker: CircuitBreaker) -> None:
 
 def test_a_probe_that_succeeds_leaves_the_circuit_closed(breaker: CircuitBreaker) -> None:
     """If the probe succeeds, the endpoint fails only for some tokens, so the circuit stays closed and the count
-    restarts."""
+    restarts.
+    """
     for _ in range(3):
         due = [breaker.record_failure(b"attack") for _ in range(FAILURES_BEFORE_PROBE)]
         breaker.end_probe(succeeded=True)

@@ -82,7 +82,8 @@ def test_only_access_tokens_have_the_right_type(
     typ: str | None, claims: dict[str, Any], rfc9068: bool, generic: bool
 ) -> None:
     """Only the type of an access token is accepted, because an issuer signs other kinds of tokens with the same
-    keys."""
+    keys.
+    """
     header = {"alg": "RS256"} | ({} if typ is None else {"typ": typ})
     for profile, accepted in (("rfc9068", rfc9068), ("generic", generic)):
         if accepted:

@@ -222,8 +222,9 @@ UNUSABLE: dict[str, tuple[Callable[[], bytes], str]] = {
 def test_a_file_without_a_usable_key_is_named(
     server: Server, key_file: Path, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nothing is sent. The error about a file without a usable key contains the setting and the problem, but does
-    not quote the file."""
+    """The error about a file without a usable key contains the setting and the problem but no quotation, and nothing
+    is sent.
+    """
     content, problem = UNUSABLE[name]
     key_file.write_bytes(content())
 
@@ -544,7 +545,7 @@ def test_a_certificate_is_read_again_when_its_files_change(trusting: None, tmp_p
 
 
 def test_files_that_are_not_a_certificate_and_its_key_are_named(trusting: None, tmp_path: Path) -> None:
-    """Nothing is sent. Files that are not a certificate and its key are reported, without OpenSSL's password prompt."""
+    """Files that are not a certificate and its key are reported, without OpenSSL's password prompt."""
     (cert_file, key_file), (_, other_key) = write_certificate(tmp_path, 1), write_certificate(tmp_path, 2, "ES384")
     encrypted, large = tmp_path / "encrypted", tmp_path / "large"
     encrypted.write_bytes(pem_of(private_key("ES256", "client-1"), b"Hunter2"))
@@ -638,7 +639,8 @@ def test_settings_have_the_same_forms(server: Server, tmp_path: Path, name: str,
 
 def test_a_certificate_and_the_certificate_authorities_are_settings(tmp_path: Path) -> None:
     """A client certificate and certificate authorities can be configured together for servers that the system does
-    not trust."""
+    not trust.
+    """
     cert_file, key_file = write_certificate(tmp_path, 7)
     with serving(mutual_tls(cert_file)) as server:
         variables = {

@@ -417,7 +417,8 @@ def test_a_problem_of_the_introspection_endpoint_is_named(issuer: Issuer, respon
 
 def test_an_endpoint_without_an_issuer_is_asked_alone(issuer: Issuer) -> None:
     """Introspection alone then verifies tokens. An unreadable secret is reported for an introspection endpoint
-    without an issuer."""
+    without an issuer.
+    """
     endpoint = f"{issuer.url}/introspect"
     (report,) = ask_issuers([], ALGORITHMS, introspection_endpoint=endpoint)
     assert [(r.kind, r.url, r.state) for r in report.endpoints] == [("introspection", endpoint, "ok")]

@@ -122,7 +122,8 @@ def test_fastapi_shows_scheme_and_scopes_in_openapi(verifier: TokenVerifier) -> 
 
 def test_installed_boundary_and_middleware_are_one(issuer: Issuer, verifier: TokenVerifier) -> None:
     """With the hooks installed, the boundary and the middleware act as one, and the relayed token is the verified
-    one."""
+    one.
+    """
     install(Settings())
     try:
         app = make_fastapi(verifier)

@@ -114,7 +114,8 @@ def expect(server: Protected, lines: list[bytes], status: int, challenge: str) -
 @pytest.mark.parametrize("lines", ACCEPTED.values(), ids=ACCEPTED)
 def test_valid_header_gets_in(server: Protected, token: bytes, lines: list[bytes]) -> None:
     """Rows 2, 3, and 5: a valid header is accepted in any permitted case and white space, and the application gets
-    the caller."""
+    the caller.
+    """
     reply = server.send(*fill(lines, token))
 
     assert reply.status == 200
@@ -163,8 +164,9 @@ def test_missing_scope_is_forbidden(server: Protected, issuer: Issuer) -> None:
 
 @over_http
 def test_refused_head_request_has_no_body(server: Server) -> None:
-    """A rejected HEAD request has the same headers and no body, and the connection remains usable (RFC 9110,
-    section 9.3.2)."""
+    """A rejected HEAD request has the same headers and no body, and the connection remains usable (RFC 9110, section
+    9.3.2).
+    """
     reply = server.send_raw(b"HEAD / HTTP/1.1\r\nHost: profiles.example\r\nConnection: close\r\n\r\n")
 
     assert (reply.status, reply.headers["www-authenticate"]) == (401, BARE)

@@ -94,7 +94,8 @@ def test_a_url_that_is_not_text_is_a_configuration_error() -> None:
 
 def test_a_form_is_posted_with_the_given_credential() -> None:
     """A form is posted with the given credential, and a request without a form is a GET request without one by
-    default."""
+    default.
+    """
     with party() as server:
         fetch(f"{server.url}?a=b%20c", timeout=5.0)
         fetch(f"{server.url}/introspect", timeout=5.0, form=b"token=abc", authorization="Basic YTpi")
@@ -137,7 +138,8 @@ def responding(body: bytes, **headers: str) -> Any:
 
 def failure_of(url: str) -> tuple[str, BaseException | None]:
     """Return the message and the cause. The error itself is not kept, because its traceback would keep the
-    connection."""
+    connection.
+    """
     try:
         fetch(url, timeout=10.0)
     except FetchFailed as error:

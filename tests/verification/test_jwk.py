@@ -141,8 +141,7 @@ def _starts_with_zero(key: ec.EllipticCurvePrivateKey) -> bool:
 
 
 def test_an_empty_kid_is_no_kid(issuer: Issuer) -> None:
-    """Neither is null. An empty `kid` is treated as missing, so a token without `kid` is verified only if the keys
-    lack one."""
+    """An empty or null `kid` is treated as missing, so a token without `kid` is verified only if the keys lack one."""
     for kid in ("", None):
         issuer.keys = [public_jwk("RS256") | {"kid": kid}]
         token = make_token(claims(issuer.url), kid=None)

@@ -191,7 +191,8 @@ def test_metadata_is_served_without_a_token(issuer: Issuer, row: str) -> None:
 )
 def test_the_well_known_path_is_inserted_before_the_resources_own(identifier: str, url: str) -> None:
     """The well-known path is inserted before the resource's path, and the document contains the exact identifier
-    (RFC 9728, section 3)."""
+    (RFC 9728, section 3).
+    """
     resource = ProtectedResource(identifier, ["https://idp.example", "https://login.example/{tid}/v2.0"], ["a", "b"])
     path = url[url.index("/.well-known") :]
     document = resource.respond(RequestPath(path, path, method="GET"))

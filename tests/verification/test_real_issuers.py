@@ -129,8 +129,9 @@ def test_access_token_is_accepted(real_servers: RealServers, kind: Kind) -> None
 
 @kinds(*(kind for kind in KINDS if kind != Kind("demo", "opaque")))  # this server gives services only JWTs
 def test_token_of_the_service_itself_is_accepted(real_servers: RealServers, kind: Kind) -> None:
-    """The service uses the client credentials grant. A service's own token is accepted, although oidc-provider
-    omits the subject from opaque tokens."""
+    """The service uses the client credentials grant. A service's own token is accepted, although oidc-provider omits
+    the subject from opaque tokens.
+    """
     server = real_servers[kind.server]
     has_subject = kind != Kind("oidc-provider", "opaque")
 
@@ -165,7 +166,8 @@ def test_refresh_token_is_refused(real_servers: RealServers, kind: Kind) -> None
 
 def test_refresh_token_is_recognized_only_by_its_missing_audience(real_servers: RealServers) -> None:
     """A refresh token from oidc-provider is recognized only by its missing audience, as the page on verification
-    warns."""
+    warns.
+    """
     server = real_servers["oidc-provider"]
     token = server.sign_in("alice", "opaque").refresh
     assert token

@@ -143,8 +143,7 @@ def outcomes(telemetry: Telemetry) -> dict[str, int]:
 def test_refused_request_has_a_span_a_count_and_a_warning(
     issuer: Issuer, row: str, telemetry: Telemetry, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Once each. A rejected request's span is a child of the caller's span and contains only the method and the
-    path."""
+    """A rejected request's span is a child of the caller's span and contains only the method and the path."""
     token = bearer(issuer, exp=1)
     secret = token.decode().removeprefix(" Bearer ")
     headers = (TRACEPARENT, b"User-Agent: " + secret.encode(), b"X-Forwarded-Proto: " + secret.encode())
@@ -441,7 +440,8 @@ def test_with_instrumentation_each_request_is_recorded_once(
     issuer: Issuer, row: str, is_sampled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With instrumentation, each request on a connection is recorded once, in the span of the surrounding
-    instrumentation."""
+    instrumentation.
+    """
     with recording(monkeypatch, DEFAULT_ON if is_sampled else ALWAYS_OFF) as telemetry:
         with COMBINED[row](settings_for(issuer)) as server:
             for token, status in ((bearer(issuer), 200), (bearer(issuer, exp=1), 401), (bearer(issuer), 200)):
@@ -637,8 +637,9 @@ def test_refused_sanic_request_is_recorded(
 
 
 def test_zero_code_shows_refused_requests(tmp_path: Path) -> None:
-    """Environment variables alone. Rejected requests cause a warning on standard error, although no logs are
-    exported."""
+    """With environment variables alone, rejected requests cause a warning on standard error, although no logs are
+    exported.
+    """
     command = [script("opentelemetry-instrument"), *uvicorn_command("tests.support.unaware_apps:asgi_app")]
     variables = {
         **instrumentations("fastapi", "logging"),

@@ -121,8 +121,9 @@ def test_a_bad_entry_is_named_and_the_others_remain() -> None:
 
 @pytest.mark.parametrize("extra", [{"JWKS_URI": "https://k.example"}, {"INTROSPECTION_ENDPOINT": "https://i.example"}])
 def test_what_may_belong_to_a_bad_entry_is_not_given_to_another_issuer(extra: dict[str, str]) -> None:
-    """A setting that might belong to an invalid entry is not applied to a different issuer, so verification does
-    not start."""
+    """A setting that might belong to an invalid entry is not applied to a different issuer, so verification does not
+    start.
+    """
     settings = from_env(**COMPLETE | {"ISSUERS": "https://a.example,https://b.example/?x"} | extra)
 
     assert settings.verification_problem is not None
@@ -312,7 +313,8 @@ def test_only_the_entry_with_a_plain_http_endpoint_is_refused() -> None:
 @pytest.mark.parametrize("other", ["off", "report", "optional", "enforce"])
 def test_the_strictest_source_wins(other: Any) -> None:
     """The strictest source applies, although ``optional`` and ``report`` each reject requests that the other one
-    serves."""
+    serves.
+    """
     order = ["off", "report", "optional", "enforce"]
     for mode in order:
         loaded = Settings.load({f"{PREFIX}VERIFY": mode}, code=Settings(verify=other))

@@ -231,7 +231,7 @@ def test_a_websocket_is_closed(issuer: Issuer, serve: Any, is_busy: bool, caplog
 
 
 def test_an_event_stream_of_wsgi_ends_with_its_next_event(issuer: Issuer) -> None:
-    """A WSGI event stream ends at its next event, because a waiting generator cannot be interrupted. It is closed."""
+    """A WSGI event stream ends at its next event, because a waiting generator cannot be interrupted."""
 
     def app(environ: Any, start_response: Any) -> Iterator[bytes]:
         def events() -> Iterator[bytes]:
@@ -264,7 +264,7 @@ def test_an_event_stream_of_wsgi_ends_with_its_next_event(issuer: Issuer) -> Non
 
 
 class Lasting(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no types
-    """Methods of each kind, in which streams continue until they are ended."""
+    """gRPC methods of each kind, whose streams continue until a limit or the client ends them."""
 
     def __init__(self, is_aio: bool) -> None:
         self._is_aio = is_aio
@@ -357,7 +357,8 @@ def test_an_event_stream_is_recognized_by_its_type(content_type: str | None, exp
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_a_limit_works_on_both_loops(backend: str) -> None:
     """On both event loops, nothing is canceled before `start` or after `stop`, and the call's own errors are
-    propagated."""
+    propagated.
+    """
     import anyio
 
     async def scenario() -> None:

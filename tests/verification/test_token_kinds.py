@@ -66,7 +66,8 @@ def test_the_value_of_a_member_names_the_kind(marker: Marker) -> None:
 
 def test_a_member_with_a_common_name_may_mean_something_else() -> None:
     """An unknown value of the ``type`` claim indicates nothing, because applications use the claim for their own
-    purposes."""
+    purposes.
+    """
     assert is_accepted({"type": "employee", "scope": "a"})
     assert is_accepted({"events": ["login"], "scope": "a"})
     for claims in ({"type": "employee"}, {"type": "app"}, {"permissions": ["read"]}, {"client_id": "web"}):
@@ -129,7 +130,8 @@ def test_a_nonce_without_a_statement_is_refused(
     access: list[dict[str, Any]], typ: str | None, nonce: str | int
 ) -> None:
     """A token with a nonce and no explicit statement is rejected, because ID tokens have a nonce after a browser
-    login."""
+    login.
+    """
     claims: dict[str, Any] = {"nonce": nonce}
     for members in access:
         claims |= members

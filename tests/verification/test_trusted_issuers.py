@@ -52,7 +52,8 @@ def test_a_token_is_introspected_only_at_its_own_issuer(pair: tuple[Issuer, Issu
 
 def test_only_the_issuer_with_an_endpoint_is_asked(pair: tuple[Issuer, Issuer]) -> None:
     """Only the issuer with an endpoint is used for introspection, and the other issuer's tokens are verified by
-    signature."""
+    signature.
+    """
     first, second = pair
     verifier = TokenVerifier([trusted(first), second.url], AUDIENCE)
     of_first, of_second = tokens_of(pair)
@@ -220,7 +221,8 @@ def test_an_argument_that_does_not_exist_is_explained(kind: Any, wrong: str, mea
 
 def test_the_error_names_the_claim_and_has_the_values(pair: tuple[Issuer, Issuer]) -> None:
     """Both verifiers raise the same error, which contains the values as attributes and only the claim in the
-    message."""
+    message.
+    """
     issuer = pair[0]
     token = make_token(claims(issuer.url, aud="billing\x1b[31m"))
     for verify in (

@@ -1,4 +1,4 @@
-"""The ten faults. Each fault changes one service's environment or the issuer."""
+"""The ten faults, each of which changes one service's environment or the issuer."""
 
 from __future__ import annotations
 

@@ -102,8 +102,9 @@ class Running:
 
     @property
     def calls(self) -> list[tuple[str, str]]:
-        """The method and the path of each request that reveals the fault. The last of these requests is the one
-        that fails."""
+        """The method and the path of each request that reveals the fault. The last of these requests is the one that
+        fails.
+        """
         return [("POST", "/report"), ("GET", "/report")] if self.fault.in_background else [("GET", "/profile")]
 
     def log_file(self, name: str) -> Path:

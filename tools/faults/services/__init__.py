@@ -1,1 +1,1 @@
-"""The two services. The services' code does not mention tokens."""
+"""The two services, whose code does not mention tokens."""

@@ -22,7 +22,7 @@ def token_of(user: str) -> str | None:
 
 
 class Tally:
-    """The calls that one service received. Thread-safe."""
+    """A thread-safe record of the calls that one service received."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
