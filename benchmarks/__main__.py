@@ -56,10 +56,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="make only a few calls of each, to test the programs; the figures are meaningless",
+        help="make only a few calls of each operation to test the programs; the figures are meaningless",
     )
     parser.add_argument(
-        "--only", action="append", choices=MEASUREMENTS, help="run only this measurement; may be repeated"
+        "--only", action="append", choices=MEASUREMENTS, help="run only this measurement (can be repeated)"
     )
     return parser
 

@@ -145,10 +145,10 @@ def figures(quick: bool) -> list[Row]:
         if "start" in vars(threading.Timer):
             del threading.Timer.start
     return [
-        ("executor.submit, against bare threading instrumentation", submit, SUBMIT_TARGET),
-        ("Thread.start and join, against bare threading instrumentation", start, SUBMIT_TARGET),
-        ("carry(function)(), against attach and detach", _carry_ratio(count, rounds), None),
-        ("bytes for each open lease with a token of 900 characters", _lease_bytes(max(count, 100)), None),
+        ("executor.submit, relative to bare threading instrumentation", submit, SUBMIT_TARGET),
+        ("Thread.start and join, relative to bare threading instrumentation", start, SUBMIT_TARGET),
+        ("carry(function)(), relative to attach and detach", _carry_ratio(count, rounds), None),
+        ("bytes for each open lease with a 900-character token", _lease_bytes(max(count, 100)), None),
     ]
 
 

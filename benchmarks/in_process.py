@@ -335,7 +335,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("mode", choices=sorted(set(itertools.chain(*STACKS.values()))))
     parser.add_argument("count", type=int)
     parser.add_argument("--anonymous", action="store_true", help="send requests without a token")
-    parser.add_argument("--report", action="store_true", help="print what the requests caused, as JSON")
+    parser.add_argument("--report", action="store_true", help="print the effects of the requests as JSON")
     options = parser.parse_args(arguments)
     if options.mode not in STACKS[options.stack] or options.count > PREPARED:
         parser.error(f"expected a mode of {options.stack} and at most {PREPARED} requests")

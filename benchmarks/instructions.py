@@ -182,8 +182,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.instructions", description="Count the instructions of one request."
     )
-    parser.add_argument("--only", action="append", choices=STACKS, help="count only this stack; may be repeated")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="how many programs run at a time")
+    parser.add_argument("--only", action="append", choices=STACKS, help="count only this stack (can be repeated)")
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count() or 1, help="the number of programs to run at the same time"
+    )
     options = parser.parse_args(arguments)
     valgrind = shutil.which("valgrind")
     if valgrind is None:

@@ -101,7 +101,7 @@ def measure_loopback(effort: Effort) -> Iterator[Figure]:
             rounds,
             lambda one, key=key: one[key],  # type: ignore[misc]
             lambda one: one["alone"],
-            group="A request from FastAPI to FastAPI by httpx, over loopback",
+            group="A request from FastAPI to FastAPI with httpx over loopback",
             name=name,
             yardstick="OpenTelemetry alone",
             target=target,

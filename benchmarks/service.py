@@ -44,7 +44,7 @@ def main(descriptor: str, upstream: str | None = None) -> None:
     """Serve until the process ends."""
     provider = trace.get_tracer_provider()
     if not isinstance(provider, TracerProvider):
-        raise SystemExit("the SDK is not configured: start this with automatic instrumentation")
+        raise SystemExit("the SDK is not configured: start this program with automatic instrumentation")
     provider.add_span_processor(BatchSpanProcessor(_Nowhere()))
     server = uvicorn.Server(uvicorn.Config(build(upstream), log_level="warning", access_log=False))
     server.run(sockets=[socket.socket(fileno=int(descriptor))])

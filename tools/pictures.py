@@ -76,17 +76,17 @@ def draw_lease() -> str:
         720,
         330,
         "How long a token can be used",
-        "A time line. The lease begins when the request arrives and ends when the response is complete. During it,"
-        " tasks, threads, streaming responses and background tasks of the framework get the token. A task that"
-        " continues after the response gets nothing from then on: lease_ended. Work that was passed to carry with"
-        " seconds=30 gets the token for 30 seconds. The next request on the same connection has a lease of its own.",
+        "A timeline. The lease starts when the request arrives and ends with the complete response. During the lease,"
+        " tasks, threads, streaming responses, and the framework's background tasks get the token. A task that"
+        " continues after the response gets no token after the lease: lease_ended. Work that was passed to carry with"
+        " seconds=30 gets the token for 30 seconds. The next request on the same connection has its own lease.",
     )
     for x, label in ((begin, "request arrives"), (end, "response complete"), (carried, "30 s after carry")):
         picture.rule(x, 44, x, 314)
         picture.text(x, 32, label, "small", anchor="middle")
     rows: tuple[tuple[str, str, list[tuple[float, float, str, str]]], ...] = (
         ("The lease", "", [(begin, end, "good", "open")]),
-        ("Code of the request", "await, tasks, threads, executors", [(begin + 20, end - 40, "good", "token")]),
+        ("The request's code", "await, tasks, threads, executors", [(begin + 20, end - 40, "good", "token")]),
         ("Streaming response", "and BackgroundTasks", [(begin + 130, end, "good", "token")]),
         (
             "A task that continues",
@@ -118,10 +118,10 @@ def draw_boundary() -> str:
         372,
         "Where the boundary and the hop are",
         "From outside to inside: the server reads the request and calls the server boundary, which leases and verifies"
-        " the token. Inside it are OpenTelemetry's middleware, which extracts the trace, then the application's"
-        " middleware, then your code. An outgoing request passes OpenTelemetry's instrumentation of the client, which"
-        " begins the span and injects the trace, then the client, which follows redirects and retries, and for each"
-        " hop the decision of this package, the last step before the connection.",
+        " the token. Inside the boundary are OpenTelemetry's middleware, which extracts the trace, the application's"
+        " middleware, and your code. An outgoing request first enters OpenTelemetry's client instrumentation, which"
+        " starts the span and injects the trace. The client then follows redirects and retries. For each hop, this"
+        " package's decision is the last step before the connection.",
     )
     picture.text(228, 26, "A request comes in", "strong", anchor="middle")
     nested = (
@@ -179,13 +179,13 @@ def draw_decision_tree() -> str:
         720,
         506,
         "How to find the cause of a 401",
-        "Read the body of the response. With unauthenticated, no token arrived: look up the reason in the log of the"
-        " service that calls. With invalid_token, a token was rejected: look up the reason in the log of the service"
-        " that rejects. With temporarily_unavailable and 503, the issuer does not respond. Any other body comes from"
-        f" the application or a gateway. The reasons and their causes: {' '.join(rows)}",
+        "Read the response body. With unauthenticated, no token arrived: look up the reason in the log of the calling"
+        " service. With invalid_token, a token was rejected: look up the reason in the log of the rejecting service."
+        " With temporarily_unavailable and 503, the issuer does not respond. The application or a gateway sent any"
+        f" other body. The reasons and their causes: {' '.join(rows)}",
     )
     picture.box(16, 12, 312, 36)
-    picture.text(28, 35, "401 or 503: read the body of the response", "small")
+    picture.text(28, 35, "401 or 503: read the response body", "small")
     groups = (
         (64, _NOT_SENT, "unauthenticated", ("No token arrived.", "Log of the caller:")),
         (278, _REJECTED, "invalid_token", ("It was rejected.", "Log of the receiver:")),
@@ -208,7 +208,7 @@ def draw_decision_tree() -> str:
             picture.text(430, at + 5, cause, "small" if cause[0].isupper() else "code")
     for top, body, cause in (
         (436, "temporarily_unavailable, 503", "The issuer does not respond: otel-token-relay check --online"),
-        (468, "anything else", "It comes from the application or from a gateway."),
+        (468, "anything else", "The application or a gateway sent the response."),
     ):
         picture.arrow("soft", (28, 48), (28, top + 14), (48, top + 14))
         picture.text(56, top + 19, body, "code" if "_" in body else "small")

@@ -176,7 +176,7 @@ class Follower:
         try:
             output, _ = process.communicate(timeout=SECONDS_TO_RUN)
         except subprocess.TimeoutExpired:
-            raise PageIsWrong(f"not finished after {SECONDS_TO_RUN} seconds: {commands[0][0]}") from None
+            raise PageIsWrong(f"did not finish within {SECONDS_TO_RUN} seconds: {commands[0][0]}") from None
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -200,7 +200,7 @@ class Follower:
             if not missing:
                 return
             if time.monotonic() > deadline:
-                raise PageIsWrong(f"{block.title} has not printed\n{missing[0]}\n{self._all_logs()}")
+                raise PageIsWrong(f"{block.title} did not print\n{missing[0]}\n{self._all_logs()}")
             time.sleep(0.1)
 
     def _all_logs(self) -> str:
@@ -282,7 +282,7 @@ def follow_in_new_environment(page: Path, wheel: Path) -> int:
             (record,) = (name for name in archive.namelist() if name.endswith(".dist-info/RECORD"))
             wanted = _files_in(archive.read(record).decode())
         if not wanted <= _files_in(installed.read_text("utf-8")):
-            raise PageIsWrong("another release of otel-token-relay was installed than this checkout's")
+            raise PageIsWrong("the installed release of otel-token-relay is not this checkout's")
         return count
 
 
@@ -298,7 +298,7 @@ def main(arguments: list[str]) -> int:
         wheel = build_wheel(Path(dist))
         for page in pages:
             try:
-                print(f"{page.name}: {follow_in_new_environment(page, wheel)} blocks are right", flush=True)
+                print(f"{page.name}: {follow_in_new_environment(page, wheel)} blocks are correct", flush=True)
             except PageIsWrong as error:
                 wrong += 1
                 print(f"{page.name}: {error}", flush=True)

@@ -290,7 +290,7 @@ def run_tests(
         try:
             process.wait(SECONDS_FOR_A_SUITE)
         except subprocess.TimeoutExpired:
-            print(f"  {mode:7} ended after {SECONDS_FOR_A_SUITE} seconds; the remaining tests are absent")
+            print(f"  {mode:7} stopped after {SECONDS_FOR_A_SUITE} seconds; the remaining tests are absent")
         finally:
             _end(process)
     found = read_outcomes(outcomes.read_text(encoding="utf-8").splitlines()) if outcomes.exists() else {}
@@ -373,7 +373,7 @@ def check(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the suites. Return 1 if a difference is unexpected, and 2 if a suite cannot be run."""
     suites, expected = read_configuration(CONFIGURATION.read_text(encoding="utf-8"))
-    parser = argparse.ArgumentParser(prog="python -m tools.suites", description="Run other projects' test suites.")
+    parser = argparse.ArgumentParser(prog="python -m tools.suites", description="Run third-party test suites.")
     parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"by default, all: {', '.join(suites)}")
     parser.add_argument("--bound", action="store_true", help="also run with a token bound to the whole process")
     options = parser.parse_args(arguments)

@@ -37,7 +37,7 @@ def main() -> int:
 
 def describe(running: Running) -> None:
     """Print the information that a reader needs to find the fault."""
-    print("This request should return the profile, with the status 200:\n")
+    print("This request should return the profile, with status 200:\n")
     for method, path in running.calls:
         post = "" if method == "GET" else f"-X {method} "
         header = shlex.quote(f"@{running.header_file}")
@@ -46,8 +46,8 @@ def describe(running: Running) -> None:
     for name, pid in running.pids.items():
         print(f"{name}: {running.urls[name]}, pid {pid}, log {running.log_file(name)}")
     print(f"issuer: {running.issuer.url}")
-    print("\nuser-service calls profile-service and passes its response on.")
-    print("The code of both services: tools/faults/services. Press Ctrl-C to end.", flush=True)
+    print("\nuser-service calls profile-service and returns its response.")
+    print("The code of both services: tools/faults/services. Press Ctrl-C to stop.", flush=True)
 
 
 if __name__ == "__main__":

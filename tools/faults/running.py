@@ -195,7 +195,7 @@ class Running:
         deadline = time.monotonic() + SECONDS_TO_START
         while "Uvicorn running" not in (log := self.log_file(name).read_text()):
             if self._processes[name].poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"{name} has not started:\n{log}")
+                raise RuntimeError(f"{name} did not start:\n{log}")
             time.sleep(0.03)
 
 

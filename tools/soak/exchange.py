@@ -5,7 +5,7 @@ session and one aiohttp session. Each destination requires its own token and res
 that it received. Every response is compared with the token of the user who sent the request.
 
 Meanwhile, tokens and results expire, destinations respond with status 401, the authorization server rejects tokens,
-and callers send invented tokens.
+and callers send made-up tokens.
 """
 
 from __future__ import annotations
@@ -83,12 +83,12 @@ class Result:
         original: The number of hops with the caller's own token.
         missing: The number of hops without a token although the caller's token could be exchanged.
         late: The number of hops without a token because their short-lived token expired before they arrived.
-        uninvited: The number of hops with a token although the caller's token was expired, rejected, or invented.
+        uninvited: The number of hops with a token although the caller's token was expired, rejected, or made up.
         exchanges: The number of requests that the token endpoint received.
         repeated: The number of exchanges for a token and a destination that already had a result.
-        displaced: The number of repeated exchanges while tokens were invented or rejected.
+        displaced: The number of repeated exchanges while tokens were made up or rejected.
         lacking: The number of pairs of a token and a destination without an exchange.
-        of_made_up: The number of exchanges for invented tokens.
+        of_made_up: The number of exchanges for made-up tokens.
         refused_again: The number of exchanges for tokens that had already been rejected, at most one in five seconds.
         probes: The number of the circuit breaker's random tokens, which test the endpoint after several failures.
         seconds: The duration.
@@ -143,8 +143,8 @@ class Result:
         Args:
             forms: The requests.
             visits: All visits.
-            after: The number of requests before the first invented token.
-            until: The number of requests after the last invented token.
+            after: The number of requests before the first made-up token.
+            until: The number of requests after the last made-up token.
         """
         kinds = {visit.token: visit.kind for visit in visits if visit.kind != "expired"}
         asked = Counter((form["subject_token"], form["audience"]) for form in forms)
@@ -270,7 +270,7 @@ def run(users: int, made_up: int, issue: Issue = _issue) -> Result:
 
     Args:
         users: The number of users, each of whom uses two tokens in sequence.
-        made_up: The number of invented tokens.
+        made_up: The number of made-up tokens.
         issue: A function that responds to each exchange.
     """
     started = time.monotonic()

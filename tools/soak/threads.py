@@ -147,7 +147,7 @@ def run(requests: int, users: int) -> tuple[Counter[str], dict[str, int]]:
 def main(requests: int = 100_000, users: int = 1_000) -> int:
     """Run the soak test and print its result. Return 1 if any check failed."""
     counts, growth = run(requests, users)
-    print(f"{requests} requests of {users} users, {ANONYMOUS_SHARE:.0%} anonymous, through three services")
+    print(f"{requests} requests from {users} users, {ANONYMOUS_SHARE:.0%} anonymous, through three services")
     print(f"completed = {counts['completed']}, aborted = {counts['aborted']}, calls checked = {counts['calls']}")
     print(f"wrong = {counts['wrong']}, missing = {counts['missing']}, after the lease = {counts['after_lease']}")
     print("memory growth = " + ", ".join(f"{name} {kilobytes / 1024:+.1f} MiB" for name, kilobytes in growth.items()))
