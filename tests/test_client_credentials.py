@@ -219,9 +219,7 @@ def test_a_removed_secret_is_forgotten(tmp_path: Path) -> None:
 
 
 def test_a_secret_shows_only_that_it_is_set() -> None:
-    """The `repr` of a secret and of its credential does not contain the secret, but a process can still be sent the
-    secret.
-    """
+    """The `repr` of a secret or credential does not contain the secret, which can still be sent to a subprocess."""
     secret = Secret(SECRET)
 
     for text in (repr(secret), str(secret), f"{secret}", "%s" % secret, repr(make()), str(make())):  # noqa: UP031

@@ -114,7 +114,7 @@ def test_an_origin_that_gets_the_token_has_no_closest_entry() -> None:
 
 
 def test_an_entry_that_excludes_the_origin_is_named() -> None:
-    """An entry that excludes the origin is named, although a wider entry matches."""
+    """An entry that excludes the origin is reported, although a wider entry matches."""
     found = closest_entry(Origin("https", "a.x", 443), policy("https://*", "https://*.x;never", "http://a.x"))
 
     assert found is not None
@@ -123,7 +123,7 @@ def test_an_entry_that_excludes_the_origin_is_named() -> None:
 
 
 def test_a_skipped_entry_is_named() -> None:
-    """A skipped entry is named, because its own problem contains more information."""
+    """A skipped entry is reported, because its own problem contains more information."""
     found = closest_entry(Origin("https", "a", 443), policy("https://*", refused=("https://a",)))
 
     assert found is not None

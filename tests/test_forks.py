@@ -44,9 +44,7 @@ def in_child(work: Callable[[], bool]) -> bool:
 
 
 def test_the_method_is_called_once_in_the_child_and_never_in_the_parent() -> None:
-    """The method is called once in the child and never in the parent, and frees a lock that was held during the
-    fork.
-    """
+    """The method runs once in the child and never in the parent, and replaces a lock that was held during the fork."""
     shared = Shared()
     call_in_child(shared, Shared.renew)
 

@@ -213,7 +213,9 @@ def test_the_plugin_writes_what_the_comparison_reads(tmp_path: Path) -> None:
 
 
 def test_the_mode_lists_every_host() -> None:
-    """The mode lists every loopback host on any port, and the real hosts whose connections some tests replace."""
+    """The mode lists every host on every port, because suites use loopback servers and replaced connections to real
+    hosts.
+    """
     policy = RelayPolicy(Settings(destinations=EVERYWHERE).entries)
 
     for scheme, host, port in (("http", "127.0.0.1", 8000), ("https", "example.org", 443), ("http", "localhost", 80)):

@@ -68,7 +68,7 @@ def test_stand_ins(value: str) -> None:
     ],
 )
 def test_secrets_that_resemble_them_are_masked(value: str) -> None:
-    """A secret that resembles a placeholder except for one part is masked."""
+    """A secret that resembles a placeholder is masked if one part does not match."""
     assert not is_stand_in(value)
     for secret in ({"password": value}, {"password": [value]}, json.dumps({"password": value})):
         assert value not in str(SCRUBBER.redact(secret, NOTHING))

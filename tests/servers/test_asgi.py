@@ -410,8 +410,7 @@ def test_an_inner_boundary_does_not_parse_the_same_header_again(monkeypatch):
     assert len(parsed) == 2
 
 
-# Changes that a middleware between two boundaries can make to a scope, and the owner of the token that the request
-# then has.
+# Each change that a middleware between two boundaries can make to a scope, with the owner of the resulting token.
 
 
 def swapped(scope):

@@ -354,8 +354,7 @@ def test_flask_with_another_middleware_is_covered():
     assert outer == [A, NONE]
 
 
-# Changes that a middleware between two boundaries can make to an environ, and the owner of the token that the
-# request then has.
+# Each change that a middleware between two boundaries can make to an environ, with the owner of the resulting token.
 
 
 def swapped(environment):

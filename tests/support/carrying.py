@@ -1,7 +1,7 @@
 """Ways to start work from a request, and the real request that the work sends.
 
-A row starts the work without waiting for it. When the test releases the work, it sends one real request to a
-listed loopback server and records the token that the server received.
+A row starts the work without waiting for it. When the test releases the work, the work sends a real request to
+a listed loopback server. It then records the token that the server received.
 """
 
 from __future__ import annotations

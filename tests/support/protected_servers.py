@@ -1,7 +1,7 @@
 """Servers whose boundary verifies tokens: all servers with their own interfaces, one ASGI server, and one WSGI server.
 
-Each server calls the same function for every path or gRPC method and runs in threads of this process, so that a
-test can check whether the application ran. Requests are sent as exact bytes.
+Each server calls the same function for every path or gRPC method and runs in threads of this process. A test
+can therefore check whether the application ran. Requests are sent as exact bytes.
 """
 
 from __future__ import annotations

@@ -153,7 +153,7 @@ def noting(answers: list[int]) -> Any:
 @pytest.mark.parametrize("middleware", [again_after_503, several_of_one, again_after_a_timeout])
 @pytest.mark.parametrize(("error", "status"), [(TokenRejected("expired"), 401), (KeysUnavailable(1.0), 503)])
 def test_a_middleware_that_calls_again_gets_nobody_in(middleware: Any, error: Exception, status: int) -> None:
-    """A middleware that calls the application again gets no caller in after a rejection or a pending check."""
+    """A middleware that calls the application again does not bypass a rejection or a pending check."""
 
     async def application(scope: Any, receive: Any, send: Any) -> None:
         raise AssertionError("the application was called")

@@ -129,7 +129,7 @@ def test_a_probe_that_fails_opens_the_circuit_again(breaker: CircuitBreaker, clo
 
 
 def test_a_half_open_call_that_was_not_made_is_replaced(breaker: CircuitBreaker, clock: Clock) -> None:
-    """A half-open call that was not made is replaced, and no other call can be canceled in its name."""
+    """A half-open call that was not made is replaced, and canceling it cannot affect any other call."""
     open_circuit(breaker)
     clock.now += OPEN_SECONDS
     assert breaker.allows(b"half-open")

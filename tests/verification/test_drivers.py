@@ -70,9 +70,7 @@ def test_a_core_continues_when_its_time_is_over(run: Run) -> None:
 
 @every_driver
 def test_the_error_of_a_core_reaches_the_caller(run: Run) -> None:
-    """A core's error is raised in the caller, even after a wait and even if it is the error that ends asynchronous
-    code.
-    """
+    """A core's error is raised in the caller, even after a wait, and even if the error is a `TimeoutError`."""
 
     def core(error: Exception, *, waits: bool) -> Core:
         if waits:

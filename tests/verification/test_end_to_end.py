@@ -79,7 +79,7 @@ def test_token_for_another_service_is_refused(server: AuthorizationServer) -> No
 
 
 def test_token_expires(server: AuthorizationServer) -> None:
-    """A token is rejected after `exp` plus the leeway, even if it is cached."""
+    """A token is rejected once `exp` and the leeway have passed, even if it is cached."""
     ahead = 0.0
     verifier = verifier_of(server, now=lambda: time.time() + ahead, cache_seconds=1e6)
     token = server.log_in("alice")

@@ -113,8 +113,8 @@ def expect(server: Protected, lines: list[bytes], status: int, challenge: str) -
 
 @pytest.mark.parametrize("lines", ACCEPTED.values(), ids=ACCEPTED)
 def test_valid_header_gets_in(server: Protected, token: bytes, lines: list[bytes]) -> None:
-    """Rows 2, 3, and 5: a valid header is accepted in any permitted case and white space, and the application gets
-    the caller.
+    """Rows 2, 3, and 5: a valid header is accepted with any permitted case and white space, and the application can
+    read the caller.
     """
     reply = server.send(*fill(lines, token))
 

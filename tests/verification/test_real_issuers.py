@@ -102,7 +102,7 @@ def _outcome(verify: Any) -> Any:
 
 
 def verifiers(server: RealServer, kind: Kind, **options: Any) -> Verifiers:
-    """Return verifiers for that kind of token. JWTs are not introspected, so their claims are decisive."""
+    """Return verifiers for that kind of token. JWTs are not introspected, so only their signature and claims matter."""
     return Verifiers(server, introspects=kind.is_opaque, **options)
 
 

@@ -1,4 +1,4 @@
-"""A Celery worker and a small WSGI server in one process, in which a request starts a task and waits for its result."""
+"""A Celery worker and a small WSGI server in one process. A request starts a task and waits for the task's result."""
 
 import json
 import os
