@@ -328,7 +328,7 @@ def test_answer_is_used_again_for_a_minute_at_most(issuer: Issuer) -> None:
 
 
 def test_no_is_remembered_for_a_moment_only(issuer: Issuer) -> None:
-    """An inactive result is cached only briefly, because a node of the server might not have received a new token yet."""
+    """An inactive result is cached only briefly, because a server node might not know a new token yet."""
     clock = Clock()
     issuer.introspect = lambda token: {"active": False}
     verifier = opaque_verifier(issuer, monotonic=clock)
