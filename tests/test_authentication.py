@@ -167,8 +167,8 @@ def test_headers_are_read_only_if_they_can_change_the_result(routed: str, whole:
     st.sampled_from([lambda mount: mount, lambda mount: f"/{mount}/", lambda mount: quote(mount, safe="")]),
 )
 def test_a_mount_point_in_any_header_is_found_in_any_spelling(mount: str, other: str, spell: Any) -> None:
-    """A mount point in any header is found among other values, extra slashes, and percent encodings. Reading the
-    headers never raises an error.
+    """A mount point is found in any header, among other values, slashes, and percent encodings, without raising an
+    error.
     """
     mount = mount.strip("/")
     path = RequestPath("/healthz", f"/{mount}/healthz", lambda: (other, f"{other},{spell(mount)}"))
@@ -178,7 +178,7 @@ def test_a_mount_point_in_any_header_is_found_in_any_spelling(mount: str, other:
 
 
 def test_an_error_response_is_complete_and_must_not_be_cached() -> None:
-    """An error response has a JSON body, the correct length, additional headers in order, and a ban on caching."""
+    """An error response has a JSON body, its length, and additional headers in order, and forbids caching."""
     challenge, retry = ("WWW-Authenticate", 'Bearer realm="api"'), ("Retry-After", "1")
     response = ErrorResponse.build(401, "invalid_token", challenge, retry)
 

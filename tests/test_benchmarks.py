@@ -240,7 +240,7 @@ def test_the_sample_token_is_a_valid_jwt_of_900_characters() -> None:
     ],
 )
 def test_a_figure_reaches_its_target_up_to_the_limit(ratio: float, target: float | None, reached: bool | None) -> None:
-    """A figure reaches its target if the ratio does not exceed the limit."""
+    """A figure reaches its target if its ratio is at most the target's upper limit."""
     one = Figure("group", "name", "yardstick", ratio, ratio, ratio, target, 1.0)
 
     assert one.is_reached is reached

@@ -1,4 +1,4 @@
-"""The boundary of a request has its credentials and its lease, and nested applications share the boundary."""
+"""The boundary of a request has credentials and a lease, and nested applications can share the boundary."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def shown() -> str | None:
 
 
 class Authenticator:
-    """Accept the credentials if *accepts* is true, and record each checked path."""
+    """An authenticator that accepts the credentials if *accepts* is true, and records each checked path."""
 
     def __init__(self, *, accepts: bool = True, verifies: bool = False) -> None:
         self.accepts = accepts
@@ -124,7 +124,7 @@ def test_a_request_has_its_token_or_the_reason_why_it_has_none(values_of: Values
 
 
 def test_a_rejected_header_is_logged_without_its_value(caplog: pytest.LogCaptureFixture) -> None:
-    """The log contains the reason for a rejected header but not the header's value."""
+    """For a rejected header, the log contains the reason but not the header's value."""
     caplog.set_level("DEBUG", "otel_token_relay")
     Boundary.of(headers("Bearer one-token two"), SETTINGS)
     Boundary.of(headers(), SETTINGS)
@@ -135,8 +135,8 @@ def test_a_rejected_header_is_logged_without_its_value(caplog: pytest.LogCapture
 
 
 def test_instrumentation_extracts_no_token_that_the_boundary_rejected() -> None:
-    """Instrumentation inside a boundary extracts no token that the boundary rejected, even if it sees only one of
-    two lines.
+    """Until the response ends, instrumentation extracts no token that the boundary rejected, even from one of two
+    lines.
     """
     propagator = TokenRelayPropagator(SETTINGS)
     carrier = {"authorization": f"Bearer {A}"}

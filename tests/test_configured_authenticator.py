@@ -22,7 +22,7 @@ PREFIX = "OTEL_PYTHON_TOKEN_RELAY_"
 
 @pytest.fixture(autouse=True)
 def forget() -> Iterator[None]:
-    """Forget the authenticators, which equal settings share even between tests."""
+    """Forget the authenticators, because equal settings share them even between tests."""
     build_authenticator.cache_clear()
     yield
     build_authenticator.cache_clear()

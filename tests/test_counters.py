@@ -58,8 +58,8 @@ def test_a_counter_is_created_once(meter: InMemoryMetricReader, counter: LazyCou
 
 
 def test_a_suppressed_context_creates_nothing(meter: InMemoryMetricReader, counter: LazyCounter) -> None:
-    """A suppressed context creates no instrument, because the meter provider might hold its lock. The next use in an
-    ordinary context creates the instrument.
+    """A suppressed context, in which the meter provider might hold its lock, creates no instrument, but the next use
+    does.
     """
     with suppress_instrumentation():
         ignored = counter.create()

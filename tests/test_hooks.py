@@ -60,8 +60,8 @@ def test_each_hook_patches_its_library_and_can_be_undone(hook: Hook) -> None:
 
 @every_hook
 def test_each_hook_names_the_package_that_contains_its_module(hook: Hook) -> None:
-    """Each hook contains the name of its package, whose version `otel-token-relay check` prints, except for the
-    standard library.
+    """Each hook has the name of the package whose version `otel-token-relay check` prints, or none for the standard
+    library.
     """
     module_of(hook)
     top = hook.module.partition(".")[0]
@@ -148,9 +148,7 @@ print(wrapped())
 
 @pytest.mark.parametrize("order", ["before", "after"])
 def test_caches_are_hooked_by_install_and_freed_by_uninstall(order: str) -> None:
-    """`install` hooks caches and `uninstall` unhooks them, whether they are imported before or after the
-    installation.
-    """
+    """`install` hooks and `uninstall` releases the caches, even those that are imported after the installation."""
     ran = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", LATE, order], capture_output=True, text=True, timeout=120, check=False
     )

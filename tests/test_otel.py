@@ -52,8 +52,8 @@ def test_telemetrys_own_work_is_suppressed() -> None:
 
 
 def test_a_call_of_the_application_in_an_instrumented_client_is_not_suppressed() -> None:
-    """An application's call in an instrumented client is not suppressed, although requests suppresses urllib3's
-    instrumentation.
+    """A call in the instrumentation of requests, which suppresses only urllib3's instrumentation, must still be
+    relayed.
     """
     with suppress_http_instrumentation():
         assert not is_suppressed(otel_context.get_current())

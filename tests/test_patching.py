@@ -67,7 +67,7 @@ def test_instrumentation_removes_only_its_own_wrapper(target):
 
 
 def test_a_wrapper_inside_a_plain_function_stays(target):
-    """A wrapper inside a plain function cannot be removed, so it does nothing when the relay is closed."""
+    """A wrapper inside a plain function cannot be removed, so it must do nothing after the relay is closed."""
     patches = Patches()
     patches.wrap(Target, "method", add("ours"))
     ours = Target.__dict__["method"]
@@ -106,7 +106,9 @@ def test_a_function_of_a_module_is_wrapped_and_restored() -> None:
 
 @pytest.mark.parametrize("parameters", [(), ("self",), ("value", "self"), ("self", "value", "other")])
 def test_a_method_with_unexpected_parameters_is_not_wrapped(target, parameters):
-    """A method with unexpected parameters is not wrapped, because a wrapper could lose a new argument."""
+    """A method with unexpected parameters is not wrapped, because the wrapper would lose an argument of a later
+    release.
+    """
     original = Target.__dict__["method"]
 
     with pytest.raises(AttributeError, match=r"Target\.method has unexpected parameters"):
@@ -232,7 +234,7 @@ def server(request):
 
 
 def enclose(value):
-    """Return the value that a server sees instead of its application."""
+    """Return the value that a server reads instead of its application."""
     return f"enclosed {value}"
 
 
@@ -261,7 +263,7 @@ def test_an_attribute_shows_the_enclosed_value_however_it_is_assigned(server) ->
 
 
 def test_the_same_value_is_enclosed_in_the_same_object(server) -> None:
-    """The same value is wrapped in the same object, so repeated reads are fast and return equal objects."""
+    """A value is wrapped only once, so repeated reads are fast and comparisons of the wrapped value remain true."""
     count = []
     app = object()
     one, other = with_app(server, app), with_app(server, app)
@@ -272,7 +274,7 @@ def test_the_same_value_is_enclosed_in_the_same_object(server) -> None:
 
 
 def test_undo_restores_the_class_and_its_instances_exactly(server) -> None:
-    """Undoing restores the class attribute exactly and leaves the last assigned values on the instances."""
+    """Undoing restores the class attribute, or its absence, and the instances keep the last assigned values."""
     before = dict(vars(server))
     existing, patches = with_app(server, "first"), Patches()
     patches.wrap_attribute(server, "app", enclose)
@@ -334,7 +336,9 @@ def test_subclasses_show_the_enclosed_value(server) -> None:
 
 
 def test_an_inherited_slot_or_default_is_stored_where_it_was(server) -> None:
-    """An inherited slot or default remains in its place, and instances of the base class return their own values."""
+    """Patching a subclass leaves an inherited slot or default in place and does not affect instances of
+    the base class.
+    """
     child, patches = type("Child", (server,), {}), Patches()
     existing = with_app(child, "first")
     patches.wrap_attribute(child, "app", enclose)
@@ -348,7 +352,9 @@ def test_an_inherited_slot_or_default_is_stored_where_it_was(server) -> None:
 
 
 def test_a_class_without_such_an_attribute_cannot_be_patched(server) -> None:
-    """A class without the attribute cannot be patched, so a renamed attribute does not go unnoticed."""
+    """A class without the attribute cannot be patched; otherwise, a server that renames the attribute would have no
+    boundary.
+    """
     before = dict(vars(server))
 
     with pytest.raises(AttributeError, match=f"{server.__qualname__} has no application"):
@@ -358,9 +364,7 @@ def test_a_class_without_such_an_attribute_cannot_be_patched(server) -> None:
 
 
 def test_undo_leaves_an_attribute_that_another_library_has_replaced(server) -> None:
-    """Undoing leaves an attribute that a different library replaced, and the patch inside the replacement does
-    nothing.
-    """
+    """Undoing leaves an attribute that another library replaced, and a patch inside the replacement does nothing."""
     patches = Patches()
     patches.wrap_attribute(server, "app", enclose)
     theirs = property(lambda self: "theirs")

@@ -1,4 +1,4 @@
-"""With every client, only unknown caches are forbidden to store personal responses."""
+"""Every client forbids unknown caches, and no other ones, to store a personal response."""
 
 from __future__ import annotations
 

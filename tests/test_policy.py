@@ -80,7 +80,7 @@ def test_a_wildcard_matches_below_whole_labels_only(parent, below, label):
 
 @given(names, names)
 def test_an_exact_entry_matches_only_itself(listed, other):
-    """An exact entry matches neither as a prefix nor as a suffix."""
+    """An exact entry does not match a longer or a shorter host name."""
     assert find([f"https://{listed}"], f"https://{listed}") is not None
     assert (find([f"https://{listed}"], f"https://{other}") is not None) is (listed == other)
 

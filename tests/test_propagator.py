@@ -71,7 +71,9 @@ def test_extract_does_not_raise(propagator, caplog):
 
 
 def test_extract_within_a_lease_returns_the_leased_token(propagator):
-    """`extract` within a lease returns the leased token, so the request has one token with one lease."""
+    """Instrumentation extracts again inside the boundary and gets the leased token, so a request has one token and one
+    lease.
+    """
     with use_token(TOKEN) as bound:
         assert bound_token(propagator.extract(AUTHORIZATION)) is bound
         assert bound_token(propagator.extract({"authorization": "Bearer other"})).lease is None
@@ -216,8 +218,8 @@ def test_a_propagator_without_hooks_warns_once(propagator, caplog):
 
 
 def test_a_destination_derived_from_the_current_context_is_ignored():
-    """A destination that was set before, as in the context from Kafka's instrumentation, is ignored. Only a
-    destination that the application sets explicitly applies.
+    """Only a destination that is newly set applies, because Kafka's instrumentation passes the current context with its
+    span.
     """
     propagator = TokenRelayPropagator(Settings(destinations=("https://a",)))
     derived, again = {}, {}

@@ -329,7 +329,9 @@ def test_it(number, token_relay, as_caller):
 
 
 def test_callers_are_requests(issuing_suite: pytest.Pytester) -> None:
-    """Each caller's block acts as a separate request, which is verified, exchanged, and without the token afterward."""
+    """A caller's block is like a request: verified, exchanged, without the token afterward, and separate from a
+    concurrent block.
+    """
     result = run(
         issuing_suite,
         """

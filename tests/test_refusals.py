@@ -110,7 +110,9 @@ def test_names_follow_the_variable_of_instrumentation(
 
 
 def test_histograms_equal_those_of_instrumentation(telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The histograms have the same unit, description, and buckets as instrumentation's histograms."""
+    """The histograms match instrumentation's unit, description, and buckets, so the SDK does not warn
+    about conflicts.
+    """
     from opentelemetry.instrumentation import _semconv
     from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
 
@@ -154,7 +156,9 @@ def test_only_unavailability_is_an_error(telemetry: Telemetry, monkeypatch: pyte
 
 
 def test_the_status_is_the_one_that_is_sent(telemetry: Telemetry) -> None:
-    """The recorded status is the one that was sent, which some servers replace with 403 for a WebSocket."""
+    """The status is the one that the server sends, such as 403 for a closed WebSocket, and the outcome
+    does not change.
+    """
     refuse(request(status=403), UNAVAILABLE)
 
     (span,) = telemetry.server_spans
@@ -180,7 +184,7 @@ def test_an_authenticator_that_names_no_reason_is_described_by_its_error(telemet
     ],
 )
 def test_only_known_methods_are_named(telemetry: Telemetry, method: str, name: str, value: str) -> None:
-    """Only known methods are recorded, so a caller cannot create time series."""
+    """An unknown method is recorded as a constant, so a caller cannot create time series."""
     refuse(request(method))
 
     (span,) = telemetry.server_spans
@@ -207,7 +211,7 @@ def test_only_the_path_of_the_target_is_recorded(telemetry: Telemetry, target: s
 
 @pytest.mark.parametrize("scheme", [None, "ftp"])
 def test_only_known_schemes_are_recorded(telemetry: Telemetry, scheme: str | None) -> None:
-    """Only known schemes are recorded, so a caller cannot create time series."""
+    """An unknown scheme is not recorded, so a caller cannot create time series."""
     refuse(request(scheme=scheme))
 
     assert telemetry.points(OLD) == {labels(**{"http.method": "GET", "http.status_code": 401}): 1}
@@ -233,7 +237,7 @@ def test_grpc_calls_are_named_as_in_instrumentation(telemetry: Telemetry) -> Non
 
 
 def test_the_duration_begins_when_the_token_is_read(telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The duration starts when the token is read, so it includes the wait for keys."""
+    """The duration starts when the token is read, so it includes the wait for keys, and is zero without a token."""
     monkeypatch.setenv(OPT_IN_VARIABLE, "http/dup")
     token = BearerToken("callers-token", received_at=time.monotonic() - 4.0)
     refuse(context=bind(token, Context()))
@@ -275,7 +279,9 @@ def test_the_callers_decision_not_to_sample_is_kept(telemetry: Telemetry) -> Non
 
 
 def test_another_requests_context_is_not_used_at_the_server(telemetry: Telemetry) -> None:
-    """At the server, the context of a previous request on the connection is not used."""
+    """At the server, the context is not used, because an event loop can start a request in the previous request's
+    context.
+    """
     contexts: list[Context] = []
 
     class Seeing(SpanProcessor):
@@ -343,7 +349,7 @@ def test_a_span_that_does_not_serve_the_request_is_not_used(telemetry: Telemetry
 
 @pytest.mark.parametrize("around", ["recording", "not sampled"])
 def test_at_the_server_no_span_can_be_around(telemetry: Telemetry, around: str) -> None:
-    """At the server, a surrounding span belongs to a different request, because instrumentation starts later."""
+    """A span around a request at the server belongs to a different request, because instrumentation starts later."""
     span: Any = spans_around(telemetry)[around]
     telemetry.exporter.clear()
     refuse(context=trace.set_span_in_context(span), is_at_server=True)
@@ -354,7 +360,7 @@ def test_at_the_server_no_span_can_be_around(telemetry: Telemetry, around: str) 
 def test_without_a_tracer_provider_enclosing_instrumentation_counts(
     telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without a tracer provider, instrumentation counts the request if it wraps the boundary, but not at the server."""
+    """Without a tracer provider, instrumentation around the boundary counts the request, but not at the server."""
     monkeypatch.setattr("opentelemetry.trace.get_tracer_provider", lambda: trace.NoOpTracerProvider())
     refuse(is_at_server=False)
     assert telemetry.count(OLD) == 0
@@ -364,7 +370,7 @@ def test_without_a_tracer_provider_enclosing_instrumentation_counts(
 
 
 def test_spans_are_limited_and_counts_are_not(telemetry: Telemetry) -> None:
-    """Spans are limited and counts are not, so a flood of one reason does not hide a different reason."""
+    """Spans are limited for each reason, so a flood of one reason does not hide another, and counts are not limited."""
     now = 0.0
     refusals._recorder._spans = RateLimit(SPANS_PER_SECOND, 1.0, lambda: now)
     for _ in range(100):
@@ -380,7 +386,7 @@ def test_spans_are_limited_and_counts_are_not(telemetry: Telemetry) -> None:
 
 @pytest.mark.parametrize("suppress", [suppress_instrumentation, suppress_http_instrumentation])
 def test_suppressed_requests_are_not_recorded(telemetry: Telemetry, suppress: Any) -> None:
-    """Requests to OpenTelemetry's own servers are suppressed and not recorded, as in instrumentation."""
+    """If instrumentation is suppressed, as it is for telemetry's own servers, the request is not recorded."""
     with suppress():
         refuse(context=get_current())
 
@@ -434,9 +440,7 @@ def test_headers_that_cannot_be_read_cost_the_parent_only(telemetry: Telemetry) 
 
 
 def test_the_histograms_are_prepared(telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The histograms are created in advance, because a meter provider might wait for the request that would create
-    them.
-    """
+    """No request creates the histograms, because a meter provider might be waiting for that request."""
     refusals.prepare()
     monkeypatch.setattr("opentelemetry.metrics.get_meter", fail)
     refuse()
@@ -445,7 +449,9 @@ def test_the_histograms_are_prepared(telemetry: Telemetry, monkeypatch: pytest.M
 
 
 def test_credentials_remain_refused_while_the_parent_is_read(telemetry: Telemetry) -> None:
-    """The propagator, which reads the headers again for the parent, does not accept one of two rejected credentials."""
+    """The propagator, which reads the headers again for the parent, does not accept one of two
+    ambiguous credentials.
+    """
     from otel_token_relay.context import REFUSED_KEY
 
     seen: list[Context] = []
@@ -462,7 +468,7 @@ def test_credentials_remain_refused_while_the_parent_is_read(telemetry: Telemetr
 
 
 def test_the_span_of_a_refused_request_does_not_show_its_credentials(telemetry: Telemetry) -> None:
-    """The span of a rejected request does not contain the request's credentials."""
+    """The span does not contain the rejected credentials, although no boundary binds them."""
     secret = "one-two-three"  # words, which are masked only in records of their own request
     install(Settings())
     boundary = Boundary.of(lambda name: [f"Bearer {secret},Bearer {secret}"], Settings())

@@ -112,7 +112,7 @@ def test_a_token_whose_lease_has_ended_is_not_relayed():
 
 @pytest.mark.parametrize(("age", "reason"), [(299.9, Reason.RELAYED), (300.0, Reason.TOO_OLD), (300.1, Reason.TOO_OLD)])
 def test_a_token_without_a_lease_becomes_too_old(age, reason):
-    """A token without a lease expires at exactly the maximum age."""
+    """A token without a lease is too old as soon as it reaches the maximum age."""
     assert decide(BearerToken(OPAQUE, received_at=1000.0 - age))[1] is reason
 
 
@@ -132,7 +132,7 @@ def test_a_leased_token_does_not_become_too_old():
     ],
 )
 def test_a_jwt_must_have_its_minimum_time_to_live(ttl, min_ttl, reason):
-    """A JWT is not relayed at exactly its minimum time to live."""
+    """A JWT is relayed only if it is valid for longer than the minimum time to live."""
     assert decide(jwt(exp=NOW + ttl), min_ttl=min_ttl)[1] is reason
 
 
@@ -148,7 +148,7 @@ def test_an_unverified_token_is_withheld_if_verification_is_required():
 
 @pytest.mark.parametrize("parameter", ["audience", "scope", "resource"])
 def test_a_destination_with_an_exchange_never_gets_the_callers_token(parameter):
-    """A destination with an exchange gets no token without a token endpoint."""
+    """A destination with an exchange gets no token if no token endpoint is configured."""
     assert decide(OPAQUE, destinations=(f"https://a;{parameter}=x",)) == (None, Reason.EXCHANGE_FAILED)
 
 
@@ -161,8 +161,8 @@ def test_hops_of_exporters_get_no_token_and_are_not_recorded(key):
 
 
 def test_suppressed_http_instrumentation_does_not_affect_the_relay():
-    """Suppressed HTTP instrumentation does not affect the relay, because instrumentation suppresses it during the
-    application's call.
+    """The relay ignores the suppression of HTTP instrumentation, which instrumentation sets during the application's
+    own call.
     """
     context = Context({otel_context._SUPPRESS_HTTP_INSTRUMENTATION_KEY: True})
 
@@ -223,7 +223,7 @@ class TestRequired:
 
 @pytest.mark.parametrize("unreadable", ["target", "headers"])
 def test_an_unreadable_request_is_sent_without_the_token(unreadable, caplog):
-    """A request that cannot be read is sent without the token."""
+    """An error in the package's code does not stop the application's request, which is sent without the token."""
     relay = Relay(Settings(destinations=("https://a",)))
 
     def target_of(request):
@@ -281,7 +281,9 @@ ENTRIES = ("https://a", "https://*;required", "https://b;audience=b", "https://b
 @pytest.mark.parametrize("settings", [{}, {"on_conflict": "replace"}, {"require_verified": True}], ids=str)
 @pytest.mark.parametrize("without_user", [False, True])
 def test_the_explanation_is_the_decision(credential, host, port, settings, without_user):
-    """The explanation agrees with the decision for a hop with the same target and headers."""
+    """A hop with the same target and headers has the explained reason, and fails if the explanation
+    says that it fails.
+    """
     settings = Settings(destinations=ENTRIES, **settings)
     explanation = Relay(settings).explain(
         f"https://{credential}{host}{'' if port is None else f':{port}'}/x", without_user=without_user
@@ -403,9 +405,7 @@ def test_a_lease_that_ends_before_the_hop_is_confirmed(entry):
 
 @pytest.mark.parametrize(("later", "reason"), [(9, Reason.RELAYED), (10, Reason.EXPIRED)])
 def test_a_token_that_has_expired_by_the_time_the_hop_is_confirmed(later, reason):
-    """If the token expires before the hop is confirmed, it is not sent; the minimum time to live applies at
-    confirmation.
-    """
+    """The minimum time to live applies when the hop is confirmed, so a token that has expired by then is not sent."""
     times = [NOW]
     _, hop, reasons = early(BearerToken(jwt(exp=NOW + 60)), now=lambda: times[-1], min_ttl=50)
     times.append(NOW + later)
@@ -415,7 +415,7 @@ def test_a_token_that_has_expired_by_the_time_the_hop_is_confirmed(later, reason
 
 
 def test_a_closed_relay_confirms_nothing():
-    """A closed relay neither confirms nor records a hop."""
+    """A closed relay does not confirm or record a hop."""
     relay, hop, reasons = early()
     relay.close()
 

@@ -72,7 +72,7 @@ def test_each_form_is_read(kind: Kind, value: Any, read: Any) -> None:
     ],
 )
 def test_each_other_form_is_refused(kind: Kind, value: Any, message: str) -> None:
-    """The message about an invalid form contains the location and the expected value."""
+    """The message about an invalid value states the expected form and the location."""
     with pytest.raises(ValueError, match=r"\A") as refused:
         kind.read_any(value)
     assert message in str(refused.value)

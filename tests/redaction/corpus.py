@@ -26,7 +26,7 @@ FOREIGN_JWT = (
 )
 OWN = {"jwt": OWN_JWT, "opaque": OWN_OPAQUE, "base64": OWN_BASE64, "uuid": OWN_UUID, "hex": OWN_HEX}
 
-# Embed a token in text or in a different value, in one encoding.
+# A function that embeds a token in text or in a different value, in one encoding.
 Encoding = Callable[[str], object]
 
 

@@ -1,4 +1,4 @@
-"""Redaction leaves telemetry without credentials unchanged; most samples are recordings."""
+"""Redaction does not change telemetry without credentials, most of which was recorded in real programs."""
 
 from __future__ import annotations
 

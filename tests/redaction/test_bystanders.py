@@ -165,13 +165,13 @@ OF_WORDS = st.builds(
 
 
 def test_the_words_are_many_and_distinct() -> None:
-    """The word list is large enough for the property test to try many combinations."""
+    """The words are numerous and distinct, so the property test tries many combinations."""
     assert len(WORDS) == len(set(WORDS)) > 300
 
 
 @pytest.mark.parametrize("in_span", [False, True])
 def test_an_ordinary_token_changes_no_record_of_another_caller(pipeline: _Signals, in_span: bool) -> None:
-    """A caller's ordinary token does not change an unrelated caller's records in the same thread."""
+    """An ordinary token changes no other caller's records in the same thread, with or without a token or a trace."""
 
     @settings(max_examples=60)
     @given(SHORT | OF_WORDS | st.sampled_from(KNOWN_AT_START[3:]))

@@ -162,7 +162,7 @@ SHAPES: dict[str, Callable[[], str]] = {
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_few_random_tokens_are_taken_for_words(shape: str) -> None:
-    """At most 5 percent of a thousand random tokens are mistaken for words."""
+    """At most 50 of 1,000 random tokens are mistaken for words."""
     missed = sum(not looks_like_credential(SHAPES[shape]()) for _ in range(1000))
 
     assert missed <= 50
@@ -216,7 +216,7 @@ def test_what_cannot_be_a_credential_stays_under_a_weak_name(value: str) -> None
 
 @pytest.mark.parametrize("padding", ["=", "==", "%3D", "%3d%3D"])
 def test_a_jwt_with_padded_segments_is_found_whole(padding: str) -> None:
-    """A JWT with padded segments, as an AWS load balancer writes it, is masked completely."""
+    """A JWT with padded segments and any first claim, as an AWS load balancer writes it, is masked completely."""
     segments = [_segment({"typ": "JWT", "alg": "ES256"}), _segment({"email": "zofie@example.com"}), _random(86)]
     token = ".".join(segment + padding for segment in segments)
 
@@ -254,7 +254,7 @@ def test_a_value_whose_closing_quote_was_cut_off_is_masked() -> None:
 
 
 def test_the_padding_of_a_short_jwt_does_not_hide_it() -> None:
-    """A short JWT is masked even if its segments are padded, also in a URL."""
+    """A short JWT with padded segments is masked, even in a URL."""
     for padding in ("=", "%3D"):
         text = _segment({"sub": "ab"}) + padding
         assert BUILT_IN_RULES.intervals_in(text) == [(0, len(text))]

@@ -39,7 +39,7 @@ def lines() -> Iterator[tuple[logging.Logger, Lines]]:
 
 
 def test_the_filter_keeps_the_number_and_types_of_arguments(lines):
-    """The filter keeps the number and types of the arguments, which uvicorn's access formatter relies on."""
+    """uvicorn's access formatter unpacks five arguments and compares the last one with numbers, so all must be kept."""
     logger, handler = lines
     arguments = ("10.0.0.1:99", "GET", f"/me?access_token={OWN_OPAQUE}", "1.1", 200)
 
@@ -262,7 +262,7 @@ JWE += ".48V1_ALb6US04U3b.5eym8TW_c8SuK0ltJ3rpYIzOeDQz7TALvtu6UG9oMo4vpzs9tX.XFB
 @pytest.mark.parametrize(("token", "at"), [(FOREIGN_JWT, 1), (FOREIGN_JWT, 2), (JWE, 1), (JWE, 2), (JWE, 3), (JWE, 4)])
 @pytest.mark.parametrize("form", ["tuple", "mapping", "object", "other mapping"])
 def test_a_jwt_that_is_split_over_two_arguments_is_masked(lines, token, at, form):
-    """A JWT that is split across two arguments is masked, although its first part is a complete JWT."""
+    """A JWT that is split across two arguments is masked completely, even if the first part is a JWT by itself."""
     logger, handler = lines
     parts = token.split(".")
     first, second = ".".join(parts[:at]), ".".join(parts[at:])

@@ -46,9 +46,7 @@ def test_the_rules_contain_the_configured_keys_and_headers() -> None:
 
 
 def test_the_rules_follow_the_settings_in_force(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each combination of settings builds its rules once. The rules follow the current settings, which can be
-    installed after a processor is created.
-    """
+    """Rules are built once for equal settings, and rules without given settings follow later installations."""
     monkeypatch.setenv("OTEL_PYTHON_TOKEN_RELAY_REDACT_KEYS", "environment")
     in_force, given = ScrubberInForce(None), ScrubberInForce(Settings(redact_keys=("given",)))
 
@@ -150,7 +148,7 @@ def test_a_scope_is_masked_by_pattern_in_a_copy() -> None:
     ids=["clean", "clean attributes", "neither", "name of the scope", "key of the scope", "resource"],
 )
 def test_a_pair_is_clean_if_both_are(scope: Any, resource: Any, expected: bool) -> None:
-    """A resource and a scope are clean if both are, and the cache returns the same result."""
+    """A resource and a scope are reported as clean only if both are clean, also from the cache."""
     assert [are_clean(resource, scope, SCRUBBER) for _ in range(2)] == [expected] * 2
     is_same = clean_resource(resource, SCRUBBER) is resource and clean_scope(scope, SCRUBBER) is scope
     assert is_same is expected

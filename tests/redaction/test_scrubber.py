@@ -79,7 +79,7 @@ def test_a_known_token_is_masked_in_every_form(form, token):
 
 @pytest.mark.parametrize("form", FOREIGN_FORMS.values(), ids=FOREIGN_FORMS)
 def test_an_unknown_jwt_is_masked(form):
-    """The payload and signature of a JWT from a different user are masked."""
+    """A JWT from a different user is recognized by its format, and its payload and signature are masked."""
     value = form(FOREIGN_JWT)
 
     cleaned = SCRUBBER.redact(value, NOTHING)
@@ -124,7 +124,7 @@ def of_one_issuer(user: str) -> str:
     ],
 )
 def test_a_token_with_the_same_beginning_as_the_callers_is_masked_completely(text):
-    """A token that begins like the caller's token is masked completely."""
+    """A token that begins like the caller's token is masked completely, not only at the beginning."""
     own, other = of_one_issuer("alice"), of_one_issuer("bob")
     assert own[:60] == other[:60]
 
@@ -176,7 +176,7 @@ def test_a_secret_that_consists_of_words_is_masked(text, secret):
 
 
 def test_another_word_does_not_hide_a_token_across_line_breaks():
-    """A credential keyword elsewhere in the text does not hide a token that is split across line breaks."""
+    """In a long text, a label such as `bearer` does not hide a token that is split across line breaks."""
     token = OWN["jwt"]
     wrapped = "\n".join(token[at : at + 10] for at in range(0, len(token), 10))
     text = "a word\n" * 10_000 + "the bearer\n" + wrapped
@@ -280,7 +280,7 @@ def test_benign_text_is_returned_as_the_same_object(known, text):
 
 
 def test_there_are_at_least_eighty_benign_texts():
-    """The list of benign texts is long enough to be meaningful."""
+    """The list of benign texts has at least 80 entries."""
     assert len(set(BENIGN)) >= 80
 
 
@@ -458,7 +458,7 @@ ENCODINGS = {
 @pytest.mark.parametrize("kind", ["jwt", "opaque", "base64", "hex"])
 @pytest.mark.parametrize("name", OWN_FORMS)
 def test_a_remembered_token_is_found_in_every_form_of_the_whole(kind, name):
-    """A remembered token is masked in records of later requests, except for parts that could be an identifier."""
+    """A remembered token is also masked in other requests' records, except for parts that could be an identifier."""
     value = OWN_FORMS[name](OWN[kind])
     is_part = name in {"head-17", "head-24", "tail-17", "head-and-tail"}
     if is_part and kind in ("base64", "hex"):

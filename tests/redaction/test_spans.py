@@ -92,7 +92,7 @@ def test_a_span_that_ends_under_another_token_contains_neither():
 
 
 def test_a_span_without_a_request_knows_the_recent_tokens_of_its_thread():
-    """A span without a request is masked for the recent tokens of its thread, which can arrive as attributes."""
+    """A span without a request is searched for the recent tokens of its thread, which it can have as attributes."""
     pipeline = Pipeline()
     install(Settings())
     try:

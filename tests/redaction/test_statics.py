@@ -115,14 +115,14 @@ def test_only_the_tokens_of_the_current_context_are_masked(create: Callable[[str
 
 
 def test_after_the_uninstallation_nothing_is_masked() -> None:
-    """Uninstalling restores the SDK's constructors, so nothing is masked."""
+    """`uninstall` restores the SDK's constructors, so nothing is masked afterward."""
     uninstall()
     with use_token(OWN_OPAQUE):
         assert [create(OWN_OPAQUE) for create in CREATE] == [OWN_OPAQUE] * 3
 
 
 class Hostile:
-    """An object that raises an error from a given conversion to text onward."""
+    """An object that raises an error after it was converted to text a given number of times."""
 
     def __init__(self, raises_from: int) -> None:
         self.left = raises_from

@@ -109,7 +109,9 @@ def test_a_strong_name_is_enough(form: Form) -> None:
 
 @pytest.mark.parametrize("form", LOOSE.values(), ids=LOOSE)
 def test_a_secret_is_masked_after_a_colon(form: Form) -> None:
-    """A secret is masked after a colon, as in a header or in YAML, but a word is not."""
+    """A secret is masked after a colon, as in a header or in YAML, but a word, which could be part of a sentence, is
+    not.
+    """
     for label in (spelled for name, kind in MASKED.items() if kind is not Kind.ALONE for spelled in _spelled(name)):
         assert SECRET not in SCRUBBER.redact(form(label, SECRET), NOTHING), label
         text = form(label, PLAIN)
@@ -118,7 +120,7 @@ def test_a_secret_is_masked_after_a_colon(form: Form) -> None:
 
 @pytest.mark.parametrize("form", [*FORMS.values(), *LOOSE.values()], ids=[*FORMS, *LOOSE])
 def test_the_position_in_a_list_stays(form: Form) -> None:
-    """A pagination token remains unchanged, although it looks like a credential, because operators need to see it."""
+    """A pagination token is not masked, because operators need it and the server accepts it only from its owner."""
     for name in ("next_token", "nextPageToken", "ClientRequestToken", "x-continuation-token"):
         text = form(name, SECRET)
         assert SCRUBBER.redact(text, NOTHING) is text

@@ -49,7 +49,7 @@ def test_the_installed_settings_apply() -> None:
 
 
 def test_a_value_that_raises_does_not_stop_the_application() -> None:
-    """A value that cannot be read is not returned, and the application gets no error."""
+    """A value that cannot be converted to text is not returned, and the application gets no error."""
 
     class Broken:
         def __str__(self) -> str:
@@ -59,7 +59,7 @@ def test_a_value_that_raises_does_not_stop_the_application() -> None:
 
 
 def test_calls_do_not_keep_tokens_in_memory_after_redaction_is_uninstalled() -> None:
-    """Calls after the uninstallation do not keep tokens in memory, because all of them share one listener."""
+    """Any number of calls adds at most one listener, so no tokens remain in memory after redaction is uninstalled."""
     before = known_tokens._listeners
     for _ in range(3):
         redact("x")

@@ -18,7 +18,7 @@ def check_each_request_has_its_own_token(server: Server) -> None:
 
 
 def check_an_open_connection_binds_no_token_after_uninstall(server: Server) -> None:
-    """Check a connection that was accepted while the boundary was installed."""
+    """Check that a connection that was accepted before `uninstall` binds no token after it."""
     with served(server) as one, one.connection() as connection:
         assert connection.call("/token", A).text == A
         uninstall()

@@ -42,7 +42,7 @@ def test_each_request_of_a_connection_has_its_own_token(server: Server) -> None:
 
 
 def test_after_uninstall_an_open_connection_binds_no_token() -> None:
-    """A connection that was accepted before the uninstallation binds no token afterward."""
+    """A connection that was accepted before `uninstall` binds no token after it."""
     (server,) = (row for row in SERVERS if row.name == "aiohttp.web")
     check_an_open_connection_binds_no_token_after_uninstall(server)
 
@@ -51,7 +51,9 @@ def test_after_uninstall_an_open_connection_binds_no_token() -> None:
     "replaced", [None, [], ["Bearer another"], ["Bearer another", "Bearer third"]], ids=["same", "none", "one", "two"]
 )
 def test_an_inner_boundary_reads_credentials_that_a_middleware_replaced(replaced: list[str] | None) -> None:
-    """An inner boundary binds credentials that a middleware replaced, and two `Authorization` lines bind no token."""
+    """Both middlewares share a boundary while the credentials are the same; replaced credentials are read, and two
+    lines bind no token.
+    """
     seen: list[str | None] = []
 
     @web.middleware

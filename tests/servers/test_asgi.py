@@ -189,7 +189,7 @@ def test_nested_boundaries_act_as_one():
 @pytest.mark.parametrize("inner", [None, B], ids=["removed", "exchanged"])
 @pytest.mark.parametrize("copied", [True, False], ids=["copied-scope", "same-scope"])
 def test_credentials_that_a_middleware_changes_are_used(inner, copied):
-    """The boundary uses the current header, which a middleware can remove or replace."""
+    """The boundary uses the current header, because a gateway can remove or replace it or send a sub-request."""
     recorder = Recorder()
 
     async def gateway(scope, receive, send):
@@ -261,7 +261,7 @@ def test_a_token_bound_explicitly_in_between_is_used(bound):
 
 
 def test_an_empty_context_is_bound_again():
-    """If foreign instrumentation drops the bound token, the next boundary binds the token again."""
+    """Instrumentation without the package's propagator drops the bound token, and the next boundary binds it again."""
     recorder = Recorder()
 
     async def forgetful(scope, receive, send):

@@ -22,7 +22,7 @@ def test_streamed_requests_are_read_with_the_token_of_their_call(server):
 
 @pytest.mark.parametrize("server", GRPC_SERVERS, ids=lambda server: server.name)
 def test_two_authorization_entries_are_ambiguous(server):
-    """Two `authorization` metadata entries are ambiguous and bind no token."""
+    """Two `authorization` entries bind no token, because using the last one could serve A's call with B's token."""
     entries = [("authorization", f"Bearer {A}"), ("authorization", f"Bearer {B}")]
     with served(server) as one:
         assert one.get("/token", headers=entries).text == NONE

@@ -93,7 +93,7 @@ def test_the_last_resort_sends_the_response_of_a_boundary() -> None:
 
 @pytest.mark.parametrize("mode", ["off", "report"])
 def test_nothing_is_refused_unless_it_must_be_verified(mode: str) -> None:
-    """A service that only relays tokens keeps running if its server cannot be hooked."""
+    """If nothing must be verified, a service whose server cannot be hooked keeps running."""
     with running(PROGRAMS["uvicorn"], OTEL_PYTHON_TOKEN_RELAY_VERIFY=mode) as (port, process):
         assert status(port, process) == 200
         process.stop()

@@ -118,7 +118,7 @@ def test_an_exception_ends_the_lease_and_is_propagated_unchanged() -> None:
 
 
 def test_the_boundary_follows_what_is_installed() -> None:
-    """The boundary follows later changes to the settings, because the server keeps the wrapped application."""
+    """The boundary follows the installed settings, because the server keeps the wrapped application permanently."""
     app = Application()
     enclosed = EnclosedApp(app)
     both = Scope(f"Bearer {A}")
@@ -169,7 +169,9 @@ def test_a_request_that_is_not_accepted_does_not_reach_the_application(issuer: I
 
 
 def test_requests_that_need_no_token_reach_the_application(issuer: Issuer) -> None:
-    """Optional verification and preflight requests let a request without a token through, but never a handshake."""
+    """Preflight requests, open paths, and optional verification need no token, but a handshake is never a preflight
+    request.
+    """
     preflight = Scope(method="OPTIONS")
     preflight.headers = Headers(("origin", "https://a.example"), ("access-control-request-method", "GET"))
     handshake = Scope(method="OPTIONS", proto="ws")

@@ -126,7 +126,7 @@ def test_each_request_of_a_connection_has_its_own_token_until_it_ends() -> None:
 
 
 def test_what_precedes_the_next_request_of_a_connection_has_no_token() -> None:
-    """Sanic's signals before the next request on a connection have no token."""
+    """Sanic sends signals in a connection's task before the boundary gets the next request, and they have no token."""
     install(Settings(linger=60))
     with serving() as port, closing(Client(port)) as client:
         assert [client.call("/token", user).text for user in (A, None, B)] == [A, NONE, B]
@@ -135,7 +135,7 @@ def test_what_precedes_the_next_request_of_a_connection_has_no_token() -> None:
 
 
 def test_the_boundary_follows_install_and_uninstall_while_the_server_runs() -> None:
-    """The boundary handles open and new connections the same way after `install` and `uninstall`."""
+    """After `install` and `uninstall`, open and new connections are handled in the same way."""
     with serving() as port, closing(Client(port)) as client:
         assert client.call("/token", A).text == NONE
         install(Settings())
@@ -163,7 +163,9 @@ def test_a_refused_request_runs_no_code_of_the_application(issuer: Issuer) -> No
 
 
 def test_the_response_to_a_rejected_head_request_has_no_body(issuer: Issuer) -> None:
-    """The response to a rejected HEAD request has the headers of the GET response and no body."""
+    """The response to a rejected HEAD request has the GET response's headers but no body, and the connection remains
+    usable.
+    """
     install(settings_for(issuer))
     with serving() as port, closing(Client(port)) as client:
         head, following = client.call("/token", method="HEAD"), client.call("/token")
@@ -197,7 +199,7 @@ def test_a_request_that_cannot_be_parsed_reaches_no_code_of_the_application(
 
 
 def test_without_verification_error_handlers_run_for_such_a_request() -> None:
-    """Without verification, error handlers run for a malformed request, and no token is bound."""
+    """Without verification, Sanic's error handlers run for a malformed request, and no token is bound."""
     install(Settings())
     with serving() as port, raw_connection(port) as connection:
         connection.sendall(UNREADABLE["unknown expectation"])

@@ -31,13 +31,15 @@ def test_each_request_of_a_connection_has_its_own_token(server: Server) -> None:
 
 
 def test_after_uninstall_an_open_connection_binds_no_token() -> None:
-    """A connection that was accepted before the uninstallation binds no token afterward."""
+    """A connection that was accepted before `uninstall` binds no token after it."""
     (server,) = (row for row in SERVERS if row.name == "tornado")
     check_an_open_connection_binds_no_token_after_uninstall(server)
 
 
 def test_the_response_to_a_rejected_head_request_has_no_body(issuer: Issuer) -> None:
-    """The response to a rejected HEAD request has the headers of the GET response and no body."""
+    """The response to a rejected HEAD request has the GET response's headers but no body, and the connection remains
+    usable.
+    """
     head = b"HEAD / HTTP/1.1\r\nHost: a\r\n\r\n"
     with HOOKED["Tornado"](settings_for(issuer), None) as server:
         expected = server.send()

@@ -189,8 +189,8 @@ def check_websockets(caller: Caller, listed: Destination) -> None:
 def test_a_server_whose_attribute_was_renamed_is_reported(
     issuer: Issuer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If a server's hooked attribute is missing, the log reports unverified requests and the state names the
-    attribute.
+    """If a server's hooked attribute is missing, the log reports unverified requests, and the state
+    contains its name.
     """
     module = types.ModuleType("daphne.server")
     module.Server = type("Server", (), {"__init__": lambda self, app: setattr(self, "app", app)})  # type: ignore[attr-defined]
@@ -228,7 +228,9 @@ SHORT_LATE = ("uvicorn",)
 def test_an_application_that_installs_the_package_itself_is_covered(
     issuer: Issuer, listed: Destination, name: str
 ) -> None:
-    """An application that installs the package itself is covered, even while the server is loading the application."""
+    """An application that installs the package itself, without the launcher, is covered, even while the server imports
+    it.
+    """
     configuration = CONFIGURATIONS[LATE[name]]
     late = replace(configuration, command=configuration.command.replace(APPS, "tests.support.late_apps"))
     with unknown_server(late, variables(issuer, listed), launcher=()) as (host, process):

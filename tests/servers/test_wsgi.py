@@ -131,7 +131,7 @@ def test_an_exception_is_propagated_unchanged(place):
 
 
 def test_two_streams_on_one_thread_are_separate():
-    """Two response streams that alternate on one thread each have their own token."""
+    """Each step of a stream runs in its own context, so a server can alternate between two responses on one thread."""
     app = middleware(streaming)
     bodies = [app(environ(token), start_response) for token in (A, B, None)]
 
@@ -259,7 +259,7 @@ def test_a_reused_environ_is_a_new_request(linger):
 
 @pytest.mark.parametrize("inner", [None, B], ids=["removed", "exchanged"])
 def test_credentials_that_a_middleware_changes_are_used(inner):
-    """The boundary uses the current header, which a middleware can remove or replace."""
+    """The boundary uses the current header, because a gateway can remove or replace it or send a sub-request."""
 
     def gateway(environment, start_response):
         inward = {**environment, **environ(inner)}
@@ -525,7 +525,7 @@ def test_after_the_response_an_environ_is_a_new_request(outer, inner):
 @each_outer
 @each_inner
 def test_an_unchanged_environ_is_joined_without_being_read_again(outer, inner, monkeypatch):
-    """The inner boundary and `extract` each compare an unchanged environ once."""
+    """The inner boundary and `extract` compare an unchanged environ only once."""
     innermost = inner(listing)
     located = []
     locate = wsgi._locate_in

@@ -252,7 +252,9 @@ class Websockets:
 
 
 def test_websocket_is_refused_before_it_is_accepted(issuer: Issuer, verifier: TokenVerifier) -> None:
-    """A WebSocket handshake is rejected with the challenge, and with a valid token the application accepts it."""
+    """Without a valid token, the WebSocket handshake is rejected with the challenge; with one, the application accepts
+    it.
+    """
     newest = "websockets-sansio" if "websockets-sansio" in WS_PROTOCOLS else "websockets"
     with Websockets(verifier, newest) as url:
         with websockets.sync.client.connect(url, additional_headers=bearer(issuer)) as connection:
@@ -265,7 +267,7 @@ def test_websocket_is_refused_before_it_is_accepted(issuer: Issuer, verifier: To
 
 
 def test_websocket_is_closed_where_the_server_cannot_answer(issuer: Issuer, verifier: TokenVerifier) -> None:
-    """If the server cannot send a WebSocket response, the WebSocket is closed before it is accepted."""
+    """If the server cannot send an HTTP response to a handshake, the WebSocket is closed before it is accepted."""
     sent: list[Any] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:

@@ -52,7 +52,7 @@ every_server = pytest.mark.parametrize("row", ROWS)
 
 @pytest.fixture(autouse=True)
 def forget() -> Iterator[None]:
-    """Forget the authenticators, which equal settings share even between tests."""
+    """Forget the authenticators, because equal settings share them even between tests."""
     build_authenticator.cache_clear()
     reached.clear()
     yield
@@ -133,7 +133,7 @@ def test_enforcement_that_cannot_start_accepts_no_request(
 
 @every_server
 def test_issuer_that_is_down_is_unavailable(row: str) -> None:
-    """If the issuer is down, no token is accepted, and none is reported as invalid."""
+    """While the issuer is down, no token is accepted, and none is reported as invalid."""
     with issuing() as issuer, ROWS[row](settings_for(issuer), None) as server:
         issuer.behave = issuer.fail
         refused = server.send(bearer(issuer))
@@ -271,7 +271,9 @@ def test_chosen_claims_are_written_onto_the_server_span(
 
 @pytest.mark.parametrize("row", ["Starlette", "aiohttp.web", "aiohttp.web by hand", "Tornado"])
 def test_websocket_is_refused_before_it_is_accepted(issuer: Issuer, row: str) -> None:
-    """A WebSocket handshake is rejected with the challenge, and with a valid token the application accepts it."""
+    """Without a valid token, the WebSocket handshake is rejected with the challenge; with one, the application accepts
+    it.
+    """
     with ROWS[row](settings_for(issuer), None) as server:
         url = f"ws://127.0.0.1:{server.port}/ws"
         for headers in ({}, {"Authorization": bearer(issuer, exp=1).decode().strip()}):

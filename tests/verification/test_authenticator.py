@@ -157,7 +157,7 @@ def test_the_reason_is_logged_for_operators_only(
 
 
 class BrokenMeter:
-    """A meter that raises an error or whose counters do."""
+    """A meter that raises an error itself, or whose counters raise one."""
 
     def __init__(self, *, creates: bool) -> None:
         self.creates = creates
@@ -210,7 +210,7 @@ def test_settings_without_an_issuer_or_audience_are_an_error(issuer: Issuer) -> 
 
 
 def test_a_given_authenticator_is_used_as_it_is(verifier: TokenVerifier) -> None:
-    """A given authenticator is used unchanged, and a given verifier is used to build one with the options."""
+    """The middleware uses a given authenticator unchanged, and builds one with the options from a given verifier."""
     given, in_force = BearerAuthenticator(verifier), SettingsInForce(Settings())
     built = choose_authenticator(verifier, None, in_force, {"realm": "shared"})
 
@@ -285,8 +285,8 @@ def test_one_of_several_scopes_is_enough(
 def test_the_decision_log_names_the_claim_and_has_values_only_with_debug(
     issuer: Issuer, check: Any, mode: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The decision log has one line for each request with the claim's name, and values of invalid tokens only with
-    debug.
+    """The log has one line per request with the name of the wrong claim, and contains the claim's value only in debug
+    mode.
     """
     authenticator = BearerAuthenticator(TokenVerifier([issuer.url], AUDIENCE), required_scopes=("write",))
     tokens = [token_of(issuer, aud="billing"), token_of(issuer, scope="read"), token_of(issuer, scope="write")]
@@ -320,7 +320,7 @@ def test_the_decision_log_names_the_claim_and_has_values_only_with_debug(
 def test_a_verifier_of_the_application_has_no_cause(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """For an application's verifier, only the reason is known and not the cause."""
+    """For a rejection by an application's own verifier, only the reason is known."""
 
     class Own:
         def verify(self, token: str) -> Any:

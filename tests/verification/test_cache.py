@@ -32,7 +32,7 @@ def test_the_key_of_a_token_is_its_hash() -> None:
 
 
 def test_a_text_that_cannot_be_encoded_has_a_key_of_its_own() -> None:
-    """A text with a lone surrogate raises no error and does not share a cache entry."""
+    """A string with a lone surrogate raises no error and does not share another token's cache entry."""
     keys = {digest(text) for text in ("\ud800", "\udfff", "?", "\ufffd", "")}
 
     assert len(keys) == 5
@@ -60,7 +60,7 @@ def test_a_cache_without_a_size_stores_nothing(size: int) -> None:
 
 
 def test_threads_share_a_cache_without_errors() -> None:
-    """Threads that share a cache never exceed the limit or find an entry under the wrong key."""
+    """Concurrent threads can lose entries, but never exceed the limit or find an entry under the wrong key."""
     cache: Cache[bytes] = Cache(8)
     problems: list[object] = []
     start = threading.Barrier(4)

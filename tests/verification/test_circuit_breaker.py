@@ -80,7 +80,7 @@ def test_an_open_circuit_allows_no_call_for_its_time(
 
 
 def test_calls_that_wait_for_a_worker_end_when_the_circuit_opens(breaker: CircuitBreaker, clock: Clock) -> None:
-    """When the circuit opens, calls that wait for a worker end, and only the half-open call is still made."""
+    """When the circuit opens, calls that are waiting for a worker end, and later only the half-open call is made."""
     assert breaker.allows(b"waiting")
     open_circuit(breaker)
     assert not breaker.still_allows(b"waiting")
@@ -129,7 +129,7 @@ def test_a_probe_that_fails_opens_the_circuit_again(breaker: CircuitBreaker, clo
 
 
 def test_a_half_open_call_that_was_not_made_is_replaced(breaker: CircuitBreaker, clock: Clock) -> None:
-    """A half-open call that was not made is replaced, and canceling it cannot affect any other call."""
+    """After a half-open call is canceled, a different call is allowed, and no other call can cancel it."""
     open_circuit(breaker)
     clock.now += OPEN_SECONDS
     assert breaker.allows(b"half-open")

@@ -51,7 +51,7 @@ COMPLETE: dict[str, Any] = {
     ],
 )
 def test_rules_that_cannot_be_applied_are_an_error(setting: str, value: Any) -> None:
-    """Rules that cannot be applied raise an error before the first token arrives."""
+    """Rules that cannot be applied raise an error with the setting's name before the first token arrives."""
     with pytest.raises(ConfigurationError) as rejected:
         Rules(**{"audience": ("profile-service",), setting: value})
 
@@ -111,7 +111,7 @@ def test_each_required_claim_is_required(name: str) -> None:
 
 @pytest.mark.parametrize("client", CLIENT_NAMES)
 def test_a_machine_token_needs_no_subject(client: str) -> None:
-    """A machine token needs no subject, because some providers send only the client."""
+    """A machine token needs no subject, because Duende, PingOne, and Keycloak send only the client."""
     claims = {"iss": "https://idp.example", "aud": "profile-service", "exp": NOW + 600, client: "web"}
     generic = Rules(audience=("profile-service",), profile="generic")
 
@@ -133,7 +133,9 @@ def test_a_machine_token_needs_no_subject(client: str) -> None:
     ],
 )
 def test_another_claim_can_contain_the_audience(claims: dict[str, Any], reason: str | None) -> None:
-    """A custom claim can contain the audience, as with Cognito, and a token with both claims must satisfy both."""
+    """Cognito sends ``client_id`` and no ``aud``, so a different claim can contain the audience; if both exist, both
+    must match.
+    """
     rules = Rules(audience=("orders",), profile="generic", audience_claim="client_id")
     claims = {"iss": "https://idp.example", "exp": NOW + 600, "sub": "alice"} | claims
     if reason is None:
@@ -147,7 +149,7 @@ def test_another_claim_can_contain_the_audience(claims: dict[str, Any], reason: 
 
 @pytest.mark.parametrize("profile", ["rfc9068", "id-token"])
 def test_the_audience_claim_requires_the_generic_profile(profile: Any) -> None:
-    """The audience claim requires the generic profile, because RFC 9068 and OpenID Connect require ``aud``."""
+    """A custom audience claim requires the generic profile, because RFC 9068 and OpenID Connect require ``aud``."""
     with pytest.raises(ConfigurationError, match="audience_claim"):
         Rules(audience=("orders",), profile=profile, audience_claim="client_id")
 
@@ -206,7 +208,7 @@ def test_a_name_is_text_on_one_line(value: object) -> None:
     ],
 )
 def test_a_token_is_valid_between_its_times(claims: dict[str, Any], reason: str | None) -> None:
-    """A token expires exactly at ``exp`` plus the leeway (RFC 7519, section 4.1.4)."""
+    """A token is expired as of ``exp`` plus the leeway (RFC 7519, section 4.1.4)."""
     if reason is None:
         check_times(claims, 30.0, now=NOW)
         return

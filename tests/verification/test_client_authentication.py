@@ -77,7 +77,9 @@ def jwk_of(key: Any, algorithm: str, **members: Any) -> str:
 def test_an_assertion_is_signed_for_the_issuer(
     server: Server, tmp_path: Path, how: str, form: str, kind: str, algorithm: str
 ) -> None:
-    """An assertion's audience is the issuer and its algorithm is the key's (draft-ietf-oauth-rfc7523bis)."""
+    """The server accepts an assertion for the issuer that is signed with the key's algorithm
+    (draft-ietf-oauth-rfc7523bis).
+    """
     key, path = private_key(kind), tmp_path / "key"
     path.write_bytes(pem_of(key) if form == "pem" else jwk_of(key, kind, kid="k-7").encode())
     server.expect(key, algorithm)
@@ -106,7 +108,7 @@ def test_an_assertion_is_used_once(server: Server, key_file: Path, how: str) -> 
 def test_an_assertion_in_the_older_form_names_the_endpoint_and_the_certificate(
     server: Server, tmp_path: Path, how: str, has_certificate: bool
 ) -> None:
-    """An assertion in the older form, which Microsoft Entra requires, contains the endpoint and the certificate."""
+    """Microsoft Entra requires ``aud`` to be the endpoint, ``typ`` to be JWT, ``nbf``, and ``x5t#S256``."""
     cert_file, key_file = write_certificate(tmp_path, algorithm="PS256")
     key = private_key("PS256", "client-1")
     server.expect(key, "PS256", is_rfc7523=True)
@@ -222,8 +224,8 @@ UNUSABLE: dict[str, tuple[Callable[[], bytes], str]] = {
 def test_a_file_without_a_usable_key_is_named(
     server: Server, key_file: Path, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The error about a file without a usable key contains the setting and the problem but no quotation, and nothing
-    is sent.
+    """The error about a file without a usable key contains the setting and the problem, does not quote the file, and
+    prevents the request.
     """
     content, problem = UNUSABLE[name]
     key_file.write_bytes(content())
@@ -272,7 +274,7 @@ def test_a_key_and_the_certificate_of_another_key_are_not_used(server: Server, t
 
 
 def test_a_missing_package_is_named(server: Server, key_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A missing cryptography package, which PyJWT does not install, is reported."""
+    """The error states that the cryptography package, which PyJWT does not install by itself, is missing."""
 
     def import_module(name: str) -> Any:
         raise ModuleNotFoundError(name)
@@ -335,7 +337,7 @@ def test_a_projected_token_is_sent_as_it_is(server: Server, tmp_path: Path, how:
 
 @pytest.mark.parametrize("content", [b"two words Hunter2", b"", b"\xff", b"a" * 70_000, "Hunter2é".encode()])
 def test_a_file_without_a_token_is_named(server: Server, tmp_path: Path, content: bytes) -> None:
-    """A file without a token is reported, and its content is not sent."""
+    """The error about a file without a token does not quote the file, and nothing is sent."""
     path = tmp_path / "token"
     path.write_bytes(content)
 
@@ -390,7 +392,7 @@ def raises() -> str:
 def test_a_callable_that_fails_does_not_reveal_a_secret(
     server: Server, name: str, source: Any, problem: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A failing callable does not reveal a secret through its message or its exception."""
+    """The message of a failing callable, which can contain a secret, does not appear in errors or in the log."""
     with pytest.raises(ExchangeFailed) as failed, caplog.at_level(logging.DEBUG):
         server.exchange(**{name: source})
     with pytest.raises(KeysUnavailable), caplog.at_level(logging.DEBUG):
@@ -470,7 +472,9 @@ def test_an_alert_about_the_certificate_is_named(reason: str) -> None:
 
 
 def test_a_certificate_is_presented_to_its_endpoint_only(trusting: None, tmp_path: Path) -> None:
-    """A certificate is presented only to its own endpoint, not for other requests to the same host and port."""
+    """Requests for metadata and keys, or with a different credential, present no certificate, even to the same host and
+    port.
+    """
     cert_file, key_file = write_certificate(tmp_path, 7)
     credential = {
         "client_cert_file": str(cert_file),
@@ -545,7 +549,9 @@ def test_a_certificate_is_read_again_when_its_files_change(trusting: None, tmp_p
 
 
 def test_files_that_are_not_a_certificate_and_its_key_are_named(trusting: None, tmp_path: Path) -> None:
-    """Files that are not a certificate and its key are reported, without OpenSSL's password prompt."""
+    """If the files are not a certificate and its key, an error states the problem, no password is asked for, and
+    nothing is sent.
+    """
     (cert_file, key_file), (_, other_key) = write_certificate(tmp_path, 1), write_certificate(tmp_path, 2, "ES384")
     encrypted, large = tmp_path / "encrypted", tmp_path / "large"
     encrypted.write_bytes(pem_of(private_key("ES256", "client-1"), b"Hunter2"))
@@ -572,7 +578,7 @@ def test_files_that_are_not_a_certificate_and_its_key_are_named(trusting: None, 
 
 
 def test_a_certificate_requires_https(server: Server, tmp_path: Path) -> None:
-    """A certificate requires https, because it is not presented over http."""
+    """A certificate requires https, because over http the server would not receive the certificate."""
     cert_file, key_file = write_certificate(tmp_path)
     credential = {"client_cert_file": str(cert_file), "client_key_file": str(key_file)}
     for build in (server.introspect, server.exchange):
@@ -608,7 +614,7 @@ FORMS: dict[str, tuple[dict[str, str], dict[str, str]]] = {
 @pytest.mark.parametrize("source", ["variables", "file"])
 @pytest.mark.parametrize("name", FORMS)
 def test_settings_have_the_same_forms(server: Server, tmp_path: Path, name: str, source: str) -> None:
-    """The settings have the same effect in variables for the only issuer and in a file for each issuer."""
+    """The settings are the same in variables for a single issuer and in a configuration file for each issuer."""
     cert_file, key_file = write_certificate(tmp_path)
     (tmp_path / "token").write_text(PROJECTED)
     if name != "assertion":
@@ -638,8 +644,8 @@ def test_settings_have_the_same_forms(server: Server, tmp_path: Path, name: str,
 
 
 def test_a_certificate_and_the_certificate_authorities_are_settings(tmp_path: Path) -> None:
-    """A client certificate and certificate authorities can be configured together for servers that the system does
-    not trust.
+    """Settings provide the client certificate and the certificate authorities for a server that the system does not
+    trust.
     """
     cert_file, key_file = write_certificate(tmp_path, 7)
     with serving(mutual_tls(cert_file)) as server:
@@ -665,7 +671,7 @@ def test_a_certificate_and_the_certificate_authorities_are_settings(tmp_path: Pa
 
 
 def test_assertions_are_masked(server: Server, key_file: Path) -> None:
-    """Redaction masks assertions by their format and by the parameter's name."""
+    """Redaction recognizes assertions by their format and by the parameter's name."""
     server.introspect(client_key_file=str(key_file))
     signed = server.forms[0]["client_assertion"]
     scrubber = Scrubber()

@@ -86,7 +86,7 @@ CHANGED = st.builds(
     st.integers(0, 300),
 )
 def test_no_run_of_the_token_is_shown(pieces: list[str], limit: int) -> None:
-    """No run of a hostile token is printed, even if the token repeats pieces of itself outside its payload."""
+    """No run of a hostile token is printed, even if a value contains any pieces of the token."""
     shown = Concealment(TOKEN).text("".join(pieces), limit)
 
     assert runs_of(TOKEN, shown) == []
@@ -96,11 +96,13 @@ def test_no_run_of_the_token_is_shown(pieces: list[str], limit: int) -> None:
 
 @given(json_values)
 def test_any_json_value_can_be_shown(value: object) -> None:
-    """Any JSON value can be printed, including values that the strict token parser rejects."""
+    """Any JSON value is printed in ASCII, because the class is also used for values that the strict token parser
+    rejects.
+    """
     assert all(" " <= c <= "~" for c in Concealment(TOKEN).value(value, 50))
 
 
 def test_a_short_token_has_no_run_to_mask() -> None:
-    """A short opaque token has no run to mask."""
+    """A short opaque token contains no run that could be masked."""
     assert Concealment("abc").text("abcdef", 100) == "abcdef"
     assert Concealment("").text("abcdef", 100) == "abcdef"

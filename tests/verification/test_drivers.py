@@ -59,7 +59,7 @@ def test_a_core_that_waits_for_nothing_returns_its_result(run: Run) -> None:
 
 @every_driver
 def test_a_core_continues_when_its_time_is_over(run: Run) -> None:
-    """A core continues when its time is over, and the future is unchanged for other callers."""
+    """When its time is over, a core continues without changing the future that other callers wait for."""
     future: Future[str] = Future()
 
     assert run(waiting_for(future, seconds=0.0)) == "gave up"
@@ -159,7 +159,7 @@ def test_a_future_outlives_the_loop_that_waited_for_it(backend: str, caplog: pyt
 
 
 def test_asyncio_is_recognized_after_trio_has_run() -> None:
-    """asyncio is recognized after trio has run, because a process can use both."""
+    """asyncio is recognized after trio ran, because a process can use one after the other."""
     assert on_trio(waiting_for(Future(), seconds=0.0)) == "gave up"
 
     assert asyncio.run(drive_async(waiting_for(Future(), seconds=0.01))) == "gave up"

@@ -148,7 +148,9 @@ def test_outage(server: AuthorizationServer) -> None:
 
 
 def test_slow_server_delays_nobody_whose_key_is_known(server: AuthorizationServer) -> None:
-    """While a request waits for a new key, tokens with known keys are accepted, and later the new key's tokens."""
+    """While a request waits for a new key, tokens with known keys are accepted; later, tokens with the new key are
+    accepted, too.
+    """
     verifier = verifier_of(server, timeout=60)
     verifier.verify(server.log_in("alice"))
     other = server.log_in("bob")
@@ -167,7 +169,9 @@ def test_slow_server_delays_nobody_whose_key_is_known(server: AuthorizationServe
 
 
 def test_introspection_outage(server: AuthorizationServer) -> None:
-    """During an introspection outage, a token is neither accepted nor rejected as invalid, and later it is accepted."""
+    """During an outage of introspection, a token is not accepted and not reported as invalid; afterward, it is
+    accepted.
+    """
     ahead = 0.0
     client = client_of(verifier_of(server, introspects=True, monotonic=lambda: time.monotonic() + ahead))
     token = server.log_in("alice")

@@ -74,7 +74,7 @@ def test_a_healthy_issuer_is_reported_with_its_keys(issuer: Issuer) -> None:
 
 
 def test_the_second_document_is_used_without_the_first(issuer: Issuer) -> None:
-    """The second metadata document is used if a server publishes only that of RFC 8414."""
+    """If a server publishes only the RFC 8414 metadata document, that document is used."""
     issuer.metadata_path = RFC8414
 
     report = ask_one(issuer.url)
@@ -239,7 +239,7 @@ def test_issuers_are_asked_in_parallel_and_in_time(issuer: Issuer) -> None:
 
 
 def test_a_name_lookup_that_hangs_is_abandoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A name lookup that hangs, which cannot be canceled, is abandoned with its thread."""
+    """A name lookup that hangs is abandoned with its thread, because the lookup cannot be canceled."""
     released = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: released.wait(20) and [])
     monkeypatch.setenv("no_proxy", "*")
@@ -257,7 +257,7 @@ def test_a_name_lookup_that_hangs_is_abandoned(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_metadata_document_that_is_late_does_not_delay_the_keys(issuer: Issuer) -> None:
-    """A late second metadata document does not delay the keys, because it is not needed."""
+    """If the second metadata document is late, the report has the keys without it."""
     issuer.behave = lambda handler, path: path == RFC8414 and issuer.hang(handler, path)
 
     report = ask_one(issuer.url, timeout=1.0)
@@ -280,7 +280,9 @@ def test_an_error_in_a_thread_is_not_printed(capfd: pytest.CaptureFixture[str]) 
 
 
 def test_another_kind_of_endpoint_can_be_asked() -> None:
-    """Other kinds of endpoints can be checked with their own form, credential, and response function."""
+    """Other kinds of endpoints can be checked with their own form, credential, and function that
+    examines the response.
+    """
     with third_party() as server:
         endpoint = Endpoint(
             "introspection",
@@ -302,7 +304,7 @@ def test_another_kind_of_endpoint_can_be_asked() -> None:
 
 
 def test_a_report_is_also_data(issuer: Issuer) -> None:
-    """A report is also available as data, without the content of responses."""
+    """A report is also available as data, which excludes the content of responses."""
     (*_, key_set) = ask_one(issuer.url).endpoints
 
     document = json.loads(json.dumps(key_set.as_dict()))
@@ -353,7 +355,7 @@ def test_the_date_is_read(headers: dict[str, str], difference: float | None) -> 
 
 @given(st.dictionaries(st.sampled_from(["date", "age"]), st.text() | st.floats(0, 2**33).map(email.utils.formatdate)))
 def test_any_header_can_be_read(headers: dict[str, str]) -> None:
-    """Any header that the server sends can be read."""
+    """Any `Date` header that a server sends can be read without an error."""
     found = read_clock_difference(Response(200, headers, b""), NOW)
 
     assert found is None or isinstance(found, float)
@@ -416,8 +418,8 @@ def test_a_problem_of_the_introspection_endpoint_is_named(issuer: Issuer, respon
 
 
 def test_an_endpoint_without_an_issuer_is_asked_alone(issuer: Issuer) -> None:
-    """Introspection alone then verifies tokens. An unreadable secret is reported for an introspection endpoint
-    without an issuer.
+    """An introspection endpoint without an issuer is checked by itself, and an unreadable secret is reported as a
+    problem.
     """
     endpoint = f"{issuer.url}/introspect"
     (report,) = ask_issuers([], ALGORITHMS, introspection_endpoint=endpoint)

@@ -317,7 +317,7 @@ def issuer() -> Any:
 
 @pytest.mark.parametrize(("make", "reason", "cause", "advice"), CASES)
 def test_each_rejection_is_explained(issuer: Issuer, make: Make, reason: str, cause: str, advice: str) -> None:
-    """The verifier provides the reason for each rejection, and its explanation contains the check and both values."""
+    """The verifier provides the reason for each rejection, and the explanation contains the check and both values."""
     verifier = TokenVerifier([issuer.url], AUDIENCE, now=lambda: float(NOW))
     token = make(issuer.url)
 
@@ -338,7 +338,7 @@ def fixed_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_each_reason_has_a_case() -> None:
-    """Each reason has a test case, except two that never depend on the token's content."""
+    """Each reason has a test case, except for the two that do not depend on the token's content."""
     assert {case.values[1] for case in CASES} | {"inactive", "revoked"} == set(get_args(RejectReason))
 
 
@@ -373,7 +373,7 @@ def test_the_generic_profile_names_the_marker(issuer: Issuer, change: dict[str, 
 
 
 def test_the_generic_profile_names_the_type(issuer: Issuer) -> None:
-    """For the generic profile, the explanation contains a type that is wrong in both profiles."""
+    """For the generic profile, the explanation contains the token's type if it is wrong in both profiles."""
     verifier = TokenVerifier([issuer.url], AUDIENCE, profile="generic")
     token = make_token(claims(issuer.url, typ="Bearer"), typ="dpop+jwt")
 
@@ -434,7 +434,7 @@ def test_a_verifier_explains_missing_scopes(issuer: Issuer) -> None:
 @pytest.mark.parametrize("reason", REASONS)
 @pytest.mark.parametrize("token", ["2YotnFZFEjr1zCsicMWpAA", "", "é", f"{b64('[]')}.{b64('{}')}.AAAA"], ids=ascii)
 def test_every_reason_has_a_cause_without_claims(reason: ExplainedReason, token: str) -> None:
-    """Every reason has a cause even without claims, for example, for an opaque token's introspection response."""
+    """Every reason has a cause even if the token contains no readable claims, as an opaque token does not."""
     cause = explain(token, reason, EXPECTED, now=NOW)
 
     assert cause.check
@@ -471,7 +471,7 @@ def test_a_time_within_the_leeway_is_not_the_cause(
 
 
 def test_an_introspection_response_that_is_rejected_is_explained(issuer: Issuer) -> None:
-    """The explanation of a rejected introspection response directs the operator to the response."""
+    """The explanation of a rejected introspection response states where to look for the cause."""
     issuer.introspect = lambda token: active(aud="billing")
     verifier = TokenVerifier((), AUDIENCE, introspection_endpoint=f"{issuer.url}/introspect", now=lambda: NOW)
 
@@ -489,7 +489,7 @@ def test_an_unknown_reason_has_a_cause() -> None:
 
 
 def test_an_error_in_an_explanation_is_not_raised() -> None:
-    """An error in an explanation is not raised, so a log line does not fail a request."""
+    """An error in an explanation is not raised, because a log line must not make a request fail."""
     broken = Expectations(rules=None)  # type: ignore[arg-type]
     token = make_token(claims(ISSUER))
 
@@ -559,7 +559,9 @@ VALUES = HOSTILE | st.lists(HOSTILE, max_size=7) | st.dictionaries(HOSTILE, HOST
     st.sampled_from(["rfc9068", "generic"]),
 )
 def test_no_part_of_a_hostile_token_is_shown(payload: dict[str, Any], header: dict[str, Any], profile: Any) -> None:
-    """Explanations of a hostile token contain no 17 consecutive characters of any token and no control characters."""
+    """Explanations contain no control characters and no 17 consecutive characters of the hostile token or of a token
+    inside it.
+    """
     header = {"alg": "RS256"} | header
     token = f"{b64(header)}.{b64(payload)}.{SIGNATURE}"
     expected = Expectations(

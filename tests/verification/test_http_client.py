@@ -1,4 +1,4 @@
-"""The HTTP client for issuers restricts URLs, requests, and responses."""
+"""The HTTP client for issuers restricts which URLs it accepts, what it sends, and which responses it reads."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def issuer() -> Iterator[Issuer]:
     ],
 )
 def test_a_url_must_be_unambiguous_and_secure(url: str, is_accepted: bool) -> None:
-    """A URL must be unambiguous and use https, or http on the same machine."""
+    """A URL must be unambiguous and use https; http is allowed only on the same machine."""
     client = HttpClient()
     assert client.accepts(url) is is_accepted
     if is_accepted:
@@ -93,8 +93,8 @@ def test_a_url_that_is_not_text_is_a_configuration_error() -> None:
 
 
 def test_a_form_is_posted_with_the_given_credential() -> None:
-    """A form is posted with the given credential, and a request without a form is a GET request without one by
-    default.
+    """A form is posted with the given credential; a request without a form is a GET and has a credential only if one is
+    given.
     """
     with party() as server:
         fetch(f"{server.url}?a=b%20c", timeout=5.0)
@@ -137,9 +137,7 @@ def responding(body: bytes, **headers: str) -> Any:
 
 
 def failure_of(url: str) -> tuple[str, BaseException | None]:
-    """Return the message and the cause. The error itself is not kept, because its traceback would keep the
-    connection.
-    """
+    """Return the message and the cause, but not the error, whose traceback would keep the connection open."""
     try:
         fetch(url, timeout=10.0)
     except FetchFailed as error:
@@ -203,7 +201,9 @@ def test_only_a_trusted_certificate_is_accepted(monkeypatch: pytest.MonkeyPatch)
 def test_our_own_requests_run_in_an_empty_context_and_suppressed(
     issuer: Issuer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The package's own requests run in an empty context with suppressed instrumentation."""
+    """The package's own requests run in an empty context, so a hook finds no token, and instrumentation
+    is suppressed.
+    """
     seen: list[object] = []
     original = http.client.HTTPConnection.putrequest
 
@@ -303,7 +303,7 @@ def test_fetch_goes_through_the_proxy_by_a_tunnel(monkeypatch: pytest.MonkeyPatc
     ],
 )
 def test_a_truncated_response_is_not_a_response(head_and_body: bytes) -> None:
-    """A truncated response is a failure, so a partial key set never replaces a complete one."""
+    """A truncated response is a failure, so half of a key set never replaces a complete one."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve() -> None:
@@ -370,14 +370,14 @@ def test_an_unreachable_network_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_server_that_hangs_is_named(issuer: Issuer) -> None:
-    """A server that hangs is reported as the same failure, whether it sends nothing or reaches the deadline."""
+    """The failure is the same, whether the server sends nothing or the deadline closes the connection."""
     issuer.behave = issuer.hang
 
     assert failure_at(issuer.url, timeout=0.3) == ("timed_out", "timed out")
 
 
 def test_a_timeout_that_is_over_is_named(issuer: Issuer) -> None:
-    """A timeout that has already passed is reported, because a caller's remaining time can be negative."""
+    """A timeout that is zero or negative is reported, because a caller passes the rest of its own time."""
     assert failure_at(issuer.url, timeout=-1.0) == ("timed_out", "timed out")
 
 
@@ -504,7 +504,9 @@ def test_a_connection_is_used_again(client: HttpClient) -> None:
     ],
 )
 def test_a_connection_in_doubt_is_not_used_again(client: HttpClient, first: bytes) -> None:
-    """A connection with leftover data is not reused, because a request could get the response to a different one."""
+    """If a connection might contain more data, it is not reused, because a request could read another
+    token's result.
+    """
     with wire(first, complete()) as server:
         client.fetch(server.url, timeout=5.0)
         assert client.fetch(server.url, timeout=5.0).body == b"{}"
@@ -530,7 +532,7 @@ def test_a_connection_is_not_used_again_after_a_failure(client: HttpClient, firs
 
 
 def test_a_request_is_repeated_if_the_kept_connection_was_closed(client: HttpClient) -> None:
-    """A request is repeated only if the server closed the idle connection, and never on a new connection."""
+    """A request is repeated only if the server closed a reused connection while it was idle."""
     with wire(complete(), b"", complete(), b"") as server:
         client.fetch(server.url, timeout=5.0)
         assert client.fetch(server.url, timeout=5.0).status == 200
@@ -617,7 +619,9 @@ def test_the_deadline_applies_to_the_tunnel_and_the_handshake_behind_it(monkeypa
 
 @pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])
 def test_a_tunnel_leads_to_the_issuer(tls: bool, client: HttpClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The proxy sees only the host and its own credential, and TLS to the issuer runs inside the tunnel."""
+    """The proxy sees only the host and its own credential, even with an https URL, and TLS to the issuer is inside the
+    tunnel.
+    """
     monkeypatch.setenv("SSL_CERT_FILE", certificate())
     with proxy(tls=tls) as through, party(tls=True) as server:
         through.addresses["idp.example"] = "127.0.0.1"
@@ -655,7 +659,7 @@ def test_a_plain_port_of_an_https_proxy_gets_no_password(client: HttpClient, mon
 
 
 def test_a_socks_proxy_is_refused(client: HttpClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A SOCKS proxy is rejected and not bypassed, because the network might require it."""
+    """A SOCKS proxy is rejected, and no direct connection is made, because the network might not allow it."""
     with third_party() as outsider:
         monkeypatch.setenv("HTTPS_PROXY", outsider.url.replace("http://", "socks5h://bob:secret@"))
         with pytest.raises(FetchFailed) as refused:
@@ -686,7 +690,9 @@ def test_the_next_address_is_tried_in_time(issuer: Issuer, client: HttpClient, m
 
 
 def test_certificate_authorities_come_from_a_file(tmp_path: Path) -> None:
-    """Certificate authorities from a file replace the system's, and the file is read again when it changes."""
+    """The file's certificate authorities replace the system's; a changed file is read again, and an unreadable one is
+    an error.
+    """
     file = tmp_path / "ca.pem"
     file.write_text("nothing")
     client = HttpClient(ca_file=str(file))
@@ -703,7 +709,9 @@ def test_certificate_authorities_come_from_a_file(tmp_path: Path) -> None:
 
 
 def test_plain_http_is_allowed_to_listed_hosts_only(monkeypatch: pytest.MonkeyPatch, issuer: Issuer) -> None:
-    """Plain http is allowed only to listed hosts, without a proxy, and only to an entry's port if it has one."""
+    """Plain http is allowed only to exactly the listed hosts, on the entry's port if it has one, and never through a
+    proxy.
+    """
     port = int(issuer.url.rpartition(":")[2])
     monkeypatch.setattr(socket, "getaddrinfo", resolving_to("127.0.0.1"))
     monkeypatch.setenv("http_proxy", "http://192.0.2.1")

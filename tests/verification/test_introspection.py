@@ -39,7 +39,7 @@ def issuer() -> Iterator[Issuer]:
 
 
 def test_opaque_token_is_introspected(issuer: Issuer) -> None:
-    """The introspection response contains the claims, and the verifier sends form-encoded credentials."""
+    """The claims are read from the introspection response, and the verifier sends form-encoded credentials."""
     with use_token("the-callers-own-token"):
         verified = opaque_verifier(issuer).verify(OPAQUE)
 
@@ -219,7 +219,7 @@ def test_token_that_the_endpoint_fails_on_locks_out_no_other_caller(issuer: Issu
 
 
 def test_endpoint_that_refuses_unknown_tokens_is_not_out(issuer: Issuer) -> None:
-    """An endpoint that responds with 400 to unknown tokens, including the probe, is not considered down."""
+    """An endpoint that responds with 400 to unknown tokens, including the probe's token, is not considered down."""
 
     def behave(handler: Any, path: str) -> bool:
         if "user" in issuer.seen[-1]:
@@ -264,7 +264,7 @@ def test_failures_that_are_remembered_are_bounded(issuer: Issuer) -> None:
 
 
 def test_failures_do_not_fill_the_log(issuer: Issuer, caplog: pytest.LogCaptureFixture) -> None:
-    """Failing tokens cause at most one warning in ten seconds, without the token."""
+    """Tokens that fail cause at most one warning in ten seconds, which does not contain the token."""
     issuer.behave = failing_on(issuer, answering(400))
     verifier = opaque_verifier(issuer)
     for number in range(20):
@@ -275,7 +275,9 @@ def test_failures_do_not_fill_the_log(issuer: Issuer, caplog: pytest.LogCaptureF
 
 
 def test_tokens_that_make_the_endpoint_hang_do_not_hold_up_good_ones(issuer: Issuer) -> None:
-    """Tokens that make the endpoint hang do not delay valid ones, because refreshes have their own worker pool."""
+    """Tokens that make the endpoint hang do not delay a known token, because its refresh uses a
+    different worker pool.
+    """
     clock = Clock()
     verifier = opaque_verifier(issuer, timeout=8.0, monotonic=clock)
     assert outcome_of(verifier, "known") == "alice"
@@ -411,7 +413,7 @@ def test_many_requests_with_one_token_share_one_lookup(issuer: Issuer, backend: 
 
 
 def test_without_introspection_an_opaque_token_is_malformed(issuer: Issuer) -> None:
-    """Without introspection, an opaque token is malformed."""
+    """Without introspection, an opaque token is rejected as malformed."""
     with pytest.raises(TokenRejected, match="malformed"):
         TokenVerifier([issuer.url], AUDIENCE).verify(OPAQUE)
 
@@ -438,7 +440,7 @@ def test_result_that_expires_soon_is_refreshed_in_the_background(issuer: Issuer)
 
 
 def test_refreshed_result_counts_at_once(issuer: Issuer) -> None:
-    """A cached token is rejected as soon as a refreshed result is inactive."""
+    """A cached token is rejected as soon as a refreshed result is inactive, not a minute later."""
     clock = Clock()
     verifier = opaque_verifier(issuer, monotonic=clock, cache_seconds=10_000.0)
     verifier.verify(OPAQUE)
@@ -529,7 +531,7 @@ def test_pending_refreshes_are_limited(stalled: tuple[TokenVerifier, Clock]) -> 
 
 
 def test_refresh_beyond_the_limit_is_postponed(issuer: Issuer, stalled: tuple[TokenVerifier, Clock]) -> None:
-    """A dropped refresh is postponed and tried again while the result is valid."""
+    """A refresh beyond the limit is not tried with each request, but later, while the result is still valid."""
     verifier, clock = stalled
     issuer.released.set()
     settle(verifier)
@@ -544,7 +546,7 @@ def test_refresh_beyond_the_limit_is_postponed(issuer: Issuer, stalled: tuple[To
 
 
 def test_refresh_that_was_queued_too_long_is_postponed(issuer: Issuer, stalled: tuple[TokenVerifier, Clock]) -> None:
-    """A refresh that was queued too long is postponed, and the results remain valid."""
+    """A refresh that was queued too long is not repeated with each request, and the result remains valid."""
     verifier, clock = stalled
     clock.ahead += 9.0
     issuer.released.set()
@@ -575,7 +577,7 @@ def no_more_threads() -> Iterator[None]:
 
 
 def test_half_open_call_without_a_thread_lets_another_one_follow(issuer: Issuer) -> None:
-    """If the half-open call cannot start, a different call can replace it."""
+    """If the half-open call cannot start, another call can replace it."""
     clock = Clock()
     verifier = opaque_verifier(issuer, monotonic=clock)
     assert verifier._introspection is not None
@@ -598,7 +600,7 @@ def test_threads_that_cannot_be_started_do_not_open_the_circuit(issuer: Issuer) 
 
 
 def test_lookup_without_a_thread_is_not_made_later(issuer: Issuer) -> None:
-    """A lookup without a thread is not made later, and its token is not kept in the queue."""
+    """A lookup that gets no thread is not made later, and its token is not kept in the queue."""
     verifier = opaque_verifier(issuer)
     with no_more_threads():
         for number in range(5):

@@ -86,7 +86,7 @@ def test_settings_and_verifier_know_the_same_algorithms() -> None:
 
 
 def test_two_keys_of_one_kid_verify_nothing(issuer: Issuer) -> None:
-    """Two keys with the same `kid` verify nothing, because the token would be ambiguous."""
+    """Two keys with the same `kid` verify no token, because it would be unclear which key a token refers to."""
     issuer.keys = [public_jwk("RS256", "k1"), public_jwk("RS256", "k1", name="second"), public_jwk("ES256", "e1")]
     verifier = TokenVerifier([issuer.url], AUDIENCE)
 
@@ -126,7 +126,9 @@ def test_a_readable_key_is_used_however_it_is_written(
 
 
 def test_a_short_coordinate_is_filled_up() -> None:
-    """A short coordinate is padded, because some issuers omit leading zero octets (RFC 7518, section 6.2.1.2)."""
+    """A short coordinate is padded, because some issuers omit the leading zero octets that RFC 7518, section 6.2.1.2,
+    requires.
+    """
     key = next(k for k in (ec.generate_private_key(ec.SECP256R1()) for _ in range(5000)) if _starts_with_zero(k))
     jwk = public_jwk("ES256", "k1", key=key)
     short = jwk | {name: b64(decode(jwk[name]).lstrip(b"\0")) for name in ("x", "y")}
@@ -141,7 +143,9 @@ def _starts_with_zero(key: ec.EllipticCurvePrivateKey) -> bool:
 
 
 def test_an_empty_kid_is_no_kid(issuer: Issuer) -> None:
-    """An empty or null `kid` is treated as missing, so a token without `kid` is verified only if the keys lack one."""
+    """A key's empty or null `kid` is treated as missing, and a token without `kid` is not verified by a key that has
+    one.
+    """
     for kid in ("", None):
         issuer.keys = [public_jwk("RS256") | {"kid": kid}]
         token = make_token(claims(issuer.url), kid=None)
@@ -171,7 +175,7 @@ def test_an_algorithm_that_is_not_asymmetric_is_an_error(names: Any) -> None:
 
 
 def test_eddsa_and_ed25519_are_one_algorithm() -> None:
-    """EdDSA and Ed25519 are the same algorithm on that curve (RFC 9864), and Ed25519 alone allows no other curve."""
+    """RFC 9864 renames EdDSA with the Ed25519 curve, and the new name does not allow the Ed448 curve."""
     assert check_algorithms(["EdDSA"]) == {"EdDSA", "Ed25519"}
     assert check_algorithms(["Ed25519"]) == {"Ed25519"}
     keys = KeySet.parse(
@@ -213,7 +217,7 @@ def test_eddsa_and_ed25519_are_one_algorithm() -> None:
     ],
 )
 def test_a_key_verifies_only_what_it_is_published_for(build: Callable[[], Any], usable_for: set[str]) -> None:
-    """A broken, weak, or mismatched key is skipped, and the other keys are used."""
+    """A key that is broken, weak, or published for a different purpose is skipped, and the other keys are used."""
     keys = KeySet.parse({"keys": [build(), public_jwk("EdDSA", "other")]}, ALL)
 
     assert {name for name in ALGORITHMS if keys.find("k", name)} == usable_for
@@ -232,7 +236,7 @@ def test_a_document_without_a_list_of_keys_is_an_error(document: dict[str, Any])
 
 
 def test_equal_key_sets_have_equal_contents() -> None:
-    """Key sets are equal if their keys and key names are, regardless of order and other members."""
+    """Key sets with the same keys and key IDs are equal, regardless of the order and of other members."""
     one, two = public_jwk("RS256", "k1"), public_jwk("ES256", "e1")
     contents = KeySet.parse({"keys": [one, two]}, ALL).contents
 
@@ -243,7 +247,7 @@ def test_equal_key_sets_have_equal_contents() -> None:
 
 
 def test_a_key_that_raises_verifies_nothing() -> None:
-    """A key that raises an error verifies nothing, so a signature of the wrong length or type is invalid."""
+    """A signature of the wrong length or type, for which a key raises an error, is invalid."""
     keys = KeySet.parse({"keys": [public_jwk("ES256", "e1"), public_jwk("EdDSA", "d1")]}, ALL)
     signature = private_key("EdDSA", "first").sign(b"signed")
 

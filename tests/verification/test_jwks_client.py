@@ -91,7 +91,7 @@ def test_keys_are_found_by_openid_discovery_and_fetched_once(issuer: Issuer) -> 
 
 
 def test_keys_are_found_by_rfc8414_where_openid_does_not_answer(issuer: Issuer) -> None:
-    """The keys of an OAuth server without OpenID configuration are found through RFC 8414."""
+    """The keys of an OAuth server that has no OpenID configuration are found through RFC 8414."""
     issuer.metadata_path = "/.well-known/oauth-authorization-server"
 
     assert verifier_of(issuer).verify(token_of(issuer)).subject == "alice"
@@ -165,7 +165,7 @@ def test_flood_of_unknown_kids_costs_one_fetch_for_each_cooldown(issuer: Issuer)
 
 @pytest.mark.parametrize("fault", ["fail", "hang"])
 def test_flood_against_a_failing_endpoint_costs_one_fetch_and_delays_no_known_key(issuer: Issuer, fault: str) -> None:
-    """Requests with a known key are served while a fetch from a failing endpoint is running."""
+    """A flood of tokens costs a failing endpoint one fetch, and does not delay requests with a known key."""
     verifier = verifier_of(issuer, cache_size=0, timeout=1.0)
     known = token_of(issuer)
     verifier.verify(known)
@@ -186,7 +186,7 @@ def test_flood_against_a_failing_endpoint_costs_one_fetch_and_delays_no_known_ke
 
 
 def test_forged_kids_against_a_hanging_endpoint_leave_the_threads_to_known_keys(issuer: Issuer) -> None:
-    """Forged tokens do not occupy the threads of a server that serves requests with known keys."""
+    """Forged tokens do not occupy the two threads of a server, which still serves requests with known keys."""
     verifier = verifier_of(issuer, cache_size=0, timeout=10.0)
     known = token_of(issuer)
     verifier.verify(known)
@@ -253,7 +253,7 @@ def test_rotation_at_a_slow_endpoint_is_served_at_the_second_attempt(issuer: Iss
 def test_tasks_that_wait_for_an_unknown_key_are_limited(
     issuer: Issuer, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Beyond a limit of waiting tasks, which use memory, the next request is immediately asked to retry."""
+    """Waiting tasks use memory, so beyond a limit the next request is immediately asked to retry."""
     monkeypatch.setattr("otel_token_relay.verification.jwks_client.MAX_WAITING", 3)
     verifier = AsyncTokenVerifier([issuer.url], AUDIENCE)
     waited: list[bool] = []
@@ -277,7 +277,9 @@ def test_tasks_that_wait_for_an_unknown_key_are_limited(
 
 
 def test_issuer_that_stays_down_blocks_no_request_for_long(issuer: Issuer) -> None:
-    """An issuer that stays down uses the whole timeout once, and then the threads are free for other issuers."""
+    """Only the first token of an issuer that stays down waits for the whole timeout; later requests do not block
+    threads.
+    """
     clock = Clock()
     issuer.behave = issuer.hang
     verifier = verifier_of(issuer, timeout=4.0, monotonic=clock)
@@ -423,7 +425,7 @@ GOOD_SET = json.dumps({"keys": [public_jwk("RS256", "k1")]}).encode()
     ],
 )
 def test_bad_response_is_a_failure_and_keeps_the_present_keys(issuer: Issuer, behave: Any) -> None:
-    """After an invalid response, a verifier keeps the keys that it has, if it has any."""
+    """An invalid response is a failure, after which a verifier keeps the keys that it already has."""
     warm = verifier_of(issuer, jwks_uri=f"{issuer.url}/jwks", timeout=1.0)
     warm.verify(token_of(issuer))
     issuer.behave = behave
@@ -724,7 +726,7 @@ def test_unusable_keys_are_one_warning(issuer: Issuer, caplog: pytest.LogCapture
 
 
 def test_keys_for_encryption_are_no_warning(issuer: Issuer, caplog: pytest.LogCaptureFixture) -> None:
-    """An encryption key, which Keycloak publishes in each key set, causes no warning."""
+    """An encryption key, such as the one in each Keycloak key set, causes no warning."""
     issuer.keys = [public_jwk("RS256", "k1"), public_jwk("RS256", "k2", use="enc")]
 
     assert TokenVerifier([issuer.url], AUDIENCE).verify(make_token(claims(issuer.url))).subject == "alice"

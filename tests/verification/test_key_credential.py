@@ -49,7 +49,7 @@ def http() -> Iterator[HttpClient]:
     ],
 )
 def test_the_token_is_sent_only_to_what_an_operator_wrote(url: str, is_sent: bool, file: Path) -> None:
-    """The token is sent only to URLs from an operator, so an issuer's document cannot redirect it."""
+    """The token is sent only to URLs that an operator configured, so an issuer's document cannot redirect it."""
     assert KeyCredential(str(file), OPERATORS).header_for(url) == ("Bearer first-token" if is_sent else None)
 
 
@@ -116,7 +116,7 @@ def test_keys_of_a_closed_issuer_are_fetched(file: Path, http: HttpClient) -> No
 
 
 def test_metadata_cannot_send_the_token_elsewhere(file: Path, http: HttpClient) -> None:
-    """Neither a ``jwks_uri`` on a different port nor a redirect gets the token."""
+    """A ``jwks_uri`` on a different port or a redirect does not get the token."""
     with issuing(public_jwk("ES256", "a"), tls=True) as issuer, party(tls=True) as outsider:
         issuer.metadata["jwks_uri"] = f"{outsider.url}/jwks"
         token = make_token(claims(issuer.url), alg="ES256", kid="a")

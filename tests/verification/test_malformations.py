@@ -1,4 +1,4 @@
-"""A malformed token's defect is described."""
+"""Each malformed token has a description of its defect."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_exactly_what_the_verifier_rejects_has_a_description(token: str) -> None
 
 @given(st.text(st.characters(codec=None)))
 def test_no_description_contains_the_token(token: str) -> None:
-    """No description contains any part of the token."""
+    """A description never contains the token, even if the token is arbitrary text."""
     found = find_malformation(token)
 
     if found is not None and len(token) > 40:

@@ -85,7 +85,9 @@ def test_metadata_is_trusted_only_if_its_keys_cannot_be_changed_in_transit(
 
 
 def test_metadata_of_an_issuer_with_a_path_has_two_urls() -> None:
-    """For an issuer with a path, OpenID appends to the path, and RFC 8414, section 3.1, inserts before the path."""
+    """For an issuer with a path, OpenID appends the well-known part, and RFC 8414 inserts it before the path (section
+    3.1).
+    """
     assert metadata_urls("https://idp.example/realms/a/") == (
         "https://idp.example/realms/a/.well-known/openid-configuration",
         "https://idp.example/.well-known/oauth-authorization-server/realms/a",
@@ -110,13 +112,13 @@ def test_metadata_of_an_issuer_with_a_path_has_two_urls() -> None:
     ],
 )
 def test_cache_control_is_followed_within_bounds(headers: dict[str, str], seconds: float) -> None:
-    """Cache-Control is followed within bounds, so an issuer cannot force constant fetches or week-old keys."""
+    """The bounds for Cache-Control prevent an issuer from forcing constant fetches or a week without a fetch."""
     assert fresh_seconds(headers) == seconds
 
 
 @given(document=st.dictionaries(st.sampled_from(["issuer", "jwks_uri"]), json_values), control=st.text())
 def test_any_metadata_is_read_or_not_believed(document: dict[str, Any], control: str) -> None:
-    """Metadata and headers of any form are read or not trusted, without an unexpected error."""
+    """Metadata and headers of any form are used or not trusted, without an unexpected error."""
     assert problem_with_metadata(document, "https://idp.example") is not None
     assert 30.0 <= fresh_seconds({"cache-control": control, "age": control}) <= 86400.0
 
@@ -132,7 +134,9 @@ def test_any_metadata_is_read_or_not_believed(document: dict[str, Any], control:
     ],
 )
 def test_a_document_over_plain_http_names_only_its_own_origin(jwks_uri: str, is_believed: bool) -> None:
-    """A document that was fetched over plain http can refer only to its own origin."""
+    """A document that was fetched over plain http can refer only to its own origin, because only the issuer was
+    configured.
+    """
     issuer = "http://keycloak:8080/realms/a"
     document = {"issuer": issuer, "jwks_uri": jwks_uri}
 

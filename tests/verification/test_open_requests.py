@@ -31,7 +31,7 @@ every_http_server = pytest.mark.parametrize("row", HTTP_ROWS)
 
 @pytest.fixture(autouse=True)
 def forget() -> Iterator[None]:
-    """Forget the authenticators, which equal settings share even between tests."""
+    """Forget the authenticators, because equal settings share them even between tests."""
     build_authenticator.cache_clear()
     reached.clear()
     yield
@@ -78,7 +78,7 @@ def test_optional_serves_requests_without_a_token(issuer: Issuer, row: str) -> N
 
 @every_server
 def test_optional_that_cannot_start_serves_nothing(row: str) -> None:
-    """With optional verification, a process that cannot verify tokens serves no request."""
+    """With optional verification, a process that cannot verify tokens rejects all requests."""
     settings = Settings.from_env({"OTEL_PYTHON_TOKEN_RELAY_VERIFY": "optional"})
     with ROWS[row](settings, None) as server:
         assert server.send().status == 503
@@ -112,7 +112,7 @@ def test_preflight_requests_reach_the_application(issuer: Issuer, row: str) -> N
 
 @every_http_server
 def test_a_prefix_is_excluded_with_whole_segments(issuer: Issuer, row: str) -> None:
-    """A prefix excludes whole segments, but not spellings that a server or framework could normalize."""
+    """A prefix matches whole segments, and a path that a server or framework could normalize needs a token."""
     with ROWS[row](settings_for(issuer, verify_exclude=("/public/*",)), None) as server:
         for target in (
             "/public",
@@ -146,7 +146,7 @@ def test_grpc_services_are_excluded_by_a_prefix(issuer: Issuer, row: str) -> Non
 
 @every_http_server
 def test_metadata_is_served_without_a_token(issuer: Issuer, row: str) -> None:
-    """Metadata is served without a token, because MCP clients read it before they request a token."""
+    """An MCP client reads the challenge and the metadata without a token, and then uses the authorization server."""
     settings = settings_for(issuer, realm="mcp", resource_metadata="https://mcp.example/mcp")
     with ROWS[row](settings, None) as server:
         refused = ask(server.port, "GET", "/")
@@ -190,8 +190,8 @@ def test_metadata_is_served_without_a_token(issuer: Issuer, row: str) -> None:
     ],
 )
 def test_the_well_known_path_is_inserted_before_the_resources_own(identifier: str, url: str) -> None:
-    """The well-known path is inserted before the resource's path, and the document contains the exact identifier
-    (RFC 9728, section 3).
+    """The well-known path precedes the resource's path, and the document contains the exact identifier (RFC 9728,
+    section 3).
     """
     resource = ProtectedResource(identifier, ["https://idp.example", "https://login.example/{tid}/v2.0"], ["a", "b"])
     path = url[url.index("/.well-known") :]

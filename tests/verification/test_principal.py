@@ -18,7 +18,7 @@ from tests.support.tokens import AUDIENCE, claims, make_token
 
 
 class Foreign:
-    """A custom authenticator that accepts every request."""
+    """An application's own authenticator, which accepts every request."""
 
     def check(self, credentials: object, path: RequestPath) -> ErrorResponse | None:
         if isinstance(credentials, BearerToken):
@@ -88,7 +88,9 @@ def test_a_principal_without_a_token_has_no_identity(verifier: TokenVerifier) ->
 
 
 def test_a_request_that_was_not_checked_is_an_error(issuer: Issuer) -> None:
-    """Reading the principal of an unchecked request is an error, so a missing middleware is noticed."""
+    """Reading the principal of an unchecked request is an error, so a missing middleware does not look like a missing
+    token.
+    """
     for request in ({}, {BOUNDARY_KEY: None}, request_with(None), request_with(make_token(claims(issuer.url)))):
         with pytest.raises(ConfigurationError, match="BearerAuthMiddleware") as rejected:
             principal_of(request)
@@ -96,14 +98,14 @@ def test_a_request_that_was_not_checked_is_an_error(issuer: Issuer) -> None:
 
 
 def test_a_result_of_another_kind_is_not_a_principal() -> None:
-    """A custom authenticator's result without the required properties is not a principal."""
+    """A custom authenticator's result that lacks the verified token's properties is not a principal."""
     principal = principal_of(request_with("opaque", Foreign()))
 
     assert not principal.is_authenticated
 
 
 def test_the_challenges_are_those_of_the_last_authenticator(issuer: Issuer, verifier: TokenVerifier) -> None:
-    """The challenges are the last authenticator's, or have the default realm with a custom authenticator."""
+    """The challenges are those of the last built-in authenticator, or have the default realm if there is none."""
     token = make_token(claims(issuer.url))
     outer, inner = (BearerAuthenticator(verifier, realm=realm) for realm in ("outer", "inner"))
 
@@ -124,7 +126,7 @@ def test_the_scopes_for_starlette_are_a_list_of_its_own() -> None:
 
 
 def test_verified_token_does_not_print_its_claims(issuer: Issuer, verifier: TokenVerifier) -> None:
-    """The `repr` of a verified token or a principal contains neither the caller nor the token."""
+    """The `repr` of a verified token or of a principal does not contain the caller or the token."""
     token = make_token(claims(issuer.url, sub="alice-the-secret"))
     verified = verifier.verify(token)
 

@@ -90,14 +90,14 @@ def test_no_token_that_must_be_refused_is_accepted(row: dict[str, Any], decision
 
 
 def test_a_name_is_never_fetched(decisions: dict[str, Any]) -> None:
-    """An issuer that is a name is never fetched, because any computer could serve its keys."""
+    """Keys are never fetched for an issuer that is not an https URL, because any computer could serve them."""
     for row in ROWS:
         if "JWKS_URI" in row["settings"]:
             assert set(decisions[name_of(row)]["requests"]) == {row["jwks_url"]}
 
 
 def test_each_token_that_cannot_be_verified_has_a_reason() -> None:
-    """A row with a valid token that cannot be verified documents the reason and the alternative."""
+    """A row with a valid token that cannot be verified states the reason and what to do instead."""
     page = PAGE.read_text("utf-8")
     refused = [row for row in ROWS if row["should_pass"] and row["expected"]["result"] != "accepted"]
 
@@ -122,7 +122,7 @@ _variable = re.compile(rf"^export {PREFIX}([A-Z_]+)=(.*)$", re.MULTILINE)
 
 
 def recipes() -> list[tuple[str, dict[str, str]]]:
-    """Return the section of each code block on the page, and its variables without their prefix."""
+    """Return the section and the variables, without their prefix, of each code block on the page."""
     found = []
     for section in PAGE.read_text("utf-8").split("\n## ")[1:]:
         title = section.partition("\n")[0]

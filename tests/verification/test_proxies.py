@@ -1,4 +1,4 @@
-"""The environment determines an issuer's proxy, and some forms of proxies are rejected."""
+"""The environment determines the proxy for an issuer, and unusable kinds of proxies are rejected."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_the_proxy_is_read_from_the_environment(environ: dict[str, str], expecte
 
 
 def test_a_proxy_is_never_used_for_plain_http_or_loopback() -> None:
-    """A proxy is never used for plain http, which it could change, or for loopback, which it could not reach."""
+    """No proxy is used for plain http, which a proxy could change, or for loopback, which would be the proxy's own."""
     environ = {"https_proxy": "http://proxy", "http_proxy": "http://proxy"}
 
     for origin in (Origin("http", "keycloak", 8080), Origin("https", "localhost", 443), Origin("https", "::1", 443)):
@@ -99,5 +99,5 @@ def test_the_password_is_not_printed() -> None:
     ],
 )
 def test_no_proxy_has_names_addresses_networks_and_ports(no_proxy: str, covered: list[str], other: list[str]) -> None:
-    """`no_proxy` can contain names, addresses, networks, and ports, and every request's port is 443."""
+    """`no_proxy` can contain names, addresses, networks, and ports, which are compared with port 443."""
     assert [host for host in covered + other if is_excluded(host, 443, no_proxy)] == covered

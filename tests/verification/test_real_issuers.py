@@ -112,7 +112,7 @@ def both(value: str) -> tuple[str, str]:
 
 @kinds(*KINDS)
 def test_access_token_is_accepted(real_servers: RealServers, kind: Kind) -> None:
-    """An accepted access token has the server's user, client, scopes, and issuer."""
+    """An accepted access token has the user, client, scopes, and issuer that the server sent."""
     server = real_servers[kind.server]
     checked = verifiers(server, kind)
 
@@ -129,8 +129,8 @@ def test_access_token_is_accepted(real_servers: RealServers, kind: Kind) -> None
 
 @kinds(*(kind for kind in KINDS if kind != Kind("demo", "opaque")))  # this server gives services only JWTs
 def test_token_of_the_service_itself_is_accepted(real_servers: RealServers, kind: Kind) -> None:
-    """The service uses the client credentials grant. A service's own token is accepted, although oidc-provider omits
-    the subject from opaque tokens.
+    """A token from the client credentials grant is accepted, although oidc-provider omits the subject from opaque
+    tokens.
     """
     server = real_servers[kind.server]
     has_subject = kind != Kind("oidc-provider", "opaque")
@@ -154,7 +154,7 @@ def test_token_for_another_service_is_refused(real_servers: RealServers, kind: K
 
 @kinds(*KINDS)
 def test_refresh_token_is_refused(real_servers: RealServers, kind: Kind) -> None:
-    """A refresh token is rejected, because it is not a JWT or is active without an audience."""
+    """A refresh token is rejected: it is not a JWT, and oidc-provider reports it as active but without an audience."""
     server = real_servers[kind.server]
     token = server.sign_in("alice", kind.form).refresh
     assert token
@@ -219,7 +219,9 @@ def _flip(text: str, position: int) -> str:
 
 @kinds(*KINDS)
 def test_expired_token_is_refused(real_servers: RealServers, kind: Kind) -> None:
-    """A token is rejected when the service's clock is past its lifetime and the leeway, and is accepted before."""
+    """A token is accepted until the service's clock passes the token's lifetime and the leeway, and is
+    then rejected.
+    """
     server = real_servers[kind.server]
     token = server.sign_in("alice", kind.form).access
     ahead = 0.0
@@ -232,7 +234,9 @@ def test_expired_token_is_refused(real_servers: RealServers, kind: Kind) -> None
 
 @kinds(*INTROSPECTED)
 def test_revoked_token_is_refused(real_servers: RealServers, kind: Kind) -> None:
-    """A revoked token is rejected immediately if no response is cached, and otherwise after 60 seconds."""
+    """A revoked token is rejected immediately if no response is cached, and otherwise after 60 seconds, even if
+    verifications are cached longer.
+    """
     server = real_servers[kind.server]
     token, kept = server.sign_in("alice", kind.form).access, server.sign_in("alice", kind.form).access
     ahead = 0.0
@@ -251,7 +255,7 @@ def test_revoked_token_is_refused(real_servers: RealServers, kind: Kind) -> None
 
 
 def test_jwt_that_its_server_does_not_introspect_is_unavailable(real_servers: RealServers) -> None:
-    """A JWT that oidc-provider does not introspect is unavailable, because its state is unknown."""
+    """oidc-provider responds to the introspection of a JWT with status 400, so the token's state is unknown."""
     server = real_servers["oidc-provider"]
     checked = Verifiers(server, introspects=True)
 
@@ -263,7 +267,9 @@ def test_jwt_that_its_server_does_not_introspect_is_unavailable(real_servers: Re
 
 @kinds(*SIGNED)
 def test_rotated_keys_are_used_at_once(real_servers: RealServers, kind: Kind) -> None:
-    """A new key's token is accepted immediately, and the old key's tokens while that key is published."""
+    """A token with the new key is accepted immediately, and tokens with the old key are accepted while that key is
+    published.
+    """
     server = real_servers[kind.server]
     old = server.sign_in("alice", kind.form).access
     checked = verifiers(server, kind, cache_size=0)
@@ -284,7 +290,7 @@ def test_rotated_keys_are_used_at_once(real_servers: RealServers, kind: Kind) ->
 
 @contextmanager
 def protected(server: RealServer, *, introspects: bool) -> Iterator[httpx.Client]:
-    """Run an application without package code with OpenTelemetry's launcher."""
+    """Run an application that does not import the package, with OpenTelemetry's launcher."""
     settings = {
         "VERIFY": "enforce",
         "ISSUERS": server.issuer,

@@ -113,7 +113,7 @@ HTTP = [row for row in EVERY if not row.startswith("gRPC")]
 
 @pytest.fixture(autouse=True)
 def forget(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Forget the authenticators, which equal settings share even between tests."""
+    """Forget the authenticators, because equal settings share them even between tests."""
     monkeypatch.delenv(OPT_IN_VARIABLE, raising=False)
     build_authenticator.cache_clear()
     reached.clear()
@@ -143,7 +143,9 @@ def outcomes(telemetry: Telemetry) -> dict[str, int]:
 def test_refused_request_has_a_span_a_count_and_a_warning(
     issuer: Issuer, row: str, telemetry: Telemetry, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A rejected request's span is a child of the caller's span and contains only the method and the path."""
+    """A rejected request has one count, one warning, and one child span of the caller's, with only the method and the
+    path.
+    """
     token = bearer(issuer, exp=1)
     secret = token.decode().removeprefix(" Bearer ")
     headers = (TRACEPARENT, b"User-Agent: " + secret.encode(), b"X-Forwarded-Proto: " + secret.encode())
@@ -198,7 +200,7 @@ def test_token_in_the_path_is_masked(issuer: Issuer, row: str, telemetry: Teleme
 
 @every_server
 def test_unavailability_is_an_error(row: str, telemetry: Telemetry, caplog: pytest.LogCaptureFixture) -> None:
-    """If keys are unavailable, the span has an error status, and its duration includes the wait."""
+    """If the keys are unavailable, the span has an error status, and the duration includes the wait for the keys."""
     with issuing() as issuer, EVERY[row](settings_for(issuer), None) as server:
         issuer.behave = issuer.fail
         assert server.send(bearer(issuer), target=TARGET).status == 503
@@ -277,7 +279,7 @@ def test_metric_follows_the_opt_in(
 
 @every_server
 def test_parent_is_not_read_without_a_propagator_for_it(issuer: Issuer, row: str, telemetry: Telemetry) -> None:
-    """Without a propagator for it, the caller's span is not used as the parent."""
+    """If no propagator reads trace headers, the caller's span is not the parent."""
     set_global_textmap(CompositePropagator([]))
     with EVERY[row](settings_for(issuer), None) as server:
         assert server.send(target=TARGET, headers=(TRACEPARENT,)).status == 401
@@ -346,7 +348,9 @@ def test_refused_handshake_of_a_websocket_is_a_request(issuer: Issuer, row: str,
 
 
 def test_websocket_that_can_only_be_closed_has_the_status_403(issuer: Issuer, telemetry: Telemetry) -> None:
-    """A WebSocket that can only be closed has status 403, which the server sends (ASGI specification)."""
+    """A WebSocket that can only be closed is recorded with the status 403 that the server sends (ASGI
+    specification).
+    """
     sent: list[Any] = []
 
     async def receive() -> Any:
@@ -439,8 +443,8 @@ COMBINED = {f"{row}, outside": serve for row, serve in OUTSIDE.items()} | {
 def test_with_instrumentation_each_request_is_recorded_once(
     issuer: Issuer, row: str, is_sampled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With instrumentation, each request on a connection is recorded once, in the span of the surrounding
-    instrumentation.
+    """With instrumentation, each request is recorded once, even on a shared connection, and the surrounding span gets
+    the attributes.
     """
     with recording(monkeypatch, DEFAULT_ON if is_sampled else ALWAYS_OFF) as telemetry:
         with COMBINED[row](settings_for(issuer)) as server:
@@ -477,7 +481,7 @@ def _flask_app(settings: Settings) -> Any:
 def test_instrumentation_around_a_framework_without_a_server(
     issuer: Issuer, telemetry: Telemetry, instrumentor: Any, build: Callable[[Settings], Any]
 ) -> None:
-    """Instrumentation that wraps a framework without a server, as in a test client, records the request."""
+    """In a test client or with uWSGI, instrumentation that replaces the application records the request in its span."""
     with _instrumented(instrumentor()) if instrumentor else nullcontext():
         app = build(settings_for(issuer))
         with httpx.Client(transport=httpx.WSGITransport(app), base_url="http://app") as client:
@@ -492,7 +496,7 @@ def test_instrumentation_around_a_framework_without_a_server(
 
 @pytest.mark.parametrize("row", OWN_INTERFACE)
 def test_hook_of_a_framework_alone_records_it_too(issuer: Issuer, row: str, telemetry: Telemetry) -> None:
-    """A framework's hook alone also records the request, as with Tornado's handlers."""
+    """Tornado's handlers can run without the server's hook, and the framework's hook then records the request."""
     with serving_behind(_authenticator(settings_for(issuer)), row) as server:
         target = TARGET if isinstance(server, GrpcServer) else f"{TARGET}?access_token=secret"
         assert server.send(bearer(issuer, exp=1), target=target).status == 401
@@ -543,7 +547,7 @@ class _KeptAlive:
 @pytest.mark.filterwarnings("ignore:Inheritance class _InstrumentedApplication")
 @pytest.mark.parametrize("row", [row for row in COMBINED if not row.startswith(("gRPC", "WSGI", "Flask"))])
 def test_the_previous_request_on_a_connection_is_another_one(issuer: Issuer, row: str, telemetry: Telemetry) -> None:
-    """The span of a connection's previous request neither gets the attributes nor becomes the parent."""
+    """The previous request's span, which might still be current, does not get the attributes and is not the parent."""
     with COMBINED[row](settings_for(issuer)) as server:
         client = _KeptAlive(server)
         assert [client.send(token) for token in (bearer(issuer), None, bearer(issuer), None)] == [200, 401, 200, 401]
@@ -637,7 +641,7 @@ def test_refused_sanic_request_is_recorded(
 
 
 def test_zero_code_shows_refused_requests(tmp_path: Path) -> None:
-    """With environment variables alone, rejected requests cause a warning on standard error, although no logs are
+    """With environment variables alone, rejected requests cause a warning on standard error, although no log is
     exported.
     """
     command = [script("opentelemetry-instrument"), *uvicorn_command("tests.support.unaware_apps:asgi_app")]

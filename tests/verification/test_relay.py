@@ -224,7 +224,7 @@ def hello_app() -> Starlette:
 
 
 def test_boundary_of_ones_own_does_not_let_enforcement_be_skipped(issuer: Issuer) -> None:
-    """An outer boundary without an authenticator does not skip the inner boundary's check."""
+    """An outer boundary without an authenticator does not prevent the inner boundary's check."""
     from otel_token_relay.servers.asgi import TokenRelayMiddleware
 
     with verifying_without_code(issuer):
@@ -235,7 +235,9 @@ def test_boundary_of_ones_own_does_not_let_enforcement_be_skipped(issuer: Issuer
 
 
 def test_extra_that_is_missing_lets_nobody_in() -> None:
-    """If PyJWT is missing, verification rejects every request with an error about the extra."""
+    """If PyJWT is missing, an error mentions the extra and every request is rejected; without VERIFY, PyJWT is not
+    needed.
+    """
     program = """
 import logging, sys
 logging.basicConfig(stream=sys.stdout)

@@ -167,7 +167,7 @@ def test_other_exceptions_of_the_application_are_not_affected(issuer: Issuer) ->
     "kind", [403, HTTPException, StarletteHTTPException], ids=["status", "FastAPI's", "Starlette's"]
 )
 def test_a_handler_of_the_application_takes_precedence(issuer: Issuer, kind: Any) -> None:
-    """An application's exception handler takes precedence and receives the status and the challenge."""
+    """An application's exception handler takes precedence and finds the status and the challenge in the exception."""
 
     def handle(request: fastapi.Request, error: Any) -> PlainTextResponse:
         return PlainTextResponse("its own body", error.status_code, headers=error.headers)

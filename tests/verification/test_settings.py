@@ -1,4 +1,4 @@
-"""Verification variables that cannot be read are replaced with strict values."""
+"""Each verification variable is read, and a strict value replaces an unreadable one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def from_env(**variables: str) -> Settings:
 
 
 def test_nothing_is_verified_by_default() -> None:
-    """Nothing is verified by default, even if issuers are set."""
+    """By default, and with issuers alone, nothing is verified."""
     assert from_env().verify == "off"
     assert from_env(ISSUERS="https://idp.example", AUDIENCE="a").verify == "off"
     assert from_env().problems == ()
@@ -166,7 +166,7 @@ def test_what_may_belong_to_a_bad_entry_is_not_given_to_another_issuer(extra: di
     ],
 )
 def test_settings_that_contradict_each_other_are_a_problem(variables: dict[str, str], problem: str) -> None:
-    """With contradictory settings, requests get 503, and the secret is not revealed."""
+    """With contradictory settings, requests get status 503, and the secret is not printed."""
     settings = from_env(
         **COMPLETE | {"JWKS_URI": "https://k.example", "INTROSPECTION_ENDPOINT": "https://i.example"} | variables
     )
@@ -245,7 +245,7 @@ def test_bad_value_in_code_is_an_error(name: str, value: Any) -> None:
     ("verify", "reason"), [("off", Reason.NOT_VERIFIED), ("report", Reason.RELAYED), ("enforce", Reason.RELAYED)]
 )
 def test_explain_knows_whether_anything_verifies(verify: Any, reason: Reason) -> None:
-    """REQUIRE_VERIFIED alone relays nothing, but relays verified tokens with verification at the boundary."""
+    """With REQUIRE_VERIFIED, nothing is relayed unless the boundary verifies tokens."""
     relays = {"destinations": ("https://a.example",), "require_verified": True}
     verifies = {"issuers": ("https://idp.example",), "audience": ("a",)}
 
@@ -278,7 +278,9 @@ def test_check_names_what_is_wrong() -> None:
     ],
 )
 def test_plain_http_issuer_must_be_listed(issuer: str, plaintext: str, is_trusted: bool) -> None:
-    """Nothing is fetched from an unlisted plain http issuer, and a problem contains the issuer and the setting."""
+    """Nothing is fetched from an unlisted plain http issuer, and a problem contains the issuer and the setting that
+    allows it.
+    """
     settings = from_env(**COMPLETE | {"ISSUERS": issuer, "PLAINTEXT_ISSUERS": plaintext})
 
     assert settings.issuers == ((issuer,) if is_trusted else ())
@@ -303,7 +305,7 @@ def test_plain_http_endpoint_must_be_listed(name: str, plaintext: str, is_truste
 
 
 def test_only_the_entry_with_a_plain_http_endpoint_is_refused() -> None:
-    """Only the issuer with an unlisted plain http endpoint is rejected, and the other issuers are not affected."""
+    """In a configuration file, only the issuer whose endpoint uses unlisted plain http is rejected."""
     bad = TrustedIssuer(issuer="https://a.example", jwks_uri="http://keys.example")
     with pytest.raises(ConfigurationError, match=r"https://a\.example: jwks_uri: expected an https URL"):
         Settings(issuers=(bad, "https://b.example"))
@@ -312,9 +314,7 @@ def test_only_the_entry_with_a_plain_http_endpoint_is_refused() -> None:
 
 @pytest.mark.parametrize("other", ["off", "report", "optional", "enforce"])
 def test_the_strictest_source_wins(other: Any) -> None:
-    """The strictest source applies, although ``optional`` and ``report`` each reject requests that the other one
-    serves.
-    """
+    """The strictest source applies: ``optional`` is stricter than ``report`` and less strict than ``enforce``."""
     order = ["off", "report", "optional", "enforce"]
     for mode in order:
         loaded = Settings.load({f"{PREFIX}VERIFY": mode}, code=Settings(verify=other))

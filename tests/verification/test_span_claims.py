@@ -78,7 +78,7 @@ def server_span(exporter: InMemorySpanExporter) -> dict[str, Any]:
 
 
 def test_chosen_claims_are_written_by_a_middleware_within_the_span(issuer: Issuer, spans: Spans) -> None:
-    """A middleware writes the configured claims to the existing SERVER span."""
+    """A middleware writes the configured claims to the SERVER span, which exists before the token is verified."""
     provider, exporter = spans
     app = BearerAuthMiddleware(
         hello_app(),
@@ -129,7 +129,7 @@ def test_no_claim_is_written_by_default(issuer: Issuer, spans: Spans) -> None:
 
 
 def test_only_values_that_an_attribute_can_have_are_written(spans: Spans) -> None:
-    """Only claims with values that an attribute can have are written, under their attribute's name."""
+    """A claim is written under its attribute's name, unless the claim is absent or an object."""
     provider, exporter = spans
     chosen = SpanClaims([f"{claim}:a.{claim}" for claim in ("s", "n", "f", "t", "l", "o", "e", "m", "z", "absent")])
     verified = Verified(s="Åsa", n=1, f=1.5, t=True, l=["a", "b"], o={"a": 1}, e=[], m=["a", 1], z=None, other="x")
@@ -151,7 +151,7 @@ def test_an_attribute_name_may_contain_a_colon(spans: Spans) -> None:
 
 @pytest.mark.parametrize("kind", SpanKind)
 def test_only_the_server_span_gets_claims(spans: Spans, kind: SpanKind) -> None:
-    """Only the SERVER span gets claims, because other spans might be exported to unauthorized recipients."""
+    """Only the SERVER span gets claims, because code that must not see the caller might export other spans."""
     provider, exporter = spans
     chosen = SpanClaims(["sub:enduser.id"])
     provider.add_span_processor(chosen.processor())

@@ -1,4 +1,4 @@
-"""Long-lasting responses from real servers end when their request's token expires."""
+"""Streamed responses from real servers end when the token of their request expires."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ ended: list[str] = []
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A limit whose fast clock ends the stream of a one-hour token soon."""
+    """A limit whose clock is ahead, so that it soon ends the stream of a token that is valid for an hour."""
     ahead = 3600 + Settings().leeway - 1.0
     monkeypatch.setattr(seconds_left, "__defaults__", (lambda: time.time() + ahead,))
     build_authenticator.cache_clear()
@@ -49,7 +49,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def token_of(issuer: Issuer, seconds: float = 3600) -> dict[str, str]:
-    """Return a header with a token that ends its stream after about half a second, or much later."""
+    """Return the header for a token that ends its stream after about half a second, or much later."""
     return {"Authorization": bearer(issuer, exp=time.time() + seconds - 0.5).decode().strip()}
 
 
@@ -155,7 +155,7 @@ every_server = pytest.mark.parametrize("serve", SERVERS.values(), ids=SERVERS)
 
 
 def read_all(port: int, path: str, headers: dict[str, str]) -> bytes:
-    """Return a response body that ends as HTTP requires, instead of with a lost connection."""
+    """Return the body of a response that ends as HTTP requires, rather than with a lost connection."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     try:
         connection.request("GET", path, headers=headers)
@@ -182,7 +182,9 @@ def begins(port: int, path: str, headers: dict[str, str], seconds: float) -> Non
 @every_server
 @pytest.mark.parametrize("path", ["/events", "/silent"])
 def test_an_event_stream_ends(issuer: Issuer, serve: Any, path: str, caplog: pytest.LogCaptureFixture) -> None:
-    """When an event stream ends, the application's generator is closed, and no error is logged."""
+    """When the limit ends an event stream, the generator is closed, the response is complete, and no
+    error is logged.
+    """
     with installed(settings_for(issuer, verify_streams="exp")), serve() as server:
         body = read_all(server.port, path, token_of(issuer))
         wait_until(lambda: path in ended)
@@ -193,7 +195,7 @@ def test_an_event_stream_ends(issuer: Issuer, serve: Any, path: str, caplog: pyt
 
 @every_server
 def test_other_responses_last(issuer: Issuer, serve: Any) -> None:
-    """Responses of other types, with unexpired tokens, or with the default settings do not end."""
+    """Responses of other types, with unexpired tokens, or with the default settings continue."""
     with installed(settings_for(issuer, verify_streams="exp")), serve() as server:
         begins(server.port, "/plain", token_of(issuer), 1.0)
         begins(server.port, "/events", token_of(issuer, 7200), 1.0)
@@ -231,7 +233,7 @@ def test_a_websocket_is_closed(issuer: Issuer, serve: Any, is_busy: bool, caplog
 
 
 def test_an_event_stream_of_wsgi_ends_with_its_next_event(issuer: Issuer) -> None:
-    """A WSGI event stream ends at its next event, because a waiting generator cannot be interrupted."""
+    """A WSGI event stream ends and is closed at its next event, because a waiting generator cannot be interrupted."""
 
     def app(environ: Any, start_response: Any) -> Iterator[bytes]:
         def events() -> Iterator[bytes]:
@@ -264,7 +266,7 @@ def test_an_event_stream_of_wsgi_ends_with_its_next_event(issuer: Issuer) -> Non
 
 
 class Lasting(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no types
-    """gRPC methods of each kind, whose streams continue until a limit or the client ends them."""
+    """gRPC methods of each kind, whose streams continue until they are ended."""
 
     def __init__(self, is_aio: bool) -> None:
         self._is_aio = is_aio
@@ -317,7 +319,7 @@ def outcome(channel: grpc.Channel, kind: str, sent: Any, metadata: Any) -> tuple
 
 @pytest.mark.parametrize("row", GRPC)
 def test_a_grpc_stream_ends(issuer: Issuer, row: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A gRPC stream ends, even if its method waits for a message, but a call without a stream continues."""
+    """A gRPC stream ends even while its method waits for a message, but a call without a stream continues."""
     monkeypatch.setattr("tests.support.protected_servers._Methods", lambda is_aio: Lasting(is_aio))
     silence = threading.Event()
 

@@ -46,7 +46,9 @@ def is_accepted(claims: dict[str, Any], typ: str | None = "JWT", profile: str = 
 
 @pytest.mark.parametrize("marker", ACCESS, ids=lambda marker: "+".join(marker.members))
 def test_each_marker_of_an_access_token_suffices(marker: Marker) -> None:
-    """Each marker of an access token has a provider and a source, and is enough to accept that provider's tokens."""
+    """Each marker of an access token has a provider and a source, and is enough for that provider's tokens to be
+    accepted.
+    """
     assert marker.provider
     assert marker.source
     assert is_accepted(members_of(marker))
@@ -75,7 +77,9 @@ def test_a_member_with_a_common_name_may_mean_something_else() -> None:
 
 
 def test_a_token_without_a_marker_is_refused() -> None:
-    """A token without a marker is rejected, because some providers' ID tokens have none."""
+    """A token without a marker is rejected, because some ID tokens from Entra (without a nonce) and Dex
+    have no marker.
+    """
     entra = {"aud": "app", "sub": "s", "oid": "o", "tid": "t", "ver": "2.0", "roles": ["Admin"], "name": "Alice"}
     dex = {"aud": "app", "sub": "s", "email": "alice@example.com", "email_verified": True, "name": "Alice"}
 
@@ -141,7 +145,7 @@ def test_a_nonce_without_a_statement_is_refused(
 
 @given(st.dictionaries(st.sampled_from(sorted({n for m in MARKERS for n in m.members})), json_values))
 def test_any_values_are_read(claims: dict[str, Any]) -> None:
-    """Values of any form raise no error, and a rejected kind is not an access token in any profile."""
+    """Values of any form raise no error, and no profile accepts a rejected kind as an access token."""
     kinds = read_kinds(claims)
 
     assert is_accepted(claims) == (kinds.foreign is None and kinds.access is not None)
@@ -163,7 +167,7 @@ def test_any_values_are_read(claims: dict[str, Any]) -> None:
     ],
 )
 def test_the_profile_for_id_tokens_refuses_other_kinds(claims: dict[str, Any], typ: str | None, expected: bool) -> None:
-    """The profile for ID tokens, which some providers send to APIs, rejects other kinds of tokens."""
+    """The profile for providers that send ID tokens to APIs rejects other kinds of tokens."""
     assert is_accepted(claims, typ, "id-token") is expected
 
 

@@ -117,7 +117,7 @@ def test_no_member_of_the_response_may_say_that_it_is_not_an_access_token(
 
 
 def test_the_response_must_be_about_the_same_issuer(pair: tuple[Issuer, Issuer]) -> None:
-    """An introspection response must be about the token's own issuer."""
+    """An introspection response must be about the token's own issuer, even if the other issuer is also trusted."""
     first, second = pair
     first.introspect = lambda token: {"active": True, "iss": second.url}
 
@@ -126,7 +126,7 @@ def test_the_response_must_be_about_the_same_issuer(pair: tuple[Issuer, Issuer])
 
 
 def test_each_issuer_has_its_own_audience(pair: tuple[Issuer, Issuer]) -> None:
-    """Each issuer has its own audience, which no other issuer can use."""
+    """An issuer's audience for this service is not accepted from a different issuer."""
     first, second = pair
     verifier = TokenVerifier([TrustedIssuer(issuer=first.url, audience=("orders",)), second.url], AUDIENCE)
 
@@ -165,7 +165,7 @@ def test_a_secret_that_cannot_be_read_is_an_outage(pair: tuple[Issuer, Issuer], 
 
 @pytest.mark.parametrize("name", ["accounts.google.com", "http://adfs.example/adfs/services/trust", "acme.com"])
 def test_an_issuer_that_is_a_name_needs_its_keys_and_is_never_fetched(pair: tuple[Issuer, Issuer], name: str) -> None:
-    """An issuer that is a name needs configured keys, because any computer on the network could serve them."""
+    """An issuer that is a name needs configured keys, because any computer on the network could serve fetched ones."""
     issuer = pair[0]
     verifier = TokenVerifier([name], AUDIENCE, jwks_uri=f"{issuer.url}/jwks")
 
@@ -176,7 +176,9 @@ def test_an_issuer_that_is_a_name_needs_its_keys_and_is_never_fetched(pair: tupl
 
 
 def test_issuers_can_be_configured_in_a_file(pair: tuple[Issuer, Issuer], tmp_path: Path) -> None:
-    """Issuers in a file have their own keys, audience, endpoint, and credential, and an invalid one is skipped."""
+    """Each issuer in a file has its own keys, audience, endpoint, and credential, and an invalid entry does not affect
+    the other entries.
+    """
     first, second = pair
     file = tmp_path / "otel.json"
     entries = [
@@ -210,7 +212,7 @@ def test_issuers_can_be_configured_in_a_file(pair: tuple[Issuer, Issuer], tmp_pa
     ("wrong", "meant"), [("issuer", "issuers"), ("audiences", "audience"), ("jwks_url", "jwks_uri"), ("zzz", None)]
 )
 def test_an_argument_that_does_not_exist_is_explained(kind: Any, wrong: str, meant: str | None) -> None:
-    """An unknown argument is explained, because most such mistakes are a wrong singular or plural."""
+    """The error for an unknown argument suggests the similar argument that was probably meant."""
     with pytest.raises(TypeError) as raised:
         kind(**{wrong: "https://idp.example"})
 

@@ -59,7 +59,7 @@ def test_any_text_is_refused(verifier: TokenVerifier, text: str) -> None:
 @FUZZ
 @given(header=st.binary(max_size=60), payload=st.binary(max_size=60), signature=st.binary(max_size=70))
 def test_any_segments_are_refused(verifier: TokenVerifier, header: bytes, payload: bytes, signature: bytes) -> None:
-    """Random well-formed base64url segments are rejected."""
+    """Segments of well-formed random base64url are rejected."""
     with pytest.raises(TokenRejected):
         verifier.verify(".".join(map(b64, (header, payload, signature))))
 
@@ -115,7 +115,7 @@ def test_any_signed_header_is_judged(issuer: Issuer, verifier: TokenVerifier, he
 @FUZZ
 @given(values=st.lists(st.text() | st.from_regex(r"(?i:bearer) +[a-z.=, ]*", fullmatch=True), max_size=2))
 def test_any_header_is_read_or_given_a_reason(values: list[str]) -> None:
-    """Parsing any header returns a b64token or the reason for its absence."""
+    """Parsing a header returns a b64token from one unambiguous line, or the reason for its absence."""
     found = parse_credentials(values)
 
     if isinstance(found, Reason):

@@ -84,7 +84,7 @@ def test_claims_of_one_request_are_its_own(issuer: Issuer) -> None:
 
 
 def test_rejection_holds_no_token(verifier: TokenVerifier, issuer: Issuer) -> None:
-    """A rejection, with its cause and arguments, contains only the name of the rule."""
+    """The error, its cause, and its arguments contain only the name of the rule."""
     token = make_token(claims(issuer.url, aud="elsewhere"))
     with pytest.raises(TokenRejected) as refused:
         verifier.verify(token)
@@ -142,7 +142,9 @@ def test_missing_optional_members_are_accepted(issuer: Issuer, answer: Any) -> N
 
 
 def test_jwt_is_verified_and_introspected(issuer: Issuer) -> None:
-    """A revoked token is rejected despite a valid signature, and an invalid signature despite an active response."""
+    """A revoked token is rejected despite a valid signature, and an invalid signature is rejected despite an active
+    response.
+    """
     verifier = both_verifier(issuer)
     token = make_token(claims(issuer.url))
     assert verifier.verify(token).claims["jti"] == "j-1"
@@ -198,7 +200,7 @@ def test_revocation_hook_is_called_at_each_use(issuer: Issuer) -> None:
 
 
 def test_failing_revocation_hook_accepts_no_token(issuer: Issuer) -> None:
-    """A failing revocation hook is a server error, and the response does not contain the hook's exception."""
+    """A failing revocation hook is a server error, and the response does not contain what the hook raised."""
 
     def is_revoked(found: Any) -> bool:
         raise RuntimeError(found["sub"])
@@ -269,7 +271,7 @@ def test_the_client_is_found_under_the_names_of_common_issuers(
 def test_the_rules_are_applied_in_a_fixed_order(
     issuer: Issuer, changes: dict[str, Any], members: dict[str, Any], reason: str
 ) -> None:
-    """The rules are applied in a fixed order, so an attacker without a key learns nothing about expected claims."""
+    """The order of the rules prevents an attacker without a key from learning which claims this service expects."""
     issuer.keys = [public_jwk("RS256", "k1", alg=None)]
     header = {"alg": "RS256", "typ": "at+jwt", "kid": "k1"} | members
     with pytest.raises(TokenRejected) as rejected:
@@ -279,7 +281,9 @@ def test_the_rules_are_applied_in_a_fixed_order(
 
 
 def test_a_token_is_not_valid_while_its_state_is_unknown(issuer: Issuer) -> None:
-    """A token is not valid while its state is unknown, and the hop neither waits nor raises an error."""
+    """If the hook fails or the introspection result has expired, a token is not valid, and the hop does not wait or
+    raise an error.
+    """
     ahead = 0.0
     hook_fails = False
 
@@ -322,7 +326,7 @@ def test_a_cached_verification_ends_with_the_token_and_with_its_key(issuer: Issu
 
 
 def test_a_token_is_not_invalid_because_the_issuer_is_down(issuer: Issuer) -> None:
-    """A token is neither accepted nor rejected while the issuer provides no keys or response."""
+    """Without the issuer's keys or response, a token is not accepted and not reported as invalid."""
     issuer.behave = issuer.fail
     for verifier, token in (
         (TokenVerifier([issuer.url], AUDIENCE), make_token(claims(issuer.url))),

@@ -1,4 +1,4 @@
-"""One thread watches all deadlines and exists only while there are any."""
+"""A single thread watches all deadlines and exists only while there are any."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ def test_a_deadline_that_passes_is_reported_once(watchdog: Watchdog) -> None:
 
 
 def test_a_block_that_ends_in_time_is_not_reported(watchdog: Watchdog) -> None:
-    """A block that ends in time is not reported or kept alive, and the thread ends before the deadline."""
+    """A block that ends in time is not reported, its references are released, and the thread ends
+    before the deadline.
+    """
 
     class Connection:
         def cut(self) -> None:
@@ -98,7 +100,7 @@ def test_a_forked_child_has_a_thread_of_its_own(watchdog: Watchdog) -> None:
 
 
 def test_without_a_thread_the_block_runs_all_the_same(watchdog: Watchdog, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the process cannot start a thread, the block runs without a deadline, and the next block tries again."""
+    """If the process cannot start another thread, the block runs unwatched, and the next block tries again."""
 
     def refuse(self: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")

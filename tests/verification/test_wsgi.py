@@ -38,7 +38,7 @@ def client(issuer: Issuer) -> Iterator[httpx.Client]:
 
 
 def test_refused_head_is_answered_by_hypercorn_too(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hypercorn, which starts a response with the body's first piece, responds to a rejected HEAD request."""
+    """Hypercorn starts a response with the body's first piece, so a rejected HEAD request has an empty piece."""
     command = "{python} -m hypercorn wsgi:{app} --bind fd://{fd} --log-level warning"
     monkeypatch.setitem(served.COMMANDS, "hypercorn-wsgi", ("wsgi", command))
     app = {"wsgi": "tests.support.protected_apps:wsgi_app"}
@@ -86,7 +86,9 @@ def test_view_without_a_middleware_is_an_error_of_the_server() -> None:
 
 @pytest.mark.parametrize("scope", ["a b", 'a"b', "", "a\r\nX: y"], ids=ascii)
 def test_view_with_a_scope_that_would_break_the_challenge_is_an_error(issuer: Issuer, scope: str) -> None:
-    """A view with a scope that would break the challenge is an error, even for a token with all scopes."""
+    """A scope that would break a view's challenge is an error even with a token that has all scopes, so the first test
+    shows it.
+    """
     seen: list[Exception] = []
 
     def app(environ: Any, start_response: Any) -> list[bytes]:
