@@ -72,7 +72,7 @@ def _ratio(measure: Callable[[int], float], count: int, rounds: int) -> float:
     for number in range(rounds):
         gc.collect()
         gc.disable()
-        # Alternate the order, so that neither timing always comes first.
+        # Alternate the order, so that each timing comes first in half of the rounds.
         if number % 2:
             ours_seconds, bare_seconds = ours(), bare()
         else:

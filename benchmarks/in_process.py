@@ -113,7 +113,7 @@ def serve_fastapi(mode: str, seen: Seen) -> Serve:
 
     FastAPIInstrumentor().instrument()
     HTTPXClientInstrumentor().instrument()
-    # contrib replaces this name The original class would record FastAPI's own spans, which differ.
+    # contrib replaces this name. The original class would record FastAPI's own spans, which differ.
     app = fastapi.FastAPI()
     client = httpx.AsyncClient()
     transport: Any = client._transport

@@ -15,7 +15,9 @@ from tests.support.tokens import public_jwk
 
 @pytest.mark.parametrize("name", ["none", "HS256", "HS384", "HS512", "dir", "A128KW", "rs256", ""])
 def test_no_algorithm_is_symmetric_or_unsigned(name: str) -> None:
-    """No supported algorithm is symmetric or unsigned, in any case, so an attacker cannot sign with a public key."""
+    """No supported algorithm is symmetric or unsigned, so an attacker cannot sign with a public key, and names are
+    case-sensitive.
+    """
     assert name not in KEY_TYPES
     assert not any(kty == "oct" for key_types in KEY_TYPES.values() for kty, _ in key_types)
 

@@ -235,7 +235,7 @@ def test_an_unreadable_request_shares_only_the_boundary_of_an_unreadable_request
 
 
 def test_a_boundary_does_not_apply_in_the_context_of_another_request() -> None:
-    """A boundary does not apply in a different request's context, where a worker task can run."""
+    """A boundary does not apply in the context of another request, in which a worker task can run."""
     values_of = headers(f"Bearer {A}")
     boundary, other = Boundary.of(values_of, SETTINGS), Boundary.of(values_of, SETTINGS)
     with current(other):

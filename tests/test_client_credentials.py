@@ -34,8 +34,8 @@ def decoded(header: str | None) -> str:
 
 
 def test_each_method_sends_the_secret_as_its_specification_says() -> None:
-    """Each method sends the secret as its specification requires, for example, form-encoded (RFC 6749, section
-    2.3.1).
+    """Basic credentials are form-encoded (RFC 6749, section 2.3.1), except with the method for servers that do not
+    decode them.
     """
     encoded = "orders%3Aprod:%23NdhMw3%21%3F%3AR%2B7_8%7BE%2Fs%3D"
 
@@ -219,7 +219,9 @@ def test_a_removed_secret_is_forgotten(tmp_path: Path) -> None:
 
 
 def test_a_secret_shows_only_that_it_is_set() -> None:
-    """The `repr` of a secret or credential does not contain the secret, which can still be sent to a subprocess."""
+    """The `repr` of a secret or a credential does not contain the secret, which can still be pickled for another
+    process.
+    """
     secret = Secret(SECRET)
 
     for text in (repr(secret), str(secret), f"{secret}", "%s" % secret, repr(make()), str(make())):  # noqa: UP031

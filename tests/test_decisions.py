@@ -190,8 +190,8 @@ def test_a_span_of_another_kind_is_not_described(kind: SpanKind, meter: InMemory
 
 @pytest.mark.usefixtures("without_sdk")
 def test_without_telemetry_a_decision_is_not_watched(caplog: pytest.LogCaptureFixture) -> None:
-    """Without telemetry, a higher log level, a span of a different kind, or a non-recording span
-    watches no decision.
+    """Without telemetry, no decision is watched, even with a higher log level, a different kind of span, or a
+    non-recording span.
     """
     caplog.set_level(logging.INFO, "otel_token_relay")
     recorder = DecisionRecorder()

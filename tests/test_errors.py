@@ -75,8 +75,8 @@ def test_an_error_survives_the_transfer_to_another_process(
 
 
 def test_one_class_catches_every_error() -> None:
-    """One class catches every error, a configuration error is also a `ValueError`, and no other class
-    is a base class.
+    """One class catches every error, only a configuration error is also a `ValueError`, and no error derives from
+    another one.
     """
     classes = {c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, RelayError)}
 

@@ -30,7 +30,7 @@ def test_a_worker_thread_of_a_loop_may_block() -> None:
 
 
 def test_neither_library_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Checking for an event loop imports neither asyncio nor trio."""
+    """Checking for an event loop does not import asyncio or trio."""
     monkeypatch.delitem(sys.modules, "trio", raising=False)
     monkeypatch.delitem(sys.modules, "asyncio", raising=False)
     assert running_loop() is None

@@ -52,8 +52,8 @@ def test_telemetrys_own_work_is_suppressed() -> None:
 
 
 def test_a_call_of_the_application_in_an_instrumented_client_is_not_suppressed() -> None:
-    """A call in the instrumentation of requests, which suppresses only urllib3's instrumentation, must still be
-    relayed.
+    """A call through an instrumented requests client is not suppressed, because only urllib3's instrumentation is
+    suppressed.
     """
     with suppress_http_instrumentation():
         assert not is_suppressed(otel_context.get_current())

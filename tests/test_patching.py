@@ -246,7 +246,7 @@ def with_app(server, app):
 
 
 def test_an_attribute_shows_the_enclosed_value_however_it_is_assigned(server) -> None:
-    """An attribute of an existing or new instance returns the wrapped value, and `None` is not wrapped."""
+    """Existing and new instances return the wrapped value, also after later assignments, and `None` is not wrapped."""
     existing, patches = with_app(server, "first"), Patches()
 
     patches.wrap_attribute(server, "app", enclose)

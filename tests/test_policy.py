@@ -80,7 +80,7 @@ def test_a_wildcard_matches_below_whole_labels_only(parent, below, label):
 
 @given(names, names)
 def test_an_exact_entry_matches_only_itself(listed, other):
-    """An exact entry does not match a longer or a shorter host name."""
+    """An exact entry does not match names of which it is a prefix or a suffix."""
     assert find([f"https://{listed}"], f"https://{listed}") is not None
     assert (find([f"https://{listed}"], f"https://{other}") is not None) is (listed == other)
 

@@ -76,9 +76,7 @@ def run(suite: pytest.Pytester, test: str, *arguments: str) -> pytest.RunResult:
 
 
 def test_loading_the_plugin_imports_nothing(tmp_path: Path) -> None:
-    """Loading the plug-in without using a fixture imports neither OpenTelemetry nor any other module of this
-    package.
-    """
+    """Loading the plug-in without using a fixture does not import OpenTelemetry or any other module of this package."""
     (tmp_path / "test_it.py").write_text(
         "import json, sys\n"
         "def test_it(pytestconfig):\n"

@@ -455,7 +455,7 @@ def test_a_hop_does_not_show_its_token():
 
 
 def may_send(token, url="https://a/me", *headers, relay=None, context=None, **settings):
-    """Return whether a cache is told that a request with *token* can get one."""
+    """Return whether `Relay.may_send` allows a token for the request, in a context with *token*."""
     relay = relay or Relay(Settings(**({"destinations": ("https://a",)} | settings)), now=lambda: NOW)
     relay._record = lambda *_, **__: pytest.fail("a cache makes no decision")
     bound = Context(context or {}) if token == "unbound" else with_token(token, Context(context or {}))

@@ -23,7 +23,7 @@ def source(name: str, **values: object) -> Source:
 
 
 def test_the_first_source_applies_to_each_setting() -> None:
-    """The first source applies to each setting, and the remaining settings keep their sources."""
+    """The first source that contains a setting applies to it, and settings from other sources are kept."""
     merged = merge([source("code", a=1), source("file", a=2, b=2), source("environment", a=3, b=3, c=3)])
 
     assert merged.values == {"a": 1, "b": 2, "c": 3}
@@ -62,7 +62,9 @@ def test_only_the_skipped_entries_of_the_list_that_applies_are_refused() -> None
 
 
 def test_an_invalid_header_removes_the_destinations_unless_another_source_replaces_it() -> None:
-    """An invalid header name removes the destinations unless a different source replaces the name."""
+    """Unless another source replaces it, an invalid header name removes the destinations, so no token is sent in a
+    wrong header.
+    """
     listed = source("code", destinations=("https://a",))
     invalid = Source("environment", {"header": "Authorization"}, invalid={"header"})
 
@@ -76,7 +78,7 @@ def test_an_invalid_header_removes_the_destinations_unless_another_source_replac
 @pytest.mark.parametrize("name", [variable.name for variable in VARIABLES.values()])
 @pytest.mark.parametrize("change", ["missing", "doubled", "lower", "short prefix", "hyphens", "no package"])
 def test_each_misspelled_variable_is_reported_with_the_name_that_was_meant(name: str, change: str) -> None:
-    """Each misspelled variable is reported with the intended name."""
+    """Each misspelled variable, which would otherwise be silently ignored, is reported with the intended name."""
     misspelled = {
         "missing": name[:-2] + name[-1],
         "doubled": name + name[-1],

@@ -56,7 +56,7 @@ def test_short_names_resemble_each_other() -> None:
 
 @given(st.text(max_size=12), st.text(max_size=12))
 def test_any_text_can_be_compared(left: str, right: str) -> None:
-    """Any text can be compared, including letters that change their number in uppercase."""
+    """Any text can be compared, including letters that become several letters in uppercase."""
     assert resembles(left, right) is resembles(right, left)
     assert resembles(left, left)
 
@@ -82,5 +82,5 @@ def test_the_nearest_name_is_found(name: str, meant: str | None) -> None:
 
 
 def test_of_two_equally_near_names_the_first_is_returned() -> None:
-    """If two names are equally close, the first is returned."""
+    """If two names are equally close, the first is returned, so the result does not depend on a set's order."""
     assert nearest("axxb", ["axxc", "axxd"]) == "axxc"

@@ -124,7 +124,7 @@ def test_a_server_refuses_although_opentelemetry_does_not_start(
     ],
 )
 def test_a_server_refuses_although_opentelemetry_fails(python: Path, variables: dict[str, str]) -> None:
-    """A server rejects requests if OpenTelemetry's instrumentation fails before it calls the package."""
+    """A server rejects requests whether OpenTelemetry fails before it calls the package or also starts the relay."""
     port = unused_port()
     code = (
         "import sys; from opentelemetry.instrumentation import auto_instrumentation;"

@@ -102,7 +102,7 @@ def test_third_party_stops_at_the_end_of_its_block() -> None:
 
 
 def test_two_authorization_lines_fail() -> None:
-    """A request with two Authorization lines causes an error, and neither line is returned."""
+    """A request with two Authorization lines causes an error instead of returning one of the lines."""
     request = SeenRequest("GET", "/", [("Authorization", f"Bearer {TOKEN}"), ("authorization", "Basic x")], b"")
 
     with pytest.raises(AssertionError) as failure:
@@ -257,7 +257,7 @@ def test_short_lived_items_are_all_searched() -> None:
     "options", [["--tb=auto"], ["--tb=long", "--showlocals"]], ids=["default", "with local variables"]
 )
 def test_pytest_does_not_show_the_token(tmp_path: Path, options: list[str]) -> None:
-    """The output of pytest for a failed check contains neither the token nor the object that contains it."""
+    """The output of pytest for a failed check does not contain the token or the object that contains it."""
     settings = tmp_path / "pytest.ini"  # empty, so that the settings of a parent directory do not apply
     settings.write_text("[pytest]\n")
     (tmp_path / "test_it.py").write_text(

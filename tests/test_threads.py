@@ -162,7 +162,7 @@ def test_uninstall_keeps_the_users_instrumentation():
 
 
 def test_instrumentation_that_the_user_switches_off_stays_off():
-    """Instrumentation that the user disables stays disabled, and no other library's wrapper is removed."""
+    """Instrumentation that the user disabled is not disabled again, which would remove another library's wrapper."""
     install(LISTED)
     with use_token(ALICE):
         ThreadingInstrumentor().uninstrument()

@@ -36,13 +36,13 @@ def test_a_token_never_prints_its_value(value):
 
 
 def test_a_token_has_no_dict():
-    """A token has no ``__dict__``, so `vars` and debuggers reveal nothing."""
+    """A token has no ``__dict__``, so `vars` and debuggers that use it do not reveal the value."""
     with pytest.raises(TypeError):
         vars(BearerToken("abcdefghijkl"))
 
 
 def test_the_state_of_a_token_shows_nothing():
-    """A token's ``__getstate__`` method reveals nothing."""
+    """The state of a token, which code that dumps objects reads, does not contain the value."""
     token = BearerToken("abcdefghijkl", lease=Lease())
 
     assert "abcdefghijkl" not in repr(token.__getstate__())

@@ -49,7 +49,7 @@ def test_the_longest_four_words_are_kept() -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 8, 1000])
 def test_the_number_of_characters_is_bounded(count: int) -> None:
-    """The number of characters is bounded across all lines, of which the first and last parts are read."""
+    """All lines share a limit on the number of characters, and the beginning and end of each line are read."""
     found = words(*(f"Bearer {at:04}{'y' * 100_000}" for at in range(count)))
 
     assert 0 < sum(map(len, found)) <= 16_384
@@ -67,7 +67,7 @@ def test_invalid_lines_raise_nothing(lines: tuple[object, ...]) -> None:
 
 
 def test_credentials_are_neither_printed_nor_pickled() -> None:
-    """Unused credentials are neither printed nor pickled with their context."""
+    """Unused credentials are not printed or pickled with their context."""
     unused = UnusedCredentials((TOKEN,), Lease())
 
     assert TOKEN not in f"{unused!r} {unused!s} {unused.__getstate__()!r}"

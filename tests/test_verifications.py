@@ -63,7 +63,9 @@ def test_outcomes_and_reasons_are_counted(
     ],
 )
 def test_each_reason_is_a_warning_once_a_minute(caplog: pytest.LogCaptureFixture, mode: Any, texts: list[str]) -> None:
-    """Each reason is logged as a warning once a minute with the number of suppressed requests."""
+    """Each reason causes one warning a minute, with the number of requests since the last one, and accepted requests
+    cause none.
+    """
     now = 0.0
     recorder = VerificationRecorder(mode)
     recorder._warnings = RateLimit(1, verifications.WARNING_SECONDS, lambda: now)

@@ -1405,7 +1405,7 @@ def foreign_context(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_runtime_context_that_loses_tokens(foreign_context: Path) -> None:
-    """With a runtime context that loses tokens, no hop gets the token, and the commands report this."""
+    """With a runtime context that loses tokens, no hop gets the token, and `check` and `explain` report this."""
     given = {"folder": foreign_context, "OTEL_PYTHON_CONTEXT": "spans_only"}
 
     hop = run("-c", HOP, **given)

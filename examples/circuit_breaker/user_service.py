@@ -21,7 +21,7 @@ RESET_TIMEOUT = float(os.environ.get("RESET_TIMEOUT", "10"))
 
 
 def is_client_error(error: BaseException) -> bool:
-    """Return whether the service is running. A caller without a token must not open the breaker for all callers."""
+    """Return whether the service itself works. A caller without a token must not open the breaker for all callers."""
     return isinstance(error, httpx.HTTPStatusError) and error.response.status_code < 500
 
 

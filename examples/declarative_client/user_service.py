@@ -40,7 +40,7 @@ class ProfileService(uplink.Consumer):
 
 
 def is_client_error(error: BaseException) -> bool:
-    """Return whether the service is running. All callers share the breaker, so a single caller must not open it."""
+    """Return whether the service itself works. All callers share the breaker, so a single caller must not open it."""
     return isinstance(error, requests.HTTPError) and error.response.status_code < 500
 
 

@@ -148,7 +148,7 @@ def test_a_mapping_argument_keeps_its_class(lines):
 
 
 def test_a_token_in_two_parts_of_a_mapping_is_masked(lines):
-    """A token is masked even if neither the message nor the arguments alone contain all of it."""
+    """A token is masked even if the message and the arguments each contain only a part of it."""
     logger, handler = lines
 
     logger.error("Authorization: Bearer %(a)s %(gone)s", Atoms(a=OWN_OPAQUE))

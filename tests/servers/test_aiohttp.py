@@ -51,8 +51,8 @@ def test_after_uninstall_an_open_connection_binds_no_token() -> None:
     "replaced", [None, [], ["Bearer another"], ["Bearer another", "Bearer third"]], ids=["same", "none", "one", "two"]
 )
 def test_an_inner_boundary_reads_credentials_that_a_middleware_replaced(replaced: list[str] | None) -> None:
-    """Both middlewares share a boundary while the credentials are the same; replaced credentials are read, and two
-    lines bind no token.
+    """Middlewares share a boundary if the credentials are the same; replaced ones are read again, and two lines bind no
+    token.
     """
     seen: list[str | None] = []
 

@@ -552,7 +552,7 @@ def test_extract_uses_what_the_scope_contains_now(outer, change, user):
 @each_outer
 @each_inner
 def test_the_scope_of_another_request_has_its_own_token(outer, inner):
-    """A scope that is served in a different request's context has its own token."""
+    """A's scope has A's token even while it is served in the context of B's request."""
     recorder = Recorder()
     innermost = inner(recorder)
     scopes = []

@@ -186,7 +186,7 @@ UNREADABLE = {
 def test_a_request_that_cannot_be_parsed_reaches_no_code_of_the_application(
     issuer: Issuer, request_bytes: bytes
 ) -> None:
-    """A malformed request runs neither the application's middleware nor its error handlers."""
+    """A malformed request does not run the application's middleware or error handlers, which Sanic would run for it."""
     install(settings_for(issuer))
     with serving() as port, raw_connection(port) as connection:
         connection.sendall(request_bytes)

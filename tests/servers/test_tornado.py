@@ -61,7 +61,9 @@ def test_encoded_letter_does_not_make_an_excluded_path_in_tornado(issuer: Issuer
 
 @pytest.mark.parametrize("path", ["/", "/prepared"])
 def test_tornado_runs_nothing_of_a_refused_handler(issuer: Issuer, path: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Tornado logs a rejected request, runs neither `prepare` nor `on_finish`, and serves the next request."""
+    """Tornado logs a rejected request, does not run `prepare` or `on_finish`, and serves the
+    connection's next request.
+    """
     body = b"x" * 100_000
     with HOOKED["Tornado"](settings_for(issuer), None) as server:
         refused = b"POST %s HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % (path.encode(), len(body))

@@ -477,7 +477,7 @@ def test_extract_uses_what_the_environ_contains_now(outer, change, user):
 @each_outer
 @each_inner
 def test_the_environ_of_another_request_has_its_own_token(outer, inner):
-    """An environ that is served in a different request's context has its own token."""
+    """A's environ has A's token even while it is served in the context of B's request."""
     innermost = inner(listing)
     both = []
     saw = []

@@ -1,5 +1,15 @@
 """The same small application for every framework. The application responds with the token that its code sees.
 
+    /token   the token that the handler sees
+    /stream  three pieces, each with the token that the body sees while it is generated
+    /slow    many pieces, for clients that disconnect
+    /keep    like /token; keeps the context after the request
+    /boom    like /keep, then raises an error
+    /kept    what the kept contexts see now, and why they relay nothing; forgets the contexts
+    /peek    like /kept, but keeps the contexts
+    /socket  (frameworks with WebSockets) like /keep, then like /token for each message
+    /later   (Starlette, FastAPI) background work that records the token that it sees
+
 Only the function that builds an application imports its framework.
 """
 

@@ -133,7 +133,8 @@ class Row:
     """One mode of a cache.
 
     Attributes:
-        name: The name. ``call(url, headers)`` sends a GET request.
+        name: The name.
+        opening: ``with opening(folder) as call`` keeps one client open. ``call(url, headers)`` sends a GET request.
     """
 
     name: str

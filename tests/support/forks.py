@@ -91,7 +91,7 @@ def thread_of_child(url: str) -> str:
 
 
 def carried(url: str) -> str:
-    """Run work in the child that the parent carried."""
+    """Run, in the child, work that the parent carried."""
     return in_child(carry(send, seconds=60), url)
 
 

@@ -143,8 +143,10 @@ def unix_socket(path: str) -> socket.socket:
 
 @contextmanager
 def unix_party(*, tls: bool = False) -> Iterator[tuple[Party, str]]:
-    """Run a server on a Unix socket until the block ends. The server, whose URL contains ``localhost``, and the
-    socket's path.
+    """Run a server on a Unix socket until the block ends.
+
+    Yields:
+        The server, whose URL contains ``localhost``, and the socket's path.
     """
     handler = type("_BoundHandler", (_PartyHandler,), {})
     with tempfile.TemporaryDirectory() as folder:

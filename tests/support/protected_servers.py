@@ -41,7 +41,7 @@ from tests.support.served import Reply, Server
 from tests.support.servers import looping, serve_asgi, serve_wsgi
 
 reached: list[str] = []
-"""The application's paths and hooks that a request ran."""
+"""The application's paths and hooks that ran for a request."""
 
 downstream: list[str] = []
 """The destination of the hop that ``/relay`` decides."""

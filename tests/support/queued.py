@@ -1,5 +1,5 @@
-"""A caller whose outgoing request waits for a connection, and the ways in which the caller's token can become
-unusable.
+"""A caller whose outgoing request waits for a connection, and the events that can affect the caller's
+token meanwhile.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""A program that does not use the package and runs aiohttp.web, Tornado, and gRPC in one event loop, and prints
-their ports.
+"""A program that runs aiohttp.web, Tornado, and gRPC in one event loop without using the package, and prints their
+ports.
 """
 
 from __future__ import annotations

@@ -377,7 +377,7 @@ def test_foreign_verifier_does_for_asgi_and_wsgi(issuer: Issuer) -> None:
     ],
 )
 def test_step_up_is_asked_for(issuer: Issuer, verifier: TokenVerifier, claimed: dict[str, Any], status: int) -> None:
-    """A step-up challenge is sent (row 18: RFC 9470, section 3)."""
+    """A token with insufficient authentication gets a step-up challenge (row 18: RFC 9470, section 3)."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await JSONResponse({})(scope, receive, send)

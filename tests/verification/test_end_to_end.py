@@ -212,7 +212,7 @@ def test_revoked_token_is_refused(server: AuthorizationServer, opaque: bool) -> 
 
 @pytest.mark.parametrize("opaque", [False, True], ids=["JWT", "opaque"])
 def test_token_is_relayed_for_as_long_as_it_stands(server: AuthorizationServer, opaque: bool) -> None:
-    """The second service receives the token until the server revokes it, and then neither service accepts it."""
+    """The second service receives the token until the server revokes it, and then both services reject the token."""
     ahead = 0.0
     verifier = verifier_of(server, introspects=True, monotonic=lambda: time.monotonic() + ahead)
     token = server.log_in("alice", opaque=opaque)

@@ -504,8 +504,8 @@ def test_a_connection_is_used_again(client: HttpClient) -> None:
     ],
 )
 def test_a_connection_in_doubt_is_not_used_again(client: HttpClient, first: bytes) -> None:
-    """If a connection might contain more data, it is not reused, because a request could read another
-    token's result.
+    """After an unusual status, `Connection: close`, or extra data, a connection is not reused, because responses could
+    be mixed up.
     """
     with wire(first, complete()) as server:
         client.fetch(server.url, timeout=5.0)

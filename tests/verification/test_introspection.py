@@ -70,7 +70,7 @@ def test_audience_may_be_left_to_the_server(issuer: Issuer) -> None:
     ],
 )
 def test_unusable_response_is_unavailable(issuer: Issuer, answer: Any) -> None:
-    """If the response is unusable, the token is neither accepted nor reported as invalid."""
+    """If the response is unusable, the token is not accepted and not reported as invalid."""
     issuer.introspect = lambda token: answer
 
     with pytest.raises(KeysUnavailable):
@@ -695,7 +695,7 @@ def test_response_that_cannot_be_refreshed_is_used_for_a_minute(issuer: Issuer, 
 
 
 def test_logging_that_raises_does_not_stop_lookups(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A logging filter that raises an error stops neither the workers nor the probe."""
+    """A logging filter that raises an error does not stop the workers or the probe."""
 
     def refuse(record: logging.LogRecord) -> bool:
         raise RuntimeError("a broken filter")

@@ -34,7 +34,7 @@ from tests.support.json_values import json_values
     ],
 )
 def test_an_issuer_is_an_https_url_or_on_loopback(issuer: Any, is_usable: bool) -> None:
-    """An issuer must use https or be on loopback, because an attacker on the network could change its metadata."""
+    """An issuer must use https or be on loopback; otherwise, an attacker on the network could change its metadata."""
     if is_usable:
         assert check_issuer(issuer) == issuer
         return

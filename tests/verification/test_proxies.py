@@ -99,5 +99,5 @@ def test_the_password_is_not_printed() -> None:
     ],
 )
 def test_no_proxy_has_names_addresses_networks_and_ports(no_proxy: str, covered: list[str], other: list[str]) -> None:
-    """`no_proxy` can contain names, addresses, networks, and ports, which are compared with port 443."""
+    """`no_proxy` can contain names, addresses, networks, and ports; all requests in this test are to port 443."""
     assert [host for host in covered + other if is_excluded(host, 443, no_proxy)] == covered

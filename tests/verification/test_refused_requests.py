@@ -143,9 +143,7 @@ def outcomes(telemetry: Telemetry) -> dict[str, int]:
 def test_refused_request_has_a_span_a_count_and_a_warning(
     issuer: Issuer, row: str, telemetry: Telemetry, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A rejected request has one count, one warning, and one child span of the caller's, with only the method and the
-    path.
-    """
+    """A rejected request has one count, one warning, and one span below the caller's, with only its method and path."""
     token = bearer(issuer, exp=1)
     secret = token.decode().removeprefix(" Bearer ")
     headers = (TRACEPARENT, b"User-Agent: " + secret.encode(), b"X-Forwarded-Proto: " + secret.encode())

@@ -32,7 +32,8 @@ class Fault(NamedTuple):
     """A request that is rejected.
 
     Attributes:
-        authorization: The request's Authorization lines. status, error: The expected status and error.
+        authorization: The request's Authorization lines.
+        status, error: The expected status and error.
         challenge: The challenge's expected attributes after the realm, or ``None``.
         scopes: The scopes that the service requires.
         method: The request's method.

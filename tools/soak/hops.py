@@ -33,7 +33,7 @@ MEMORY_GROWTH_LIMIT = 0.05
 CALL_TIMEOUT_SECONDS = 60.0
 
 
-# The following functions run in the services. None of these libraries imports the package.
+# The following functions run in the services. They do not import the package.
 
 
 def profile_service() -> Any:

@@ -2,8 +2,8 @@
 environment.
 
 All sessions share one SQLite connection, so the end of a request can roll back the changes of a different request. The
-server here handles one request at a time and never deletes expired rows. To save most of the time of the tests, it
-also uses fewer rounds to hash secrets.
+server here handles one request at a time and never deletes expired rows. It also hashes secrets with fewer rounds,
+because hashing would otherwise take most of the tests' time.
 """
 
 from __future__ import annotations
