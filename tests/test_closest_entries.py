@@ -123,7 +123,9 @@ def test_an_entry_that_excludes_the_origin_is_named() -> None:
 
 
 def test_a_skipped_entry_is_named() -> None:
-    """A skipped entry is reported, because its own problem contains more information."""
+    """For the origin of a skipped entry, the result states that the entry is skipped, and a problem describes the
+    mistake.
+    """
     found = closest_entry(Origin("https", "a", 443), policy("https://*", refused=("https://a",)))
 
     assert found is not None

@@ -101,7 +101,7 @@ def test_an_authenticator_that_cannot_start_denies_every_request(caplog: pytest.
 
 
 def test_a_path_that_the_client_has_moved_is_denied() -> None:
-    """A path below a mount point from a header is denied, because the client can choose the header."""
+    """An excluded path below a mount point from a header is denied, because the client can choose the header."""
     authenticator = DenyAll(unusable("enforce", VERIFY_EXCLUDE="/live"))
 
     assert authenticator.check(Reason.ABSENT, RequestPath("/live", "/admin/live", lambda: ["/admin"])) is not None

@@ -185,7 +185,9 @@ def test_any_entries_are_read(entries: list[Any]) -> None:
 
 
 def test_a_value_that_belongs_to_one_issuer_goes_to_the_only_one() -> None:
-    """A setting that belongs to an issuer applies only if there is exactly one issuer."""
+    """A separate key set URL or introspection endpoint applies to the only issuer, and is an error with several
+    issuers.
+    """
     (only,) = combine(["acme.com"], jwks_uri="https://keys.example", introspection_endpoint="https://a.example/i")
     assert (only.jwks_uri, only.introspection_endpoint) == ("https://keys.example", "https://a.example/i")
 

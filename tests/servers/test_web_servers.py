@@ -189,8 +189,8 @@ def check_websockets(caller: Caller, listed: Destination) -> None:
 def test_a_server_whose_attribute_was_renamed_is_reported(
     issuer: Issuer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If a server's hooked attribute is missing, the log reports unverified requests, and the state
-    contains its name.
+    """If a server lacks the hooked attribute, the hook's state contains its name, and the log reports unverified
+    requests.
     """
     module = types.ModuleType("daphne.server")
     module.Server = type("Server", (), {"__init__": lambda self, app: setattr(self, "app", app)})  # type: ignore[attr-defined]

@@ -709,8 +709,8 @@ def test_work_grows_no_faster_than_a_hostile_token(world: World, build: Callable
         return sum(min(_work(world, token) for _ in range(5)) for token in tokens)
 
     # A token that is eight times longer can take eight times longer; quadratic work takes 64 times longer. The test
-    # compares the minimum of several measurements of this thread's processor time, because a busy machine slows
-    # down all of them.
+    # compares the minimum of several measurements of this thread's processor time, so a busy machine affects both
+    # lengths equally.
     assert work(11600) < 24 * work(11600 // 8)
 
 
