@@ -53,7 +53,7 @@ class Service(NamedTuple):
         )
 
     def authenticator(self, *, with_scopes: bool = True) -> BearerAuthenticator:
-        """Return the authenticator; without *scopes*, other code must require them."""
+        """Return the authenticator; if *with_scopes* is false, other code must require the scopes."""
         verifier = TokenVerifier(self.issuers, AUDIENCE, max_length=MAX_LENGTH)
         scopes = self.scopes if with_scopes else ()
         return BearerAuthenticator(verifier, required_scopes=scopes, exclude=self.exclude)
