@@ -1,6 +1,6 @@
-"""A table of wrong set-ups, and what `check`, `explain`, `verify` and the log say about each.
+"""For each incorrect setup, `check`, `explain`, `verify`, and the log contain words that lead to the cause.
 
-Each row names the words that lead to the cause. `tests/support/set_ups.py` runs the commands and the relay.
+`tests/support/set_ups.py` runs the commands and the relay.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FILE: Final = {"OTEL_CONFIG_FILE": "{file}"}
 VERIFYING: Final = {".VERIFY": "enforce", ".ISSUERS": "{issuer}", ".AUDIENCE": AUDIENCE}
 
 NO_PROBLEM: Final = "No problems found"
-# Why check finds no problem.
+# The reason that `check` finds no problem.
 ONLY_THE_CALL: Final = "check does not know which URLs the application calls"
 ONLY_THE_TOKEN: Final = "check does not know which tokens the callers send"
 RISKY: Final = "it works, so it is a warning, and a problem only with --strict"
@@ -40,7 +40,7 @@ def relay(**variables: str) -> dict[str, str]:
 
 
 def verifying(**variables: str) -> dict[str, str]:
-    """Return the variables of a service that verifies as well."""
+    """Return the variables of a service that also verifies tokens."""
     return relay() | VERIFYING | {f".{name}": value for name, value in variables.items()}
 
 
@@ -52,7 +52,7 @@ def without(variables: Mapping[str, str], *names: str) -> dict[str, str]:
 
 
 def off(name: str, propagators: str | None, *words: str, startup: tuple[str, ...], instead: str = "") -> SetUp:
-    """The relay is off, although there is a destination."""
+    """Describe a setup in which the relay is off although there is a destination."""
     variables = without(relay(), "OTEL_PROPAGATORS")
     instead = instead or "set OTEL_PROPAGATORS=tracecontext,baggage,token_relay"
     return SetUp(
@@ -166,7 +166,7 @@ PROPAGATORS: Final = [
 
 
 def unknown_name(name: str, *, meant: str = f"{PREFIX}DESTINATIONS") -> SetUp:
-    """The destinations have another name, so there are none."""
+    """Describe a setup whose variable for destinations is misspelled, so there are no destinations."""
     problem = f"{name}: unknown variable; did you mean {meant}?"
     return SetUp(
         name=f"variable {name}",
@@ -247,7 +247,7 @@ NAMES: Final = [
 
 
 def value(setting: str, given: str, expected: str, applies: str, **changes: Any) -> SetUp:
-    """A setting of the relay has a value that cannot be read, and a stricter value applies."""
+    """Describe a setup in which a setting has an unreadable value, so a stricter value applies."""
     problem = f"{PREFIX}{setting}: {expected}"
     shown = f"{PREFIX}{setting} = {applies} (environment; the configured value is invalid)"
     row: dict[str, Any] = {
@@ -373,7 +373,7 @@ VALUES: Final = [
 
 
 def entry(name: str, destinations: str, *words: str, url: str = URL, never: tuple[str, ...] = ()) -> SetUp:
-    """An entry is invalid, so it is skipped, and its origin gets no token."""
+    """Describe a setup with an invalid entry, which is skipped, so its origin gets no token."""
     return SetUp(
         name=f"entry: {name}",
         variables=relay(DESTINATIONS=destinations),
@@ -386,7 +386,7 @@ def entry(name: str, destinations: str, *words: str, url: str = URL, never: tupl
 
 
 def unreadable(name: str, destinations: str, *words: str, url: str = URL, never: tuple[str, ...] = ()) -> SetUp:
-    """An entry is invalid, and its origin is unknown."""
+    """Describe a setup with an invalid entry whose origin is unknown."""
     return SetUp(
         name=f"entry: {name}",
         variables=relay(DESTINATIONS=destinations),
@@ -599,7 +599,7 @@ ENTRIES: Final = [
 
 
 def call(name: str, destinations: str, url: str, difference: str, *, reason: str = "destination_not_listed") -> SetUp:
-    """The list is valid, but the application calls another origin."""
+    """Describe a setup with a valid list in which the application calls an origin that is not listed."""
     return SetUp(
         name=f"call: {name}",
         variables=relay(DESTINATIONS=destinations),
@@ -612,7 +612,7 @@ def call(name: str, destinations: str, url: str, difference: str, *, reason: str
 
 
 def unusable(name: str, url: str, *words: str) -> SetUp:
-    """Clients reject the URL."""
+    """Describe a setup with a URL that clients reject."""
     return SetUp(
         name=f"call: {name}",
         variables=relay(),
@@ -667,7 +667,7 @@ CALLS: Final = [
 
 
 def cannot_start(name: str, variables: Mapping[str, str], *words: str, missing: str) -> SetUp:
-    """Verification is on, but a setting is missing, so every request is refused."""
+    """Describe a setup in which verification lacks a setting, so every request is rejected."""
     return SetUp(
         name=name,
         variables=variables,
@@ -745,7 +745,7 @@ VERIFICATION: Final = [
 def rejected(
     name: str, token: Callable[[Issuer], str], reason: str, cause: str, advice: str, **variables: str
 ) -> SetUp:
-    """The set-up works, but not for this token. The log has the same cause as the command."""
+    """Describe a setup that works, but not for this token. The log contains the same cause as the command."""
     return SetUp(
         name=f"token: {name}",
         variables=verifying(**variables),
@@ -760,7 +760,7 @@ def rejected(
 
 
 def unreadable_token(name: str, token: Callable[[Issuer], str], line: tuple[str, ...], verify: Says) -> SetUp:
-    """The server reads no token from the header, so the log has the general cause."""
+    """Describe a setup in which the server reads no token from the header, so the log has the general cause."""
     return SetUp(
         name=f"token: {name}",
         variables=verifying(),
@@ -774,7 +774,7 @@ def unreadable_token(name: str, token: Callable[[Issuer], str], line: tuple[str,
 
 
 def changed(**changes: Any) -> Callable[[Issuer], str]:
-    """Return a function that creates a token with other claims."""
+    """Return a function that creates a token with changed claims."""
     return lambda issuer: make_token(claims(issuer.url, **changes))
 
 
@@ -1017,7 +1017,7 @@ TOKENS: Final = [
 
 
 def issuer_of(name: str, fault: Callable[[Issuer], object] | None, *words: str, **changes: Any) -> SetUp:
-    """The issuer's endpoints cannot be used, so every request fails with 503."""
+    """Describe a setup with unusable issuer endpoints, in which every request fails with 503."""
     row: dict[str, Any] = {
         "name": f"issuer: {name}",
         "variables": verifying(),
@@ -1125,7 +1125,7 @@ CORRECT: Final = "Correct the settings: see the problem below"
 
 
 def in_file(name: str, lines: tuple[str, ...], *words: str, **changes: Any) -> SetUp:
-    """The file switches the relay on, but its destinations cannot be read."""
+    """Describe a setup whose file enables the relay but contains unreadable destinations."""
     row: dict[str, Any] = {
         "name": f"file: {name}",
         "variables": FILE,
@@ -1139,7 +1139,7 @@ def in_file(name: str, lines: tuple[str, ...], *words: str, **changes: Any) -> S
 
 
 def beside_a_relay(*words: str) -> dict[str, Any]:
-    """Return what the commands say if a key other than the destinations is wrong."""
+    """Return the output of the commands if a key other than the destinations is wrong."""
     return {
         "check": says(1, "The relay is on", *words),
         "explain": says(0, "relayed", *words),
@@ -1148,7 +1148,7 @@ def beside_a_relay(*words: str) -> dict[str, Any]:
 
 
 def broken(name: str, reason: str, **changes: Any) -> SetUp:
-    """The file cannot be read, and may contain settings."""
+    """Describe a setup whose file cannot be read and might contain settings."""
     words = (f"OTEL_CONFIG_FILE: the file cannot be read: {reason}", "no token is relayed and every request must have")
     row: dict[str, Any] = {
         "name": f"file: {name}",
@@ -1302,14 +1302,14 @@ SET_UPS: Final = [*PROPAGATORS, *NAMES, *VALUES, *ENTRIES, *CALLS, *VERIFICATION
 
 @pytest.fixture(scope="module", params=SET_UPS, ids=lambda set_up: set_up.name)
 def set_up(request: pytest.FixtureRequest) -> SetUp:
-    """One row. All tests of one row run after one another, so that each set-up runs once."""
+    """One row of the table. The tests of each row run in sequence, so that each setup runs once."""
     row: SetUp = request.param
     return row
 
 
 @pytest.fixture(scope="module")
 def found(set_up: SetUp, tmp_path_factory: pytest.TempPathFactory) -> Observed:
-    """What explains the set-up."""
+    """Return the output that explains the setup."""
     return observe(set_up, tmp_path_factory.mktemp("set-up"))
 
 
@@ -1324,12 +1324,12 @@ def assert_one_line(lines: tuple[str, ...], words: tuple[str, ...]) -> None:
 
 
 def test_the_table_has_many_rows_with_different_names() -> None:
-    """The issue asks for 60."""
+    """The table has at least 60 rows with different names."""
     assert len({set_up.name for set_up in SET_UPS}) == len(SET_UPS) >= 80
 
 
 def test_each_tool_names_the_cause(set_up: SetUp, found: Observed) -> None:
-    """The exit status and the words are those of the table. An empty cell means that the log has no line."""
+    """Each command's exit status and words match the table, and the log has no line for an empty cell."""
     assert_says(found.check, set_up.check)
     assert_says(found.explain, set_up.explain)
     assert_says(found.verify, set_up.verify)
@@ -1339,14 +1339,14 @@ def test_each_tool_names_the_cause(set_up: SetUp, found: Observed) -> None:
 
 
 def test_check_finds_no_problem_only_if_the_table_says_why(set_up: SetUp, found: Observed) -> None:
-    """The words agree with the exit status."""
+    """`check` finds no problem only if the table contains the reason, and its words match its exit status."""
     check = found.check
 
     assert (NO_PROBLEM in check.text) == (check.status == 0) == bool(set_up.works)
 
 
 def test_explain_and_the_relay_agree(found: Observed) -> None:
-    """explain prints relayed, and exits with 0, if and only if a request is served and its hop gets the token."""
+    """`explain` prints relayed and exits with 0 if and only if a request is served and its hop gets the token."""
     is_relayed = found.is_relayed and "requests get a 503 response" not in found.check.text
 
     assert found.explain.text.startswith("relayed\n") == is_relayed, found.explain.text
@@ -1354,7 +1354,7 @@ def test_explain_and_the_relay_agree(found: Observed) -> None:
 
 
 def test_no_output_contains_a_secret_or_a_traceback(found: Observed) -> None:
-    """Neither a password, nor 17 characters of a token in a row. All text is printable ASCII."""
+    """All output is printable ASCII without passwords or 17 consecutive characters of a token."""
     text = found.everything()
 
     assert SECRET not in text
@@ -1364,7 +1364,7 @@ def test_no_output_contains_a_secret_or_a_traceback(found: Observed) -> None:
     assert all(c == "\n" or " " <= c <= "~" for c in text)
 
 
-# What needs another process
+# Setups that need a separate process
 
 
 def run(*arguments: str, folder: Path, **environ: str) -> Output:
@@ -1405,7 +1405,7 @@ print("relayed" if value else "withheld")
 
 @pytest.fixture
 def foreign_context(tmp_path: Path) -> Iterator[Path]:
-    """A package with a runtime context that keeps only spans, as Datadog's."""
+    """A package with a runtime context that keeps only spans, as Datadog's does."""
     metadata = tmp_path / "spans_only-1.0.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: spans-only\nVersion: 1.0\n")
@@ -1415,7 +1415,7 @@ def foreign_context(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_runtime_context_that_loses_tokens(foreign_context: Path) -> None:
-    """No hop gets the token, and neither command says otherwise."""
+    """With a runtime context that loses tokens, no hop gets the token, and `check` and `explain` report this."""
     given = {"folder": foreign_context, "OTEL_PYTHON_CONTEXT": "spans_only"}
 
     hop = run("-c", HOP, **given)
@@ -1428,7 +1428,7 @@ def test_a_runtime_context_that_loses_tokens(foreign_context: Path) -> None:
 
 
 def test_the_environment_of_another_service(tmp_path: Path) -> None:
-    """With --pid, the problem is that of the service, not that of this shell."""
+    """With --pid, the reported problem is the service's, not that of the current shell."""
     wrong = {"OTEL_PROPAGATORS": "tracecontext"}
     with subprocess.Popen(["sleep", "60"], env=wrong) as service:
         try:

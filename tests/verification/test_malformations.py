@@ -1,4 +1,4 @@
-"""What is malformed in a token."""
+"""Each malformed token has a description of its defect."""
 
 from __future__ import annotations
 
@@ -102,8 +102,8 @@ def with_header(header: dict[str, object]) -> str:
     ],
 )
 def test_each_malformation_is_named(token: str, problem: str, advice: str) -> None:
-    """The verifier rejects the token as malformed, and the description says why."""
-    if is_b64token(token):  # otherwise, the verifier rejects it before it parses it
+    """The verifier rejects each malformed token, and the description states the reason."""
+    if is_b64token(token):  # otherwise, the verifier rejects the token before it parses it
         with pytest.raises(TokenRejected, match="malformed"):
             parse_jws(token, max_length=10_000)
 
@@ -121,7 +121,7 @@ PARTS = st.sampled_from(
 
 @given(st.lists(PARTS, max_size=6).map(".".join) | st.text(alphabet="eyJ.-_AB=+/~", max_size=40))
 def test_exactly_what_the_verifier_rejects_has_a_description(token: str) -> None:
-    """The descriptions follow the verifier's rules."""
+    """Exactly the tokens that the verifier rejects as malformed have a description."""
     try:
         parse_jws(token, max_length=10_000)
     except TokenRejected as error:
@@ -138,7 +138,7 @@ def test_exactly_what_the_verifier_rejects_has_a_description(token: str) -> None
 
 @given(st.text(st.characters(codec=None)))
 def test_no_description_contains_the_token(token: str) -> None:
-    """Any text can be passed, and the descriptions are the same for all."""
+    """A description never contains the token, even if the token is arbitrary text."""
     found = find_malformation(token)
 
     if found is not None and len(token) > 40:
@@ -146,7 +146,7 @@ def test_no_description_contains_the_token(token: str) -> None:
 
 
 def test_the_header_and_the_claims_are_read_without_a_signature() -> None:
-    """Only for explanations: the signature is not even decoded."""
+    """For explanations only, the header and the claims are read without decoding the signature."""
     assert read_unverified(GOOD) == ({"alg": "RS256", "kid": "k1"}, {"iss": "https://idp.example"})
     assert read_unverified(f"{HEADER}.{PAYLOAD}") == read_unverified(GOOD)
     for token in ("", "a", "é.é.é", f"{HEADER}.{b64('[]')}.AAAA", "A.A.A"):
