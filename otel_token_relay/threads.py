@@ -60,8 +60,8 @@ request.
 
 def load_instrumentor() -> Any:
     """Return OpenTelemetry's threading instrumentor, a singleton."""
-    # A top-level import could cause an import cycle, because this package imports `opentelemetry.propagate`, which can
-    # load this package's propagator.
+    # A top-level import could cause an import cycle: the instrumentation imports `opentelemetry.propagate`, which can
+    # import this package's propagator.
     from opentelemetry.instrumentation.threading import ThreadingInstrumentor
 
     return ThreadingInstrumentor()

@@ -112,8 +112,8 @@ class Verification(Protocol):
 class BearerToken:
     """A bearer token that does not print its value.
 
-    ``repr``, ``str``, ``format``, and logging show only a keyed fingerprint and the length. Pickling raises
-    `TypeError`. Only `reveal` and `reveal_all` return the value.
+    ``repr``, ``str``, ``format``, and log messages contain only a keyed fingerprint and the token's length. Pickling
+    raises `TypeError`. Only `reveal` and `reveal_all` return the value.
 
     Args:
         value: A b64token (RFC 6750, section 2.1), without the ``Bearer`` prefix.
