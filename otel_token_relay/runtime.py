@@ -17,8 +17,9 @@ from otel_token_relay.settings import Settings
 
 
 class Terms(NamedTuple):
-    """The settings and the authenticator for incoming requests; the authenticator is ``None`` if verification is
-    off.
+    """The settings and the authenticator for incoming requests.
+
+    The authenticator is ``None`` if verification is off.
     """
 
     settings: Settings

@@ -119,7 +119,7 @@ def _read_number(text: str) -> float:
 
 def _read_count(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 10):
-        raise ValueError("expected a whole number above 0")
+        raise ValueError("expected a whole number greater than 0")
     return int(text)
 
 

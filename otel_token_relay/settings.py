@@ -543,7 +543,7 @@ class Settings:
         for name in ("max_age", "linger", "min_ttl", "leeway"):
             check_seconds(name, getattr(self, name))
         if isinstance(self.max_length, bool) or not isinstance(self.max_length, int) or self.max_length < 1:
-            raise ConfigurationError("max_length", "expected a whole number above 0")
+            raise ConfigurationError("max_length", "expected a whole number greater than 0")
         _check_choices_and_lists(self)
         _check_issuers_and_client(self)
         _check_files_and_metadata(self)
@@ -595,7 +595,7 @@ class Settings:
         problems = list(dict.fromkeys(merged.problems))
         settings = cls(**merged.values | _usable_issuers(merged, problems))
         if settings.verify != "off" and (obstacle := settings.verification_problem) is not None:
-            effect = "no request is verified" if settings.verify == "report" else "requests get a 503 response"
+            effect = "requests are not verified" if settings.verify == "report" else "requests receive a 503 response"
             problems.append(
                 f"{VARIABLES['verify'].name}: verification cannot start, because {obstacle}; until this is corrected,"
                 f" {effect}"
@@ -657,9 +657,7 @@ class Settings:
 
     @property
     def verification_problem(self) -> str | None:
-        """The reason why verification cannot start, as a clause without a period; ``None`` if verification can
-        start.
-        """
+        """The reason why verification cannot start; ``None`` if verification can start."""
         if missing := self.missing_to_verify:
             names = " and ".join(VARIABLES[name].name for name in missing)
             return f"{names} {'has' if len(missing) == 1 else 'have'} no valid value"
@@ -677,13 +675,11 @@ class Settings:
 
     @property
     def exchange_problem(self) -> str | None:
-        """The reason why no token can be exchanged, as a clause without a period; ``None`` if tokens can be
-        exchanged.
-        """
+        """The reason why tokens cannot be exchanged; ``None`` if tokens can be exchanged."""
         if self.exchange_grant == "off":
             return f"{VARIABLES['exchange_grant'].name} is off"
         if self.exchange_actor != "none" and "on-behalf-of" in {d.grant or self.exchange_grant for d in self.entries}:
-            return f"{VARIABLES['exchange_actor'].name} cannot be used with the grant on-behalf-of"
+            return f"{VARIABLES['exchange_actor'].name} cannot be used with the on-behalf-of grant"
         try:
             return self._problem_with_token_endpoints()
         except ConfigurationError as error:
@@ -723,7 +719,7 @@ class Settings:
         policy = RelayPolicy(self.entries, self.refused)
         if self.issuers and self.verify == "off":
             found.append(
-                f"{VARIABLES['issuers'].name} is set, but requests are not verified: set"
+                f"{VARIABLES['issuers'].name} is set, but requests are not verified; set"
                 f" {VARIABLES['verify'].name}=enforce"
             )
         if self.verify != "off" and not self.tenants and any("{tid}" in str(issuer) for issuer in self.issuers):
@@ -735,12 +731,12 @@ class Settings:
             pattern = destination.pattern
             if destination.never:
                 if _relays_to_other_ports(policy, pattern):
-                    found.append(f"{destination} excludes one port only, and a wider entry relays to its other ports")
+                    found.append(f"{destination} excludes only one port, but a broader entry relays tokens to the host's other ports")
             elif pattern.host == "*":
-                found.append(f"the destination {pattern} sends every caller's token to any host")
+                found.append(f"the destination {pattern} allows every caller's token to be sent to any host")
             elif pattern.scheme == "http" and not pattern.is_loopback and not is_listed(pattern, self.plaintext_hosts):
                 found.append(
-                    f"the destination {pattern} sends tokens unencrypted; this is safe only behind a mesh sidecar"
+                    f"the destination {pattern} receives unencrypted tokens; this is safe only behind a mesh sidecar"
                 )
         return tuple(found)
 
@@ -799,7 +795,7 @@ def _usable_issuers(merged: Source, problems: list[str]) -> dict[str, Any]:
     credential = [name for name in VARIABLES if name.startswith("client_") and values.get(name)]
     if credential:
         names = ", ".join(VARIABLES[name].name for name in credential)
-        problems.append(f"{names}: it is unclear which issuer the credential belongs to, so it is not used")
+        problems.append(f"{names}: it is unclear which issuer the credential belongs to, so the credential is not used")
         replaced |= dict.fromkeys(credential)
     return replaced | {"issuers": tuple(entry for entry in issuers if entry not in useless)}
 
@@ -811,8 +807,9 @@ RESOURCE_RULE: Final = (
 
 
 def is_resource(url: object) -> bool:
-    """Return whether *url* can identify a protected resource (RFC 9728, section 1.2). The http scheme is allowed only
-    on loopback.
+    """Return whether *url* can identify a protected resource (RFC 9728, section 1.2).
+
+    The http scheme is allowed only on loopback.
     """
     if not isinstance(url, str) or not is_trustworthy(url) or not _is_quotable(url):
         return False
@@ -869,15 +866,15 @@ def _check_choices_and_lists(settings: Settings) -> None:
         if getattr(settings, name) not in choices:
             raise ConfigurationError(name, f"expected one of {', '.join(filter(None, choices))}")
     for name, rule, is_good in (
-        ("audience", "expected names of this service, none of them empty", bool),
+        ("audience", "expected non-empty names of this service", bool),
         ("algorithms", f"expected one or more of {', '.join(ALGORITHMS)}", ALGORITHMS.__contains__),
-        ("verify_exclude", "expected paths that start with /, or such paths followed by /*", is_exclusion),
+        ("verify_exclude", "expected paths that start with / and optionally end with /*", is_exclusion),
         ("redact_keys", "expected a sequence of non-empty attribute keys", str.strip),
         ("plaintext_hosts", "expected hosts without a scheme, such as profile-service or 10.0.0.7:8080", _is_host),
         ("plaintext_issuers", "expected hosts without a scheme, such as keycloak:8080", _is_host),
         ("span_claims", "expected claim:attribute pairs, such as sub:enduser.id", _is_pair),
-        ("tenants", "expected tenant IDs in lower case, such as 72f988bf-86f1-41af-91ab-2d7cd011db47", is_tenant),
-        ("scope_claims", "expected names of claims, none of them empty", str.strip),
+        ("tenants", "expected lowercase tenant IDs, such as 72f988bf-86f1-41af-91ab-2d7cd011db47", is_tenant),
+        ("scope_claims", "expected non-empty claim names", str.strip),
         ("required_scopes", "expected scopes without white space", _is_scope),
     ):
         values = getattr(settings, name)
@@ -925,7 +922,7 @@ def _check_files_and_metadata(settings: Settings) -> None:
     for name in ("ca_file", "jwks_token_file"):
         path = getattr(settings, name)
         if not isinstance(path, str) or "\0" in path:
-            raise ConfigurationError(name, "expected the path of a file")
+            raise ConfigurationError(name, "expected a file path")
     if not isinstance(settings.realm, str) or not _is_quotable(settings.realm):
         raise ConfigurationError("realm", "expected ASCII text without quotes or backslashes")
     if settings.resource_metadata and not is_resource(settings.resource_metadata):
@@ -937,8 +934,9 @@ def _is_text(value: object) -> bool:
 
 
 def is_exclusion(text: str) -> bool:
-    """Return whether *text* is a path or a path followed by ``/*``. ``/*`` alone is invalid, because it excludes every
-    path.
+    """Return whether *text* is a path or a path followed by ``/*``.
+
+    ``/*`` alone is invalid, because it excludes every path.
     """
     return text.startswith("/") and "*" not in text.removesuffix("/*") and text != "/*"
 

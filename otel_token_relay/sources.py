@@ -164,7 +164,7 @@ class SourceReader:
                 # An empty value leaves the setting unset. For a guarded setting, report the empty value, because it
                 # probably refers to an unset variable.
                 if setting in _GUARDED:
-                    source.problems.append(f"{source.name}.{setting}: expected a value; perhaps a variable is not set")
+                    source.problems.append(f"{source.name}.{setting}: expected a value; an environment variable might be unset")
                     self._replace(source, setting)
             elif value is not None:
                 self._read(source, setting, f"{section.path}.{setting}", self._variables[setting].kind.read_any, value)
@@ -198,7 +198,7 @@ class SourceReader:
         if file.is_unknown:
             self._be_strict(source)
             effect = (
-                "because it may contain settings, no token is relayed and every request must have a valid token until"
+                "the file might contain settings, so no token is relayed and every request must have a valid token until"
                 " the file can be read or the variable is unset"
             )
         source.problems.append(f"{FILE_VARIABLE}: the file cannot be read: {file.problem}; {effect}")
@@ -213,9 +213,7 @@ class SourceReader:
         return source
 
     def _be_strict_if_unset(self, source: Source, setting: str, value: object) -> None:
-        """Apply the strict value of a setting whose name is misspelled, unless the misspelled setting only turns a
-        guarded feature off.
-        """
+        """Apply the strict value of a misspelled setting, unless the setting only turns a guarded feature off."""
         if setting not in source.values and not (setting in _GUARDED and is_off(value)):
             self._replace(source, setting)
 
@@ -292,8 +290,7 @@ def are_given(setting: str, sources: Iterable[Source]) -> bool:
 
 
 def describe_overridden(sources: Sequence[Source], variables: Mapping[str, Variable]) -> Iterator[str]:
-    """Yield a sentence for each environment variable that has no effect because a configuration file contains the same
-    setting.
+    """Yield a message for each environment variable that is overridden by a configuration file.
 
     Args:
         sources: All sources except code, in order of precedence.

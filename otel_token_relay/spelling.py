@@ -30,16 +30,15 @@ def nearest(name: str, names: Iterable[str], max_edits: int = _MAX_EDITS) -> str
 
 
 def hint(name: str, names: Iterable[str]) -> str:
-    """Return a message suffix that suggests the closest match for *name*; empty if none of the *names* is close
-    enough.
-    """
+    """Return a message suffix that suggests the closest match for *name*; empty if no name is close enough."""
     meant = nearest(name, names)
     return "" if meant is None else f"; did you mean {meant}?"
 
 
 def _distance(name: str, other: str) -> int:
-    """Return the Levenshtein distance, ignoring case. If the distance exceeds ``_MAX_EDITS``, the result can be any
-    number greater than ``_MAX_EDITS``.
+    """Return the Levenshtein distance, ignoring case.
+
+    If the distance exceeds ``_MAX_EDITS``, the result can be any number greater than ``_MAX_EDITS``.
     """
     if abs(len(name) - len(other)) > _MAX_EDITS:
         return _MAX_EDITS + 1

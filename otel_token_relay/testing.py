@@ -167,8 +167,9 @@ class _Server(ThreadingHTTPServer):
 
 @contextmanager
 def third_party() -> Generator[ThirdParty, None, None]:
-    """Run a third party on a free loopback port until the ``with`` block ends. A third party must not be a
-    destination.
+    """Run a third party on a free loopback port until the ``with`` block ends.
+
+    A third party must not be a destination.
     """
     handler = type("_BoundHandler", (_Handler,), {})
     server = _Server(("127.0.0.1", 0), handler)

@@ -76,8 +76,9 @@ class ThreadCarriage:
         self._timer_has_own_start = False
 
     def switch_on(self, instrumentor: Any) -> None:
-        """Enable the threading instrumentation if the application has not done so, and remove the token from executors'
-        threads.
+        """Enable the threading instrumentation, and remove the token from executors' threads.
+
+        Instrumentation that the application has already enabled is not changed.
 
         An executor's thread runs the executor's initializer and the callbacks of all requests' futures.
         """
@@ -89,8 +90,9 @@ class ThreadCarriage:
         self._patches.wrap(futures_thread, "_worker", _without_token)
 
     def switch_off(self) -> None:
-        """Undo the changes that `switch_on` made. Do not change instrumentation that the application enabled or has
-        removed.
+        """Undo the changes that `switch_on` made.
+
+        Do not change instrumentation that the application enabled or has removed.
         """
         self._patches.undo()
         instrumentor, self._ours = self._ours, None
@@ -131,8 +133,7 @@ def patch_finalizers(module: ModuleType, runtime: Runtime, patches: Patches) -> 
 
 
 def patch_pools(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
-    """Carry the token into the tasks that a request submits to a ``ThreadPool``, and remove it from the pool's own
-    threads.
+    """Carry the token into the tasks of a ``ThreadPool``, and remove the token from the pool's own threads.
 
     The *module* is ``multiprocessing.pool`` or a copy of that module. This function wraps four methods, because every
     method that submits tasks calls at least one of the four. Tasks for a process pool are not changed, because they are
@@ -188,8 +189,9 @@ def patch_joblib(module: ModuleType, runtime: Runtime, patches: Patches) -> None
 
 
 def _in_this_context(function: Function) -> Function:
-    """Return a function that calls *function* in the current context. If the context is not bound (see `is_bound`),
-    return *function* unchanged.
+    """Return a function that calls *function* in the current context.
+
+    If the context is not bound (see `is_bound`), return *function* unchanged.
     """
     context = otel_context.get_current()
     if not is_bound(context):

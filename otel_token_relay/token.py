@@ -102,8 +102,9 @@ class Verification(Protocol):
         ...
 
     def is_still_valid(self) -> bool:
-        """Return ``False`` if the token has been revoked since it was verified. This method never blocks or raises an
-        exception.
+        """Return ``False`` if the token has been revoked since it was verified.
+
+        This method never blocks or raises an exception.
         """
         ...
 
@@ -148,8 +149,9 @@ class BearerToken:
     _verification: Verification | None
     _digest: bytes | None
     obtained: dict[int, Any] | None
-    """The tokens obtained in exchange for this token during this request. The `exchange.tokens` module sets this
-    attribute.
+    """The tokens obtained in exchange for this token during this request.
+
+    The `exchange.tokens` module sets this attribute.
     """
 
     def __new__(cls, value: str, *, lease: Lease | None = None, received_at: float | None = None) -> BearerToken:
@@ -191,8 +193,9 @@ class BearerToken:
 
     @property
     def is_sender_constrained(self) -> bool:
-        """Whether the token is a JWT that is bound to its sender's key by ``cnf`` (RFC 9449, section 6; RFC 8705,
-        section 3.1).
+        """Whether the token is a JWT that is bound to its sender's key.
+
+        Such a JWT contains a ``cnf`` claim (RFC 9449, section 6; RFC 8705, section 3.1).
         """
         return (self._peeked or self._peek())[1]
 
@@ -211,9 +214,7 @@ class BearerToken:
 
     @property
     def claims(self) -> Mapping[str, object] | None:
-        """The claims that this service has verified during this request; ``None`` if the token has not been
-        verified.
-        """
+        """The claims that were verified during this request; ``None`` if the token has not been verified."""
         return None if self._verification is None else self._verification.claims
 
     @property
@@ -231,8 +232,9 @@ class BearerToken:
         return peeked
 
     def digest(self) -> bytes:
-        """Return the SHA-256 digest of the value, which is computed once. Never print the digest. Print `fingerprint`
-        instead.
+        """Return the SHA-256 digest of the value, which is computed once.
+
+        Never print the digest. Print `fingerprint` instead.
         """
         if self._digest is None:
             self._digest = hashlib.sha256(self._value.encode("ascii")).digest()
@@ -305,8 +307,7 @@ _read_json: Final = json.JSONDecoder().raw_decode
 
 
 def claims_of(token: str) -> dict[str, Any] | None:
-    """Return the claims of a JWT without verifying them; ``None`` if the token is not a JWT or its claims are
-    unreadable.
+    """Return the claims of an unverified JWT; ``None`` if the token is not a JWT or is unreadable.
 
     This function never raises an exception, regardless of the input.
     """

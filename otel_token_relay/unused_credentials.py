@@ -34,8 +34,9 @@ _words_in = re.compile(r"(?<![A-Za-z0-9\-._~+/])([A-Za-z0-9\-._~+/]{8,}+)(=*+)")
 
 
 class UnusedCredentials:
-    """The possible tokens in a request's unused credentials. This object never prints their values and cannot be
-    pickled.
+    """The possible tokens in a request's unused credentials.
+
+    This object never prints their values and cannot be pickled.
 
     Args:
         words: The possible tokens: at most four words of at least eight characters each.
@@ -95,7 +96,7 @@ def find_unused(
         words.pop(used, None)  # type: ignore[arg-type]  # without a token, there is nothing to remove
         return tuple(sorted(words, key=len, reverse=True)[:_MAX_WORDS])
     except Exception:  # a server can pass invalid headers, and a carrier can be any object
-        _logger.debug("cannot read the request's unused credentials", exc_info=True)
+        _logger.debug("the request's unused credentials cannot be read", exc_info=True)
         return ()
 
 

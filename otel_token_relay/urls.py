@@ -23,19 +23,20 @@ _starts_like_host: Final = re.compile(r"(?://)?[A-Za-z0-9_*\[][^\s@\\]*", re.DOT
 _starts_with_port: Final = re.compile(r"[0-9]{1,5}(?:[/?#]|$)").match
 
 _USER_INFO: Final = (
-    "httpx and aiohttp send the user info as Authorization: Basic, and so does requests if there is a password."
-    " urllib3 ignores it, so its request is treated as if the URL had none. urllib cannot open such a URL."
+    "Most clients send the user info in an Authorization: Basic header, but requests does so only if the user info"
+    " contains a password. urllib3 ignores the user info, and the relay handles its request accordingly. urllib rejects"
+    " the URL."
 )
 _SIGNED: Final = (
-    "The query contains a signature or a token, which authenticates the request. A second credential would make most"
-    " servers reject it, so no token is added."
+    "The query authenticates the request, because it contains a signature or a token. No token is added, because most"
+    " servers would reject a request with two credentials."
 )
 _BLANK_AROUND: Final = (
-    "Clients treat blanks around a URL differently: httpx and urllib3 reject leading ones, while requests, aiohttp and"
-    " urllib remove them; trailing ones are sent as %20, or requests and urllib3 reject the URL. Remove the blanks."
+    "Clients handle spaces around a URL differently. httpx and urllib3 reject leading spaces, but requests, aiohttp, and"
+    " urllib remove them. Trailing spaces are sent as %20, or requests and urllib3 reject the URL. Remove the spaces."
 )
-_BLANK_INSIDE: Final = "Clients send the blank in this URL as %20, but urllib rejects the URL."
-_MISSING: Final = "httpx, requests and urllib reject a URL without a scheme; urllib3 uses http"
+_BLANK_INSIDE: Final = "Most clients send the space in this URL as %20, but urllib rejects the URL."
+_MISSING: Final = "httpx, requests, and urllib reject a URL without a scheme, but urllib3 uses http"
 
 
 class ReadUrl(NamedTuple):
@@ -59,8 +60,10 @@ class ReadUrl(NamedTuple):
 
 
 def read_url(url: str) -> ReadUrl:
-    """Parse *url*. This function never raises an exception. The strings in the result never contain the user info, the
-    query, or the fragment.
+    """Parse *url*.
+
+    This function never raises an exception. The strings in the result never contain the user info, the query, or the
+    fragment.
     """
     text = url.strip(" ")
     user_info, bare = _without_user_info(text)
@@ -112,7 +115,7 @@ def _find_problem(bare: str, shown: str) -> str:
             "the user info contains characters that must be percent-encoded, so clients interpret the URL differently"
         )
     if _starts_like_host(text) and (scheme is None or _starts_with_port(scheme[2])):
-        return f"a URL needs a scheme{_propose('https://' + text.removeprefix('//'))} ({_MISSING})"
+        return f"the URL has no scheme{_propose('https://' + text.removeprefix('//'))} ({_MISSING})"
     return f"{_wrong_characters(text)}expected scheme://host[:port]/path"
 
 
@@ -127,8 +130,8 @@ def _problem_of_scheme(name: str, rest: str) -> str:
             f"the host is missing{_propose(f'{name}://' + rest.lstrip('/')) or '; expected scheme://host[:port]/path'}"
         )
     if Origin.parse(f"{name}://{host}") is not None:
-        return f"{_wrong_characters(rest)}clients interpret such a URL differently"
-    return f"{_wrong_characters(host)}the host or the port is not valid; expected scheme://host[:port]/path"
+        return f"{_wrong_characters(rest)}clients interpret this URL differently"
+    return f"{_wrong_characters(host)}the host or the port is invalid; expected scheme://host[:port]/path"
 
 
 def _propose(url: str) -> str:
@@ -137,5 +140,5 @@ def _propose(url: str) -> str:
 
 def _wrong_characters(text: str) -> str:
     found = dict.fromkeys(c for c in text if c <= " " or c in '\\%|"<>^`{}\x7f')
-    names = ", ".join("a blank" if c == " " else f'"{c}"' if c > " " else ascii(c)[1:-1] for c in found)
+    names = ", ".join("a space" if c == " " else f'"{c}"' if c > " " else ascii(c)[1:-1] for c in found)
     return f"unexpected characters: {names}; " if found else ""

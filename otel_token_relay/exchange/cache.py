@@ -1,5 +1,6 @@
-"""A cache for exchanged tokens that never returns one user's token for a different user. This module performs no I/O
-and does not read the system clocks directly.
+"""A cache for exchanged tokens that never returns one user's token for a different user.
+
+This module performs no I/O and does not read the system clocks directly.
 
 Cache keys contain the digest of the caller's token, so only code that has this token can look up a result. Keys never
 contain users, sessions, or names, because published caches with such keys have returned the wrong user's token.
@@ -62,8 +63,9 @@ class _Failure(NamedTuple):
 
 
 def endpoint_hash(endpoint: str, client_id: str, request: Request) -> bytes:
-    """Return the hash of the parts of a key that are the same for all users. Call this function once for each
-    destination.
+    """Return the hash of the parts of a key that are the same for all users.
+
+    Call this function once for each destination.
     """
     parts = (endpoint, client_id, request.grant, request.audience, request.resource, request.scope, *request.expected)
     return _hash(*(None if part is None else part.encode() for part in parts))
@@ -169,8 +171,9 @@ class ExchangeCache:
 
 
 def _hash(*parts: bytes | None) -> bytes:
-    """Return the hash of a sequence of parts. Different sequences have different hash inputs, because the length of
-    each part is included.
+    """Return the hash of a sequence of parts.
+
+    Different sequences have different hash inputs, because the length of each part is included.
     """
     digest = hashlib.sha256()
     for part in parts:

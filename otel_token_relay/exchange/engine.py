@@ -151,8 +151,9 @@ class ExchangeEngine:
         return f"ExchangeEngine({self.endpoint}, client_id={self.client_id!r})"
 
     def hash_of(self, request: Request) -> bytes:
-        """Return the part of a cache key that is the same for all callers. Call this method once for each
-        destination.
+        """Return the part of a cache key that is the same for all callers.
+
+        Call this method once for each destination.
         """
         return endpoint_hash(self.endpoint.identity, self.client_id, request)
 
@@ -186,8 +187,9 @@ class ExchangeEngine:
         return self._cache.failure(job.key)
 
     def renew(self, job: Job) -> None:
-        """Obtain a new token in the background, unless a recent attempt failed. This method never raises an
-        exception.
+        """Obtain a new token in the background, unless a recent attempt failed.
+
+        This method never raises an exception.
         """
         with contextlib.suppress(ExchangeFailed), self._lock:
             if job.key not in self._pending and self._cache.failure(job.key) is None:
@@ -227,15 +229,16 @@ class ExchangeEngine:
         return cached
 
     def _start(self, job: Job) -> Future[_Result]:
-        """Start a request, unless too many requests are waiting. The calling code must hold the lock and check that no
-        request with the same key is running.
+        """Start a request, unless too many requests are waiting.
+
+        The calling code must hold the lock and check that no request with the same key is running.
         """
         is_known = job.subject is None or self._cache.has_succeeded(job.key)
         workers = self._known if is_known else self._new
         if workers.load >= _MAX_PENDING:
-            raise ExchangeFailed("unavailable", "too many exchanges are waiting")
+            raise ExchangeFailed("unavailable", "too many token exchanges are waiting")
         if not self._breaker.allows(job.key):
-            raise ExchangeFailed("unavailable", "the token endpoint did not respond a moment ago")
+            raise ExchangeFailed("unavailable", "the token endpoint recently failed to respond")
         future: Future[_Result] = Future()
         self._pending[job.key] = future
         workers.load += 1
@@ -262,7 +265,7 @@ class ExchangeEngine:
         found: _Result = ExchangeFailed("unavailable")
         try:
             if self._monotonic() >= deadline or not self._breaker.still_allows(job.key):
-                found = ExchangeFailed("timeout", "the exchange was not started in time")
+                found = ExchangeFailed("timeout", "the exchange did not start in time")
                 probe_is_due = self._breaker.record_failure(job.key)
             else:
                 found = self._attempt(job)
@@ -276,8 +279,9 @@ class ExchangeEngine:
             self._breaker.end_probe(succeeded=self._probe(job.request))
 
     def _attempt(self, job: Job) -> _Result:
-        """Return the result or the failure. The failure has no traceback and no causes, because their frames contain
-        tokens.
+        """Return the result or the failure.
+
+        The failure has no traceback and no causes, because their frames contain tokens.
 
         Log errors only outside the exception handler. Otherwise, an error tracker would report the exception and its
         frames.
@@ -293,8 +297,9 @@ class ExchangeEngine:
         return ExchangeFailed("unavailable")
 
     def _note(self, key: bytes, found: _Result) -> bool:
-        """Report an attempt to the circuit breaker, the cache, and the log. Return whether a probe of the endpoint is
-        due.
+        """Report an attempt to the circuit breaker, the cache, and the log.
+
+        Return whether a probe of the endpoint is due.
         """
         if isinstance(found, Exchanged):
             self._breaker.record_success()
@@ -391,7 +396,7 @@ class ExchangeEngine:
         self._warn_of_actor_at = now + 60 * _WARNING_SECONDS
         with contextlib.suppress(Exception):
             _logger.warning(
-                "%s: the server accepts an actor token, but the issued token names no actor (act)", self.endpoint
+                "%s: the server accepted an actor token, but the issued token does not identify an actor (act)", self.endpoint
             )
 
 

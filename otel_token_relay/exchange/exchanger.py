@@ -86,7 +86,7 @@ class ExchangerCore:
             cert_file=client_cert_file,
         )
         if credential is None:
-            raise ConfigurationError("client_id", "expected the name of this service at the authorization server")
+            raise ConfigurationError("client_id", "expected this service's client ID at the authorization server")
         credential.check_use(issuer, token_endpoint)
         if grant not in GRANTS:
             raise ConfigurationError("grant", f"expected one of {', '.join(GRANTS)}")

@@ -71,7 +71,7 @@ class Request:
             )
             return tuple((name, value) for name, value in own if value is not None)
         if subject is None:
-            raise ValueError("an exchange needs a subject token")
+            raise ValueError("a token exchange requires a subject token")
         if self.grant == "on-behalf-of":
             return (
                 ("grant_type", "urn:ietf:params:oauth:grant-type:jwt-bearer"),
@@ -94,7 +94,8 @@ class Request:
         return tuple((name, value) for name, value in parameters if value is not None)
 
     def _entra_scope(self) -> str:
-        """Return the requested scopes or, if there are none, the scope for all permissions. In Entra, the scope
-        contains the audience.
+        """Return the requested scopes or, if there are none, the scope for all permissions.
+
+        In Entra, the scope contains the audience.
         """
         return self.scope or f"{self.audience or self.resource or ''}/.default"

@@ -74,8 +74,9 @@ class Renewals:
         self._trials: Cache[Trial] = Cache(self._size)
 
     def join(self, key: bytes) -> tuple[Trial, bool]:
-        """Return the trial for a key, and whether this call started the trial. If so, the calling code must settle the
-        trial.
+        """Return the trial for a key, and whether this call started the trial.
+
+        If so, the calling code must settle the trial.
         """
         now = self._monotonic()
         with self._lock:

@@ -118,7 +118,7 @@ def _check_claims(claims: Mapping[str, Any], request: Request) -> None:
     audience = claims.get("aud")
     found = audience if isinstance(audience, list) else [audience]
     if request.audiences and request.audiences.isdisjoint(name for name in found if isinstance(name, str)):
-        raise ExchangeFailed("wrong_audience", "the issued token is for another audience")
+        raise ExchangeFailed("wrong_audience", "the issued token is for a different audience")
 
 
 def _refusal(status: int, members: Mapping[str, Any]) -> ExchangeFailed:

@@ -92,9 +92,7 @@ class TokenEndpoint:
         )
 
     def _read(self, response: Response) -> tuple[Claims, str | None]:
-        """Return the document in a response, and the reason why the document cannot be used; ``None`` if the document
-        can be used.
-        """
+        """Return the document in a response, and the reason why the document is unusable; ``None`` if it is usable."""
         if response.status != 200:
             return {}, describe_status(response.status)
         try:

@@ -316,8 +316,9 @@ class DestinationTokens:
 
 
 def _place() -> int:
-    """Return an identifier for the current trace or, if there is no trace, for the current thread. Redaction uses this
-    identifier to find tokens.
+    """Return an identifier for the current trace or, without a trace, for the current thread.
+
+    Redaction uses this identifier to find tokens.
     """
     span: Any = get_current().get(SPAN_KEY)
     trace_id: int = 0 if span is None else span.get_span_context().trace_id
@@ -325,8 +326,9 @@ def _place() -> int:
 
 
 def _issuer_and_tenant(token: BearerToken) -> tuple[str | None, object]:
-    """Return a token's issuer and its ``tid`` claim. The issuer is unverified if the verifier does not report an
-    issuer.
+    """Return a token's issuer and its ``tid`` claim.
+
+    The issuer is unverified if the verifier does not report an issuer.
 
     The unverified issuer is used because a token must never be sent to a different issuer's endpoint. For example, an
     application's own verifier might not report the issuer.
