@@ -83,7 +83,7 @@ def test_clients_behave_as_the_notes_say(form: str, expected: list[str], monkeyp
 @pytest.mark.parametrize(
     ("url", "words"),
     [
-        ("profile-service/v1", "a URL needs a scheme: did you mean https://profile-service/v1?"),
+        ("profile-service/v1", "the URL has no scheme: did you mean https://profile-service/v1?"),
         ("profile-service:8080/v1?x=secret", "did you mean https://profile-service:8080/v1?"),
         ("localhost:9000", "did you mean https://localhost:9000?"),
         ("//a/x", "did you mean https://a/x?"),
@@ -97,7 +97,7 @@ def test_clients_behave_as_the_notes_say(form: str, expected: list[str], monkeyp
         ("ftp://a/x", "must be http or https, not ftp"),
         ("unix:///run/x", "must be http or https, not unix"),
         ("https://a\\b/x", '"\\"'),
-        ("https://a b/x", "a blank"),
+        ("https://a b/x", "a space"),
         ("https://a\tb/x", "\\t"),
         ("https://a/x\ny", "\\n"),
         ("https://a%2eb/x", '"%"'),

@@ -289,7 +289,7 @@ def test_a_replaced_value_is_marked(without_hooks: pytest.MonkeyPatch, capsys: p
         pytest.param(["--require", "relay"], {}, 0, "No problems found", id="relay is on"),
         pytest.param(["--require", "relay,verify"], {}, 1, "are not refused", id="verify is off"),
         pytest.param(["--strict"], {DESTINATIONS: "http://a"}, 1, "1 warning, which --strict", id="strict"),
-        pytest.param([], {DESTINATIONS: "http://a"}, 0, "sends tokens unencrypted", id="warning"),
+        pytest.param([], {DESTINATIONS: "http://a"}, 0, "receives unencrypted tokens", id="warning"),
         pytest.param([], {DESTINATIONS: "https://*"}, 0, "to any host", id="any host"),
         pytest.param([], {DESTINATIONS: "https://a;audience=a"}, 1, "no token can be exchanged", id="exchange"),
         pytest.param(
@@ -304,7 +304,7 @@ def test_a_replaced_value_is_marked(without_hooks: pytest.MonkeyPatch, capsys: p
         ),
         pytest.param([], {"OTEL_PYTHON_CONTEXT": "datadog_context"}, 1, "uses its default context", id="context"),
         pytest.param(
-            [], {"OTEL_PYTHON_TOKEN_RELAY_ISSUERS": "https://i"}, 0, "requests are not verified: set", id="issuers only"
+            [], {"OTEL_PYTHON_TOKEN_RELAY_ISSUERS": "https://i"}, 0, "requests are not verified; set", id="issuers only"
         ),
     ],
 )

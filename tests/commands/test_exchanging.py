@@ -99,7 +99,7 @@ def test_an_exchange_that_works_is_described(run: Explain, endpoint: Endpoint, b
         ((400, {"error": "invalid_target"}), "invalid_target (status 400)", 1),
         ((401, {"error": "invalid_client"}), "invalid_client (status 401)", 1),
         ((500, {}), "unavailable (status 500)", 3),
-        (issued(access_token=jwt(aud="orders")), "wrong_audience (the issued token is for another audience)", 1),
+        (issued(access_token=jwt(aud="orders")), "wrong_audience (the issued token is for a different audience)", 1),
         ((200, b"<html>"), "bad_response (the body is not a JSON object)", 1),
     ],
 )
