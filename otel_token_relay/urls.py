@@ -33,7 +33,8 @@ _SIGNED: Final = (
 )
 _BLANK_AROUND: Final = (
     "Clients handle spaces around a URL differently. httpx and urllib3 reject leading spaces, but requests, aiohttp,"
-    " and urllib remove them. Trailing spaces are sent as %20, or requests and urllib3 reject the URL. Remove the spaces."
+    " and urllib remove them. Trailing spaces are sent as %20, or requests and urllib3 reject the URL."
+    " Remove the spaces."
 )
 _BLANK_INSIDE: Final = "Most clients send the space in this URL as %20, but urllib rejects the URL."
 _MISSING: Final = "httpx, requests, and urllib reject a URL without a scheme, but urllib3 uses http"

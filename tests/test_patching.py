@@ -88,7 +88,7 @@ def test_a_function_of_a_module_is_wrapped_and_restored() -> None:
     """A module's function is wrapped with its name, docstring, and signature, and can be restored."""
 
     def double(value: int = 1) -> int:
-        """Return the value multiplied by two."""
+        """Return twice the value."""
         return 2 * value
 
     module = types.ModuleType("module")

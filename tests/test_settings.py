@@ -290,4 +290,4 @@ def test_never_warns_if_other_ports_get_the_token(text: str, count: int) -> None
     """`never` causes a warning if other ports get the token, because an unspecified port means 443."""
     warnings = Settings.from_env({PREFIX + "DESTINATIONS": text}).warnings
 
-    assert sum("excludes one port only" in warning for warning in warnings) == count
+    assert sum("excludes only one port" in warning for warning in warnings) == count

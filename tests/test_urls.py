@@ -101,7 +101,7 @@ def test_clients_behave_as_the_notes_say(form: str, expected: list[str], monkeyp
         ("https://a\tb/x", "\\t"),
         ("https://a/x\ny", "\\n"),
         ("https://a%2eb/x", '"%"'),
-        ("https://a:http/x", "the port is not valid"),
+        ("https://a:http/x", "the host or the port is invalid"),
         ("https://me:sec/ret@a/x", "percent-encoded"),
         ("", "empty"),
     ],

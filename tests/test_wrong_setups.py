@@ -225,9 +225,9 @@ NAMES: Final = [
             f"did you mean {PREFIX}VERIFY? Until the name is corrected",
             "enforce applies",
             f"because {PREFIX}ISSUERS and {PREFIX}AUDIENCE have no valid value",
-            "requests get a 503 response",
+            "requests receive a 503 response",
         ),
-        explain=says(1, "problem: ", "requests get a 503 response"),
+        explain=says(1, "problem: ", "requests receive a 503 response"),
         verify=says(1, "not configured", f"Set {PREFIX}ISSUERS and {PREFIX}AUDIENCE", f"did you mean {PREFIX}VERIFY?"),
         startup=(f"{PREFIX}VERIFIY: unknown variable", "enforce applies"),
         line=("verification=unavailable", "reason=cannot_start"),
@@ -645,10 +645,10 @@ CALLS: Final = [
         "user info",
         PROFILE,
         f"https://me:{SECRET}@profile-service/",
-        "httpx and aiohttp send the user info as Authorization: Basic",
+        "Most clients send the user info in an Authorization: Basic header",
         reason="explicit_credential",
     ),
-    unusable("no scheme", "profile-service/v1/me", f"A URL needs a scheme: did you mean {URL}?"),
+    unusable("no scheme", "profile-service/v1/me", f"The URL has no scheme: did you mean {URL}?"),
     unusable("one slash", "https:/profile-service/", 'Expected "://" after the scheme: did you mean', f"{PROFILE}/?"),
     unusable("misspelled scheme", "htps://profile-service/", "not htps: did you mean", f"{PROFILE}/?"),
     SetUp(
@@ -671,10 +671,10 @@ def cannot_start(name: str, variables: Mapping[str, str], *words: str, missing: 
     return SetUp(
         name=name,
         variables=variables,
-        check=says(1, *words, f"because {PREFIX}{missing} has no valid value", "requests get a 503 response"),
+        check=says(1, *words, f"because {PREFIX}{missing} has no valid value", "requests receive a 503 response"),
         explain=says(1, "withheld: requests get 503", f"because {PREFIX}{missing} has no valid value", *words),
         verify=says(1, "not configured", f"Set {PREFIX}{missing}", *words),
-        startup=(f"because {PREFIX}{missing} has no valid value", "requests get a 503 response"),
+        startup=(f"because {PREFIX}{missing} has no valid value", "requests receive a 503 response"),
         line=("verification=unavailable", "reason=cannot_start"),
     )
 
@@ -1236,8 +1236,8 @@ FILES: Final = [
         "misspelled verify, which is guarded",
         (GOOD, "verifiy: enforce"),
         f"{SECTION}.verifiy: unknown key; did you mean verify?",
-        check=says(1, "did you mean verify?", "requests are verified (enforce)", "requests get a 503 response"),
-        explain=says(1, "did you mean verify?", "requests get a 503 response"),
+        check=says(1, "did you mean verify?", "requests are verified (enforce)", "requests receive a 503 response"),
+        explain=says(1, "did you mean verify?", "requests receive a 503 response"),
         line=("verification=unavailable", "reason=cannot_start"),
     ),
     in_file(
@@ -1245,9 +1245,9 @@ FILES: Final = [
         (GOOD, "verify: on"),
         f"{SECTION}.verify: expected one of off, report, optional, enforce",
         check=says(
-            1, f"{SECTION}.verify: expected one of off, report, optional, enforce", "requests get a 503 response"
+            1, f"{SECTION}.verify: expected one of off, report, optional, enforce", "requests receive a 503 response"
         ),
-        explain=says(1, "expected one of off, report, optional, enforce", "requests get a 503 response"),
+        explain=says(1, "expected one of off, report, optional, enforce", "requests receive a 503 response"),
         line=("verification=unavailable", "reason=cannot_start"),
     ),
     SetUp(
@@ -1347,7 +1347,7 @@ def test_check_finds_no_problem_only_if_the_table_says_why(set_up: SetUp, found:
 
 def test_explain_and_the_relay_agree(found: Observed) -> None:
     """`explain` prints relayed and exits with 0 if and only if a request is served and its hop gets the token."""
-    is_relayed = found.is_relayed and "requests get a 503 response" not in found.check.text
+    is_relayed = found.is_relayed and "requests receive a 503 response" not in found.check.text
 
     assert found.explain.text.startswith("relayed\n") == is_relayed, found.explain.text
     assert (found.explain.status == 0) == is_relayed

@@ -164,7 +164,7 @@ def build_report(environ: Mapping[str, str], options: argparse.Namespace) -> Rep
     else:
         report.libraries = installed_libraries()
     if settings.destinations and settings.protect_caches:
-        report.libraries += try_caches()
+        report.libraries = [*report.libraries, *try_caches()]
     if settings.redaction:
         report.libraries += try_redaction(settings)
     report.problems += _problems(environ, settings, report, options)

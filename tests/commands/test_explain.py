@@ -210,7 +210,7 @@ def test_user_info_is_a_credential_in_one_header(
     result = Explained(capsys, "https://me:s3cret@a", environ=environ)
 
     assert result.json[0]["reason"] == reason
-    assert "note: httpx and aiohttp send the user info as Authorization: Basic" in result
+    assert "note: Most clients send the user info in an Authorization: Basic header" in result
 
 
 def test_verification_that_cannot_start_verifies_no_token(capsys: pytest.CaptureFixture[str]) -> None:

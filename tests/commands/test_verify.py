@@ -396,7 +396,7 @@ def test_what_is_not_configured_is_named(
         f"  What to do: {advice}\n"
         f"  problem: {PREFIX}VERIFY: verification cannot start, because {advice[4:-1]}"
         f" {'has' if len(missing) == 1 else 'have'} no valid value; until this is corrected,"
-        " requests get a 503 response\n"
+        " requests receive a 503 response\n"
     )
     assert run_json("x")[1]["result"] == "not_configured"
 

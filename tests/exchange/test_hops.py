@@ -541,7 +541,7 @@ def test_the_service_is_named_as_the_actor(endpoint: Endpoint, caplog: pytest.Lo
             requests.get(billing.url)
             requests.get(billing.url)
         assert sent(billing) == [[f"Bearer {issued[name]}"] for name in ("bob", "alice", "alice")]
-    assert "the issued token names no actor (act)" in caplog.text
+    assert "the issued token does not identify an actor (act)" in caplog.text
     assert [form.get("actor_token") for form in endpoint.forms] == [
         None,
         "token-of-the-service",

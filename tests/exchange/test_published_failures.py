@@ -516,7 +516,7 @@ def test_meho_1051_the_actor_is_ignored(
     assert [form.get("actor_token") for form in endpoint.forms] == [None] + ["token-of-the-service"] * 3
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warnings) == 1
-    assert "names no actor (act)" in warnings[0]
+    assert "does not identify an actor (act)" in warnings[0]
     assert not any(token in warnings[0] for token in (*subjects_and_actors(endpoint), issued))
 
 
