@@ -1,4 +1,4 @@
-"""h15: a misspelled name of a protective variable is an error, and the strict value applies."""
+"""h15: a misspelled name of a protective variable is reported as an error, and the strict value applies."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ STRICT = {VERIFY: "enforce", REQUIRE: True}
 @pytest.mark.parametrize("value", ["enforce", "true", "report", "1", "whatever", "s3cret"])
 @pytest.mark.parametrize(("meant", "name"), MISSPELLED)
 def test_h15_the_strict_value_applies(meant: str, name: str, value: str) -> None:
-    """It applies regardless of the value. The problem names both variables and not the value."""
+    """The strict value applies regardless of the variable's value, and the problem does not quote the value."""
     settings = Settings.from_env({name: value, **ISSUER})
 
     assert field(meant, settings) == STRICT[meant]
@@ -68,7 +68,7 @@ def test_h15_the_strict_value_applies(meant: str, name: str, value: str) -> None
 @pytest.mark.parametrize("value", ["off", "OFF", " off ", "false", "False", "0", "no", "No", "", "   ", "\t"])
 @pytest.mark.parametrize(("meant", "name"), MISSPELLED)
 def test_h15_a_value_that_switches_off_changes_nothing(meant: str, name: str, value: str) -> None:
-    """The default is already off. The name is reported unless the variable is blank, which is the same as unset."""
+    """A misspelled variable whose value disables protection changes nothing but is reported unless it is blank."""
     settings = Settings.from_env({name: value})
 
     assert replace(settings, problems=()) == Settings()
