@@ -1,4 +1,4 @@
-"""``otel-token-relay explain``: the decision, the closest entry, what to do, and what must never be printed."""
+"""Tests for ``otel-token-relay explain``: the decision, the closest entry, advice, and what must never be printed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LIST = "https://profile-service,https://*.internal,https://pay.internal;never,ht
 
 
 class Explained:
-    """The result of one command: its exit status, its text and its JSON."""
+    """The result of one command: its exit status, text, and JSON."""
 
     def __init__(self, capsys: pytest.CaptureFixture[str], *urls: str, environ: dict[str, str], **options: Any) -> None:
         self.status = explain(urls, environ, **options)
@@ -72,7 +72,7 @@ def explained(capsys: pytest.CaptureFixture[str], url: str, entries: str = LIST,
 def test_the_decision_is_printed(
     url: str, status: int, decision: str, reason: str, entry: str | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The exit status, the text and the JSON agree."""
+    """The exit status, the text, and the JSON contain the same decision."""
     result = explained(capsys, url)
     (found,) = result.json
 
@@ -97,7 +97,7 @@ def test_the_decision_is_printed(
 def test_the_closest_entry_is_printed(
     url: str, closest: str | None, advice: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It is followed by what differs."""
+    """The closest entry is printed together with the difference."""
     result = explained(capsys, url)
     (found,) = result.json
 
@@ -108,7 +108,7 @@ def test_the_closest_entry_is_printed(
 
 
 def test_an_excluded_origin_is_not_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
-    """The entry has ;never, and a wider one does not apply."""
+    """An origin with ``;never`` gets no token even if a wider entry exists, and is not reported as a mistake."""
     result = explained(capsys, "https://pay.internal")
 
     assert "  entry: https://pay.internal;never, so this origin never gets a token\n" in result
@@ -119,7 +119,7 @@ def test_an_excluded_origin_is_not_a_mistake(capsys: pytest.CaptureFixture[str])
 
 @pytest.mark.parametrize("entries", ["https://a/api", '"https://a', "https://*,https://a;requird", "https://a:443:443"])
 def test_a_skipped_entry_is_named(entries: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """It is the likely cause, so its problem follows."""
+    """A skipped entry for the origin is reported as the likely cause, followed by its problem."""
     result = explained(capsys, "https://a/api", entries)
 
     assert result.status == 1
@@ -130,7 +130,7 @@ def test_a_skipped_entry_is_named(entries: str, capsys: pytest.CaptureFixture[st
 
 
 def test_several_urls(capsys: pytest.CaptureFixture[str]) -> None:
-    """Each has its own result, problems are printed once, and the status is 1 if any is withheld."""
+    """Each URL has its own result, problems are printed once, and the status is 1 if any token is withheld."""
     urls = ("https://a", "https://b?s3cret", "https://a/x")
     result = Explained(capsys, *urls, environ=ON | {DESTINATIONS: "https://a,https://c/"})
 
@@ -147,7 +147,7 @@ def test_several_urls(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_keys_of_the_json(capsys: pytest.CaptureFixture[str]) -> None:
-    """The page describes each key, and no other."""
+    """The documentation describes every key in the JSON, and no other key."""
     page = (Path(__file__).parents[2] / "docs" / "command-line.md").read_text("utf-8")
     section = page.partition("## explain\n")[2].partition("\n## ")[0].partition("### JSON\n")[2]
     documented = [line.split("`")[1] for line in section.splitlines() if line.startswith("| `")]
