@@ -167,6 +167,6 @@ def test_the_form_of_on_behalf_of_equals_that_of_msal() -> None:
     assert (theirs.pop("client_id"), theirs.pop("client_secret")) == ("user-service", "s3cret")
     # msal uses client_info from the response as its cache key, but the relay uses the subject token.
     assert theirs.pop("client_info") == 1
-    # msal also asks for an ID token and a refresh token, which a relay must not have.
+    # msal also requests an ID token and a refresh token, which a relay must not have.
     assert set(theirs.pop("scope").split()) - {"openid", "profile", "offline_access"} == {ours.pop("scope")}
     assert theirs == ours

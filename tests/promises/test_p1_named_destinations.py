@@ -1,4 +1,4 @@
-"""P1: the token leaves only for a listed origin. Each hop is decided separately, at the wire."""
+"""P1, listed destinations only: each hop is decided separately, when the request is sent."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def allow(*destinations: str, **others: object) -> None:
 @every_client
 @pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])
 def test_a_listed_destination_gets_the_token_in_one_line(client: Client, tls: bool) -> None:
-    """A request to a listed origin carries exactly one Authorization line, with the caller's token."""
+    """A request to a listed origin carries the caller's token in a single Authorization line."""
     with client.party(tls=tls) as one:
         allow(one.url)
         with use_token(TOKEN):
@@ -59,7 +59,7 @@ def test_a_listed_destination_gets_the_token_in_one_line(client: Client, tls: bo
 
 @every_client
 def test_nothing_is_relayed_with_an_empty_list(client: Client) -> None:
-    """The request is sent without the token."""
+    """If the list is empty, a request is sent without the token."""
     with client.party() as one:
         allow()
         with use_token(TOKEN):
