@@ -128,7 +128,7 @@ def test_malicious_names_are_text(browser: Browser, tmp_path: Path, text: str) -
 
 
 def test_many_hops_and_services(browser: Browser, tmp_path: Path) -> None:
-    """With 2,000 hops to 100 services, every hop is drawn, and the page is no wider than the screen."""
+    """With 2,000 hops to 100 services, every hop is drawn, and the page fits the width of the screen."""
     spans = [
         make_span(f"{n:x}", at=n, peer__service=f"service-{n % 100}", **decided("relayed")) for n in range(1, 10_001)
     ]
