@@ -146,7 +146,7 @@ def test_installed_settings_are_completed_by_the_other_sources(in_file: Any) -> 
 
 
 def test_an_invalid_header_in_the_file_relays_nothing(in_file: Any) -> None:
-    """An invalid header name in the file disables relaying, and a valid one overrides the environment variable."""
+    """An invalid header name in the file disables relaying, and a valid header name overrides the variable."""
     environ = in_file(in_instrumentation({"header": "x y"}), OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS="https://a")
     assert Settings.load(environ).destinations == ()
 

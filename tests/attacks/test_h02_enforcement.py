@@ -153,7 +153,7 @@ BY_HAND = [
 
 @pytest.fixture(params=["before", "after"])
 def order(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Return ``before`` or ``after``: when the middleware is created relative to `install`."""
+    """Return whether the middleware is created ``before`` or ``after`` the call to `install`."""
     yield request.param
     uninstall()
 

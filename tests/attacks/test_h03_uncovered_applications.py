@@ -237,7 +237,7 @@ def test_h03_a_websocket_is_accepted_with_a_verified_token_only(
     assert message == "token" or message.startswith("0{")  # Engine.IO opens a session
 
 
-# The tests below cover exclusions. Each boundary checks the path that is routed at its own level. An inner boundary
+# The tests below cover exclusions. Each boundary checks the path that its own application routes. An inner boundary
 # skips verification if the outer boundary has already checked the same complete path.
 
 

@@ -87,7 +87,7 @@ def crossings(
 
 @every_cache
 def test_no_relayed_token_s_response_crosses_users(row: Row, server: Server, tmp_path: Path) -> None:
-    """No cache returns the response to a relayed token to a different caller, for any response headers."""
+    """No cache returns a relayed token's response to a different caller, regardless of the response headers."""
     install(Settings(destinations=(server.url,)))
     callers: dict[str, Callable[[], AbstractContextManager[Any]]] = {
         ALICE: lambda: use_token(ALICE),
@@ -102,7 +102,7 @@ def test_no_relayed_token_s_response_crosses_users(row: Row, server: Server, tmp
 def test_no_exchanged_or_own_token_s_response_crosses_users(
     row: Row, server: Server, endpoint: Endpoint, tmp_path: Path
 ) -> None:
-    """No cache returns the response to an exchanged token or to the service's own token to a different caller."""
+    """No cache returns the response of an exchanged token, or of the service's own token, to a different caller."""
     install(
         Settings(
             destinations=(f"{server.url};audience=billing;without-user=client",),

@@ -221,7 +221,7 @@ def send(token: str) -> Callable[[Telemetry], None]:
     def attack(telemetry: Telemetry) -> None:
         for _ in range(5):
             tracer = telemetry.tracers.get_tracer("t")
-            # As at a server boundary, a span can start either inside or outside of the block that binds the token.
+            # As at a server boundary, a span can start either inside or outside the block that binds the token.
             with use_token(token), tracer.start_as_current_span("attack"):
                 pass
             with tracer.start_as_current_span("attack"), use_token(token):
@@ -293,7 +293,7 @@ def test_h05_names_created_in_the_attackers_own_request_are_kept() -> None:
                     emit_logs(telemetry)
                     telemetry.tracers.get_tracer("opentelemetry.instrumentation.fastapi", "2026.11.0-rc.4")
 
-    # The attacker's measurements are counted in both runs, so the second run repeats them without a token.
+    # Measurements of the attacker are counted in both runs, so the control run repeats them without a token.
     def control(telemetry: Telemetry) -> None:
         for _ in range(len(ALL_TEXTS) * len(DISGUISES)):
             with use_token(None), telemetry.tracers.get_tracer("t").start_as_current_span("attack"):
@@ -465,7 +465,7 @@ def _service(telemetry: Telemetry) -> Any:
         here = {"server": ("checkout.example", 80), "client": ("198.51.100.9", 1234)}
         headers = [pair for pair in scope["headers"] if pair[0] != b"host"] + [(b"host", b"checkout.example")]
         await app({**scope, **here, "headers": headers}, receive, send)
-        # Servers write their access log in the same way: in the same thread, but outside of the request's context.
+        # Servers write their access log in the same way: in the same thread, but outside the request's context.
         line = ADDRESS, scope["path"], " ".join(ALL_TEXTS)
         contextvars.Context().run(logger.warning, '%s "GET %s HTTP/1.1" %s', *line)
 
@@ -506,7 +506,7 @@ def test_h05_over_a_real_server_an_anonymous_caller_changes_no_telemetry() -> No
 
 @pytest.mark.parametrize("token", [OWN_OPAQUE, OWN_JWT, secrets.token_hex(20)], ids=["opaque", "jwt", "hex"])
 def test_h05_a_credential_is_still_masked_beyond_its_request(telemetry: Telemetry, token: str) -> None:
-    """A credential is masked after its request: in its trace, in its thread, and in the metric reader's thread."""
+    """A credential is still masked after its request in its trace, its thread, and the metric reader's thread."""
     tracer = telemetry.tracers.get_tracer("t")
     with use_token(token), tracer.start_as_current_span("request") as request:
         pass
@@ -590,7 +590,7 @@ def test_h05_a_word_does_not_mask_the_name_of_an_attribute(telemetry: Telemetry)
 
 
 class _Verified:
-    """The result that a custom verifier returns for every token."""
+    """A result that the custom verifier returns for every token."""
 
     claims = MappingProxyType({"sub": "alice"})
     expires_at = None

@@ -1,4 +1,4 @@
-"""h09: the caller's request ends while a request waits for a connection in httpx or httpx2.
+"""h09: a request that waits for a connection in httpx or httpx2 sends no token after the caller's request has ended.
 
 The transport decides before the request waits, and the connection checks the decision again when it sends the request.
 """
@@ -180,7 +180,7 @@ def test_a_token_that_is_lost_in_the_queue_is_not_sent(way: Way, event: Event, r
 
 @every_way
 def test_a_caller_that_still_waits_gets_its_token_relayed(way: Way) -> None:
-    """A request that waits in the queue keeps its token, and its decision is recorded once."""
+    """A request keeps its token while it waits in the queue, and the decision is recorded once."""
     with serving(way) as one:
         caller = Caller()
         response = way.send_queued(one.url, caller, go_on)

@@ -1,4 +1,4 @@
-"""h09: the caller's request ends while a gRPC call with ``wait_for_ready`` waits for its channel."""
+"""h09: a gRPC call that waits for its channel sends no token after the caller's request has ended."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from tests.support.queued import LINE, TOKEN, Caller, Event, end_request, go_on
 def absent() -> Iterator[int]:
     """Reserve a port on which no server listens yet."""
     with socket.socket() as one:
-        # GRPC sets this option too, so its server can share the port.
+        # gRPC sets this option too, so its server can share the port.
         one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         one.bind(("127.0.0.1", 0))
         yield one.getsockname()[1]
 
 
 GrpcCall = Callable[..., Any]
-"""Make a call, and call a function while it waits for the channel. Returns the response or the error.
+"""A function that makes a call, runs *while_waiting* while the call waits, and returns the response or the error.
 
-``call(target, caller, while_waiting, **options)``
+Its signature is ``call(target, caller, while_waiting, **options)``.
 """
 
 

@@ -251,7 +251,7 @@ class Name(bytes):
 @pytest.mark.parametrize("boundaries", [1, 2, 5])
 @pytest.mark.parametrize("size", [65, 1000])
 def test_h10_many_lines_are_scanned_once(size: int, boundaries: int) -> None:
-    """Each header name is scanned once, regardless of the number of nested boundaries."""
+    """Each header name is scanned only once, regardless of how many boundaries are nested."""
     lines = [(Name(b"x-%d" % number), b"") for number in range(size)]
     lines[size // 2] = (b"authorization", f"Bearer {TOKEN}".encode())  # type: ignore[assignment]
     Name.scans = 0

@@ -95,7 +95,7 @@ def _through_socks(send: Callable[[str, str], None], scheme: str) -> Callable[[s
 
 
 def _preset(url: str) -> None:
-    """Send two requests through a pool whose connections use TCP sockets that are already open."""
+    """Send requests through a pool whose connections use TCP sockets that are already open."""
 
     class Pool(urllib3.HTTPConnectionPool):
         def _new_conn(self) -> Any:

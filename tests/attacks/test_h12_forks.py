@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system doe
 
 
 def run(ways, url, *options):
-    """Run the program that forks, and return what the child sent to the listed server in each way."""
+    """Run a program that forks in each of the ways, and return the header that each child sent."""
     done = subprocess.run(
         [sys.executable, forks.__file__, ",".join(ways), url, *options],
         capture_output=True,
@@ -55,7 +55,7 @@ def test_h12_a_child_with_its_parents_process_id_has_no_token(echo):
 
 
 def test_h12_only_the_check_of_the_process_stops_the_child(echo):
-    """Without the process check, the child sends the token, so no other check protects the token."""
+    """Without the process check, the child sends the token."""
     assert run(FORKS, echo, "same_pid", "unguarded") == dict.fromkeys(FORKS, ALICE)
 
 

@@ -85,7 +85,7 @@ def wsgi(pipeline: Pipeline) -> AbstractContextManager[int]:
 
 
 def record(pipeline: Pipeline, text: str) -> None:
-    """Write a text to one record of each signal and to an exception."""
+    """Write the text to one record of each signal and to an exception."""
     pipeline.logger.emit(LogRecord(body=f"read {text}"))
     pipeline.meter.create_counter("reads").add(1, {"text": text})
     with suppress(KeyError), pipeline.tracer.start_as_current_span("inner") as span:

@@ -130,7 +130,7 @@ def test_h15_any_environment_is_read(environ: dict[str, str]) -> None:
 def test_h15_a_misspelled_verify_accepts_no_request(
     value: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A misspelled verification variable rejects every request and is logged as an error."""
+    """If the verification variable is misspelled, every request is rejected, and an error is logged."""
     monkeypatch.setenv(PREFIX + "VERIFIY", value)
     with caplog.at_level(logging.ERROR, "otel_token_relay"):
         install()
@@ -144,7 +144,7 @@ def test_h15_a_misspelled_verify_accepts_no_request(
 def test_h15_a_misspelled_require_verified_relays_nothing_unverified(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A misspelled ``REQUIRE_VERIFIED`` variable stops the relay of unverified tokens and is logged as an error."""
+    """If the ``REQUIRE_VERIFIED`` variable is misspelled, no unverified token is relayed, and an error is logged."""
     monkeypatch.setenv(PREFIX + "REQIURE_VERIFIED", "true")
     with party() as one:
         monkeypatch.setenv(PREFIX + "DESTINATIONS", one.url)

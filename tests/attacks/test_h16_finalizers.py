@@ -1,4 +1,4 @@
-"""h16: an abandoned async generator is closed in the context of an arbitrary request."""
+"""h16: the cleanup of an abandoned async generator never sends the token of another request."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def test_uninstall_restores_the_finalizer(new_loop: NewLoop) -> None:
 
 
 def test_a_finalizer_without_a_request_runs_in_its_own_context() -> None:
-    """Outside of a request, a finalizer runs in an unchanged context."""
+    """Outside a request, a finalizer runs in an unchanged context."""
     install(Settings())
     contexts: list[Any] = []
 

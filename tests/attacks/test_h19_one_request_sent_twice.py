@@ -139,7 +139,7 @@ def test_a_replaced_header_is_restored_for_each_send(traced: bool, listed: Party
 
 
 def test_what_aiohttp_adds_is_seen_on_the_request(listed: Party) -> None:
-    """The request has the default content type and the response, just as without the relay."""
+    """After a send, the request has the default content type and its response, just as without the relay."""
     twice = Twice(ALICE)
     send(listed.url, twice, traced=False, method="POST")
 

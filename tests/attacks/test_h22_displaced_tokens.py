@@ -119,12 +119,12 @@ def test_h22_tokens_of_the_same_thread_do_not_displace_one_in_use(pipeline: Pipe
 
 
 def test_h22_tokens_that_are_bound_in_a_span_do_not_displace_one_in_use(pipeline: Pipeline) -> None:
-    """Tokens that are bound during a batch's span do not displace the span's own token."""
+    """Tokens that are bound during a span do not displace the span's own token."""
     with pipeline.tracer.start_as_current_span("batch", Context()) as span, use_token(OWN_OPAQUE):
         for _ in range(100):
             with use_token(made_up()):
                 pass
-        # Only the span itself still has the token after the trace's tokens have been forgotten.
+        # After all remembered tokens are forgotten, only the span itself still has the token.
         REMEMBERED.forget()
         span.set_attribute("text", OWN_OPAQUE)
     assert not leaks(OWN_OPAQUE, pipeline.exported()[0])
@@ -140,7 +140,7 @@ def test_h22_the_memory_is_bounded_even_if_no_lease_ever_ends(pipeline: Pipeline
         assert len(REMEMBERED.without_trace().remembered) <= 64 + MAX_IN_USE
         assert len(REMEMBERED.of_thread().remembered) <= 8 + MAX_IN_USE
     for _ in range(10_000):
-        with_token(BearerToken(made_up(), lease=Lease()))  # this lease is garbage-collected
+        with_token(BearerToken(made_up(), lease=Lease()))  # garbage collection frees this lease
     gc.collect()
 
     assert len(REMEMBERED.in_use) <= 512

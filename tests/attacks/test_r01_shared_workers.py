@@ -127,12 +127,12 @@ with use_token("alice-token-0001"):
     print(seen.get(timeout=30), flush=True)
     os._exit(0)
 """
-"""The object server of a manager, in its own process: it replaces the standard output and does not end."""
+"""A manager's object server runs in its own process, because it replaces standard output and does not end."""
 
 
 @pytest.mark.parametrize(("options", "expected"), [((), NOTHING), (("unhooked",), ALICE)])
 def test_r01_the_object_server_of_a_manager_has_no_token(options, expected, echo):
-    """The object server of a manager has no token, because other processes are its clients."""
+    """A manager's object server, whose clients are other processes, has no token."""
     command = [sys.executable, "-c", MANAGER, echo, *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=2 * PATIENCE, cwd=ROOT, check=False)
 
@@ -383,7 +383,7 @@ def test_r01_every_name_of_the_table_exists(module):
 
 
 def test_r01_work_outside_of_a_request_is_not_changed():
-    """Work outside of a request runs in an unchanged context."""
+    """Work outside a request runs in an unchanged context."""
     seen = []
 
     class Handler(socketserver.BaseRequestHandler):

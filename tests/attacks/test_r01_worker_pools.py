@@ -47,7 +47,7 @@ def ended(pool):
 
 
 def outside(work):
-    """Run *work* outside of any request, as a job at process startup does."""
+    """Run *work* outside any request, as a job at process startup does."""
     return contextvars.Context().run(work)
 
 
@@ -380,7 +380,7 @@ def test_r01_only_the_hook_keeps_the_creators_token_out(use, echo, settings, mon
 
 
 def test_r01_work_for_threads_of_a_pool_can_be_carried(echo, settings):
-    """A callback and an iterable have the request's token if the request carries them."""
+    """A callback and an iterable that the request carries have the request's token."""
     seen = queue.SimpleQueue()
 
     def items():

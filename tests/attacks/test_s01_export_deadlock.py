@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-# This timeout is long enough for a busy machine, because a process that hangs never ends by itself.
+# This timeout is long enough for a busy machine. A process that hangs never ends by itself.
 PATIENCE = 60
 
 COMMON = """

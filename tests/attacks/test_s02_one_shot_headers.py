@@ -22,7 +22,7 @@ Build = Callable[[list[tuple[bytes, bytes]]], Iterable[Any]]
 
 
 class Pair(NamedTuple):
-    """A name and value pair whose type is defined by a server."""
+    """A name and value pair of a server-defined type."""
 
     name: bytes
     value: bytes

@@ -83,7 +83,7 @@ def redaction() -> None:
 
 
 def older_trace() -> int:
-    """Return a trace ID in the older generation, which reading must not move to the recent one."""
+    """Return the ID of a trace in the older generation, which must stay there when it is read."""
     trace_id = 4711
     REMEMBERED.remember(trace_id, OWN_OPAQUE)
     REMEMBERED.older_traces, REMEMBERED.recent_traces = REMEMBERED.recent_traces, {}
@@ -180,7 +180,7 @@ def test_s1_metrics_are_recorded_and_collected_while_the_lock_is_held() -> None:
 
 
 def test_s1_a_finalizer_can_bind_a_token_while_its_own_thread_holds_the_lock() -> None:
-    """A finalizer can bind a token in a thread that holds the lock, because garbage collection can start anytime."""
+    """A finalizer can bind a token in a thread that holds the lock, even during garbage collection."""
     remembered = RememberedTokens()
     ran = threading.Event()
 

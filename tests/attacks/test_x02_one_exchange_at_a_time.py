@@ -1,4 +1,4 @@
-"""x02: equal exchanges share a single request, even if the exchange ends just before another caller joins."""
+"""x02: equal exchanges share a single request, even if one of them ends just before another caller joins."""
 
 from __future__ import annotations
 

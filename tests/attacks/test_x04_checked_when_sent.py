@@ -77,7 +77,7 @@ def test_a_process_that_begins_to_serve_while_a_request_waits(
 
 
 def test_a_grpc_call_that_waits_until_its_server_is_ready(endpoint: Endpoint) -> None:
-    """A gRPC call is decided when its server becomes ready, with both kinds of channels."""
+    """With both kinds of channels, a gRPC call is checked again when its server becomes ready."""
     with grpc_party() as gone:
         address = gone.url.removeprefix("http://")
     install_for(endpoint, gone.url)

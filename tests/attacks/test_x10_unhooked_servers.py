@@ -74,7 +74,7 @@ def test_a_server(billing: Party, carrier: Any, getter: Any) -> None:
 
 @pytest.mark.parametrize("name", ["Host", "host", "User-Agent", ":authority"])
 def test_the_headers_of_a_request(billing: Party, name: str) -> None:
-    """The header names of a request disable the service's own token, but the content of other messages does not."""
+    """Extracting a request's headers disables the service's own token, but extracting a message does not."""
     with extracted({name: "user-service"}, default_getter):
         requests.get(billing.url)
     for message in ({"traceparent": "00-x"}, {}, {"type": "x", "headers": "y", "wsgi.input": "z", "asgi": "3.0"}):

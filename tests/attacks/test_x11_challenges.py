@@ -1,4 +1,4 @@
-"""x11: a caller is told by every client that the user must sign in again, even if an actor is used."""
+"""x11: every client reports that the user must sign in again, even if the exchange includes an actor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""x12: an invalid entry in the list of issuers does not send this service's credential to a different issuer."""
+"""x12: an invalid entry in the list of issuers never causes the credential to be sent to a different issuer."""
 
 from __future__ import annotations
 

@@ -127,7 +127,7 @@ def _change(request: Any, library: Any, elsewhere: str) -> None:
 def test_a_request_object_that_is_changed_meanwhile(
     send: Callable[..., None], endpoint: Endpoint, billing: Guarded
 ) -> None:
-    """If a thread changes a request's URL during the token's renewal, the new token is not sent to the new URL."""
+    """If a request's URL is changed during the token's renewal, the new token is not sent to the changed URL."""
     turn_on(endpoint, billing.url)
     issue, change = endpoint.respond, []
 

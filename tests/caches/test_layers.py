@@ -32,7 +32,7 @@ def test_an_entry_may_have_led_to_a_listed_host(found: Any, expected: bool) -> N
 
 
 def test_a_layer_above_the_adapter_sees_no_store() -> None:
-    """A caller other than a requests session receives a restored response with ``no-store``."""
+    """A caller that is not a requests session receives a restored response with ``no-store``."""
     raw = SimpleNamespace(headers={"Cache-Control": "max-age=60"})
     setattr(raw, MARK, ["Cache-Control", "max-age=60"])
     response = SimpleNamespace(raw=raw, headers={"Cache-Control": "max-age=60"}, history=[])

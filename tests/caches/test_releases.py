@@ -76,7 +76,7 @@ def test_a_release_that_cannot_be_hooked(files: dict[str, str], reason: str, log
 
 
 def test_the_check_looks_for_files_and_imports_nothing(tmp_path: Path) -> None:
-    """The check finds modules as files or packages without importing them, unless protection is disabled."""
+    """The check finds modules without importing them, and it checks nothing if protection is disabled."""
     (tmp_path / "policy").mkdir()
     (tmp_path / "policy" / "actions.py").write_text("raise SystemExit", "utf-8")
     module = ModuleType("library")

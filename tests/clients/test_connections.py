@@ -1,4 +1,4 @@
-"""A connection is checked for whether it uses TCP and leads to the URL's host."""
+"""The relay checks that a connection uses TCP and leads to the URL's host."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Around:
 
 @pytest.mark.parametrize(("kind", "expected"), [("connected", True), ("IPv4", True), ("IPv6", True), ("unix", False)])
 def test_only_sockets_of_the_internet_are_tcp(kind: str, expected: bool) -> None:
-    """Only an Internet socket is considered TCP, even without a protocol or inside of wrappers."""
+    """Only an Internet socket is considered TCP, even without a protocol or in a wrapper."""
     with opened(kind) as one:
         assert is_tcp(one) is expected
         assert is_tcp(Around(one)) is expected

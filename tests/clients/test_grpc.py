@@ -88,7 +88,7 @@ def test_every_kind_of_call_carries_its_callers_token(relay, send, party, kind):
 
 
 def test_every_form_of_a_call_carries_its_callers_token(relay, party):
-    """Each way to make a call carries the caller's token, such as a direct call or a future."""
+    """A call carries its caller's token whether it is a direct call, a future, or a call with a call object."""
     with grpc.insecure_channel(party.target) as channel:
         method = channel.unary_unary("/tests.Party/unary_unary")
         for user in (ALICE, None):
@@ -155,7 +155,7 @@ def test_scheme_and_credentials_of_a_channel(credentials, scheme, has_credential
     ],
 )
 def test_host_and_port_of_a_target(target, host, port):
-    """If a target has no port, the port is 443, with and without TLS."""
+    """If a target has no port, port 443 is used, with and without TLS."""
     assert _target_of((_Channel("http", target, False, 3), None)) == ("http", host, port)
 
 

@@ -126,7 +126,7 @@ class _Routes(httpx.BaseTransport):
 
 
 def test_each_retry_of_a_subclassed_transport_is_decided(one: Party) -> None:
-    """Each retry inside of a custom transport is decided separately."""
+    """Each retry in a custom transport is decided separately."""
     one.answers.append(Status(503))
     install(Settings(destinations=[one.url]))
     with use_token(TOKEN), httpx.Client(transport=_Retries(verify=trust())) as client:
@@ -226,7 +226,7 @@ every_httpx = pytest.mark.parametrize(
 )
 
 
-# Each entry builds a target from an unlisted server's URL and states whether the proxy connects to that server. In
+# Each entry builds a target from an unlisted server's URL and indicates whether the proxy connects to that server. In
 # httpx2, a target that begins with a slash is appended to the proxy's URL, so the proxy connects to the listed server.
 TARGETS = {
     "absolute": (lambda url: f"{url}/x".encode(), True),

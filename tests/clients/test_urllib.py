@@ -104,7 +104,7 @@ def test_a_patched_urllib_gets_no_token(served: tuple[Party, str], monkeypatch: 
 
 
 def test_a_urllib_handler_that_connects_by_tcp_gets_the_token() -> None:
-    """A handler whose connections use TCP gets the token, and creates each connection once."""
+    """A handler whose connections use TCP gets the token, and each connection is created only once."""
     made: list[http.client.HTTPConnection] = []
 
     class Named(http.client.HTTPConnection):

@@ -137,7 +137,7 @@ every_connection = pytest.mark.parametrize("kind", CONNECTIONS, ids=lambda kind:
 def test_a_urllib3_pool_for_a_unix_socket_gets_no_token(
     kind: type[urllib3.connection.HTTPConnection], served: tuple[Party, str]
 ) -> None:
-    """A pool for a Unix socket sends no token, on new and on reused connections."""
+    """A pool for a Unix socket sends no token on either new or reused connections."""
     one, path = served
     with use_token(TOKEN), pool_of(kind, path) as pool:
         for _ in range(2):
@@ -399,7 +399,7 @@ def test_urllib3_loses_and_rejects_no_header_because_of_the_token(headers: Any, 
 
 
 def test_urllib3_1_26_is_hooked(monkeypatch: pytest.MonkeyPatch, listed: Party) -> None:
-    """urllib3 1.26, whose pool module has no class for repeated headers, relays the token."""
+    """The token is relayed by urllib3 1.26, whose pool module has no class for repeated headers."""
     uninstall()
     monkeypatch.delattr(urllib3.connectionpool, "HTTPHeaderDict", raising=False)
     install(Settings(destinations=[listed.url]))

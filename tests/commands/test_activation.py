@@ -53,7 +53,7 @@ ALL = "set OTEL_PROPAGATORS=tracecontext,baggage,token_relay"
     ],
 )
 def test_each_list_of_propagators(names: str, words: list[str] | None) -> None:
-    """The problem with a list of propagators includes a suggested correction."""
+    """A problem with a list of propagators is reported with a suggested correction."""
     problem = relay_problem({"OTEL_PROPAGATORS": names})
 
     if words is None:

@@ -209,7 +209,7 @@ def test_check_all_imports_every_library_and_tries_its_hooks() -> None:
 def test_check_all_fails_if_a_library_cannot_be_hooked(
     without_hooks: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With ``--all``, `check` fails if a library's release does not contain a hooked method."""
+    """With ``--all``, `check` fails if a library's release lacks a method that must be hooked."""
     import httpx
 
     uninstall()
@@ -225,7 +225,7 @@ def test_check_all_fails_if_a_library_cannot_be_hooked(
 
 
 def test_a_release_without_the_module_is_a_problem(without_hooks: pytest.MonkeyPatch) -> None:
-    """A release without a hooked module is reported as a problem, and no module is imported."""
+    """A release without a module that must be hooked is reported as a problem, and no module is imported."""
     hooks = (
         Hook("missing_library", lambda *_: None, "missing-library"),
         Hook("pytest.no_such_module", lambda *_: None, "pytest"),
@@ -316,7 +316,7 @@ def test_check_has_the_right_status(
     without_hooks: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """Errors are reported as problems and risks as warnings, both in the text and in JSON."""
+    """Errors are reported as problems, and risks as warnings, in both the text and the JSON."""
     for name, value in ({DESTINATIONS: "https://a"} | environment_variables).items():
         without_hooks.setenv(name, value)
 
@@ -563,7 +563,7 @@ def test_clocks_that_differ_are_a_problem(
 
 
 def test_check_prints_no_secret_and_asks_the_introspection_endpoint() -> None:
-    """The text and the JSON output report that a secret is set, without its value."""
+    """The text and the JSON report that a secret is set without revealing its value."""
     with issuing(public_jwk("RS256", "k1")) as issuer:
         variables = {
             "VERIFY": "enforce",

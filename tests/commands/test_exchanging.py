@@ -106,7 +106,7 @@ def test_an_exchange_that_works_is_described(run: Explain, endpoint: Endpoint, b
 def test_an_exchange_that_fails_is_explained(
     run: Explain, endpoint: Endpoint, billing: Party, response: Any, error: str, status: int
 ) -> None:
-    """A failed exchange is described with the server's error and advice, and the status is 3 without a response."""
+    """A failed exchange is described with the server's error and advice, and without a response, the status is 3."""
     endpoint.respond = lambda form: response
     found, text = run(billing.url, token="the-callers-token")
 

@@ -97,7 +97,7 @@ def test_the_decision_is_printed(
 def test_the_closest_entry_is_printed(
     url: str, closest: str | None, advice: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The closest entry is printed together with the difference."""
+    """The closest entry is printed together with its difference from the URL."""
     result = explained(capsys, url)
     (found,) = result.json
 
@@ -155,7 +155,7 @@ def test_the_keys_of_the_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert list(explained(capsys, "https://a").json[0]) == documented
 
 
-# Calls outside of a request
+# Calls outside a request
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_the_keys_of_the_json(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_call_while_no_request_is_served(
     url: str, reason: str, raises: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Outside of a request, a call to a required destination fails unless the call has its own credential."""
+    """Outside a request, a call to a required destination fails unless the call has its own credential."""
     result = explained(capsys, url, without_user=True)
 
     assert (result.status, result.json[0]["reason"], result.json[0]["raises"]) == (1, reason, raises)
@@ -298,7 +298,7 @@ def test_the_environment_of_a_process(capsys: pytest.CaptureFixture[str], monkey
 
 @pytest.mark.parametrize("pid", ["99999999", "-1"])
 def test_a_process_that_does_not_exist_is_a_usage_error(pid: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """A process that does not exist causes a usage error without an explanation."""
+    """If the process does not exist, the command reports a usage error and explains nothing."""
     assert cli.main(["explain", "--pid", pid, "https://a"]) == 2
     output = capsys.readouterr()
     assert output.out == ""

@@ -1,4 +1,4 @@
-"""The environment of another process can be read."""
+"""The commands can read the environment of another process."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def process(tmp_path: Path, **environ: str) -> Iterator[int]:
 
 
 def test_the_variables_at_the_start_are_returned(tmp_path: Path) -> None:
-    """The variables from the start of the process are returned, with any characters in their values."""
+    """The variables with which the process was started are returned, regardless of the characters in their values."""
     with process(tmp_path, A="1=2\n3", B="ä", C="") as pid:
         assert environment_of(pid) == {"A": "1=2\n3", "B": "ä", "C": ""}
 

@@ -218,7 +218,7 @@ def test_only_the_issuer_of_the_token_is_asked(issuer: Issuer, environment: pyte
 def test_all_issuers_are_asked_about_a_token_of_an_unknown_issuer(
     issuer: Issuer, environment: pytest.MonkeyPatch
 ) -> None:
-    """A token of an unknown issuer is rejected even if an issuer is unavailable, and no clocks are compared."""
+    """An unknown issuer's token is rejected even if an issuer is unavailable, and no clocks are compared."""
     other = f"http://127.0.0.1:{unused_port()}"
     environment.setenv(f"{PREFIX}ISSUERS", f"{other},{issuer.url}")
 
@@ -537,7 +537,7 @@ def test_a_terminal_is_asked_and_does_not_show_the_token(issuer: Issuer) -> None
 
 
 def test_warnings_are_not_printed_twice(issuer: Issuer) -> None:
-    """A warning that the output contains is not also printed as a log record."""
+    """A warning in the output is not printed a second time as a log record."""
     issuer.behave = issuer.fail
 
     ran = subprocess.run(
@@ -655,7 +655,7 @@ def test_any_input_has_a_result(text: str) -> None:
 
 
 def test_an_opaque_token_is_introspected(issuer: Issuer, environment: pytest.MonkeyPatch) -> None:
-    """An opaque token is verified by the introspection endpoint alone, and an endpoint's failure is reported."""
+    """The introspection endpoint alone verifies an opaque token, and its failure is reported."""
     environment.delenv(f"{PREFIX}ISSUERS")
     environment.setenv(f"{PREFIX}INTROSPECTION_ENDPOINT", f"{issuer.url}/introspect")
     environment.setenv(f"{PREFIX}CLIENT_ID", "me")

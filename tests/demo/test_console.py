@@ -153,7 +153,7 @@ def test_the_tokens_of_a_user_are_shown_once_for_each_service() -> None:
 
 
 def test_parts_have_the_same_columns_and_one_header() -> None:
-    """All parts have the same columns, and only the first part has a header."""
+    """All parts have the same columns, and they share a single header."""
     one, printed = report()
     one.print_part("first", [RELAYED], has_header=True)
     one.print_part("second", [WITHHELD], has_header=False)

@@ -171,7 +171,7 @@ def test_spans_are_read_while_they_are_written():
 
 
 def test_a_call_begins_its_own_trace():
-    """Each header of a call contains the call's trace ID and a new span ID."""
+    """Each ``traceparent`` header of a call contains the call's trace ID and a new span ID."""
     first, second = ALICE.traceparent(), ALICE.traceparent()
 
     assert re.fullmatch(rf"00-{ALICE.trace_id}-[0-9a-f]{{16}}-01", first)

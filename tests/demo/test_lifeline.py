@@ -1,4 +1,4 @@
-"""Programs that are tied to a parent process end with that process, for any reason."""
+"""Programs that are tied to a parent process end when that process ends for any reason."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_the_guard_remains_while_a_program_ignores_a_signal() -> None:
 
 
 def test_the_guard_holds_nothing_of_the_program_open() -> None:
-    """The guard keeps neither the program's output nor its listener open."""
+    """The guard does not keep the program's output or its listener open."""
     lifeline, our_end = os.pipe()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         process = subprocess.Popen(

@@ -48,7 +48,7 @@ def test_second_signal_does_not_interrupt_the_cleanup():
 
 
 def test_signals_on_another_thread_are_left_alone() -> None:
-    """Outside of the main thread, no signal handler is changed."""
+    """Outside the main thread, no signal handler is changed."""
     before = signal.getsignal(signal.SIGINT)
     seen: list[object] = []
 

@@ -52,7 +52,7 @@ def test_an_unknown_user_is_not_signed_in(issuer: str, user: str) -> None:
 
 
 def test_signing_out_revokes_only_that_token(issuer: str) -> None:
-    """Signing out revokes a single token and no other token of the user."""
+    """Signing out revokes only the given token, not the user's other tokens."""
     revoked, other = sign_in(issuer, "alice"), sign_in(issuer, "alice")
     sign_out(issuer, revoked)
 

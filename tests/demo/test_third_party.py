@@ -1,4 +1,4 @@
-"""The demo's third-party server must not receive a token."""
+"""The demo's third-party server gives every request the same response and never repeats a token."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The demo's authorization server exchanges tokens of requests-oauth2client according to RFC 8693."""
+"""The demo's authorization server exchanges tokens as defined in RFC 8693; the client is requests-oauth2client."""
 
 from __future__ import annotations
 

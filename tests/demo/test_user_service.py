@@ -83,7 +83,7 @@ def started(profile_service: ProfileService, outsider: Party, billing: ProfileSe
 def test_only_the_listed_service_gets_the_token_of_the_caller(
     profile_service: ProfileService, outsider: Party, billing: ProfileService
 ) -> None:
-    """The third party gets no token, either directly or after a redirect from the listed service."""
+    """The third party gets no token in a direct request or after a redirect from the listed service."""
     with started(profile_service, outsider, billing) as client:
         response = client.get("/me", headers={"Authorization": f"Bearer {TOKEN}"})
 

@@ -133,7 +133,7 @@ def test_the_token_is_relayed_in_every_state_of_the_breaker(services):
 
 @contextmanager
 def forgetful_server():
-    """Run a server that closes each connection when the second request arrives."""
+    """Run a server that closes each connection when a second request arrives."""
     body = b'{"name": "alice"}'
     response = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
 

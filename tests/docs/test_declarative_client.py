@@ -106,7 +106,7 @@ def services(tmp_path: Path) -> Iterator[Services]:
 
 
 def test_the_example_works_as_its_readme_says(services: Services) -> None:
-    """The README's commands print the output in the README, and users do not share exchanged tokens.
+    """Each command prints the output in the README, and users do not share exchanged tokens.
 
     The log of user-service contains the decisions, and no log contains a token.
     """

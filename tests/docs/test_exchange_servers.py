@@ -42,7 +42,7 @@ def test_each_server_has_a_recipe() -> None:
 
 
 def test_errors_in_the_tables_are_those_of_the_closed_set() -> None:
-    """The last cell in each row of a mistake contains an existing error."""
+    """The last cell in each row that describes a mistake contains an existing error."""
     rows = re.findall(r"^\| .*\| (.*`.*`.*) \|$", PAGE, re.MULTILINE)
     # The server's own message is in parentheses.
     named = {word for row in rows for word in re.findall(r"`(\w+)`", re.sub(r"\(.*?\)", "", row))}

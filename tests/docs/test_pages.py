@@ -43,7 +43,7 @@ ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "quickstarts").glob("*.md")])
 READER = Sybil(parsers=[PythonCodeBlockParser()])
-FILES = "https://github.com/otel-token-relay/otel-token-relay/blob/main/"  # same as in [project.urls]
+FILES = "https://github.com/otel-token-relay/otel-token-relay/blob/main/"  # the URL in [project.urls]
 SECONDS_TO_START = 180  # a limit that is sufficient for two instrumented processes on a slow machine
 
 
@@ -107,7 +107,7 @@ def restored() -> Iterator[None]:
 
 @pytest.mark.parametrize("block", BLOCKS, ids=name_of)
 def test_every_block_is_of_a_tested_kind(block: Block) -> None:
-    """Each fenced code block is of a kind that a test covers."""
+    """Each fenced code block is in a language that a test covers."""
     assert block.language in {"python", "console", "sh", "yaml", "text"}
 
 

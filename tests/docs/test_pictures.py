@@ -23,7 +23,7 @@ __all__ = ["browser"]
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "docs" / "pictures").glob("*.svg"))
 
-# Find text that extends outside of the picture, overlaps other text, or crosses the edge of a box.
+# Find text that extends outside the picture, overlaps other text, or crosses the edge of a box.
 FIND_FAULTS = """
     () => {
         const inside = (a, b) => a.left >= b.left && a.right <= b.right && a.top >= b.top && a.bottom <= b.bottom;

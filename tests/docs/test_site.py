@@ -220,7 +220,7 @@ def test_search_finds_a_setting(browser: Browser, url: str, site: Path, from_dis
 
 
 def test_the_reader_can_switch_the_theme(browser: Browser, url: str) -> None:  # noqa: F811
-    """The switch in the header changes the system's theme to light and then to dark, and the choice is stored."""
+    """The switch in the header selects the light theme and then the dark theme, and the choice is stored."""
     with opened(browser, f"{url}/index.html") as (page, faults):
         page.wait_for_load_state("networkidle")
         colors = []

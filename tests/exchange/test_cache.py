@@ -158,7 +158,7 @@ def test_parts_of_different_lengths_are_not_joined(parts: list[tuple[str, str, s
 
 
 def test_nothing_in_the_cache_is_printed() -> None:
-    """The cache's representation, which can appear in error reports, contains no token."""
+    """The cache's ``repr``, which can appear in error reports, contains no token."""
     cache = Clocks().cache()
     result = cache.put(b"k", issued("secret-token"), NOW + 600)
 

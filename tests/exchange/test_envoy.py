@@ -145,7 +145,7 @@ def test_envoy_refuses_the_callers_own_token(mesh: Mesh) -> None:
 
 
 def test_without_the_token_endpoint_envoy_gets_no_token(mesh: Mesh) -> None:
-    """If the token endpoint fails, Envoy receives no token, not the caller's own token."""
+    """If the token endpoint fails, Envoy receives no token at all."""
     token = mesh.log_in("alice")
     with user_service(mesh.settings(), lambda: call_with_httpx(mesh)) as port, mesh.issuer.failing("/token"):
         assert get(port, "/", token).text == "401"

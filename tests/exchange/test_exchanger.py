@@ -118,7 +118,7 @@ def test_many_users_in_threads_and_tasks_never_get_the_token_of_another(endpoint
 
 @pytest.mark.parametrize("status", [200, 400])
 def test_an_exchange_that_ends_at_the_last_moment_is_not_repeated(endpoint: Endpoint, status: int) -> None:
-    """An exchange that completes after a caller's cache lookup is not repeated."""
+    """An exchange that completes between a caller's cache lookup and its request is not repeated."""
     if status == 400:
         endpoint.respond = lambda form: (400, {"error": "invalid_grant"})
     exchanger, token = endpoint.exchanger(), verified("alice-1")

@@ -1,4 +1,4 @@
-"""Each hooked client sends a destination a token for that destination, or no token, but never the caller's."""
+"""Each hooked client sends a destination either its own token or no token, but never the caller's token."""
 
 from __future__ import annotations
 
@@ -222,7 +222,7 @@ def test_a_slow_server_delays_only_those_who_need_it(client: Client, endpoint: E
 
 @pytest.mark.parametrize("library", ["aiohttp", "httpx"])
 def test_a_hop_that_waits_holds_no_connection(library: str, endpoint: Endpoint) -> None:
-    """A hop that waits for an exchange keeps no connection, so another request can use the only connection."""
+    """While a hop waits for an exchange, another request can use the pool's only connection."""
     ready = threading.Event()
     issue = endpoint.issue
 
@@ -617,7 +617,7 @@ def test_the_span_says_where_the_token_came_from(endpoint: Endpoint) -> None:
 
 
 def test_no_exception_or_frame_contains_a_token(endpoint: Endpoint) -> None:
-    """No exception and no local variable of its frames contains a token."""
+    """No exception, and no local variable in its frames, contains a token."""
     endpoint.respond = lambda form: (400, {"error": "invalid_grant"})
     with party() as billing:
         install(settings_for(endpoint, f"{billing.url};audience=billing;required"))

@@ -310,7 +310,7 @@ def test_casdoor_5875_the_audience_is_ignored_with_status_200(
 def test_fastmcp_3212_every_tool_call_was_a_round_trip(
     issuer: Issuer, endpoint: Endpoint, billing: Party, grant: Any
 ) -> None:
-    """FastMCP #3212, MSAL Python's ``acquire_token_on_behalf_of``: every call was a round trip."""
+    """FastMCP #3212, MSAL Python's ``acquire_token_on_behalf_of``: every call made a round trip."""
     endpoint.respond = lambda form: response(access_token="issued.for.billing")
     exchanging(endpoint, f"{billing.url};audience=billing", exchange_grant=grant)
     service = Service(issuer, lambda request: requests.get(billing.url))  # each tool call is one request
@@ -477,7 +477,7 @@ def test_cortex_174_a_users_call_does_not_become_the_services_own(
 
 
 def test_litellm_27306_the_services_own_token_is_cached(endpoint: Endpoint, billing: Party) -> None:
-    """litellm #27306: calls without a user bypassed the cache and the lock, so each call was a round trip."""
+    """litellm #27306: calls without a user bypassed the cache and the lock, so each call made a round trip."""
     exchanging(endpoint, f"{billing.url};audience=billing;without-user=client")
 
     def job(_: int) -> None:

@@ -258,7 +258,7 @@ def test_errors_of_a_server_are_those_of_a_closed_set(
     ],
 )
 def test_revoked_token_is_not_exchanged(real_servers: RealServers, name: str, form: str, error: str) -> None:
-    """A revoked token is not exchanged, even if this service has verified it earlier."""
+    """A revoked token is not exchanged, even if this service verified it earlier."""
     server = real_servers[name]
     token = verified(server, form)
 
@@ -276,7 +276,7 @@ def test_client_without_the_grant_exchanges_nothing(real_servers: RealServers) -
 
 
 def test_audience_that_was_not_asked_for_is_refused(real_servers: RealServers) -> None:
-    """A token whose audience was not requested is rejected, even if it is the server's name for the resource."""
+    """A token for an unexpected audience is rejected, even if the server uses that name for the resource."""
     server = real_servers["oidc-provider"]
     token = verified(server, "RS256")
     resource = f"https://es256.{BILLING}.test"

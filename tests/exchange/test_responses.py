@@ -143,7 +143,7 @@ def test_entra_sends_no_issued_token_type() -> None:
     ],
 )
 def test_a_refusal_has_one_of_a_closed_set_of_errors(status: int, members: Any, error: str) -> None:
-    """An error response has a defined error, and a server error is not interpreted as a rejected token."""
+    """Each error response is mapped to a defined error, and a server error does not mean that the token is rejected."""
     with pytest.raises(ExchangeFailed) as failed:
         read(members, status=status)
 

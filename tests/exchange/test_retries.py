@@ -216,7 +216,7 @@ def test_without_a_new_token_the_application_reads_the_first_response(
     ids=lambda text: text or "plain",
 )
 def test_other_requests_are_not_repeated(name: str, parameters: str, numbered: Endpoint, billing: Guarded) -> None:
-    """A relayed token is never retried, and an exchanged token only with ;retry=idempotent."""
+    """A request is repeated only if its token was exchanged and its entry has ;retry=idempotent."""
     turn_on(numbered, billing, parameters)
     billing.accepts = lambda token: False
     with user(ALICE):
@@ -362,7 +362,7 @@ def test_the_load_on_a_destination_that_rejects_every_token_grows_by_one_request
 
 
 def test_a_canceled_task_ends_the_trial_and_frees_its_connection(numbered: Endpoint, billing: Guarded) -> None:
-    """Canceling a task during a renewal ends the trial, so other requests do not wait, and frees the connection."""
+    """Canceling a task during a renewal ends the trial for waiting requests and frees the connection."""
     turn_on(numbered, billing)
     is_asked, may_issue = threading.Event(), threading.Event()
     issue = numbered.respond
@@ -463,7 +463,7 @@ def test_a_raising_hook_does_not_repeat_the_request(numbered: Endpoint, billing:
 
 
 def test_a_streamed_response_is_the_second_one(numbered: Endpoint, billing: Guarded) -> None:
-    """A streamed response is the second response, whose body is read when the application requires it."""
+    """If a response is streamed, the application gets the second response and reads its body as needed."""
     turn_on(numbered, billing)
     billing.accepts = lambda token: len(billing.seen) % 2 == 0
     with user(f"{ALICE}-1"), httpx.stream("PUT", billing.url, content=CONTENT) as response:

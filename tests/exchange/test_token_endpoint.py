@@ -165,7 +165,7 @@ def redirect(handler: BaseHTTPRequestHandler, path: str) -> bool:
 
 
 def test_redirect_is_not_followed(issuer: Issuer) -> None:
-    """A redirect is not followed, because its target could impersonate the issuer."""
+    """Redirects are not followed, because the target could impersonate the issuer."""
     issuer.behave = redirect
 
     assert "status 302; redirects are not followed" in str(failure_of(endpoint_of(issuer)))
@@ -250,7 +250,7 @@ class Remaining(HttpClient):
 
 
 def test_reading_the_document_again_leaves_time_for_the_exchange(issuer: Issuer) -> None:
-    """Reading the metadata again leaves enough time for the exchange, even if the issuer hangs."""
+    """Reading the metadata again leaves enough time for the exchange, even if the issuer does not respond."""
     http, clock = Remaining(), Clock()
     endpoint = TokenEndpoint(None, issuer.url, http=http, monotonic=clock)
     endpoint.locate(20)

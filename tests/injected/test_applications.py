@@ -104,7 +104,7 @@ def test_check_runs_in_the_container(image: Path, listed: ThirdParty, unlisted: 
 
 
 def test_task_of_a_worker_gets_no_token(image: Path, listed: ThirdParty, unlisted: ThirdParty) -> None:
-    """A Celery task runs outside of the request that queued it, so its call carries no token."""
+    """A Celery task runs outside the request that queued it, so its call carries no token."""
     with injected.run("celery", image, environ(listed, unlisted)) as service:
         assert get(f"{service.url}/task").status_code == 200
 
@@ -115,7 +115,7 @@ def test_task_of_a_worker_gets_no_token(image: Path, listed: ThirdParty, unliste
 def test_verification_that_cannot_start_refuses_and_says_why(
     name: str, image: Path, listed: ThirdParty, unlisted: ThirdParty
 ) -> None:
-    """If urllib3 is too old for verification, requests get status 503, but probes and the application work."""
+    """If urllib3 is too old for verification, the application runs, but requests other than probes get status 503."""
     with issuing(tokens.public_jwk("RS256", "k1")) as issuer:
         settings = environ(listed, unlisted, **enforcing(issuer))
         with injected.run(name, image, settings) as service:

@@ -81,7 +81,7 @@ def test_the_policy_allows_only_the_pages_own_parts() -> None:
     ],
 )
 def test_no_text_leaves_the_data(text: str) -> None:
-    """Outside of its data, which is ASCII JSON, the page is the same for every recording."""
+    """Outside its data, which is ASCII JSON, the page is the same for every recording."""
     page, other = page_of(with_texts(text)), page_of(with_texts("x"))
 
     assert page.replace(data_in(page), "") == other.replace(data_in(other), "")

@@ -61,7 +61,7 @@ def test_page_is_accessible_and_fits(browser: Browser, tmp_path: Path, theme, wi
 
 @pytest.mark.parametrize("use", ["click", "Enter", "Space"])
 def test_the_reason_is_shown_on_demand(browser: Browser, tmp_path: Path, use: str) -> None:
-    """A click, Enter, or the space bar displays or hides a hop's reason, its meaning, and its origin."""
+    """Clicking a hop, or pressing Enter or the space bar, displays or hides its reason, meaning, and origin."""
     with opened(browser, write(tmp_path, every_outcome())) as (page, faults):
         button = page.get_by_role("button", name=WITHHELD)
         meaning = page.get_by_text(Reason.DESTINATION_NOT_LISTED.meaning)

@@ -1,4 +1,4 @@
-"""Hops are built from spans in the right order, even if a recording is incomplete or malicious."""
+"""Hops are built from spans in the correct order, even if a recording is incomplete or malicious."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def test_every_form_is_read(write) -> None:
     ],
 )
 def test_another_file_is_refused(text: str, message: str) -> None:
-    """A file that is not a recording causes an error that states the expectation without quoting the file."""
+    """A file that is not a recording causes an error that states what was expected without quoting the file."""
     with pytest.raises(NotARecording, match=message) as raised:
         read_recording(text)
 

@@ -1,4 +1,4 @@
-"""The text of a recording is cleaned of tokens and of characters that alter the surrounding text."""
+"""Tokens, and characters that alter the surrounding text, are removed from the text of a recording."""
 
 from __future__ import annotations
 

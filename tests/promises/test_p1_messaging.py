@@ -107,7 +107,7 @@ def test_a_destination_in_the_context_does_not_send_the_token(fill):
 
 
 def _leave_logging_alone(**_):
-    """Stay connected to the signal, which prevents a worker from configuring the root logger."""
+    """Do nothing, because a connected receiver prevents a worker from configuring the root logger."""
 
 
 @pytest.fixture

@@ -129,7 +129,7 @@ def test_work_has_its_requests_token(way, backend, settings, echo):
 
 @every_way
 def test_work_never_has_another_users_token(way, backend, settings, echo):
-    """Work of concurrent requests on the same threads always sends its own request's token."""
+    """Work that runs on the same threads for several requests sends only its own request's token."""
     tokens = [ALICE, BOB, ALICE]
 
     assert send_together(way, backend, tokens, settings, echo) == tokens
@@ -137,7 +137,7 @@ def test_work_never_has_another_users_token(way, backend, settings, echo):
 
 @every_way
 def test_anonymous_requests_stay_anonymous(way, backend, settings, echo):
-    """An anonymous request sends no token, either between or after requests with a token."""
+    """An anonymous request sends no token, even between or after requests with a token."""
     assert send_together(way, backend, [ALICE, None, BOB], settings, echo) == [ALICE, NOTHING, BOB]
     assert send_together(way, backend, [None], settings, echo) == [NOTHING]
 
@@ -155,7 +155,7 @@ def test_no_token_after_the_lease(way, backend, settings, echo):
 
 @every_way
 def test_the_lease_prevents_it(way, backend, settings, echo, monkeypatch):
-    """Without the end of the lease, the same work sends the token."""
+    """If leases never ended, the same work would send the token."""
     monkeypatch.setattr("otel_token_relay.token.Lease.is_open", True)
 
     assert send_after(way, backend, ALICE, settings, echo, take=briefly) == ALICE

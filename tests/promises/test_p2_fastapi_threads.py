@@ -1,4 +1,4 @@
-"""P2 in FastAPI: synchronous endpoints and background work, which run in worker threads, send the right token."""
+"""P2 in FastAPI: synchronous endpoints and background work, which run in worker threads, send the caller's token."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def test_work_that_outlives_the_request_sends_no_token(service, path):
 
 @pytest.mark.parametrize("path", ["/leave", "/leave-later"])
 def test_the_lease_prevents_it(service, path, monkeypatch):
-    """Without the end of the lease, the same thread sends the token."""
+    """If leases never ended, the same thread would send the token."""
     monkeypatch.setattr("otel_token_relay.token.Lease.is_open", True)
     work, _ = leave_behind(service, path)
     work.gate.set()

@@ -29,7 +29,7 @@ def test_a_reused_request_carries_the_senders_token(client: Client) -> None:
     """A request object that several users and an anonymous caller send carries each sender's token, or none."""
     with client.party() as one:
         install(Settings(destinations=[one.url]))
-        # The token of the code that opens the session is not relevant.
+        # The token that is bound when the session is opened does not matter.
         with use_token(SECOND), client.reusing(one.url) as send:
             for user in (FIRST, SECOND, None, FIRST):
                 with use_token(user):
@@ -133,7 +133,7 @@ with use_token(sys.argv[2]):
 
 
 def test_a_forked_child_relays_nothing() -> None:
-    """A forked child inherits the context but relays no token with any client, while its parent does."""
+    """A forked child inherits the context but relays no token with any client."""
     with each_party() as parties:
         urls = json.dumps({protocol: one.url for protocol, one in parties.items()})
         ran = subprocess.run(

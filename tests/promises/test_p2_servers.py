@@ -50,7 +50,7 @@ ROWS = {server.name: server for server in SERVERS}
 
 @each(SERVERS)
 def test_a_request_has_its_own_token_until_it_ends(server):
-    """The handler, the stream, and a failure have the caller's token, and contexts that are kept have none."""
+    """A request has its own token in the handler, the stream, and a failure, and kept contexts have no token."""
     with served(server) as one:
         with one.connection() as connection:
             for _ in range(2):
@@ -92,7 +92,7 @@ BAD_HEADERS = {
 
 @each(ONE_FOR_EACH_SERVER)
 def test_anything_but_one_bearer_token_binds_no_token(server):
-    """A request with an invalid header gets no token, including the previous request's token."""
+    """A request with an invalid header gets no token, not even the previous request's token."""
     with served(server) as one:
         for case, headers in BAD_HEADERS.items():
             assert one.get("/token", C).text == C, case
@@ -192,7 +192,7 @@ def test_linger_lets_the_lease_outlive_the_response(server):
 
 
 def naive():
-    """Register only the propagator, without a boundary, as a careless application might do."""
+    """Register only the propagator, without a boundary, as an application might do."""
     parts = [TraceContextTextMapPropagator(), W3CBaggagePropagator(), TokenRelayPropagator(Settings())]
     propagate.set_global_textmap(CompositePropagator(parts))
 

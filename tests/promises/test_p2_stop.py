@@ -249,7 +249,7 @@ every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 
 @every_case
 def test_no_other_users_token_is_sent(case, echo, settings):
-    """Neither a different user's token nor the token of an ended request is sent."""
+    """Work that outlives its request sends neither a different user's token nor its own request's token."""
     # The first token installs the thread hooks, so the test binds a token before the case runs.
     request(BOB, settings, lambda: None)
 

@@ -1,4 +1,4 @@
-"""P3: no exported span, log record, or metric contains a token, either complete, in parts, or encoded."""
+"""P3: no exported span, log record, or metric contains a token, whether complete, in parts, or encoded."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def run(position: str, kind: str, *, redaction: bool) -> tuple[int, int]:
 @pytest.mark.parametrize("kind", TOKENS)
 @pytest.mark.parametrize("position", POSITIONS)
 def test_no_position_leaks_any_form(position, kind):
-    """No exporter receives a readable part of the token, regardless of its kind and the time of its registration."""
+    """No exporter, regardless of its kind and registration time, receives a readable part of the token."""
     leaked, total = run(position, kind, redaction=True)
 
     assert total

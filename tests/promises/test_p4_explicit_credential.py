@@ -355,7 +355,7 @@ def test_an_explicit_credential_wins(form: Form, one: Party) -> None:
 @pytest.mark.usefixtures("netrc")
 @each([form for form in FORMS if not form.is_challenged])
 def test_replace_sends_the_token_alone(form: Form, one: Party) -> None:
-    """With ON_CONFLICT=replace, the token replaces the application's credential, which is sent if there is no token.
+    """With ON_CONFLICT=replace, the token is sent alone; without a token, the application's credential is sent.
 
     A credential that cannot be removed is sent alone, never together with the token.
     """
@@ -405,7 +405,7 @@ if hasattr(aiohttp, "DigestAuthMiddleware"):  # aiohttp 3.12 and later
 
 @pytest.mark.parametrize("send", DIGESTS.values(), ids=DIGESTS)
 def test_a_digest_response_is_not_replaced(send: Send, one: Party) -> None:
-    """The token does not replace the response to a Digest challenge, and no request has two lines."""
+    """The token does not replace the response to a Digest challenge, and no request has two Authorization lines."""
     install(Settings(destinations=[one.url]))
     one.answers.append(DIGEST)
     with use_token(TOKEN):

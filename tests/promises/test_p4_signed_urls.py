@@ -147,7 +147,7 @@ def test_each_hop_of_a_redirect_is_decided_by_its_own_url(store: tuple[str, list
 
 
 def test_a_presigned_upload_of_the_sdks_user_succeeds(store: tuple[str, list[str]]) -> None:
-    """An upload to a signed URL succeeds, because it is sent just as without this package."""
+    """An upload to a signed URL succeeds, because the request is sent just as without this package."""
     install(Settings(destinations=("http://127.0.0.1:*",)))
 
     with use_token(TOKEN):

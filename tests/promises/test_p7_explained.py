@@ -143,7 +143,7 @@ def foreign_token() -> BearerToken:
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A case that produces one reason."""
+    """A test case that produces one reason."""
 
     reason: Reason
     token: Callable[[], BearerToken | None] = lambda: BearerToken(TOKEN)

@@ -198,7 +198,7 @@ def test_relays_under_opentelemetry_instrument(name, variant, tmp_path):
             **telemetry(name, variant),
         )
 
-        # The client is instrumented only in the first of these variants.
+        # Check that the client is instrumented in the first variant only.
         if variant in ("plain", "no-instrumentation-at-all"):
             traced = [bool(request.header_lines("traceparent")) for request in party.requests]
             assert traced == [variant == "plain"] * 4
@@ -215,7 +215,7 @@ def test_relays_with_sitecustomize(name, tmp_path):
 
 
 def test_fastapi_relays_without_opentelemetry_instrument(tmp_path):
-    """In FastAPI, which imports OpenTelemetry, the variables alone enable the relay."""
+    """The variables alone enable the relay in FastAPI, because FastAPI imports OpenTelemetry."""
     app = write_program(tmp_path, "fastapi")
     with third_party() as party:
         assert_relays(command("fastapi", app), party, PYTHONPATH=str(tmp_path))
