@@ -64,7 +64,7 @@ def test_the_form_of_on_behalf_of_has_the_parameters_of_entra(request_: Request,
 
 
 def test_the_expected_audiences_are_those_asked_for() -> None:
-    """If no audience, resource, or expected audience is specified, any audience is accepted."""
+    """Without a requested audience or resource, any audience in the response is accepted."""
     assert Request(scope="a").audiences == frozenset()
     assert Request(scope="a", expected=("x",)).audiences == frozenset()
     assert Request(audience="a", resource="b", expected=("c",)).audiences == {"a", "b", "c"}
