@@ -1,6 +1,7 @@
 # Each target creates what it needs in .venv. The first run takes a minute.
 #   make demo          run the demo, on an embedded authorization server
-#   make test          run the tests
+#   make test          run the tests, except those that start many programs
+#   make test-programs run the tests that start many programs: every server, other projects' servers, a browser
 #   make check         check lint rules, types, layers, prose, links, spelling, workflows and generated pages
 #   make docs          write the generated pages of docs/ again, and build the site into build/site
 #   make dist          build the source distribution and the wheel, and check them
@@ -20,8 +21,9 @@ UV = $(BIN)/uv
 # Two workers for each core: most tests wait for servers of their own.
 PYTEST_ARGS ?= -n $(shell $(PYTHON) -c 'import os; print(2 * os.cpu_count())') --dist worksteal
 PINS := requirements/development.txt
+PROGRAM_TESTS := $(shell cat requirements/program-tests.txt)
 
-.PHONY: demo test check docs dist bench bench-instructions soak suites matrix coverage requirements clean
+.PHONY: demo test test-programs check docs dist bench bench-instructions soak suites matrix coverage requirements clean
 
 $(VENV)/.ready: pyproject.toml $(PINS)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "otel-token-relay needs Python 3.11 or newer: run make with PYTHON=python3.13")'
@@ -35,7 +37,10 @@ demo: $(VENV)/.ready
 	$(BIN)/otel-token-relay demo
 
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(addprefix --ignore=,$(PROGRAM_TESTS)) $(PYTEST_ARGS)
+
+test-programs: $(VENV)/.ready
+	$(BIN)/python -m pytest $(PYTEST_ARGS) $(PROGRAM_TESTS)
 
 check: $(VENV)/.ready
 	$(BIN)/ruff check .

@@ -6,8 +6,8 @@
     nox -s injected      five applications with older packages, as under the OpenTelemetry operator
     COVERAGE=1 nox       everything, with branch coverage across all sessions
 
-The supported Python versions are those in pyproject.toml's classifiers. If this machine does not have one of
-them, its session reports this and is skipped.
+The supported Python versions are those in pyproject.toml's classifiers. If this machine does not have one of them,
+nox reports this and skips the session.
 """
 
 from __future__ import annotations
@@ -27,35 +27,25 @@ PINS = ROOT / "requirements"
 # Two workers per core, because most tests spend their time waiting for their own servers.
 PARALLEL = ("-n", str(2 * (os.cpu_count() or 1)), "--dist", "worksteal")
 EXTRAS = "verify,exchange,demo"
-# Today's frameworks require newer packages than the oldest supported OpenTelemetry allows. These tests use
+# Current frameworks require newer packages than the oldest supported OpenTelemetry allows. These tests use
 # only their own clients and servers.
-OLDEST_TESTS = [line for line in (ROOT / "requirements" / "oldest-tests.txt").read_text().split() if line]
+OLDEST_TESTS = (ROOT / "requirements" / "oldest-tests.txt").read_text().split()
 
-# Tests whose results depend on the programs that they start, not on the version of Python or of a library.
-# `make test` runs them; with FULL_MATRIX=1, every session runs them.
+# Tests whose results depend on the programs that they start, not on the version of Python or a library.
+# `make test` and `make test-programs` run them. With FULL_MATRIX=1, every session runs them.
+BY_VERSION = (
+    "tests/attacks/test_r01_worker_pools.py",
+    "tests/attacks/test_s01_export_deadlock.py",
+    "tests/promises/test_p5_telemetry_knobs.py",
+    "tests/test_threads.py",
+)
 PROGRAMS = (
-    "tests/attacks/test_configuration_file.py",
-    "tests/attacks/test_h01_moved_paths.py",
-    "tests/attacks/test_h02_enforcement.py",
-    "tests/demo",
+    *(path for path in (ROOT / "requirements" / "program-tests.txt").read_text().split() if path not in BY_VERSION),
     "tests/docs",
-    "tests/exchange/test_envoy.py",
-    "tests/exchange/test_real_servers.py",
-    "tests/pictures/test_page_in_browser.py",
     "tests/promises/test_zero_code.py",
-    "tests/redaction/test_live_leaks.py",
-    "tests/servers/test_refusing.py",
-    "tests/servers/test_web_servers.py",
-    "tests/test_benchmarks.py",
-    "tests/test_soak.py",
-    "tests/test_soak_threads.py",
-    "tests/test_startup.py",
-    "tests/test_wrong_setups.py",
-    "tests/verification/test_examples.py",
-    "tests/verification/test_real_issuers.py",
 )
 
-# Tests of code that uses no library. `make test` runs them; with FULL_MATRIX=1, every session runs them.
+# Tests of code that uses no library. `make test` runs them. With FULL_MATRIX=1, every session runs them.
 PURE = (
     "tests/commands",
     "tests/pictures",
@@ -71,28 +61,28 @@ PURE = (
     "tests/verification/test_explanations.py",
 )
 
-# Tests that take long. With the lowest dependencies, tests/caches, tests/clients and the rest of tests/exchange and
-# tests/verification use the same libraries.
+# Slow tests. With the lowest dependencies, tests/caches, tests/clients, and the rest of tests/exchange
+# and tests/verification cover the same libraries.
 SLOW = (
     "tests/attacks/test_h04_shared_caches.py",
     "tests/exchange/test_retries.py",
     "tests/test_soak_exchange.py",
     "tests/verification/test_attacks.py",
     "tests/verification/test_headers.py",
-    "tests/verification/test_stream_limits.py",
+    "tests/test_stream_limits.py",
 )
 
-# Tests of rules and of our own protocols. They run on the oldest and on the newest Python.
+# Tests of rules and of the package's own protocols. They run only on the oldest and the newest Python.
 ELSEWHERE = ("tests/attacks", "tests/commands", "tests/exchange", "tests/verification")
 
 nox.options.default_venv_backend = "uv"
 nox.options.error_on_missing_interpreters = False
 nox.options.reuse_existing_virtualenvs = False
-# The sessions `injected` and `pages` create environments of their own for minutes.
+# The `injected` and `pages` sessions spend minutes creating environments of their own.
 FULL = bool(os.environ.get("FULL_MATRIX"))
 nox.options.sessions = ["tests", "lowest", "oldest", *(("injected", "pages") if FULL else ()), "coverage"]
 
-# uv finds pyenv's interpreters if they are on the path. It must not download any.
+# uv finds pyenv's interpreters if they are on the path. uv must not download any interpreters.
 os.environ["UV_PYTHON_DOWNLOADS"] = "never"
 os.environ["PATH"] = os.pathsep.join(
     [
@@ -115,15 +105,15 @@ def _wheel(session: nox.Session) -> Path:
 
 
 def _test(session: nox.Session, *arguments: str) -> None:
-    """Run pytest. With COVERAGE=1, measure coverage too, including that of processes that the tests start."""
+    """Run pytest. With COVERAGE=1, also measure coverage, including that of processes that the tests start."""
     measured = ("-m", "coverage", "run") if os.environ.get("COVERAGE") else ()
-    # -P and pytest's import mode keep the checkout off the path, so that the tests import the wheel.
+    # -P and pytest's import mode keep the checkout off the path, so the tests import the wheel.
     session.run("python", "-P", *measured, "-m", "pytest", "-q", *PARALLEL, *arguments, *session.posargs)
 
 
 @nox.session(python=PYTHONS[1:-1] or PYTHONS)
 def tests(session: nox.Session) -> None:
-    """Run the tests of hooks, redaction and promises against the wheel, with pinned dependency versions."""
+    """Run the tests of hooks, redaction, and promises against the wheel, with pinned dependency versions."""
     session.install("--compile-bytecode", "--require-hashes", "-r", str(PINS / "development.txt"))
     session.install("--no-deps", str(_wheel(session)))
     _test(session, *_without(*PROGRAMS, *PURE, *ELSEWHERE))
@@ -140,15 +130,15 @@ def lowest(session: nox.Session) -> None:
         "test",
         f"otel-token-relay[{EXTRAS}] @ {_wheel(session).as_uri()}",
     )
-    # Other releases of a server may call the application elsewhere, and other releases of OpenTelemetry read a
-    # configuration file differently.
+    # Different releases of a server can call the application elsewhere, and different releases of OpenTelemetry
+    # read a configuration file differently.
     kept = ("tests/attacks/test_configuration_file.py", "tests/servers/test_web_servers.py")
     _test(session, *_without(*(path for path in PROGRAMS if path not in kept), *PURE, *SLOW))
 
 
 @nox.session(python=LOWEST)
 def oldest(session: nox.Session) -> None:
-    """Run the tests that concern OpenTelemetry with the oldest OpenTelemetry release that is supported."""
+    """Run the tests that involve OpenTelemetry with the oldest supported release of OpenTelemetry."""
     session.install("--compile-bytecode", "--group", "oldest", f"otel-token-relay[verify] @ {_wheel(session).as_uri()}")
     _test(session, *OLDEST_TESTS)
 
@@ -157,14 +147,15 @@ def oldest(session: nox.Session) -> None:
 def injected(session: nox.Session) -> None:
     """Inject the wheel into five applications with older packages, as the OpenTelemetry operator does.
 
-    Their environments are installed into ``.cache`` on first use. The tests themselves need those of `make test`.
+    Their environments are installed into ``.cache`` on first use. The tests themselves need the dependencies of
+    `make test`.
     """
     # Each worker builds the wheel and the image's directory.
     command = (sys.executable, "-m", "pytest", "-q", "-n", "2", "--dist", "worksteal", "tests/injected")
     session.run(*command, *session.posargs, env={"INJECTED": "1"})
 
 
-# Pages whose packages are not in the development environment. `make test` follows the other ones.
+# Pages whose packages are not in the development environment. `make test` follows the remaining pages.
 PAGES = ("docs/quickstarts/agents.md", "docs/observability-vendors.md")
 
 

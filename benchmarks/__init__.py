@@ -1,1 +1,1 @@
-"""Measure the cost of otel-token-relay relative to the cost of OpenTelemetry alone in the same run."""
+"""Measure the cost of otel-token-relay relative to that of OpenTelemetry alone in the same run."""

@@ -31,7 +31,7 @@ MEASUREMENTS: dict[str, Callable[[Effort], Iterator[Figure]]] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the selected measurements and print the figures. A missed target is not a failure."""
     options = _parser().parse_args(arguments)
-    # Exit normally on SIGTERM, so that the servers that the loopback measurement started are ended.
+    # Exit normally on SIGTERM, so that the servers of the loopback measurement also end.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     effort = QUICK if options.quick else FULL
     # If the JSON goes to standard output, all other output goes to standard error.
@@ -56,10 +56,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="make only a few calls of each, to test the programs; the figures are meaningless",
+        help="make only a few calls of each operation to test the programs; the figures are meaningless",
     )
     parser.add_argument(
-        "--only", action="append", choices=MEASUREMENTS, help="run only this measurement; may be repeated"
+        "--only", action="append", choices=MEASUREMENTS, help="run only this measurement (can be repeated)"
     )
     return parser
 

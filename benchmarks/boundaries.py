@@ -41,7 +41,7 @@ def empty_wsgi(environ: Any, start_response: Callable[..., Any]) -> list[bytes]:
 
 
 def measure_boundaries(effort: Effort) -> Iterator[Figure]:
-    """Yield our boundary's cost divided by that of contrib's middleware without an SDK."""
+    """Yield the boundary's cost divided by that of contrib's middleware without an SDK."""
     make = partial(
         figure,
         cost=lambda one: one["ours"] - one["bare"],

@@ -1,4 +1,4 @@
-"""Measure the cost of carrying a token into threads, and the memory that an open lease takes.
+"""Measure the cost of carrying a token into threads, and the memory that an open lease uses.
 
 python -m benchmarks.carry
 """
@@ -28,7 +28,9 @@ Row = tuple[str, float, float | None]
 
 
 def _submit_seconds(count: int) -> float:
-    """Return the seconds that submitting takes. The pool's threads are busy, so that only submitting is timed."""
+    """Return the time in seconds that submitting calls takes. The pool's threads are busy, so only the submission is
+    timed.
+    """
     with ThreadPoolExecutor(2) as pool:
         release = threading.Event()
         for _ in range(4):
@@ -43,7 +45,7 @@ def _submit_seconds(count: int) -> float:
 
 
 def _start_seconds(count: int) -> float:
-    """Return the seconds that starting and joining threads takes, if the threads do nothing."""
+    """Return the time in seconds that starting and joining threads takes if the threads do nothing."""
     started = time.perf_counter()
     for _ in range(count):
         thread = threading.Thread(target=int)
@@ -53,7 +55,7 @@ def _start_seconds(count: int) -> float:
 
 
 def _ratio(measure: Callable[[int], float], count: int, rounds: int) -> float:
-    """Return our time divided by that of bare instrumentation: the median of alternating rounds."""
+    """Return the time with the package divided by that of bare instrumentation, as the median of alternating rounds."""
 
     def bare() -> float:
         with use_token(TOKEN):
@@ -70,7 +72,7 @@ def _ratio(measure: Callable[[int], float], count: int, rounds: int) -> float:
     for number in range(rounds):
         gc.collect()
         gc.disable()
-        # Alternate the order, so that neither one is always first.
+        # Alternate the order, so that each timing comes first in half of the rounds.
         if number % 2:
             ours_seconds, bare_seconds = ours(), bare()
         else:
@@ -81,7 +83,7 @@ def _ratio(measure: Callable[[int], float], count: int, rounds: int) -> float:
 
 
 def _carry_ratio(count: int, rounds: int) -> float:
-    """Return a carried call's time divided by that of a call that is wrapped as the instrumentation wraps it."""
+    """Return the time of a carried call divided by that of a call that is wrapped as instrumentation wraps it."""
 
     def seconds(call: Callable[[], object]) -> float:
         started = time.perf_counter()
@@ -90,7 +92,7 @@ def _carry_ratio(count: int, rounds: int) -> float:
         return time.perf_counter() - started
 
     def work() -> None:
-        """Do nothing, but as a function written in Python."""
+        """Do nothing in a function that is written in Python."""
 
     def instrumented() -> None:
         attached = otel_context.attach(current)
@@ -109,14 +111,14 @@ def _carry_ratio(count: int, rounds: int) -> float:
 
 
 def _lease_bytes(count: int) -> float:
-    """Return the number of bytes that an open boundary with a 900-character token takes."""
+    """Return the number of bytes that an open boundary with a 900-character token uses."""
     headers = [f"Bearer {number:0900d}" for number in range(count)]
     Boundary.of(lambda _: [headers[0]], SETTINGS)
     gc.collect()
     tracemalloc.start()
     try:
         before, _ = tracemalloc.get_traced_memory()
-        # Each lambda keeps only the header, which the server keeps anyway.
+        # Each lambda keeps only the header, which the server keeps in any case.
         kept = [Boundary.of(lambda _, value=value: [value], SETTINGS) for value in headers]
         after, _ = tracemalloc.get_traced_memory()
         return (after - before) / len(kept)
@@ -128,10 +130,10 @@ def figures(quick: bool) -> list[Row]:
     """Measure everything.
 
     Args:
-        quick: Make only a few calls of each, to test the program; the figures are meaningless.
+        quick: Make only a few calls of each operation to test the program; the figures are meaningless.
 
     Returns:
-        The name, figure and target of each measurement; the target is ``None`` for figures without one.
+        The name, figure, and target of each measurement; the target is ``None`` for a figure without a target.
     """
     count, rounds = (20, 1) if quick else (2_000, 41)
     ThreadingInstrumentor().instrument()
@@ -143,10 +145,10 @@ def figures(quick: bool) -> list[Row]:
         if "start" in vars(threading.Timer):
             del threading.Timer.start
     return [
-        ("executor.submit, against bare threading instrumentation", submit, SUBMIT_TARGET),
-        ("Thread.start and join, against bare threading instrumentation", start, SUBMIT_TARGET),
-        ("carry(function)(), against attach and detach", _carry_ratio(count, rounds), None),
-        ("bytes for each open lease with a token of 900 characters", _lease_bytes(max(count, 100)), None),
+        ("executor.submit, relative to bare threading instrumentation", submit, SUBMIT_TARGET),
+        ("Thread.start and join, relative to bare threading instrumentation", start, SUBMIT_TARGET),
+        ("carry(function)(), relative to attach and detach", _carry_ratio(count, rounds), None),
+        ("bytes for each open lease with a 900-character token", _lease_bytes(max(count, 100)), None),
     ]
 
 

@@ -1,4 +1,4 @@
-"""Measure the cost of a long list of destinations, which must be close to that of a list with one entry."""
+"""Measure the cost of a long list of destinations, which must be close to the cost of a list with one entry."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ def _policy(entries: tuple[str, ...]) -> RelayPolicy:
 
 
 def _first_time(policy: RelayPolicy, hosts: list[str]) -> Any:
-    """Return the timing of uncached lookups of *hosts* in turn. There must be more hosts than the cache holds."""
+    """Return the timing of uncached lookups of *hosts* in turn. The number of hosts must exceed the size of the
+    cache.
+    """
     names = {"find": policy.find, "next": partial(next, cycle(hosts))}
     return statement("find('https', next(), 8443)", names)
 

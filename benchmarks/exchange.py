@@ -2,8 +2,8 @@
 
 python -m benchmarks.exchange
 
-A cached hop is compared with a hop that relays the caller's verified token on the same client. The first exchange is
-compared with a POST of the same form to the same server, sent with urllib3 on a connection that is kept open.
+A cached hop is compared with a hop that relays the caller's verified token on the same client. The first exchange
+is compared with a POST of the same form to the same server over an open urllib3 connection.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ SECRET = "a-secret"
 
 
 class _Verified:
-    """A verification that holds."""
+    """A verification that is always valid."""
 
     claims: Mapping[str, object] = MappingProxyType({})
     expires_at: float | None = None
@@ -57,7 +57,7 @@ class _Verified:
 
 
 def figures(quick: bool) -> list[Figure]:
-    """Return each figure's name, ratio and target; the ratio should not exceed the target."""
+    """Return each figure's name, ratio, and target; the ratio should not exceed the target."""
     with token_server() as url:
         found = list(_cached_hops(url, QUICK if quick else FULL))
         found.append(_first_exchange(url, 5 if quick else PAIRS))
@@ -98,7 +98,7 @@ def _ratio(one: Round) -> float:
 
 
 def _first_exchange(url: str, pairs: int) -> Figure:
-    """Return the median of the pairs' differences, relative to its target."""
+    """Return the median of the pairs' differences, relative to the target."""
     settings = _settings(url, f"{DESTINATION};audience=billing")
     destination: Destination = settings.entries[0]
     issuer = build_token_source(settings)
@@ -117,7 +117,7 @@ def _first_exchange(url: str, pairs: int) -> Figure:
         issuer.obtain(_caller(f"{number}.{jwt()}".replace("0.", "a", 1)), destination)
 
     differences = []
-    for number in range(-10, pairs):  # the first ones open the connections and start the workers
+    for number in range(-10, pairs):  # the first exchanges open the connections and start the workers
         took = []
         for call in (bare, ours) if number % 2 else (ours, bare):
             started = time.perf_counter()
@@ -153,7 +153,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: Any) -> None:
-        """Print nothing."""
+        """Do not log requests."""
 
 
 def _serve(ready: Connection) -> None:
@@ -164,7 +164,7 @@ def _serve(ready: Connection) -> None:
 
 @contextmanager
 def token_server() -> Iterator[str]:
-    """Run a token endpoint in a process of its own, and yield its URL."""
+    """Run a token endpoint in a separate process, and yield its URL."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_serve, args=(sender,), daemon=True)

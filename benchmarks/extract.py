@@ -21,7 +21,7 @@ def measure_extract(effort: Effort) -> Iterator[Figure]:
     """Yield two figures: with a 900-character token and without a token."""
     ours = TokenRelayPropagator(Settings(destinations=(DESTINATION,))).extract
     theirs = TraceContextTextMapPropagator().extract
-    for name, authorization in (("with a token of 900 characters", f"Bearer {jwt()}"), ("without Authorization", None)):
+    for name, authorization in (("with a 900-character token", f"Bearer {jwt()}"), ("without Authorization", None)):
         given = scope(authorization=authorization)
         timings = {
             "ours": statement(CODE, {"extract": ours, "scope": given, "getter": asgi_getter}),

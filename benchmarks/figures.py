@@ -1,4 +1,4 @@
-"""Figures: their ratios, targets and presentation."""
+"""Compute the figures' ratios and targets, and present them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Figure:
 
     @property
     def is_reached(self) -> bool | None:
-        """Whether the target is reached; ``None`` for a figure without a target."""
+        """Whether the ratio reaches the target; ``None`` for a figure without a target."""
         return None if self.target is None else self.ratio <= self.target
 
 
@@ -55,7 +55,7 @@ def figure(
     yardstick: str,
     target: float | None = None,
 ) -> Figure:
-    """Build a figure from each round's *cost* divided by the same round's *by*."""
+    """Return a figure built from each round's *cost* divided by the same round's *by*."""
     ratios = [cost(one) / by(one) for one in rounds]
     low, high = quartiles(ratios)
     return Figure(

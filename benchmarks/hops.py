@@ -1,7 +1,7 @@
-"""Measure the cost of one hop, which is the time that our wrapper adds to a client method that does nothing.
+"""Measure the cost of one hop, which is the time that the wrapper adds to a client method that does nothing.
 
-The package's own ``patch`` wraps classes made for this measurement; the request objects come from the
-libraries. The whole call is timed with and without the wrapper, and the difference is the cost. The
+The package's own ``patch`` function wraps classes that exist only for this measurement, and the libraries create
+the request objects. The whole call is timed with and without the wrapper, and the difference is the cost. The
 yardstick is the time that OpenTelemetry takes to write two baggage entries into ``httpx.Headers``.
 """
 
@@ -56,11 +56,11 @@ WITHOUT_TOKEN_TARGET = 0.15
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """A client whose hop is timed, either bare or with our wrapper.
+    """A client whose hop is timed, either bare or with the wrapper.
 
     Attributes:
         name: The client's name in the table.
-        timing: A callable that returns the timing, given a relay (``None`` for bare) and the current context.
+        timing: A callable that returns the timing for a relay (``None`` for bare) and the current context.
     """
 
     name: str
@@ -73,7 +73,7 @@ def relay(destinations: tuple[str, ...] = (DESTINATION,)) -> Relay:
 
 
 def runtime_of(relay: Relay) -> Runtime:
-    """Return an object with those attributes of a runtime that patches need."""
+    """Return an object with the runtime attributes that patches need."""
     return cast("Runtime", SimpleNamespace(relay=relay))
 
 
@@ -185,7 +185,7 @@ def urllib_timing(relay: Relay | None, context: Context) -> Timing:
 
 
 def _twin(request: Any) -> Any:
-    """Return a copy whose attributes have been set one by one, as in a new request."""
+    """Return a copy whose attributes were set individually, as in a new request."""
     twin = object.__new__(type(request))
     for name, value in vars(request).items():
         setattr(twin, name, value)
@@ -212,7 +212,7 @@ def aiohttp_timing(runner: asyncio.Runner, relay: Relay | None, context: Context
 
 
 def clients(runner: asyncio.Runner) -> Iterator[Client]:
-    """Yield every client that is measured."""
+    """Yield every measured client."""
     as_sent = requests.Request("GET", URL, headers=OUTGOING).prepare().headers
     yield Client("httpx", partial(httpx_timing, httpx))
     yield Client("httpx2", partial(httpx_timing, httpx2))
@@ -264,7 +264,7 @@ def measure_recorded_hop(effort: Effort) -> Iterator[Figure]:
         }
         rounds = side_by_side(timings, effort)
         span.end()
-        # A decision that cannot be recorded raises no error, and would make the figures meaningless.
+        # A decision that cannot be recorded raises no error but would make the figures meaningless.
         if reader.get_metrics_data() is None or not span.attributes:
             raise RuntimeError("the decisions were not recorded")
     make = partial(figure, rounds, by=_yardstick, yardstick=YARDSTICK, group="One hop on httpx, recorded by the SDK")

@@ -1,15 +1,15 @@
-"""Serve requests inside one process, without a network: the program whose instructions are counted.
+"""Serve requests inside one process without a network, as the program whose instructions are counted.
 
     python -m benchmarks.in_process STACK MODE COUNT [--anonymous] [--report]
 
-Each request has its own token, subject and trace, and makes the service send one request to a listed destination.
-The client library is complete down to its transport; the transport returns the same response to every request. So
-the CLIENT span and the hop are part of the measurement, but sockets are not.
+Each request has its own token, subject, and trace, and makes the service send one request to a listed destination.
+The client library is complete except for its transport, which returns the same response to every request. The
+measurement therefore includes the CLIENT span and the hop, but not sockets.
 
-STACK is ``fastapi`` (with one call of httpx), ``flask`` (with one call of requests) or ``extract``. ``extract`` is an
-application that only extracts the context, inside a server boundary.
+STACK is ``fastapi`` (with one httpx call), ``flask`` (with one requests call), or ``extract``. ``extract`` is
+an application that only extracts the context inside a server boundary.
 
-With ``--report``, the program prints as JSON what the requests caused, so that a test can check that the benchmark
+With ``--report``, the program prints the effects of the requests as JSON, so a test can check that the benchmark
 measures what it claims to measure.
 """
 
@@ -46,16 +46,16 @@ ORIGINS = {
     "flask": "http://profile-service",
     "extract": "https://profile-service",
 }
-# The number of requests that are prepared, regardless of how many are served, so that the difference between two
-# counts contains no preparation.
+# The number of prepared requests does not depend on how many are served, so the difference between two counts
+# includes no preparation.
 PREPARED = 300
-# These fill the caches. They are served before the counted requests.
+# These requests fill the caches. They are served before the counted requests.
 WARM_UP = 60
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One caller's request: its trace and, unless the caller is anonymous, its token."""
+    """A caller's request: its trace and, unless the caller is anonymous, its token."""
 
     traceparent: str
     authorization: str | None
@@ -63,7 +63,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What the requests caused.
+    """The effects of the requests.
 
     Attributes:
         statuses: The status of each response.
@@ -78,7 +78,7 @@ Serve = Callable[[Sequence[Request]], None]
 
 
 def requests_of(count: int, *, anonymous: bool) -> list[Request]:
-    """Return requests of different callers."""
+    """Return requests from different callers."""
     return [
         Request(
             traceparent=f"00-0af7651916cd43dd8448eb21{number:08x}-b7ad6b7169203331-01",
@@ -89,7 +89,7 @@ def requests_of(count: int, *, anonymous: bool) -> list[Request]:
 
 
 def _jwt(number: int) -> str:
-    """Return a string of about 900 characters that looks like an access token, with its own subject and signature."""
+    """Return a string of about 900 characters that looks like an access token with its own subject and signature."""
     segments = (
         b'{"alg":"RS256","kid":"2026-11"}',
         b'{"exp":4000000000,"sub":"user-%06d"}' % number,
@@ -99,7 +99,7 @@ def _jwt(number: int) -> str:
 
 
 def serve_fastapi(mode: str, seen: Seen) -> Serve:
-    """Return a callable that serves requests with FastAPI, whose route makes a call with httpx."""
+    """Return a callable that serves requests with FastAPI, whose route calls the destination with httpx."""
     import fastapi
     import httpcore
     import httpx
@@ -113,7 +113,7 @@ def serve_fastapi(mode: str, seen: Seen) -> Serve:
 
     FastAPIInstrumentor().instrument()
     HTTPXClientInstrumentor().instrument()
-    # contrib replaces this name. The original class would record FastAPI's own, different spans.
+    # contrib replaces this name. The original class would record FastAPI's own spans, which differ.
     app = fastapi.FastAPI()
     client = httpx.AsyncClient()
     transport: Any = client._transport
@@ -147,7 +147,7 @@ def serve_fastapi(mode: str, seen: Seen) -> Serve:
 
 
 def serve_extract(mode: str, seen: Seen) -> Serve:
-    """Return a callable that extracts the context of each request inside a boundary, as instrumentation does."""
+    """Return a callable that extracts each request's context inside a boundary, as instrumentation does."""
     from opentelemetry.instrumentation.asgi import asgi_getter
 
     from otel_token_relay import Settings, TokenRelayPropagator
@@ -209,7 +209,7 @@ def _serve_asgi(app: Any, seen: Seen) -> Serve:
 
 
 def serve_flask(mode: str, seen: Seen) -> Serve:
-    """Return a callable that serves requests with Flask, whose view makes a call with requests."""
+    """Return a callable that serves requests with Flask, whose view calls the destination with requests."""
     import flask
     import requests
     import urllib3
@@ -228,13 +228,13 @@ def serve_flask(mode: str, seen: Seen) -> Serve:
             request_method=method,
         )
 
-    # Nothing has hooked this method yet, so that the relay hooks the replacement as it hooks the original.
+    # This method is not hooked yet, so the relay hooks the replacement as it would hook the original.
     HTTPConnectionPool._make_request = respond  # type: ignore[assignment]
     FlaskInstrumentor().instrument()
     RequestsInstrumentor().instrument()
     app = flask.Flask("in_process")
     session = requests.Session()
-    session.trust_env = False  # otherwise, half of the time is spent on looking for a .netrc file
+    session.trust_env = False  # otherwise, half of the time is spent looking for a .netrc file
 
     @app.get("/orders")
     def orders() -> dict[str, int]:
@@ -294,7 +294,7 @@ BUILDERS = {"fastapi": serve_fastapi, "flask": serve_flask, "extract": serve_ext
 
 
 class _Spans(SpanExporter):
-    """Discard all spans. With ``--report``, count their kinds."""
+    """Discard all spans, and with ``--report``, count their kinds."""
 
     def __init__(self, *, counts: bool) -> None:
         self.kinds: Counter[str] = Counter()
@@ -307,7 +307,7 @@ class _Spans(SpanExporter):
 
 
 def authorizations(wire: Sequence[Any]) -> list[str | None]:
-    """Return the Authorization header of each request that the service sent; ``None`` if it has none."""
+    """Return the Authorization header of each request that the service sent; ``None`` for a request without one."""
     found = []
     for headers in wire:
         pairs = headers.items() if hasattr(headers, "items") else headers
@@ -329,20 +329,20 @@ def _install(stack: str, *, redaction: bool) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve the requests. Exit with status 1 if they did not all succeed or did not arrive at the destination."""
+    """Serve the requests. Exit with status 1 if any request failed or did not arrive at the destination."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.in_process", description="Serve requests.")
     parser.add_argument("stack", choices=STACKS)
     parser.add_argument("mode", choices=sorted(set(itertools.chain(*STACKS.values()))))
     parser.add_argument("count", type=int)
     parser.add_argument("--anonymous", action="store_true", help="send requests without a token")
-    parser.add_argument("--report", action="store_true", help="print what the requests caused, as JSON")
+    parser.add_argument("--report", action="store_true", help="print the effects of the requests as JSON")
     options = parser.parse_args(arguments)
     if options.mode not in STACKS[options.stack] or options.count > PREPARED:
         parser.error(f"expected a mode of {options.stack} and at most {PREPARED} requests")
 
     exporter = _Spans(counts=options.report)
     provider = TracerProvider()
-    # The queue is exported once, when the program ends.
+    # The program exports the queue once, when it ends.
     provider.add_span_processor(
         BatchSpanProcessor(
             exporter, schedule_delay_millis=3_600_000, max_queue_size=100_000, max_export_batch_size=50_000
@@ -373,7 +373,7 @@ def _report(stack: str, served: Sequence[Request], seen: Seen, exporter: _Spans)
     if stack == "extract":
         from otel_token_relay.context import bound_token
 
-        # The requests are over, so their leases are too, and `current_token` would return no token.
+        # The requests and their leases have ended, so `current_token` would return no token.
         tokens = [bound_token(context) for context in seen.wire]
         sent = [None if token is None else f"Bearer {token.reveal()}" for token in tokens]
         report["traces"] = sum(trace.get_current_span(context).get_span_context().is_valid for context in seen.wire)

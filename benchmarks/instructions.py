@@ -1,11 +1,11 @@
 """Count the instructions of one request, with and without the relay: ``python -m benchmarks.instructions``.
 
-A count of instructions hardly depends on the machine's load, so it shows differences that times do not show. Valgrind
-runs `benchmarks.in_process` twice for each mode, with 100 and with 300 requests. The difference, divided by 200, is
-the cost of one request without start-up, imports and warm-up.
+An instruction count hardly depends on the machine's load, so it reveals differences that times do not.
+Valgrind runs `benchmarks.in_process` twice for each mode, with 100 and with 300 requests. The difference, divided
+by 200, is the cost of one request without startup, imports, and warm-up.
 
-The counter is cachegrind without its cache simulation. It counts the same instructions as callgrind, in a third of
-the time.
+The counter is cachegrind without its cache simulation. Cachegrind counts the same instructions as callgrind in a
+third of the time.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ TITLES = {
     "flask": "Flask, one call with requests",
     "extract": "extract inside a boundary",
 }
-# The mode by which the modes of the same stack are divided, and the mode whose cost is subtracted first.
+# For each stack, the mode whose count is the divisor, and the mode whose count is subtracted first.
 YARDSTICKS = {"fastapi": "otel", "flask": "otel", "extract": "tracecontext"}
 BASES = {"extract": "nothing"}
-# The upper limits, by stack, mode and whether the caller is anonymous.
+# The upper limits, by stack, by mode, and by whether the caller is anonymous.
 TARGETS = {
     ("fastapi", "relay", False): 1.06,
     ("fastapi", "redaction", False): 1.09,
@@ -55,7 +55,7 @@ _INSTRUCTIONS = re.compile(r"I\s+refs:\s+([\d,]+)")
 
 
 class CannotCount(Exception):
-    """Valgrind is missing, or the measured program failed."""
+    """An error for missing valgrind or for a failure of the measured program."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +77,12 @@ class Program:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of the table.
+    """One line in the table.
 
     Attributes:
-        program: What was counted.
+        program: The counted program.
         instructions: The instructions of one request, without those of the base mode.
-        ratio: The instructions, divided by those of the yardstick of the same stack and the same kind of caller.
+        ratio: The instructions divided by those of the yardstick with the same stack and the same kind of caller.
     """
 
     program: Program
@@ -91,12 +91,12 @@ class Line:
 
     @property
     def target(self) -> float | None:
-        """The upper limit of the ratio; ``None`` if there is none."""
+        """The upper limit for the ratio, or ``None``."""
         return TARGETS.get((self.program.stack, self.program.mode, self.program.anonymous))
 
 
 def programs(stacks: Sequence[str]) -> list[Program]:
-    """Return everything that is counted for these stacks."""
+    """Return all programs to count for these stacks."""
     return [
         Program(stack, mode, anonymous)
         for stack in stacks
@@ -106,17 +106,17 @@ def programs(stacks: Sequence[str]) -> list[Program]:
 
 
 def environment() -> dict[str, str]:
-    """Return the environment of the measured program: OpenTelemetry's defaults, and the same hashes in each run."""
+    """Return the measured program's environment: OpenTelemetry's defaults and fixed hashes."""
     return {key: value for key, value in os.environ.items() if not key.startswith("OTEL_")} | {"PYTHONHASHSEED": "0"}
 
 
 def instructions_of(program: Program, valgrind: str) -> float:
-    """Return the instructions of one request.
+    """Return the number of instructions for one request.
 
     Raises:
         CannotCount: The measured program failed.
     """
-    # Without valgrind first: this compiles the modules, and shows a fault in a second.
+    # The first run without valgrind compiles the modules and reveals a fault within a second.
     _run(program.command(1))
     few, many = (_count(program.command(count), valgrind) for count in (FEW, MANY))
     return (many - few) / (MANY - FEW)
@@ -139,7 +139,7 @@ def _run(command: Sequence[str]) -> str:
 
 
 def lines(counts: Mapping[Program, float]) -> Iterator[Line]:
-    """Divide the counts by those of the yardstick. Yardsticks come first in their group, with the ratio 1."""
+    """Divide the counts by those of the yardstick. Yardsticks are first in their group and have the ratio 1."""
     for program in counts:
         base = BASES.get(program.stack)
         if program.mode == base:
@@ -182,8 +182,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.instructions", description="Count the instructions of one request."
     )
-    parser.add_argument("--only", action="append", choices=STACKS, help="count only this stack; may be repeated")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="how many programs run at a time")
+    parser.add_argument("--only", action="append", choices=STACKS, help="count only this stack (can be repeated)")
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count() or 1, help="the number of programs to run at the same time"
+    )
     options = parser.parse_args(arguments)
     valgrind = shutil.which("valgrind")
     if valgrind is None:

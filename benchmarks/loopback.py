@@ -1,8 +1,8 @@
-"""Measure the cost of a whole request from one FastAPI service to another over httpx, on loopback.
+"""Measure the cost of a whole request from one FastAPI service to a second one over httpx, on loopback.
 
-Two pairs of servers run in real processes at the same time, one with OpenTelemetry alone and one with the
-relay, and receive requests in turn. A third service repeats the measurement without the relay; the difference
-between these two results is the measurement error.
+Two pairs of servers, one with OpenTelemetry alone and one with the relay, run in separate processes and receive
+requests in turn. A third pair repeats the measurement without the relay, and the difference between the two results
+is the measurement error.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from benchmarks.samples import jwt
 
 TARGET = 1.03
 START_SECONDS = 240.0
-# All other instrumentation is left out, because it is slow to import and changes nothing in a request.
+# All other instrumentation is disabled, because its import is slow and it does not affect a request.
 USED = frozenset({"fastapi", "httpx", "logging", "threading", "token_relay"})
 
-# ``opentelemetry-instrument python -m benchmarks.service`` does the same, but starts Python twice.
+# ``opentelemetry-instrument python -m benchmarks.service`` has the same effect but starts Python twice.
 _INSTRUMENTED = (
     "import sys; from opentelemetry.instrumentation.auto_instrumentation import initialize; initialize(); "
     "from benchmarks.service import main; main(*sys.argv[1:])"
@@ -43,7 +43,7 @@ def _environment(*destination: str, relays: bool) -> dict[str, str]:
         "OTEL_PROPAGATORS": "tracecontext,baggage",
         "OTEL_TRACES_EXPORTER": "none",
         "OTEL_LOGS_EXPORTER": "none",
-        # Metrics are aggregated as in production but exported only once an hour; the output is discarded.
+        # Metrics are aggregated as in production but exported only once an hour, and the output is discarded.
         "OTEL_METRICS_EXPORTER": "console",
         "OTEL_METRIC_EXPORT_INTERVAL": "3600000",
         "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": ",".join(sorted(unused)),
@@ -81,7 +81,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def measure_loopback(effort: Effort) -> Iterator[Figure]:
-    """Yield the time of a request with the relay divided by the time of one without it."""
+    """Yield the time of a request with the relay divided by the time of one without the relay."""
     headers = {"Authorization": f"Bearer {jwt()}"}
     with ExitStack() as stack:
         plain = _start(stack, _environment(relays=False)) + "/profile"
@@ -93,7 +93,7 @@ def measure_loopback(effort: Effort) -> Iterator[Figure]:
         }
         client = stack.enter_context(httpx.Client(headers=headers, timeout=START_SECONDS, trust_env=False))
         for url in pairs.values():
-            for _ in range(3 * effort.requests):  # import, connect, warm up
+            for _ in range(3 * effort.requests):  # import, connect, and warm up
                 client.get(url).raise_for_status()
         rounds = [_round(client, pairs, number, effort.requests) for number in range(effort.loops)]
     for name, key, target in (("with the relay", "relayed", TARGET), ("the same again", "alone again", None)):
@@ -101,7 +101,7 @@ def measure_loopback(effort: Effort) -> Iterator[Figure]:
             rounds,
             lambda one, key=key: one[key],  # type: ignore[misc]
             lambda one: one["alone"],
-            group="A request from FastAPI to FastAPI by httpx, over loopback",
+            group="A request from FastAPI to FastAPI with httpx over loopback",
             name=name,
             yardstick="OpenTelemetry alone",
             target=target,

@@ -1,8 +1,8 @@
 """Time several operations in alternating rounds, so that a busy machine affects all of them equally.
 
-Each round times every operation once, in a rotating order, for a fraction of a millisecond. Operations are
-compared within a round, and the result is the median of the rounds. If the machine pauses, one round is
-affected, but the result is not.
+Each round times every operation once, in rotating order, for a fraction of a millisecond. Operations are compared
+within a round, and the result is the median of all rounds. A pause of the machine affects one round but not the
+result.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from typing import Any
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 
-# Runs an operation the given number of times and returns the seconds that this took.
+# Run an operation the given number of times and return the time in seconds.
 Timing = Callable[[int], float]
-# One round: the seconds that one call of each operation took.
+# One round: the time in seconds for one call of each operation.
 Round = Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How long to measure.
+    """The duration of a measurement.
 
     Attributes:
         rounds: The number of rounds.
-        seconds: The approximate duration of the slowest timing in a round, which is shorter than the
-            machine's time slice so that most rounds are not interrupted.
+        seconds: The approximate duration of the slowest timing in a round. It is shorter than the machine's time
+            slice, so most rounds are not interrupted.
         loops: The number of loopback rounds.
         requests: The number of requests to each pair of servers in a loopback round.
     """
@@ -61,7 +61,7 @@ def statement(code: str, names: Mapping[str, Any], context: Context | None = Non
 
 
 def with_each(build: Callable[[], Any], call: Callable[[Any], Any], context: Context | None = None) -> Timing:
-    """Return the timing of a call that gets a new argument each time, built before the timing starts."""
+    """Return the timing of a call whose argument is new each time and is built before the timing starts."""
 
     def loop(count: int) -> float:
         arguments = [build() for _ in range(count)]
@@ -104,7 +104,7 @@ def side_by_side(timings: Mapping[str, Timing], effort: Effort) -> list[Round]:
     rounds = []
     gc_was_on = gc.isenabled()
     gc.collect()
-    gc.disable()  # its cost depends on the whole process and would affect a random operation
+    gc.disable()  # garbage collection depends on the whole process and would affect a random operation
     try:
         for number in range(effort.rounds):
             turn = number % len(names)
@@ -119,13 +119,13 @@ def side_by_side(timings: Mapping[str, Timing], effort: Effort) -> list[Round]:
 
 
 def _calibrate(timing: Timing, seconds: float) -> int:
-    timing(3)  # caches and other one-time work
+    timing(3)  # fill caches and do other one-time work
     took = min(timing(8) for _ in range(5)) / 8
     return max(1, round(seconds / took))
 
 
 def quartiles(values: list[float]) -> tuple[float, float]:
-    """Return the first and third quartiles, which show how stable a figure is."""
+    """Return the first and third quartiles, which indicate the stability of a figure."""
     ordered = sorted(values)
     return ordered[len(ordered) // 4], ordered[-1 - len(ordered) // 4]
 

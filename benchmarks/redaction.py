@@ -1,11 +1,11 @@
-"""Measure the cost of redaction for a span, a log record, a metric measurement and a request.
+"""Measure the cost of redaction for a span, a log record, a metric measurement, and a request.
 
-Each measurement alternates between redaction on and off in a single process, so that the machine's load
-affects both equally. The ratio is the median of on / off - 1 over all rounds.
+Each measurement alternates between redaction on and off in a single process, so that the machine's load affects
+both equally. The ratio is the median of on / off - 1 over all rounds.
 
-Spans and log records are redacted when an exporter reads them, in the exporter's thread. The exporters for
-the first figures read nothing, so those figures show the cost in the request's thread. The last two figures
-show the whole cost, because their exporters encode everything as OTLP.
+Spans and log records are redacted when an exporter reads them in its own thread. The exporters for the
+first figures read nothing, so those figures include only the cost in the request's thread. The last two figures
+include the whole cost, because their exporters encode everything as OTLP.
 
     python -m benchmarks.redaction [--quick]
 """
@@ -73,7 +73,7 @@ class _EncodingLogs(_NoLogs):
 
 
 class _Switch:
-    """Switch redaction on and off immediately, without losing its known tokens."""
+    """Enable and disable redaction immediately, without losing its known tokens."""
 
     def __init__(self) -> None:
         installation.start(Settings())
@@ -104,7 +104,7 @@ def _compare(work: Callable[[int], None], rounds: int, size: int, settle: Callab
         work: A callable that performs the operation the given number of times.
         rounds: The number of rounds.
         size: The number of operations in one timing.
-        settle: A callable that waits for other threads' work; the time that it takes is included.
+        settle: A callable that waits for other threads' work, whose duration is included.
     """
     ratios = []
     with _switch() as switch:
@@ -131,19 +131,19 @@ def _compare(work: Callable[[int], None], rounds: int, size: int, settle: Callab
 
 
 def _batching(processor: Callable[..., Any], exporter: Any) -> Any:
-    """Return a batch processor whose queue never fills up: dropped records would not be redacted or encoded."""
+    """Return a batch processor whose queue never fills up, because dropped records would not be redacted or encoded."""
     return processor(exporter, max_queue_size=100_000, max_export_batch_size=512)
 
 
 def span_ratio(rounds: int, size: int, exporter: SpanExporter | None = None) -> float:
-    """Return the ratio for a span without a token: start, 15 attributes, an event, end, BatchSpanProcessor."""
+    """Return the ratio for a span without a token, with 15 attributes and an event, in a BatchSpanProcessor."""
     provider = TracerProvider()
     provider.add_span_processor(_batching(BatchSpanProcessor, exporter or _Nowhere()))
     tracer = provider.get_tracer("benchmark", "1.0")
 
     def work(size: int) -> None:
         for number in range(size // 10):
-            # Each trace has ten spans, as a request's trace would.
+            # Each trace has ten spans, as a typical request's trace does.
             with tracer.start_as_current_span("request"):
                 for child in range(9):
                     make_span(10 * number + child)
@@ -179,7 +179,7 @@ def span_ratio(rounds: int, size: int, exporter: SpanExporter | None = None) -> 
 
 
 def log_ratio(rounds: int, size: int, exporter: InMemoryLogRecordExporter | None = None) -> float:
-    """Return the ratio for a log record without a token: five attributes, BatchLogRecordProcessor."""
+    """Return the ratio for a log record without a token, with five attributes, in a BatchLogRecordProcessor."""
     provider = LoggerProvider()
     provider.add_log_record_processor(_batching(BatchLogRecordProcessor, exporter or _NoLogs()))
     logger = provider.get_logger("benchmark", "1.0")
@@ -287,7 +287,7 @@ def _scope(number: int) -> dict[str, Any]:
 
 
 def figures(quick: bool = False) -> list[Figure]:
-    """Return each figure's name, ratio and target; the target is ``None`` if the figure does not have one."""
+    """Return each figure's name, ratio, and target; the target is ``None`` for a figure without a target."""
     rounds = 2 if quick else 200
     return [
         ("a span", span_ratio(rounds, 300), 0.15),

@@ -1,4 +1,4 @@
-"""Sample data: a token, an incoming request and an outgoing request's headers."""
+"""Sample data: a token, an incoming request, and an outgoing request's headers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from otel_token_relay.token import BearerToken, Lease
 
 TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
-# The headers that an HTTP client adds, and the one that instrumentation adds before our wrapper runs.
+# The headers that an HTTP client adds, and the header that instrumentation adds before the wrapper runs.
 OUTGOING = {
     "Host": "profile-service:8443",
     "Accept": "*/*",
@@ -41,7 +41,7 @@ def _segment(content: bytes) -> str:
 
 
 def jwt(length: int = 900) -> str:
-    """Return a string of the given length that looks like an RS256 access token expiring in an hour."""
+    """Return a string of the given length that looks like an RS256 access token with an expiry in one hour."""
     header = _segment(json.dumps({"alg": "RS256", "typ": "at+jwt", "kid": "2026-11"}).encode())
     signature = _segment(bytes(range(256)))
     claims: dict[str, Any] = {
@@ -59,7 +59,7 @@ def jwt(length: int = 900) -> str:
 
 
 def scope(*, authorization: str | None) -> dict[str, Any]:
-    """Return the ASGI scope of a request with seven headers and, if given, *authorization* as an eighth."""
+    """Return the ASGI scope of a request with seven headers and, if given, *authorization* as the eighth."""
     headers = [
         (b"host", b"user-service.prod.svc.cluster.local"),
         (b"accept", b"application/json"),
@@ -107,7 +107,9 @@ def environ(*, authorization: str | None) -> dict[str, Any]:
 
 
 def context_of_request(*, token: bool) -> Context:
-    """Return the context of a request that is being served, with a non-recording span and, if *token*, a token."""
+    """Return the context of a request that is being served, with a non-recording span and, if *token* is set, a
+    token.
+    """
     span_context = trace.SpanContext(
         trace_id=0x4BF92F3577B34DA6A3CE929D0E0E4736,
         span_id=0x00F067AA0BA902B7,

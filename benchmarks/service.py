@@ -1,7 +1,7 @@
-"""A service for the loopback measurement, run under OpenTelemetry's automatic instrumentation.
+"""A service for the loopback measurement, which runs with OpenTelemetry's automatic instrumentation.
 
-It serves on the listening socket with the given file descriptor. If there is a URL, the service calls it for each
-request and returns its response.
+The service listens on the socket with the given file descriptor. If a URL is given, the service calls it for each
+request and returns the response.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ def build(upstream: str | None) -> FastAPI:
 
 
 def main(descriptor: str, upstream: str | None = None) -> None:
-    """Serve until the process is ended."""
+    """Serve until the process ends."""
     provider = trace.get_tracer_provider()
     if not isinstance(provider, TracerProvider):
-        raise SystemExit("the SDK is not configured: start this with automatic instrumentation")
+        raise SystemExit("the SDK is not configured: start this program with automatic instrumentation")
     provider.add_span_processor(BatchSpanProcessor(_Nowhere()))
     server = uvicorn.Server(uvicorn.Config(build(upstream), log_level="warning", access_log=False))
     server.run(sockets=[socket.socket(fileno=int(descriptor))])

@@ -1,7 +1,8 @@
-"""Measure the cost of verifying a token relative to that of the recipe in PyJWT's documentation.
+"""Measure the cost of token verification relative to the recipe in PyJWT's documentation.
 
-The recipe finds the key with ``jwt.get_unverified_header`` and passes it to ``jwt.decode``; it checks less
-than our verifier does. The two alternate in a single process, and the result is the median of the rounds.
+The recipe finds the key with ``jwt.get_unverified_header`` and passes it to ``jwt.decode``; it checks less than the
+package's verifier. The recipe and the verifier alternate in a single process, and the result is the median of the
+rounds.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ CALLS = 20
 
 
 def figures(quick: bool) -> list[Figure]:
-    """Return each figure's name, ratio and target; the ratio should not exceed the target."""
+    """Return each figure's name, ratio, and target; the ratio should not exceed the target."""
     rounds = 30 if quick else 200
     found: list[Figure] = []
     with issuing(*(public_jwk(alg, kid) for alg, kid in KIDS.items())) as issuer:
@@ -38,7 +39,7 @@ def figures(quick: bool) -> list[Figure]:
 
 
 def _cost(issuer: Issuer, alg: str, rounds: int) -> list[Figure]:
-    # These are about 15 typical claims, including names, roles and an email address.
+    # About 15 typical claims, including names, roles, and an email address.
     extra = {
         "name": "Alice Example",
         "email": "alice@example.com",
@@ -69,7 +70,7 @@ def _cost(issuer: Issuer, alg: str, rounds: int) -> list[Figure]:
 
 
 def _interleave(functions: list[Callable[[], object]], rounds: int) -> list[float]:
-    """Return the median number of seconds that each function takes. Each round measures all functions."""
+    """Return the median time in seconds for each function. Each round measures all functions."""
     times: list[list[float]] = [[] for _ in functions]
     for function in functions:
         function()
@@ -88,7 +89,9 @@ def _interleave(functions: list[Callable[[], object]], rounds: int) -> list[floa
 
 
 def _under_attack(issuer: Issuer, requests: int) -> list[Figure]:
-    """Measure verification with a known key and the loop's lag while the issuer hangs and forged tokens arrive."""
+    """Measure verification with a known key, and the event loop's lag, while the issuer hangs and forged tokens
+    arrive.
+    """
     token = make_token(claims(issuer.url), "RS256", kid="r1")
     forged = make_token(claims(issuer.url), "RS256", kid="forged", name="second")
     verifier = TokenVerifier([issuer.url], AUDIENCE, cache_size=0)

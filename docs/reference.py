@@ -298,7 +298,7 @@ def build_schema() -> dict[str, object]:
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "otel-token-relay: the `token_relay` mapping in OpenTelemetry's configuration file",
         "type": ["object", "null"],
-        # A blank value means that the setting is not set, because ${NAME} may refer to a missing variable.
+        # A blank value leaves the setting unset, because ${NAME} can refer to a missing variable.
         "properties": {name: {"anyOf": [schema, _UNSET]} for name, schema in properties.items()},
         "additionalProperties": False,
     }
@@ -328,7 +328,7 @@ def find_stale(pages: Mapping[Path, str]) -> list[Path]:
 
 
 def main(arguments: list[str]) -> int:
-    """Write the pages, or with ``--check`` report which are out of date."""
+    """Write the pages, or report those that are out of date with ``--check``."""
     if arguments not in ([], ["--check"]):
         print(__doc__, file=sys.stderr)
         return 2

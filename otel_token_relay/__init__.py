@@ -1,7 +1,7 @@
-"""Carry the caller's bearer token through the OpenTelemetry Context, and only to destinations on the allow-list.
+"""Relay the caller's bearer token through the OpenTelemetry Context to the destinations on an allow-list.
 
-Each public name is imported when it is first used, so that pytest can load this package's plug-in
-(`otel_token_relay.pytest_plugin`) without importing OpenTelemetry.
+Public names are imported on first use, so that pytest can load the `otel_token_relay.pytest_plugin` plug-in without
+importing OpenTelemetry.
 """
 
 from importlib import import_module
@@ -51,10 +51,10 @@ _MODULES = {
 }
 
 
-if not TYPE_CHECKING:  # otherwise, type checkers would accept any name
+if not TYPE_CHECKING:  # type checkers that see `__getattr__` accept any name
 
     def __getattr__(name: str) -> object:
-        """Import a public name (PEP 562)."""
+        """Import a public name on first use (PEP 562)."""
         if name not in _MODULES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         value = globals()[name] = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -1,6 +1,6 @@
 """The signature algorithms and token profiles that the verifier supports.
 
-This module has no dependencies, so that settings can be checked without the ``verify`` extra.
+This module has no dependencies, so settings can be checked even if the ``verify`` extra is not installed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ KEY_TYPES: Final[Mapping[str, frozenset[tuple[str, str | None]]]] = {
     "EdDSA": frozenset({("OKP", "Ed25519"), ("OKP", "Ed448")}),
     "Ed25519": frozenset({("OKP", "Ed25519")}),
 }
-"""The ``(kty, crv)`` pairs that each algorithm's keys may have. All are asymmetric (RFC 8725, section 3.1)."""
+"""The valid ``kty`` and ``crv`` values for each algorithm. All algorithms are asymmetric (RFC 8725, section 3.1)."""
 
 ALGORITHMS: Final = tuple(KEY_TYPES)
 DEFAULT_ALGORITHMS: Final = ("RS256", "PS256", "ES256", "EdDSA")

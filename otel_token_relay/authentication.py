@@ -13,35 +13,35 @@ from otel_token_relay.reasons import Reason
 
 
 class Authenticator(Protocol):
-    """Decides whether a request may reach the application. Its methods must not raise."""
+    """An object that decides whether to accept a request. An authenticator's methods must not raise exceptions."""
 
     def check(self, credentials: Credentials, path: RequestPath) -> ErrorResponse | None:
-        """Return the error response, or ``None`` to accept the request and mark its token as verified."""
+        """Return an error response, or ``None`` to accept the request and mark its token as verified."""
         ...
 
     async def check_async(self, credentials: Credentials, path: RequestPath) -> ErrorResponse | None:
-        """Do the same as `check` without blocking the event loop."""
+        """Do the same as `check`, but do not block the event loop."""
         ...
 
     def prepare(self) -> None:
-        """Perform the first check's setup ahead of time, outside any request; see `Runtime.prepare`."""
+        """Do the setup for the first check in advance, outside any request; see `Runtime.prepare`."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class ErrorResponse:
-    """The complete response to a request that does not reach the application.
+    """The complete response to a request that is not passed to the application.
 
-    The response is an error, except that a request for protected resource metadata gets a 200 or 204 response.
+    A request for protected resource metadata gets a 200 or 204 response. All other responses are errors.
 
     Attributes:
         status: The HTTP status code, which is mapped to a gRPC status code for gRPC requests.
-        error: A word from a closed set; empty if the response is not an error.
+        error: The error code, from a closed set; empty if the response is not an error.
         headers: All HTTP response headers.
-        body: The error, as JSON.
-        reason: Why the request is refused, as a word from a closed set. This word is intended for operators and is not
-            part of the response. ``None`` if the reason is the same as *error*.
-        claim: The claim that violates a rule, for use by operators; ``None`` unless exactly one claim violates a rule.
+        body: The JSON response body.
+        reason: The reason for the error, from a closed set; ``None`` if the reason is the same as *error*. The reason
+            is recorded for operators and is not sent to the client.
+        claim: The claim that failed verification, recorded for operators; ``None`` unless exactly one claim failed.
     """
 
     status: int
@@ -53,7 +53,7 @@ class ErrorResponse:
 
     @classmethod
     def build(cls, status: int, error: str, *headers: tuple[str, str]) -> ErrorResponse:
-        """Build a response that must not be cached (RFC 9111, section 5.2.2.5)."""
+        """Build an error response that must not be cached (RFC 9111, section 5.2.2.5)."""
         body = f'{{"error":"{error}"}}'.encode("ascii")
         fixed = (
             ("Content-Type", "application/json"),
@@ -63,23 +63,25 @@ class ErrorResponse:
         return cls(status, error, (*fixed, *headers), body)
 
     def because(self, reason: str, claim: str | None = None) -> ErrorResponse:
-        """Return the same response with a *reason* and, if a single claim is the cause, that claim's name."""
+        """Return a copy of the response with a reason and, if a single claim caused the error, that claim's name."""
         return replace(self, reason=reason, claim=claim)
 
 
 CANNOT_VERIFY: Final = ErrorResponse.build(503, "temporarily_unavailable", ("Retry-After", "60"))
-"""The response while verification is required but impossible: an operator must correct a setting or a program."""
+"""The response if a configuration or programming error prevents required verification."""
 
 
-# What may follow the `/` in an entry that ends with `/*`: whole segments, except `.` and `..`, that consist of
-# characters that no server or framework decodes, removes, or interprets. The last segment may be empty.
+# Matches the part of a path that an entry's `*` covers. Segments can contain only characters that servers and
+# frameworks do not decode, remove, or interpret. The segments `.` and `..` are not allowed, but the last segment can be
+# empty.
 _are_plain_segments: Final = re.compile(
     r"(?:(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._~!$&'()*+,=:@-]+(?:/|\Z))*", re.ASCII
 ).fullmatch
 
 
-# Browsers send both of these headers in every preflight request, and never send any of the headers below.
+# Browsers send both of these headers with every preflight request.
 _PREFLIGHT: Final = ("origin", "access-control-request-method")
+# Browsers never send these headers with a preflight request.
 _NOT_PREFLIGHT: Final = (
     "content-length",
     "transfer-encoding",
@@ -93,7 +95,7 @@ class Exclusions:
     """The paths that do not require a token.
 
     Args:
-        entries: Paths that must match exactly, and paths followed by ``/*``, which match all paths below them.
+        entries: The excluded paths. An entry that ends with ``/*`` excludes every path below it.
     """
 
     def __init__(self, entries: Iterable[str]) -> None:
@@ -102,15 +104,15 @@ class Exclusions:
         self._prefixes = tuple(entry[:-1] for entry in entries if entry.endswith("/*"))
 
     def cover(self, path: RequestPath) -> bool:
-        """Return whether the path is excluded and the client cannot have chosen its mount point."""
+        """Return whether the path is excluded; always ``False`` if the client might have chosen the mount point."""
         routed = path.routed
         if routed is None or not (routed in self._exact or self._covers_below(routed, path.is_encoded)):
             return False
         return not path.is_mount_chosen
 
     def _covers_below(self, routed: str, is_encoded: bool) -> bool:
-        # A prefix is less reliable than a whole path: an application that decodes, normalizes, or splits the remainder
-        # differently may route the request elsewhere.
+        # A prefix match is riskier than an exact match: an application that decodes, normalizes, or splits the rest of
+        # the path differently might route the request elsewhere.
         return not is_encoded and any(
             routed.startswith(prefix) and _are_plain_segments(routed[len(prefix) :]) is not None
             for prefix in self._prefixes
@@ -118,22 +120,22 @@ class Exclusions:
 
 
 def needs_no_token(credentials: Credentials, path: RequestPath, exclusions: Exclusions) -> bool:
-    """Return whether a request to an excluded path, or a CORS preflight request, is served without verification."""
+    """Return whether a request needs no token because its path is excluded or it is a CORS preflight request."""
     return exclusions.cover(path) or (credentials is Reason.ABSENT and path.is_preflight)
 
 
 class RequestPath:
-    """A request's path and method, as seen by one boundary.
+    """A request's path and method, as one server boundary sees them.
 
     Args:
-        routed: The path that the application uses for routing, without the mount point; ``None`` if applications could
-            interpret the path differently.
-        whole: The path, including the mount point. An inner boundary that sees the same whole path serves part of the
-            same application.
-        header_values: Returns the values of all header lines.
+        routed: The path that the application uses for routing, without the mount point; ``None`` if the path
+            is ambiguous.
+        whole: The path, including the mount point. An inner boundary with the same whole path belongs to the same
+            application.
+        header_values: A function that returns the values of all header lines.
         method: The HTTP method in uppercase; empty for WebSockets and for protocols other than HTTP.
-        values_of: Returns the values of the header with the given lowercase name.
-        is_encoded: Whether the path, as sent by the client, contains percent-encoded characters.
+        values_of: A function that returns a header's values, given the header's lowercase name.
+        is_encoded: Whether the client sent percent-encoded characters in the path.
     """
 
     __slots__ = ("_header_values", "_values_of", "is_encoded", "method", "routed", "whole")
@@ -157,7 +159,7 @@ class RequestPath:
 
     @property
     def is_preflight(self) -> bool:
-        """Whether this is a CORS preflight request as sent by browsers: without a body or a method override.
+        """Whether the request looks like a browser's CORS preflight request, which has no body or method override.
 
         Source: Fetch standard, section 4.8.
         """
@@ -170,11 +172,11 @@ class RequestPath:
 
     @property
     def is_mount_chosen(self) -> bool:
-        """Whether the client may have chosen the mount point.
+        """Whether the client might have chosen the mount point.
 
-        Servers and middleware, even middleware inside this boundary, read the mount point from headers
-        (``Daphne-Root-Path``, ``SCRIPT_NAME``, ``X-Forwarded-Prefix``, ``X-Script-Name``). By sending the start of the
-        path in such a header, a client could disguise any path as an excluded one.
+        Some servers and middleware, including middleware inside this boundary, read the mount point from a request
+        header, such as ``Daphne-Root-Path``, ``SCRIPT_NAME``, ``X-Forwarded-Prefix``, or ``X-Script-Name``. A client
+        that sends the first part of a path in such a header could make any path look like an excluded path.
         """
         if self.routed is None:
             return True

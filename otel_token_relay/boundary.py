@@ -1,4 +1,4 @@
-"""The part that all server boundaries share: a request's token and lease."""
+"""The base class of all server boundaries, which manages a request's token and lease."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ _logger = logging.getLogger("otel_token_relay")
 
 ValuesOf = Callable[[str], Sequence[str | bytes]]
 
-# The key under which a request (an ASGI scope or a WSGI environ) stores its boundary, so that nested applications,
-# instrumentation, and middleware use the same one.
+# The key for a request's boundary in its ASGI scope or WSGI environ. Nested applications, instrumentation, and
+# middleware use the same boundary.
 BOUNDARY_KEY = "otel_token_relay.boundary"
 
 
 class RequestLease(Lease):
-    """A request's lease, as opposed to one that `use_token` opens.
+    """A lease for an incoming request; `use_token` opens a plain `Lease` instead.
 
-    The lease records which thread and, under asyncio, which task opened it.
+    The lease records the thread and, under asyncio, the task that serves the request.
     """
 
     __slots__ = ("_task", "_thread")
@@ -52,38 +52,38 @@ class RequestLease(Lease):
         self._task = _current_task()
 
     def move_here(self) -> None:
-        """Record the current thread and task as the ones that serve the request."""
+        """Record that the current thread and task now serve the request."""
         self._thread = threading.get_ident()
         self._task = _current_task()
 
     @property
     def is_here(self) -> bool:
-        """Whether the calling code runs in the thread and, under asyncio, the task that serves the request."""
+        """Whether the calling code runs in the thread and, under asyncio, in the task that serves the request."""
         return self._thread == threading.get_ident() and self._task == _current_task()
 
 
 def _current_task() -> int | None:
-    """Return the current asyncio task's ID, which is unique while the task runs and does not keep the task alive."""
-    asyncio: Any = sys.modules.get("asyncio")  # importing it here would take 30 ms
+    """Return an ID for the current asyncio task; a reference to the task would keep the task alive."""
+    asyncio: Any = sys.modules.get("asyncio")  # importing asyncio would take 30 ms
     if asyncio is None or (loop := asyncio._get_running_loop()) is None:
         return None
     return id(asyncio.current_task(loop))
 
 
 class Boundary:
-    """A request's token, if it has one, and the lease that ends with the response.
+    """A request's token and the lease that ends with the response.
 
     Args:
         source: The header that contains the credentials; see `otel_token_relay.credentials.locate`.
-        values_of: Returns every field line of the header with a given lowercase name. This function is called only if
-            the request may contain unused credentials.
-        settings: The settings that determine how the header is read and how long the lease lingers.
+        values_of: A function that returns a header's field lines, given the header's lowercase name. The boundary calls
+            this function only if the request might contain unused credentials.
+        settings: The settings, which specify how to read the header and when the lease ends.
 
     Attributes:
-        credentials: The token, or the reason that there is none.
-        token: The token, or ``None``.
+        credentials: The token, or the reason why the request has no usable token.
+        token: The token; ``None`` if the request has no usable token.
         admitted_by: The authenticators that have accepted this request, each with the whole path and the routed path
-            that it accepted; see `RequestPath`.
+            of the check; see `RequestPath`.
     """
 
     __slots__ = (
@@ -119,10 +119,10 @@ class Boundary:
         self._lease = RequestLease()
         self.credentials = credentials = read(source, settings, lease=self._lease)
         self.token = credentials if isinstance(credentials, BearerToken) else None
-        # Whether the request has credentials but no usable ones.
+        # Whether the request's credentials were rejected.
         self._is_refused = self.token is None and credentials is not Reason.ABSENT
         if self._is_refused:
-            _logger.debug("no token taken from the request: %s", credentials)
+            _logger.debug("the request has no usable token: %s", credentials)
         if may_have_unused(settings, is_present=True, token=self.token):
             self._find_unused(values_of)
 
@@ -137,31 +137,30 @@ class Boundary:
 
     @classmethod
     def of(cls, values_of: ValuesOf, settings: Settings) -> Boundary:
-        """Return the boundary for the request whose header lines *values_of* returns."""
+        """Create a boundary for the request whose headers *values_of* returns."""
         return cls(locate(values_of, settings), values_of, settings)
 
     def check(self, authenticator: Authenticator | None, path: RequestPath) -> ErrorResponse | None:
-        """Return the error response; ``None`` if *authenticator* accepts or has already accepted this request and path.
+        """Return an error response, or ``None`` if *authenticator* accepts or has already accepted this request.
 
-        Only successful checks are cached. Middleware may retry a request or split it into several, so failed
-        and pending checks run again.
+        Only successful checks are cached, because middleware might retry a request or split it into several requests.
 
         Args:
-            authenticator: ``None`` if requests are not verified.
-            path: The path at this boundary. For gRPC, this is the full method name.
+            authenticator: The authenticator; ``None`` if requests are not verified.
+            path: The path at this boundary; for gRPC, the full method name.
         """
         if authenticator is None or self._was_admitted(authenticator, path):
             return None
         return self._note(authenticator, path, authenticator.check(self.credentials, path))
 
     async def check_async(self, authenticator: Authenticator | None, path: RequestPath) -> ErrorResponse | None:
-        """Do the same as `check` without blocking the event loop."""
+        """Do the same as `check`, but do not block the event loop."""
         if authenticator is None or self._was_admitted(authenticator, path):
             return None
         return self._note(authenticator, path, await authenticator.check_async(self.credentials, path))
 
     def is_verified_for(self, authenticator: Authenticator, whole_path: str) -> bool:
-        """Return whether *authenticator* has verified this request's token for this path, including the mount point."""
+        """Return whether *authenticator* has verified this request's token for a path that includes the mount point."""
         return (
             self.token is not None
             and self.token.verification is not None
@@ -169,11 +168,11 @@ class Boundary:
         )
 
     def _was_admitted(self, authenticator: Authenticator, path: RequestPath) -> bool:
-        """Return whether an inner boundary can skip checking this request.
+        """Return whether an inner boundary can skip the check of this request.
 
-        A verified token is valid for every part of the application. An exclusion applies at an inner boundary only if
-        the path is the same and the inner application strips at least as much of it as the outer boundary did. An
-        exclusion never applies below a mount point that the client may have chosen.
+        A token that an authenticator has verified is valid for every part of the application. An exclusion applies at
+        an inner boundary only if the whole path is the same and the inner mount point is at least as long as the outer
+        mount point. An exclusion does not apply if the client might have chosen the mount point.
         """
         return self.is_verified_for(authenticator, path.whole) or any(
             admitted_by is authenticator
@@ -191,10 +190,10 @@ class Boundary:
         return error_response
 
     def context(self) -> Context:
-        """Return the current context with the request's token, or without a token.
+        """Return a copy of the current context with the request's token, or without a token if the request has none.
 
-        If a header is duplicated, instrumentation may see only one of the two lines and accept it. Therefore, rejected
-        credentials are marked so that ``extract`` ignores them until the request ends.
+        If a header is duplicated, instrumentation might see only one of its lines and accept that line. The context
+        marks the credentials as rejected, so that ``extract`` ignores them until the request ends.
         """
         context = with_token(self.token)
         if self._is_refused or REFUSED_KEY in context:
@@ -204,10 +203,10 @@ class Boundary:
         return context
 
     def encloses(self, request: Any) -> bool:
-        """Return whether inner code is serving the request for which this boundary was opened.
+        """Return whether *request* is the request for which this boundary was opened.
 
-        This check is designed to be fast, so it is conservative: it returns ``False`` if more than one comparison would
-        be needed.
+        For speed, the check consists of a few simple comparisons. The result is ``False`` if those comparisons are
+        inconclusive.
 
         Args:
             request: The request's ASGI scope or WSGI environ.
@@ -215,14 +214,15 @@ class Boundary:
         return False
 
     def still_applies_to(self, locate_now: Callable[[Settings], Source]) -> bool:
-        """Return whether an inner application may use this boundary.
+        """Return whether an inner application can use this boundary.
 
-        An inner application must not use this boundary if the response is complete, if middleware has replaced or
-        removed the credentials, or if the current context is empty or belongs to a different request, as in a worker
-        task. A token that the application has bound with `use_token` stays bound.
+        An inner application must not use this boundary if the response is complete, or if middleware has replaced or
+        removed the credentials. The boundary is also unusable if the current context is empty or belongs to a
+        different request, which can happen in a worker task. A token that the application has bound with `use_token`
+        stays bound.
 
         Args:
-            locate_now: Returns the header that currently contains the credentials, according to the given settings.
+            locate_now: A function that returns the header that currently contains the credentials, given the settings.
         """
         context = get_current()
         if not self._is_responding or TOKEN_KEY not in context:
@@ -231,16 +231,16 @@ class Boundary:
         if bound is not None and bound.lease is not self._lease and isinstance(bound.lease, RequestLease):
             return False
         source = locate_now(self._settings)
-        # Identical header lines contain the same token, so they do not have to be parsed again.
+        # Identical header lines do not have to be parsed again.
         return source == self._source or read(source, self._settings) == self.credentials
 
     def move_here(self) -> None:
-        """Record the current thread and task as the ones that serve the request; see `RequestLease`."""
+        """Record that the current thread and task now serve the request; see `RequestLease`."""
         if self._lease is not None:
             self._lease.move_here()
 
     def close(self) -> None:
-        """End the lease after the response has been completed or aborted."""
+        """End the lease. Call this method when the response is complete or has been aborted."""
         self._is_responding = False
         if self._lease is not None:
             self._lease.end(linger=self._settings.linger)

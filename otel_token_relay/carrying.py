@@ -1,4 +1,4 @@
-"""Carry the caller's token into work that runs after the request or outside its context."""
+"""Carry the caller's token into work that runs outside the request's context."""
 
 from __future__ import annotations
 
@@ -18,40 +18,38 @@ _Work = TypeVar("_Work")
 
 
 def carry(work: _Work, *, seconds: float | None = None) -> _Work:
-    """Carry the caller's token into work that runs after the request or outside its context.
+    """Carry the caller's token into work that runs after the request or outside the request's context.
 
-    Use this for work that runs after the response, and for work that starts in an empty context: a
-    ``Thread`` subclass that overrides ``run``, a greenlet, a callback, or a custom executor. `carry` captures the token
-    at the time of the call, never later, and binds the token while the work runs.
+    Use `carry` for work that runs after the response or that starts in an empty context, such as a ``Thread`` subclass
+    that overrides ``run``, a greenlet, a callback, or a job in a custom executor. The token is captured when `carry` is
+    called, and is bound while the work runs.
 
     Args:
         work: A function, a coroutine function, a sync or async generator function, a coroutine, or a generator. If a
-            function, such as a lambda or a ``functools.partial``, returns a coroutine or a generator, the returned
-            object is carried as well.
-        seconds: The number of seconds for which the token may be used, starting now; ``None`` for ``…_MAX_AGE``
-            seconds, as with any token that has no lease. Work that is already carried keeps its token.
+            plain function, a lambda, or a ``functools.partial`` returns a coroutine or a generator, the token is also
+            bound while the returned object runs. Work that already carries a token keeps that token.
+        seconds: How long the token can be used, in seconds from now; ``None`` to use the ``…_MAX_AGE`` setting.
 
     Returns:
-        Work of the same kind, which runs without a token if the caller has none.
+        An object of the same kind as *work*. If the caller has no token, the work runs without a token.
 
     Raises:
-        TypeError: *work* is of an unsupported kind, such as a task or a context manager. A task already runs in its own
-            context. A context manager does not run the body of its ``with`` block, so carry the function that contains
-            the block instead.
+        TypeError: *work* has an unsupported type, such as a task or a context manager. A task already runs in its own
+            context. To bind the token in a ``with`` block, carry the function that contains the block.
     """
     if isinstance(work, _MANAGERS) or getattr(work, "__code__", None) in _MANAGER_CODES:
-        raise TypeError("carry does not take a context manager: carry the function that contains the with block")
+        raise TypeError("carry does not support context managers: carry the function that contains the with block")
     token = current_token()
     if token is not None:
         if seconds is not None:
             token = token.rebind(lease=Lease(seconds=seconds))
         else:
-            # A token without a lease keeps its age: carrying it repeatedly must not extend its lifetime.
+            # A token without a lease keeps its age, so that repeated calls do not extend the token's lifetime.
             token = token.rebind(lease=None, received_at=None if token.lease else token.received_at)
     bound = _bind_running(work, token)
     if bound is work:
         if not callable(work):
-            raise TypeError("carry takes a function, a coroutine or a generator")
+            raise TypeError("carry supports only functions, coroutines, and generators")
         bound = _bind_function(work, token)
     return cast("_Work", bound)
 
@@ -66,7 +64,7 @@ def _bound(token: BearerToken | None) -> Generator[None, None, None]:
 
 
 def _bind_running(work: Any, token: BearerToken | None) -> Any:
-    """Bind the token to a coroutine or generator; return any other object unchanged."""
+    """Bind the token to a coroutine or generator, or return any other object unchanged."""
     for _, is_running, bind in _KINDS:
         if is_running(work):
             return bind(lambda: work, token)()
@@ -74,7 +72,7 @@ def _bind_running(work: Any, token: BearerToken | None) -> Any:
 
 
 def _bind_function(work: Callable[..., Any], token: BearerToken | None) -> Callable[..., Any]:
-    # Frameworks inspect a function before they call it, so its kind must not change.
+    # Frameworks inspect functions before calling them, so a coroutine function must stay a coroutine function.
     for is_function, _, bind in _KINDS:
         if is_function(work):
             return cast("Callable[..., Any]", bind(work, token))
@@ -100,8 +98,8 @@ def _bind_coroutine(work: Callable[..., Awaitable[Any]], token: BearerToken | No
     return bound
 
 
-# A generator runs in the context of the consumer that requests the next value. A token that stayed attached while the
-# generator was suspended would leak into the consumer's context, so the token is bound separately for each step.
+# A generator runs in its consumer's context. A token that stayed attached while the generator was suspended would leak
+# into that context, so the token is bound separately for each step.
 def _bind_generator(work: Callable[..., Generator[Any, Any, Any]], token: BearerToken | None) -> Any:
     @functools.wraps(work)
     def bound(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
@@ -118,7 +116,7 @@ def _bind_generator(work: Callable[..., Generator[Any, Any, Any]], token: Bearer
                     sent = yield value
                 except GeneratorExit:
                     raise
-                except BaseException as error:  # the consumer threw it: pass it to the generator
+                except BaseException as error:  # forward the consumer's exception to the generator
                     step = functools.partial(generator.throw, error)
                 else:
                     step = functools.partial(generator.send, sent)
@@ -145,7 +143,7 @@ def _bind_async_generator(work: Callable[..., AsyncGenerator[Any, Any]], token: 
                     sent = yield value
                 except GeneratorExit:
                     raise
-                except BaseException as error:  # the consumer threw it: pass it to the generator
+                except BaseException as error:  # forward the consumer's exception to the generator
                     step = generator.athrow(error)
                 else:
                     step = generator.asend(sent)
@@ -156,15 +154,15 @@ def _bind_async_generator(work: Callable[..., AsyncGenerator[Any, Any]], token: 
     return bound
 
 
-# A function decorated with `contextmanager` returns a context manager, and the calling code runs the body of the `with`
-# block. If such a function were carried, the token would be bound only while the context manager was being created.
+# The body of a `with` block runs in the calling code. If `carry` accepted a function decorated with `contextmanager`,
+# the token would be bound only while the context manager was created.
 _MANAGER_CODES: Final = frozenset(
     decorate(cast("Any", None)).__code__ for decorate in (contextmanager, asynccontextmanager)
 )
 _MANAGERS: Final = (ContextDecorator, AsyncContextDecorator)
 _RUNNING: Final = (CoroutineType, GeneratorType, AsyncGeneratorType)
 
-# For each kind of work: the test for its functions, the test for running work, and the function that binds the token.
+# Each row contains a predicate for functions, a predicate for running objects, and the function that binds the token.
 _KINDS: Final[tuple[tuple[Callable[[Any], bool], Callable[[Any], bool], Callable[..., Any]], ...]] = (
     (inspect.iscoroutinefunction, inspect.iscoroutine, _bind_coroutine),
     (inspect.isgeneratorfunction, inspect.isgenerator, _bind_generator),

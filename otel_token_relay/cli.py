@@ -1,4 +1,4 @@
-"""The command-line entry point: parse the arguments and run a command from `otel_token_relay.commands`."""
+"""Parse the command line and run a command from `otel_token_relay.commands`."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ examples:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status; see `otel_token_relay.commands`."""
+    """Run a command and return its exit status; see `otel_token_relay.commands`."""
     for stream in ("stdout", "stderr"):
-        if getattr(sys, stream) is None:  # closed by the shell
+        if getattr(sys, stream) is None:  # the shell has closed the stream
             setattr(sys, stream, open(os.devnull, "w"))  # noqa: SIM115  # open until the end
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # The output quotes the user's own input, which the terminal's encoding may not support.
+        # The output can quote user input that the terminal's encoding does not support.
         sys.stdout.reconfigure(errors="backslashreplace")
     parser = _parser()
     options, unrecognized = parser.parse_known_args(arguments)
@@ -58,11 +58,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"otel-token-relay {options.command}: error: {error}", file=sys.stderr)
         return USAGE_ERROR
-    except OSError as error:  # a reader such as head has stopped reading, or the disk is full
+    except OSError as error:  # for example, `head` has closed the pipe, or the disk is full
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):
-            print(f"otel-token-relay: error: the output cannot be written: {error.strerror}", file=sys.stderr)
+            print(f"otel-token-relay: error: cannot write the output: {error.strerror}", file=sys.stderr)
         return PROBLEM
     return status
 
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> Parser:
     parser = Parser(
         prog="otel-token-relay",
-        description="Relay the caller's bearer token to listed destinations.",
+        description="Relay the caller's bearer token to the destinations on an allow-list.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -1,7 +1,7 @@
 """Sign the assertions that this service uses to authenticate itself (RFC 7523, section 2.2).
 
-The key determines the algorithm. PyJWT and cryptography are imported when the first key is read, because settings must
-be readable even if the extras that install these packages are missing.
+The type of key determines the signature algorithm. PyJWT and cryptography are imported when the first key is read, so
+that settings can be loaded without the extra that installs these packages.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from otel_token_relay.credential_files import CredentialUnavailable, FileUnusabl
 
 ASSERTION_TYPE: Final = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 
-# Servers limit how far in the future `exp` may be: 5 minutes for Auth0, and 1 minute after `iat` for Keycloak.
+# Authorization servers reject an `exp` that is too far in the future. Auth0 allows 5 minutes, and Keycloak allows
+# 1 minute after `iat`.
 LIFETIME_SECONDS: Final = 60
 _MIN_RSA_BITS: Final = 2048
 
 _CURVES: Final = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}
 _RSA_ALGORITHMS: Final = ("PS256", "PS384", "PS512", "RS256", "RS384", "RS512")
 
-_NOT_A_KEY: Final = "is neither a private key in PEM nor a private JWK"
+_NOT_A_KEY: Final = "is not a private key in PEM or JWK format"
 
 _find_private_key = re.compile(rb"-----BEGIN ([A-Z ]*PRIVATE KEY)-----.*?-----END \1-----", re.DOTALL).search
 _find_certificate = re.compile(rb"-----BEGIN CERTIFICATE-----(.*?)-----END CERTIFICATE-----", re.DOTALL).search
@@ -36,9 +37,9 @@ class SigningKey(NamedTuple):
     """A private key and its properties.
 
     Attributes:
-        key: The key object, from the cryptography package.
+        key: The key object from the cryptography package.
         algorithm: The name of the signature algorithm.
-        key_id: The key's own ``kid``; ``None`` if it has none.
+        key_id: The key's ``kid``; ``None`` if the key has no ``kid``.
         public: The public key in DER format.
     """
 
@@ -52,7 +53,7 @@ class SigningKey(NamedTuple):
 
 
 class Certificate(NamedTuple):
-    """A certificate.
+    """A certificate's thumbprint and public key.
 
     Attributes:
         thumbprint: The value of ``x5t#S256`` (RFC 7515, section 4.1.8).
@@ -64,11 +65,11 @@ class Certificate(NamedTuple):
 
 
 def parse_private_key(content: bytes) -> SigningKey:
-    """Parse a private key, either in PEM format, which other content may surround, or as a JWK (RFC 7517).
+    """Parse a private key in PEM or JWK format (RFC 7517). In PEM format, other content can surround the key.
 
     Raises:
-        FileUnusable: The content is not a private key, or the key cannot sign.
-        CredentialUnavailable: A package is missing.
+        FileUnusable: The content is not a private key, or the key cannot sign assertions.
+        CredentialUnavailable: A required package is not installed.
     """
     check_packages()
     if content.lstrip().startswith(b"{"):
@@ -80,19 +81,19 @@ def parse_certificate(content: bytes) -> Certificate:
     """Parse the first certificate in a PEM file.
 
     Raises:
-        FileUnusable: The content does not include a readable certificate.
-        CredentialUnavailable: A package is missing.
+        FileUnusable: The content does not contain a valid certificate.
+        CredentialUnavailable: A required package is not installed.
     """
     check_packages()
     from cryptography import x509
 
     match = _find_certificate(content)
     if match is None:
-        raise FileUnusable("contains no certificate in PEM")
+        raise FileUnusable("does not contain a certificate in PEM format")
     try:
         encoded = binascii.a2b_base64(match[1])
         public = _public_bytes(x509.load_der_x509_certificate(encoded).public_key())
-    except Exception:  # the exception types differ between versions, and their messages may quote the content
+    except Exception:  # the exception's type depends on the version, and the message might quote the content
         raise FileUnusable("contains a certificate that cannot be read") from None
     thumbprint = base64.urlsafe_b64encode(hashlib.sha256(encoded).digest()).rstrip(b"=").decode("ascii")
     return Certificate(thumbprint, public)
@@ -108,16 +109,16 @@ def sign_assertion(
     key_id: str | None = None,
     thumbprint: str | None = None,
 ) -> str:
-    """Return a single-use assertion.
+    """Create and sign a single-use assertion.
 
     Args:
         key: The key that signs the assertion.
-        client_id: The client ID, which is both the issuer and the subject.
+        client_id: The client ID, used as both the issuer and the subject.
         audience: The value of ``aud``.
         now: The current time, in seconds since the epoch.
-        is_rfc7523: Whether the assertion follows RFC 7523, including ``nbf``, as Microsoft Entra expects; otherwise, it
+        is_rfc7523: Whether to follow RFC 7523 and include ``nbf``, as Microsoft Entra expects. Otherwise, the assertion
             follows draft-ietf-oauth-rfc7523bis.
-        key_id: The value of ``kid``; ``None`` to use the key's own.
+        key_id: The value of ``kid``; ``None`` to use the key's own ``kid``.
         thumbprint: The value of ``x5t#S256``; ``None`` to omit it.
     """
     import jwt
@@ -141,17 +142,17 @@ def sign_assertion(
 
 
 def check_packages() -> None:
-    """Raise an exception unless PyJWT and cryptography can be imported.
+    """Check that PyJWT and cryptography can be imported.
 
     Raises:
-        CredentialUnavailable: A package is missing; the message explains how to install it.
+        CredentialUnavailable: A package is not installed. The message explains how to install both packages.
     """
     try:
         for name in ("cryptography.x509", "jwt.algorithms"):
             importlib.import_module(name)
     except ImportError:
         raise CredentialUnavailable(
-            "a client assertion requires PyJWT and cryptography: pip install 'otel-token-relay[verify]'"
+            "client assertions require PyJWT and cryptography: pip install 'otel-token-relay[verify]'"
         ) from None
 
 
@@ -163,10 +164,10 @@ def _parse_pem(content: bytes) -> Any:
         has_public = b"-----BEGIN PUBLIC KEY" in content or b"-----BEGIN RSA PUBLIC KEY" in content
         raise FileUnusable("contains only a public key" if has_public else _NOT_A_KEY)
     if b"ENCRYPTED" in match[0]:
-        raise FileUnusable("contains a key that is encrypted with a password, which is not supported")
+        raise FileUnusable("contains a password-protected private key, which is not supported")
     try:
         return load_pem_private_key(match[0], None)
-    except Exception:  # the exception types differ between versions, and their messages may quote the content
+    except Exception:  # the exception's type depends on the version, and the message might quote the content
         raise FileUnusable("contains a private key that cannot be read") from None
 
 
@@ -183,21 +184,21 @@ def _parse_jwk(content: bytes) -> SigningKey:
     if not isinstance(jwk.get("d"), str):
         raise FileUnusable("contains only a public key")
     if jwk.get("use", "sig") != "sig":
-        raise FileUnusable("contains a key that is not meant for signatures")
+        raise FileUnusable("contains a key that is not intended for signing")
     kid = jwk.get("kid")
     try:
-        # PyJWT reads the curve from the key, so any algorithm in a family can load all of the family's keys.
+        # PyJWT reads the curve from the key, so one algorithm from each family can load all keys in that family.
         found = _signing_key(get_default_algorithms()[name].from_jwk(jwk))
     except FileUnusable:
         raise
-    except Exception:  # the exception types differ between versions, and their messages may quote the content
+    except Exception:  # the exception's type depends on the version, and the message might quote the content
         raise FileUnusable("contains a private key that cannot be read") from None
     algorithm = jwk.get("alg", found.algorithm)
     usable = _RSA_ALGORITHMS if found.algorithm in _RSA_ALGORITHMS else (found.algorithm,)
-    if algorithm == "Ed25519":  # its name in RFC 9864
+    if algorithm == "Ed25519":  # RFC 9864 uses this name for EdDSA with Ed25519
         algorithm = "EdDSA"
     if algorithm not in usable:
-        raise FileUnusable("contains a key whose alg is not supported")
+        raise FileUnusable("contains a key with an unsupported alg")
     return found._replace(algorithm=algorithm, key_id=kid if isinstance(kid, str) and kid else None)
 
 
@@ -213,7 +214,7 @@ def _signing_key(key: Any) -> SigningKey:
     else:
         algorithm = "EdDSA" if isinstance(key, ed25519.Ed25519PrivateKey) else None
     if algorithm is None:
-        raise FileUnusable("contains a kind of key that is not supported: expected RSA, P-256, P-384, P-521 or Ed25519")
+        raise FileUnusable("contains an unsupported type of key: expected RSA, P-256, P-384, P-521, or Ed25519")
     return SigningKey(key, algorithm, None, _public_bytes(key.public_key()))
 
 

@@ -1,10 +1,9 @@
-"""This service's own credential for an authorization server, and the forms that the credential takes in a request.
+"""This service's credential for an authorization server, and the ways to send the credential in a request.
 
-`ClientCredential` contains the configured values. A request presents the credential in one of four ways: as a secret in
-the header or the form, as an assertion that this service signs, as an assertion that a platform issues, or as a TLS
-client certificate.
+`ClientCredential` contains the configured values. A request can authenticate with a secret in a header or in the form,
+with an assertion that this service signs, with an assertion that the platform issues, or with a TLS client certificate.
 
-A secret is never printed: `Secret` shows only that a secret is set, and no error message contains the secret.
+Secrets are never printed: ``repr(Secret(...))`` is always ``set``, and error messages do not contain secrets.
 """
 
 from __future__ import annotations
@@ -64,8 +63,8 @@ ClientAuth = Literal[
 ]
 CLIENT_AUTH_METHODS: Final[tuple[ClientAuth, ...]] = get_args(ClientAuth)
 
-# This name is not in `environment_variables`, because the names in that module become launcher flags, and every user on
-# a machine can read the flags of all processes.
+# The names in `environment_variables` become launcher flags, which every user of the machine can read. The
+# secret's variable is defined here so that it does not become a flag.
 SECRET_VARIABLE: Final = "OTEL_PYTHON_TOKEN_RELAY_CLIENT_SECRET"
 
 _MAX_ASSERTION_LENGTH: Final = 64 * 1024
@@ -76,8 +75,8 @@ _SECRET_METHODS: Final[tuple[ClientAuth, ...]] = (
     "client_secret_post",
 )
 
-# The sets of values that form a credential, each with the methods that can send it, starting with the default method.
-# An assertion that is sent as is has no method.
+# The valid combinations of values, each with the methods that can send the credential. If a credential has only one
+# value, the first method is the default. Assertions that the platform issues have no method.
 _METHODS: Final[Mapping[tuple[str, ...], tuple[ClientAuth, ...]]] = {
     ("secret",): _SECRET_METHODS,
     ("secret_file",): _SECRET_METHODS,
@@ -91,7 +90,7 @@ _PARTS: Final = ("secret", "secret_file", "key_file", "assertion", "assertion_fi
 
 
 class Secret:
-    """A secret that shows its value only if `reveal` is called."""
+    """A secret whose value is available only through `reveal`."""
 
     __slots__ = ("_value",)
 
@@ -118,10 +117,9 @@ class ClientCertificate(NamedTuple):
     """The current version of a TLS client certificate (RFC 8705, section 2.1).
 
     Attributes:
-        cert_file: A PEM file that contains the certificate and, optionally, the CA certificates in its chain.
+        cert_file: A PEM file that contains the certificate and, optionally, its chain of CA certificates.
         key_file: A PEM file that contains the private key; ``None`` if *cert_file* contains the key.
-        versions: The versions of the files. A connection that was opened with one version is not used with a different
-            version.
+        versions: The versions of the files. A connection is not reused after a file changes.
     """
 
     cert_file: str
@@ -141,26 +139,26 @@ class ClientCertificate(NamedTuple):
         return cls(cert_file, key_file, tuple(versions))
 
     def load_into(self, context: ssl.SSLContext) -> None:
-        """Make *context* present this certificate.
+        """Configure *context* to present this certificate.
 
         Raises:
             CredentialUnavailable: The files cannot be used.
         """
 
-        import ssl  # not at the top: gevent must patch it before it is imported
+        import ssl  # imported late, because gevent must patch `ssl` first
 
-        def refuse() -> NoReturn:  # otherwise, OpenSSL would prompt for a password on the terminal
+        def refuse() -> NoReturn:  # without this callback, OpenSSL would prompt for a password on the terminal
             raise ValueError
 
         problem = "cannot be read"
         try:
             context.load_cert_chain(self.cert_file, self.key_file, password=refuse)
         except ssl.SSLError as error:
-            problem = "must contain a certificate and its private key in PEM, without a password"
+            problem = "must contain a certificate and an unencrypted private key in PEM format"
             if error.reason == "KEY_VALUES_MISMATCH":
-                problem = "contain a certificate and a private key that do not belong together"
+                problem = "contain a certificate and a private key that do not match"
         except ValueError:
-            problem = "contain a key that is encrypted with a password, which is not supported"
+            problem = "contain a password-protected private key, which is not supported"
         except OSError:
             pass
         else:
@@ -169,12 +167,12 @@ class ClientCertificate(NamedTuple):
 
 
 class Authentication(NamedTuple):
-    """The parts of a request that identify this service.
+    """The parts of a request that authenticate this service.
 
     Attributes:
         authorization: The value of the ``Authorization`` header; ``None`` to omit the header.
-        form: Fields to add to the form.
-        certificate: The TLS client certificate; ``None`` to present none.
+        form: Additional form fields.
+        certificate: The TLS client certificate; ``None`` if the request does not use a certificate.
     """
 
     authorization: str | None = None
@@ -187,33 +185,35 @@ class Authentication(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientCredential:
-    """A client ID and the proof that this service is that client.
+    """A client ID and a secret, key, assertion, or certificate for that client.
 
-    The proof is a secret, a key, an assertion, or a certificate. Each file is read again when it changes. A callable
-    takes no arguments, must return quickly, and runs in a worker thread without the caller's context.
+    Files are read again when they change. Callables are called without arguments in a worker thread, outside the
+    caller's context, and must return quickly.
 
     Attributes:
         client_id: The client ID.
-        secret: The secret, or a callable that returns it.
+        secret: The client secret, or a callable that returns the client secret.
         secret_file: A file that contains the secret; trailing line breaks are ignored.
-        key_file: A file that contains the private key for signing assertions (RSA, P-256, P-384, P-521, or Ed25519), in
-            PEM format or as a JWK. With ``tls_client_auth``, the file contains the certificate's private key in PEM
-            format.
-        key_id: The assertions' ``kid``; ``None`` to use the JWK's own ``kid``, if it has one.
-        assertion: A callable that returns an assertion to send as is.
-        assertion_file: A file that contains an assertion to send as is, such as a projected Kubernetes token.
+        key_file: A file that contains the private key for signing assertions, in PEM or JWK format. The key can be an
+            RSA, P-256, P-384, P-521, or Ed25519 key. With ``tls_client_auth``, the file contains the certificate's
+            private key in PEM format.
+        key_id: The ``kid`` of assertions that this service signs; ``None`` to use the JWK's own ``kid``, if present.
+        assertion: A callable that returns an assertion that the platform issued.
+        assertion_file: A file that contains an assertion that the platform issued, such as a projected Kubernetes
+            token.
         cert_file: A file that contains a certificate in PEM format. With ``private_key_jwt_rfc7523``, the assertions
             include the certificate's thumbprint.
-        method: How the credential is sent; ``None`` for the default for that kind of credential. For a secret:
-            ``client_secret_basic`` (RFC 6749, section 2.3.1, with form-encoded parts), ``client_secret_basic_plain``
-            for servers that do not decode the parts, or ``client_secret_post``. For a key: ``private_key_jwt``, whose
-            assertions are for the issuer (draft-ietf-oauth-rfc7523bis), or ``private_key_jwt_rfc7523``, whose
-            assertions are for the endpoint (RFC 7523), as Microsoft Entra requires. For a TLS client certificate, which
-            is presented only to this credential's endpoints: ``tls_client_auth`` (RFC 8705).
+        method: The authentication method; ``None`` to use the default for this type of credential. A secret can be sent
+            with ``client_secret_basic`` (RFC 6749, section 2.3.1, with form-encoded values),
+            ``client_secret_basic_plain`` (for servers that do not decode the values), or ``client_secret_post``. A key
+            can be used with ``private_key_jwt``, for which the audience of assertions is the issuer
+            (draft-ietf-oauth-rfc7523bis), or with ``private_key_jwt_rfc7523``, for which the audience is the endpoint
+            (RFC 7523), as Microsoft Entra requires. A TLS client certificate requires ``tls_client_auth`` (RFC 8705)
+            and is presented only to this credential's endpoints.
 
     Raises:
-        ConfigurationError: The client ID is empty, or the parts contradict each other; the error identifies one of
-            them.
+        ConfigurationError: The client ID is empty, or the other values cannot be combined. The error identifies one
+            invalid value.
     """
 
     client_id: str
@@ -228,7 +228,7 @@ class ClientCredential:
 
     def __post_init__(self) -> None:
         if not isinstance(self.client_id, str) or not self.client_id:
-            raise ConfigurationError("client_id", "expected the name of this service at the authorization server")
+            raise ConfigurationError("client_id", "expected this service's client ID at the authorization server")
         if isinstance(self.secret, str):
             object.__setattr__(self, "secret", Secret(self.secret))
         for name in ("secret", "assertion"):
@@ -245,37 +245,39 @@ class ClientCredential:
                 "client_auth", f"expected {' or '.join(methods) or 'no method'}, because the credential is {what}"
             )
         if self.key_id is not None and (self.key_file is None or self.method == "tls_client_auth"):
-            raise ConfigurationError("client_key_id", "expected a key in client_key_file that signs assertions")
+            raise ConfigurationError("client_key_id", "expected a client_key_file with a signing key")
 
     def check_use(self, issuer: str | None, endpoint: str) -> None:
-        """Raise an exception unless the credential can be sent to an endpoint.
+        """Check that the credential can be sent to an endpoint.
 
         Args:
-            issuer: The issuer that the endpoint belongs to; ``None`` if unknown.
-            endpoint: The URL.
+            issuer: The endpoint's issuer; ``None`` if unknown.
+            endpoint: The endpoint's URL.
 
         Raises:
-            ConfigurationError: The method cannot be used with this issuer or endpoint.
+            ConfigurationError: The authentication method cannot be used with this issuer or endpoint.
         """
-        # A multitenant issuer's name is a pattern.
+        # A multitenant issuer contains a placeholder in braces.
         if self.method == "private_key_jwt" and (issuer is None or "{" in issuer):
             raise ConfigurationError(
                 "client_auth",
-                "private_key_jwt requires exactly one issuer, for which the assertion is meant; without one, use"
+                "private_key_jwt requires exactly one issuer as the audience of its assertions; otherwise, use"
                 " private_key_jwt_rfc7523",
             )
         if self.method == "tls_client_auth" and not endpoint.lower().startswith("https:"):
             raise ConfigurationError("client_auth", "tls_client_auth requires an https endpoint")
 
     def authenticate(self, issuer: str | None, endpoint: str) -> Authentication:
-        """Return what a request must contain to authenticate. Each call may read files and may sign a new assertion.
+        """Return the parts of a request that authenticate this service.
+
+        Each call might read files or sign an assertion.
 
         Args:
-            issuer: The issuer that the endpoint belongs to; ``None`` if unknown.
+            issuer: The endpoint's issuer; ``None`` if unknown.
             endpoint: The URL to which the request is sent.
 
         Raises:
-            CredentialUnavailable: A file or a callable is currently unusable.
+            CredentialUnavailable: A file or a callable cannot be used now.
         """
         if self.method in _SECRET_METHODS:
             return self._with_secret()
@@ -286,7 +288,7 @@ class ClientCredential:
         return self._with_signature(endpoint if self.method == "private_key_jwt_rfc7523" else issuer)
 
     def _with_secret(self) -> Authentication:
-        """Return the secret, in the header or the form (RFC 6749, section 2.3.1)."""
+        """Return the secret as a header or as form fields (RFC 6749, section 2.3.1)."""
         if self.secret_file is not None:
             secret = read_file(self.secret_file, "client_secret_file", read_text)
         elif isinstance(self.secret, Secret):
@@ -299,7 +301,7 @@ class ClientCredential:
         return Authentication(basic_credentials(self.client_id, secret, is_plain=is_plain))
 
     def _with_signature(self, audience: str | None) -> Authentication:
-        """Return an assertion that this service signs (RFC 7523, section 2.2)."""
+        """Return form fields with an assertion that this service signs (RFC 7523, section 2.2)."""
         if audience is None:
             raise CredentialUnavailable("private_key_jwt requires an issuer")
         key = read_file(str(self.key_file), "client_key_file", parse_private_key)
@@ -307,7 +309,7 @@ class ClientCredential:
         if self.cert_file is not None:
             certificate = read_file(self.cert_file, "client_cert_file", parse_certificate)
             if certificate.public != key.public:
-                raise CredentialUnavailable("the files in client_cert_file and client_key_file do not belong together")
+                raise CredentialUnavailable("the files in client_cert_file and client_key_file do not match")
             thumbprint = certificate.thumbprint
         assertion = sign_assertion(
             key,
@@ -321,7 +323,7 @@ class ClientCredential:
         return _identify(self.client_id, assertion)
 
     def _with_assertion(self) -> Authentication:
-        """Return a platform's assertion, which is sent as is (RFC 7521, section 4.2)."""
+        """Return form fields with an assertion that the platform issued (RFC 7521, section 4.2)."""
         if self.assertion_file is not None:
             assertion = read_file(self.assertion_file, "client_assertion_file", _parse_assertion)
         else:
@@ -337,7 +339,7 @@ class ClientCredential:
 
 @lru_cache(maxsize=16)
 def _check_loadable(certificate: ClientCertificate) -> None:
-    """Raise an exception unless the certificate can be presented. Only successful checks are cached."""
+    """Check that OpenSSL can load the certificate. Failed checks are not cached."""
     import ssl
 
     certificate.load_into(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
@@ -355,10 +357,10 @@ def make_credential(
     assertion_file: str | None = None,
     cert_file: str | None = None,
 ) -> ClientCredential | None:
-    """Return the credential; ``None`` if *client_id* is missing. The arguments are as in `ClientCredential`.
+    """Return a credential, or ``None`` if *client_id* is ``None``. For the arguments, see `ClientCredential`.
 
     Raises:
-        ConfigurationError: A part is missing, or the parts contradict each other; the error identifies one of them.
+        ConfigurationError: A value is missing, or the values cannot be combined. The error identifies one of them.
     """
     if client_id is None:
         parts = (secret, secret_file, key_file, assertion, assertion_file, cert_file)
@@ -380,51 +382,51 @@ def make_credential(
 
 
 def basic_credentials(client_id: str, client_secret: str, *, is_plain: bool = False) -> str:
-    """Return the value of the ``Authorization`` header.
+    """Return the value of the ``Authorization`` header for HTTP Basic authentication.
 
     Args:
         client_id: The client ID.
-        client_secret: The client's secret.
+        client_secret: The client secret.
         is_plain: Whether to omit the form encoding that RFC 6749, section 2.3.1, requires.
     """
-    # Encode spaces as %20, which is understood both by form decoders and by servers that decode only percent escapes.
+    # Spaces are encoded as %20, because some servers decode only percent-encoding. Form decoders also support %20.
     parts = (client_id, client_secret) if is_plain else (quote(client_id, safe=""), quote(client_secret, safe=""))
     return "Basic " + base64.b64encode(":".join(parts).encode("utf-8")).decode("ascii")
 
 
 def _problem_with(given: tuple[str, ...]) -> str:
-    """Return the reason that these parts do not form a credential."""
+    """Return an error message for values that cannot be combined into a credential."""
     *most, last = (f"client_{name}" for name in given or _PARTS)
     if not given:
-        return f"expected one of {', '.join(most)} and {last}"
+        return f"expected one of {', '.join(most)}, or {last}"
     return f"{', '.join(most)} and {last} cannot be combined"
 
 
 def _check_source(setting: str, source: object) -> None:
-    """Raise an exception unless *source* is a secret, a callable that is not a coroutine function, or ``None``."""
+    """Check that *source* is a secret, ``None``, or a callable that is not a coroutine function."""
     if source is None or (isinstance(source, Secret) and setting == "client_secret"):
         return
     if not callable(source) or inspect.iscoroutinefunction(source):
-        raise ConfigurationError(setting, "expected a callable that returns text and is not a coroutine function")
+        raise ConfigurationError(setting, "expected a synchronous callable that returns a string")
 
 
 def _call(source: object, setting: str, is_usable: Callable[[str], bool]) -> str:
-    """Return what the application's callable returns.
+    """Call the application's callable and return the result.
 
-    The callable runs in an empty context, because a request that it sends must not carry a caller's token.
+    The callable runs in an empty context, because its own requests must not carry a caller's token.
 
     Raises:
-        CredentialUnavailable: The callable raises an exception (whose message may contain a secret) or does not return
-            usable text.
+        CredentialUnavailable: The callable raises an exception or does not return a usable string. The exception's
+            message is omitted, because that message might contain a secret.
     """
-    problem = "did not return usable text"
+    problem = "did not return a usable string"
     try:
         found: object = contextvars.Context().run(source)  # type: ignore[arg-type]  # `_check_source` has checked it
         if isinstance(found, str) and found and is_usable(found):
             return found
     except Exception as error:
         problem = f"raised {type(error).__name__}"
-    # This exception is raised outside the handler, so that the callable's exception is not attached to it.
+    # Raise the error outside the handler, so that Python does not attach the callable's exception to the error.
     raise CredentialUnavailable(f"the callable in {setting} {problem}")
 
 
@@ -440,7 +442,7 @@ def _parse_assertion(content: bytes) -> str:
 
 
 def _identify(client_id: str, assertion: str) -> Authentication:
-    """Return what a request must contain to identify the client with an assertion (RFC 7521, section 4.2)."""
+    """Return the form fields that authenticate the client with an assertion (RFC 7521, section 4.2)."""
     members = (
         ("client_id", client_id),
         ("client_assertion_type", ASSERTION_TYPE),

@@ -1,7 +1,7 @@
-"""Find the entry that is closest to an origin that no entry matches, so that a decision can be explained.
+"""Find the allow-list entry that is closest to an origin, to explain why the origin gets no token.
 
-Comparing entries takes time, so `ClosestEntries` caches the results for a limited number of origins. Its methods never
-raise an exception, because an explanation must not affect a request.
+Comparisons are slow, so `ClosestEntries` caches the results for a limited number of origins. An explanation must not
+affect a request, so the methods of `ClosestEntries` do not raise exceptions.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from otel_token_relay.origin import ANY_HOST, ANY_PORT, DEFAULT_PORTS, Origin, O
 from otel_token_relay.policy import RelayPolicy
 from otel_token_relay.spelling import resembles
 
-# Origins can come from the network through redirects, so the number of cached origins is limited.
+# Redirects can introduce any number of origins, so the size of the cache is limited.
 _CACHED_ORIGINS: Final = 1024
-# The maximum numbers of entries with which each unlisted origin is compared. Comparing spellings takes longer, so its
+# The maximum number of entries that are compared with each unlisted origin. Spelling comparisons are slower, so their
 # limit is lower.
 _MAX_COMPARED: Final = 200
 _MAX_SPELLED: Final = 100
-# In shorter names, two edits are not a sign of a misspelling.
+# Shorter names that differ by two edits are probably unrelated.
 _MIN_LENGTH: Final = 4
 
-_LOOPBACK: Final = "{} and {} are different origins, even if both are this machine"
+_LOOPBACK: Final = "{} and {} are different origins, even if both refer to this machine"
 
 
 class ClosestEntry(NamedTuple):
     """The entry that is closest to an origin.
 
     Attributes:
-        entry: The entry, as text.
-        difference: A single clause that describes what differs or why a matching entry does not apply.
+        entry: The entry as a string.
+        difference: A clause that describes the difference, or explains why a matching entry does not apply.
         is_deliberate: Whether the entry matches and has ``;never``.
         is_skipped: Whether the entry matches but is skipped.
     """
@@ -47,32 +47,31 @@ class ClosestEntry(NamedTuple):
 
 
 class ClosestEntries:
-    """Look up the closest entry for an origin that gets no token. Safe to share between threads.
+    """A thread-safe cache of the closest entry for each origin that gets no token.
 
     Args:
-        policy: The policy that contains the entries.
+        policy: The policy whose entries are compared.
     """
 
     def __init__(self, policy: RelayPolicy) -> None:
         self._remembered = lru_cache(maxsize=_CACHED_ORIGINS)(partial(closest_entry, policy=policy))
 
     def find(self, scheme: str, host: str, port: int | None) -> ClosestEntry | None:
-        """Return the closest entry for the server that a client will connect to; see `Origin.of`.
+        """Return the closest entry; ``None`` if no entry is close, or if a matching entry relays the token.
 
-        This method never raises an exception. The result is ``None`` if no entry is close, or if a matching entry
-        relays the token.
+        For the arguments, see `Origin.of`.
         """
         try:
             origin = Origin.of(scheme, host, port)
             return None if origin is None else self._remembered(origin)
-        except Exception:  # a client's target may be an arbitrary object
+        except Exception:  # clients can pass arbitrary objects
             return None
 
 
 def closest_entry(origin: Origin, policy: RelayPolicy) -> ClosestEntry | None:
     """Return the entry closest to *origin*; ``None`` if no entry is close, or if a matching entry relays the token.
 
-    The result does not depend on the order of the entries. For hops, use `ClosestEntries`.
+    The order of the entries does not affect the result. For hops, use `ClosestEntries`, which caches the results.
     """
     pattern = policy.deciding_pattern(origin)
     if pattern is not None:
@@ -88,18 +87,18 @@ def closest_entry(origin: Origin, policy: RelayPolicy) -> ClosestEntry | None:
 
 
 def _withheld_by(pattern: OriginPattern, policy: RelayPolicy) -> ClosestEntry | None:
-    """Return the entry with the matching *pattern* and the reason that it relays no token."""
+    """Return the entry with the matching *pattern* and the reason why the entry relays no token."""
     if pattern in policy.refused:
-        difference = "the entry is skipped, because it is invalid or contradicts another entry"
+        difference = "the entry is skipped because it is invalid or contradicts another entry"
         return ClosestEntry(str(pattern), difference, is_skipped=True)
     destination = policy.entries[pattern]
     return ClosestEntry(str(destination), "the entry has ;never", is_deliberate=True) if destination.never else None
 
 
 def _difference(origin: Origin, pattern: OriginPattern, *, is_spelled: bool) -> tuple[int, str] | None:
-    """Return the difference's rank, which is lower for a closer pattern, and the difference's description.
+    """Return the rank and description of the difference, or ``None`` if the pattern is not close.
 
-    Return ``None`` if the pattern is not close.
+    A closer pattern has a lower rank.
     """
     scheme = f"the scheme differs: {origin.scheme}, not {pattern.scheme}" if origin.scheme != pattern.scheme else ""
     port = _port_difference(origin, pattern)
@@ -116,14 +115,14 @@ def _difference(origin: Origin, pattern: OriginPattern, *, is_spelled: bool) -> 
 
 
 def _join(*differences: str) -> str:
-    """Join the clauses. A suggestion, which ends with a question mark, comes last."""
+    """Join the clauses, and move a suggestion (which ends with a question mark) to the end."""
     return "; ".join(sorted(filter(None, differences), key=lambda text: text.endswith("?")))
 
 
 def _port_difference(origin: Origin, pattern: OriginPattern) -> str:
     if pattern.port in (ANY_PORT, origin.port):
         return ""
-    # The default port differs whenever the scheme does, and the message already mentions the scheme.
+    # Default ports differ only because the schemes differ, and the message already mentions the schemes.
     if origin.port == DEFAULT_PORTS[origin.scheme] and pattern.port == DEFAULT_PORTS[pattern.scheme]:
         return ""
     return f"the port differs: {origin.port}, not {pattern.port}"
@@ -136,7 +135,7 @@ def _covers(pattern: str, host: str) -> bool:
 
 
 def _host_difference(host: str, pattern: str) -> tuple[int, str] | None:
-    """Return the rank and description of the difference between two hosts."""
+    """Return the rank and description of the difference between two hosts, or ``None`` if the hosts are not close."""
     name = pattern.removeprefix("*.")
     if pattern.startswith("*."):
         if host == name:
@@ -148,7 +147,7 @@ def _host_difference(host: str, pattern: str) -> tuple[int, str] | None:
     if _is_address(host) or _is_address(name):
         return None
     if host.endswith(f".{name}"):
-        return 14, f"the host differs: {host} is below {name}, which does not include the names below it"
+        return 14, f"the host differs: {host} is a subdomain of {name}, which does not match subdomains"
     if name.startswith(f"{host}.") or host.startswith(f"{name}."):
         return 13, f"the host differs: {host}, not {name}"
     if _to_unicode(host) != host or _to_unicode(name) != name:
@@ -159,7 +158,7 @@ def _host_difference(host: str, pattern: str) -> tuple[int, str] | None:
 
 
 def _is_misspelled(host: str, name: str) -> bool:
-    """Return whether one label differs by at most two edits and all other labels are equal."""
+    """Return whether the names differ in only one label, and by at most two edits."""
     if _is_address(host) or _is_address(name):
         return False
     labels, meant = host.split("."), name.split(".")
@@ -169,8 +168,8 @@ def _is_misspelled(host: str, name: str) -> bool:
     if len(different) != 1:
         return False
     label, other = different[0]
-    # Each of the two edits adds at most one distinct letter and removes at most one. Counting letters is faster than
-    # finding the edits.
+    # One edit adds at most one distinct letter and removes at most one. Counting letters is faster than computing the
+    # edit distance.
     return min(len(label), len(other)) >= _MIN_LENGTH and len(set(label) ^ set(other)) <= 4 and resembles(label, other)
 
 
@@ -179,13 +178,13 @@ def _is_address(host: str) -> bool:
 
 
 def _is_local(host: str) -> bool:
-    # Programs that listen on the unspecified address print URLs that contain it, and operators copy these URLs.
+    # Programs that listen on all interfaces print URLs with the unspecified address, and operators copy these URLs.
     address = address_of(host)
     return OriginPattern("http", host, ANY_PORT).is_loopback or (address is not None and address.is_unspecified)
 
 
 def _to_unicode(host: str) -> str:
-    """Return *host* with its A-labels in readable form, or *host* unchanged if they cannot be decoded."""
+    """Decode the A-labels in *host*, or return *host* unchanged if decoding fails."""
     if "xn--" not in host:
         return host
     import idna

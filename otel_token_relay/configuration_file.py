@@ -1,12 +1,12 @@
-"""Read the settings in the OpenTelemetry configuration file that OTEL_CONFIG_FILE specifies.
+"""Read this package's settings from the OpenTelemetry configuration file that OTEL_CONFIG_FILE specifies.
 
 OpenTelemetry passes part of the file to the propagator, but only if OpenTelemetry starts. This module reads the file
-itself, so that the settings always apply, even if the file contains ``disabled: true``, if ``composite_list`` includes
-the propagator, or if OpenTelemetry fails to start.
+directly, so that the settings apply even if OpenTelemetry fails to start, if the file contains ``disabled: true``, or
+if the propagator is listed in ``composite_list``.
 
 The settings are in ``instrumentation/development.python.token_relay`` or, with lower precedence, in an item in
-``propagator.composite``. As in the rest of the file, ``${NAME}`` and ``${NAME:-default}`` are replaced with the values
-of environment variables.
+``propagator.composite``. References in the form ``${NAME}`` or ``${NAME:-default}`` are replaced with the values of
+environment variables.
 
 Source: OpenTelemetry specification, "Declarative configuration: environment variable substitution".
 """
@@ -29,21 +29,21 @@ FILE_VARIABLE: Final = "OTEL_CONFIG_FILE"
 KEY: Final = "token_relay"
 
 _INSTRUMENTATION: Final = ("instrumentation/development", "python", KEY)
-# Sections with the same name for other languages belong to other packages.
+# The sections for other languages belong to other packages.
 _OTHER_LANGUAGES: Final = frozenset({"cpp", "dotnet", "erlang", "go", "java", "js", "php", "ruby", "rust", "swift"})
-# Real configuration files are far smaller.
+# The maximum size of the file, which is far larger than any real configuration file.
 _MAX_BYTES: Final = 4 * 1024 * 1024
 
 _substitutions: Final = re.compile(r"\$\$|\$\{(?:env:)?([A-Za-z_][A-Za-z0-9_]*)(?::-([^}\n]*))?\}").sub
 
 
 class Section(NamedTuple):
-    """A section of the file that contains settings.
+    """A section of the configuration file that contains settings.
 
     Attributes:
-        path: The section's path, for use in messages, such as ``propagator.composite[2].token_relay``.
-        content: The section's content, which can be any value.
-        duplicates: Keys that the section contains more than once, such as ``destinations[0].audience``.
+        path: The section's path, as displayed in messages, such as ``propagator.composite[2].token_relay``.
+        content: The section's content, which can have any type.
+        duplicates: Keys that occur more than once in the section, such as ``destinations[0].audience``.
     """
 
     path: str
@@ -52,16 +52,16 @@ class Section(NamedTuple):
 
 
 class ConfigurationFile(NamedTuple):
-    """The file's content for this package.
+    """The parts of the configuration file that this package uses.
 
     Attributes:
         sections: The sections that contain settings, in order of precedence.
-        misspelled: The sections with a similar name, which have no effect, each with the path that was probably
-            intended.
-        duplicates: The paths of duplicate keys that contain the sections.
+        misspelled: Sections whose names are probably misspelled, each with the correct path. Such sections have no
+            effect.
+        duplicates: The paths of duplicate keys that contain sections with settings.
         names_propagator: Whether the file enables the relay.
-        problem: Why the file cannot be read; ``None`` if it can.
-        is_unknown: Whether the file cannot be read but may contain settings.
+        problem: Why the file cannot be read; ``None`` if the file was read.
+        is_unknown: Whether the file cannot be read but might contain settings.
     """
 
     sections: tuple[Section, ...] = ()
@@ -73,7 +73,7 @@ class ConfigurationFile(NamedTuple):
 
 
 class _Mapping(dict[Any, Any]):
-    """A mapping that records duplicate keys. A parser keeps only the last value of a duplicate key."""
+    """A mapping that records duplicate keys. Parsers keep only the last value of a duplicate key."""
 
     duplicates: tuple[str, ...] = ()
 
@@ -91,17 +91,19 @@ def _repeated(keys: Iterable[Any]) -> tuple[str, ...]:
 
 
 def read_configuration_file(environ: Mapping[str, str]) -> ConfigurationFile:
-    """Return the file's content for this package, or an empty result if OTEL_CONFIG_FILE is not set. Never raises.
+    """Return this package's part of the file, or an empty result if OTEL_CONFIG_FILE is not set.
+
+    Errors are reported in the result, not raised.
 
     Args:
-        environ: The environment variables, which are also substituted for ``${NAME}`` in the file.
+        environ: The environment variables, which are also used to replace references such as ``${NAME}``.
     """
     name = environ.get(FILE_VARIABLE, "").strip()
     if not name:
         return ConfigurationFile()
     try:
         if not stat.S_ISREG(os.stat(name).st_mode):
-            return _unreadable("it is not a regular file")  # reading a pipe would block until its other end is opened
+            return _unreadable("it is not a regular file")  # opening a pipe could block
         with open(name, "rb") as file:
             content = file.read(_MAX_BYTES + 1)
         if len(content) > _MAX_BYTES:
@@ -121,8 +123,8 @@ def read_configuration_file(environ: Mapping[str, str]) -> ConfigurationFile:
     except RecursionError:
         reason = "it is nested too deeply"
     except UnicodeDecodeError:
-        return _unreadable("it is not in UTF-8")  # so it cannot be searched for the key either
-    except Exception as error:  # any type is possible, and the message may quote a secret
+        return _unreadable("it is not valid UTF-8")
+    except Exception as error:  # any type is possible, and the message might quote a secret
         reason = f"it cannot be parsed ({_position(error)})"
     return _unreadable(reason, is_unknown=KEY.encode() in content)
 
@@ -132,23 +134,23 @@ def _unreadable(reason: str, *, is_unknown: bool = True) -> ConfigurationFile:
 
 
 def _position(error: Exception) -> str:
-    """Return the position at which the parser stopped."""
+    """Return the error's type and, if known, the line at which the parser stopped."""
     mark = getattr(error, "problem_mark", None)
     line = getattr(error, "lineno", None) or (None if mark is None else mark.line + 1)
-    return type(error).__name__ if line is None else f"{type(error).__name__} in line {line}"
+    return type(error).__name__ if line is None else f"{type(error).__name__} on line {line}"
 
 
 def _parse(content: bytes, suffix: str) -> object:
     text = content.decode("utf-8-sig")
     if suffix == ".json":
         return json.loads(text, object_pairs_hook=_Mapping.of)
-    # The package that reads the file for OpenTelemetry requires PyYAML, so this package does not have to.
+    # The package with which OpenTelemetry reads the file requires PyYAML, so this package does not need to require it.
     yaml: Any = importlib.import_module("yaml")
     loader: Any = type("Loader", (yaml.SafeLoader,), {})
 
     def construct(parser: Any, node: Any) -> Iterator[_Mapping]:
         found = _Mapping()
-        yield found  # before its values are constructed, because they may refer to this mapping
+        yield found  # values that are constructed below can refer to this mapping
         names = [parser.construct_object(key) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
         found.update(parser.construct_mapping(node))
         found.duplicates = _repeated(names)
@@ -184,7 +186,7 @@ def _misspelled(document: object, environ: Mapping[str, str]) -> Iterator[tuple[
 
 
 def _similar(value: object, path: tuple[str, ...] = (), depth: int = 5) -> Iterator[tuple[tuple[str, ...], object]]:
-    """Yield the path and content of each key anywhere in *value* that resembles this package's key."""
+    """Yield the path and content of each nested key in *value* that resembles this package's key."""
     items = enumerate(value) if isinstance(value, list) else _items(value)
     for key, content in items if depth else ():
         here = (*path, str(key))
@@ -203,7 +205,7 @@ def _resembles(key: object, name: str) -> bool:
 
 
 def _repeated_on_the_way(document: object) -> Iterator[str]:
-    """Yield the path of each duplicate key that contains a section."""
+    """Yield the path of each duplicate key that contains a section with settings."""
     for path in (_INSTRUMENTATION, ("propagator", "composite")):
         found: object = document
         names: list[str] = []
@@ -248,10 +250,10 @@ def _names_propagator(document: object, environ: Mapping[str, str]) -> bool:
 
 
 def _substitute(value: object, environ: Mapping[str, str], depth: int = 4) -> object:
-    """Replace references to environment variables in the values, but not in the keys."""
+    """Replace references to environment variables in values, but not in keys."""
     if isinstance(value, str):
         return _substitutions(lambda found: _value_of(found, environ), value)
-    if depth == 0:  # no setting is nested this deeply, and a YAML alias may refer to itself
+    if depth == 0:  # no setting is nested this deeply, and a YAML alias can be recursive
         return value
     if isinstance(value, Mapping):
         return {key: _substitute(item, environ, depth - 1) for key, item in value.items()}

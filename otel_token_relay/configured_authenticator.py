@@ -1,8 +1,9 @@
-"""The authenticator that the settings configure, so that the application needs no code to verify tokens.
+"""Build an authenticator from the settings, so that applications can verify tokens without code changes.
 
-If `enforce` is set but the authenticator cannot be built (no issuer is set, or the extra is missing), every request is
-rejected with a 503 error, because a service that is configured to verify tokens must not accept unverified requests.
-The reason is logged once, and `otel-token-relay check` prints it. Nothing in this module raises an exception.
+In `enforce` mode, requests are rejected with a 503 error if the authenticator cannot be built. For example, the issuer
+might not be set, or the extra might not be installed. A service that is configured to verify tokens must not
+accept unverified requests. The reason is logged once and is included in the output of `otel-token-relay check`. The
+functions in this module do not raise exceptions.
 """
 
 from __future__ import annotations
@@ -28,21 +29,21 @@ from otel_token_relay.verifications import VerificationRecorder
 
 _logger = logging.getLogger("otel_token_relay")
 
-# The reason recorded for every request that is refused because verification cannot start.
+# The reason that is recorded for each request that is rejected because verification cannot start.
 CANNOT_START: Final = "cannot_start"
 
 
 @lru_cache(maxsize=8)
 def build_authenticator(settings: Settings) -> Authenticator | None:
-    """Build the authenticator for server boundaries; return ``None`` if requests are not verified.
+    """Return the authenticator for server boundaries, or ``None`` if requests are not verified.
 
-    Equal settings yield the same authenticator, so all boundaries in a process share its keys.
+    Equal settings return the same authenticator, so that all boundaries in a process share signing keys.
     """
     if settings.verify == "off":
         return None
     try:
-        # Imported dynamically: the module requires an extra and depends on this module, and PyJWT takes 60 ms to
-        # import.
+        # The module is imported here because it requires an extra and depends on this module. Importing PyJWT takes
+        # 60 ms.
         authenticator: Authenticator = importlib.import_module(
             "otel_token_relay.verification.authenticator"
         ).authenticator_from(settings)
@@ -53,7 +54,7 @@ def build_authenticator(settings: Settings) -> Authenticator | None:
 
 
 class DenyAll:
-    """Reject every request except requests to excluded paths and CORS preflight requests."""
+    """An authenticator that rejects every request except requests to excluded paths and CORS preflight requests."""
 
     def __init__(self, settings: Settings) -> None:
         self._exclude = Exclusions(settings.verify_exclude)
@@ -61,7 +62,7 @@ class DenyAll:
         self._recorder = VerificationRecorder("enforce")
 
     def check(self, credentials: Credentials, path: RequestPath) -> ErrorResponse | None:
-        """Return the error response, or ``None`` for a request that needs no token."""
+        """Return an error response, or ``None`` if the request needs no token."""
         if needs_no_token(credentials, path, self._exclude):
             self._recorder.record("excluded")
             return None
@@ -69,7 +70,7 @@ class DenyAll:
         return self._error_response
 
     async def check_async(self, credentials: Credentials, path: RequestPath) -> ErrorResponse | None:
-        """Do the same as `check`."""
+        """Call `check`, which does not block."""
         return self.check(credentials, path)
 
     def prepare(self) -> None:

@@ -1,8 +1,8 @@
-"""The token exchange that the settings configure, so that the application needs no code to exchange tokens.
+"""Set up token exchange from the settings, so that applications can exchange tokens without code changes.
 
-If the exchange cannot be set up, for example because the extra is missing, no token is sent to destinations that
-require an exchanged token. The reason is logged once, and `otel-token-relay check` prints it. Nothing in this module
-raises an exception.
+If the setup fails, for example, because the extra is not installed, no token is sent to destinations that require an
+exchanged token. The reason is logged once and is included in the output of `otel-token-relay check`. The functions in
+this module do not raise exceptions.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _logger = logging.getLogger("otel_token_relay")
 def build_token_source(settings: Settings) -> TokenSource | None:
     """Return the source of exchanged tokens; ``None`` if no destination requires one, or if no source can be built.
 
-    Equal settings yield the same object, so all relays in a process share its cache.
+    Equal settings return the same source, so that all relays in a process share its cache.
     """
     if not any(entry.needs_exchange for entry in settings.entries):
         return None
     try:
-        # Imported dynamically: the module requires an extra and depends on the relay.
+        # The module is imported here because it requires an extra and depends on the relay.
         tokens: TokenSource = importlib.import_module("otel_token_relay.exchange.tokens").DestinationTokens(settings)
         return tokens
     except (RelayError, ImportError) as error:

@@ -1,6 +1,6 @@
-"""Read the caller's token from the OpenTelemetry Context, or bind a token to the Context manually.
+"""Read the caller's token from the OpenTelemetry Context, or bind a token to a Context.
 
-This module does not decide where a token may go.
+This module does not decide which destinations can receive a token.
 """
 
 from __future__ import annotations
@@ -25,42 +25,41 @@ _logger = logging.getLogger("otel_token_relay")
 TOKEN_KEY: Final = otel_context.create_key("token-relay-token")
 # The lease of a request whose credentials were rejected.
 REFUSED_KEY: Final = otel_context.create_key("token-relay-refused")
-# A request's `UnusedCredentials`, for use by redaction.
+# A request's `UnusedCredentials`, which redaction uses.
 UNUSED_KEY: Final = otel_context.create_key("token-relay-unused")
-# The `Lease` of a call that the service makes on its own behalf. It is ignored in a context that contains TOKEN_KEY.
+# The `Lease` for calls that the service makes on its own behalf. TOKEN_KEY takes precedence over SERVICE_KEY.
 SERVICE_KEY: Final = otel_context.create_key("token-relay-service")
-# True in a context in which `extract` has found no token, until a token or `None` is bound.
+# Set to `True` when `extract` finds no token, and to `False` when a token or `None` is bound.
 NOT_FOUND_KEY: Final = otel_context.create_key("token-relay-not-found")
 DESTINATION_KEY: Final = otel_context.create_key("token-relay-destination")
 
 before_first_token: Callable[[], None] | None = None
-"""A function to call before the first token is bound. `otel_token_relay.install` sets it; the first call clears it."""
+"""A function that `install` registers and that is called once, before the first token is bound."""
 
-# Each watcher is called with every token that is bound and the token's context, so that redaction can recognize the
-# token. Watchers cannot change the token, and their errors do not affect the request.
+# Functions that redaction registers to receive each newly bound token and the token's context. The functions cannot
+# change the token, and errors in the functions do not affect the request.
 token_watchers: Final[list[Callable[[BearerToken, Context], None]]] = []
-# Each watcher is called, in the token's context, after a verifier accepts a token that is already bound.
+# Functions to call, in a token's context, after a verifier accepts a token that is already bound.
 verification_watchers: Final[list[Callable[[BearerToken], None]]] = []
-# Each watcher is called with a request's unused credentials and the context that contains them.
+# Functions to call with a request's unused credentials and with the context that contains the credentials.
 unused_watchers: Final[list[Callable[[UnusedCredentials, Context], None]]] = []
 
 
-# A context is immutable, but a copy that no other code has seen can still be changed safely. Every request makes
-# several such copies, and merging two dictionaries would copy each context twice.
+# A context is immutable, but a new copy can be changed safely before the copy is shared. Each request creates several
+# copies, and merging dictionaries would copy each context twice.
 _set: Final = dict.__setitem__
 
 has_bound: bool = False
 """Whether this process has ever bound a token or explicitly bound ``None``."""
 has_served: bool = False
-"""Whether this process, or one that it was forked from, has ever served a request.
+"""Whether this process, or a process from which it was forked, has ever served a request.
 
-This variable becomes ``True`` when a server boundary opens, or when `extract` reads an HTTP request that has no
-boundary.
+`has_served` is set when a server boundary opens, or when `extract` reads an HTTP request that has no boundary.
 """
 
 
 def with_token(token: BearerToken | None, context: Context | None = None) -> Context:
-    """Return a context with *token*; if it is ``None``, return a context without a token, even if *context* has one."""
+    """Return a copy of *context* with *token*. If *token* is ``None``, the copy contains no token."""
     global has_bound
     has_bound = True
     if context is None:
@@ -74,7 +73,7 @@ def with_token(token: BearerToken | None, context: Context | None = None) -> Con
 
 
 def bind(token: BearerToken | None, context: Context) -> Context:
-    """Return a copy of *context* with *token*, without calling the watchers."""
+    """Return a copy of *context* with *token*, but do not call the watchers."""
     bound = Context(context)
     _set(bound, TOKEN_KEY, token)
     if NOT_FOUND_KEY in bound:
@@ -83,23 +82,24 @@ def bind(token: BearerToken | None, context: Context) -> Context:
 
 
 def bind_not_found(context: Context) -> Context:
-    """Return a copy of *context* without a token, because `extract` has found none."""
+    """Return a copy of *context* that records that `extract` found no token."""
     global has_bound
     has_bound = True
     return Context(context | {TOKEN_KEY: None, NOT_FOUND_KEY: True})
 
 
 def is_bound(context: Context) -> bool:
-    """Return whether *context* shows on whose behalf code runs: a caller's (even without a token) or the service's."""
+    """Return whether *context* identifies the party on whose behalf code runs: a caller or the service itself."""
     return TOKEN_KEY in context or SERVICE_KEY in context
 
 
 def is_unserved(context: Context) -> bool:
-    """Return whether *context* is outside any request, so that the service acts on its own behalf.
+    """Return whether the service acts on its own behalf in *context*, outside any request.
 
-    Such contexts occur inside ``with as_service():`` and, unless a token or ``None`` is bound, in a process that has
-    never served a request. In a process that serves requests, or in a worker of such a process, a context without a
-    token is never treated this way, because the token may have been lost.
+    The result is ``True`` inside a ``with as_service():`` block. Unless a token or ``None`` is bound, the result is
+    also ``True`` in a process that has never served a request. In a process that serves requests, or in its worker
+    processes, the token might have been lost. There, a missing token does not indicate that the service acts on its
+    own behalf.
     """
     is_unbound = TOKEN_KEY not in context
     service = cast("Lease | None", context.get(SERVICE_KEY))
@@ -109,10 +109,10 @@ def is_unserved(context: Context) -> bool:
 
 
 def _is_worker_process() -> bool:
-    """Return whether ``multiprocessing`` started this process, whose tasks may then belong to its parent's requests.
+    """Return whether ``multiprocessing`` started this process.
 
-    This process cannot tell whether its parent serves requests, because a pool is often created before the first
-    request.
+    Tasks in such a process might belong to requests that the parent process serves. The child process cannot detect
+    this, because pools are often created before the first request.
     """
     for name in ("multiprocessing.process", "multiprocess.process"):
         parent_process = getattr(sys.modules.get(name), "parent_process", None)
@@ -122,7 +122,7 @@ def _is_worker_process() -> bool:
 
 
 def with_unused(unused: UnusedCredentials | None, context: Context) -> Context:
-    """Return a copy of *context* with a request's unused credentials, and report the credentials to redaction."""
+    """Return a copy of *context* with *unused*, and report the unused credentials to redaction."""
     context = Context(context | {UNUSED_KEY: unused})
     if unused is not None:
         _notify(unused_watchers, unused, context)
@@ -130,29 +130,29 @@ def with_unused(unused: UnusedCredentials | None, context: Context) -> Context:
 
 
 def announce(token: BearerToken, context: Context | None = None) -> None:
-    """Report a token to redaction as part of the trace in *context*, even if it is not bound to that context."""
+    """Report a token to redaction for the trace in *context*, even if the token is not bound to *context*."""
     if context is None:
         context = get_current()
-    # Written as a loop instead of calling `_notify`, because this code runs for every request.
+    # This loop duplicates `_notify` for speed, because this code runs for every request.
     for watch in token_watchers:
         try:
             watch(token, context)
         except Exception:  # the request continues
-            _logger.debug("a token could not be announced", exc_info=True)
+            _logger.debug("cannot report a token to redaction", exc_info=True)
 
 
 def announce_obtained(token: BearerToken) -> None:
-    """Report a token that was obtained for the current request to redaction. Call this at each hop that uses the token.
+    """Report to redaction a token that the authorization server issued for the current request.
 
-    One request's hops may be in multiple traces. Because the authorization server issued the token, redaction treats it
-    like a token that a verifier has accepted.
+    Redaction treats the token like a token that a verifier has accepted. Call this function for each hop that uses the
+    token, because a request's hops can belong to different traces.
     """
     announce_verified(token)
     announce(token)
 
 
 def announce_verified(token: BearerToken) -> None:
-    """Report a token to redaction again after the token has been verified."""
+    """Report to redaction that a token has been verified."""
     _notify(verification_watchers, token)
 
 
@@ -161,23 +161,23 @@ def _notify(watchers: Sequence[Callable[..., None]], *arguments: object) -> None
         try:
             watch(*arguments)
         except Exception:  # the request continues
-            _logger.debug("a credential could not be announced to redaction", exc_info=True)
+            _logger.debug("cannot report a credential to redaction", exc_info=True)
 
 
 def bound_token(context: Context) -> BearerToken | None:
-    """Return the token in *context*, even if it can no longer be used."""
+    """Return the token in *context*, even if the token can no longer be used."""
     token: BearerToken | None = context.get(TOKEN_KEY)  # type: ignore[assignment]
     return token
 
 
 def is_refused(context: Context) -> bool:
-    """Return whether *context* belongs to a request whose credentials were rejected and that has not ended."""
+    """Return whether *context* belongs to an active request whose credentials were rejected."""
     lease = cast("Lease | None", context.get(REFUSED_KEY))
     return lease is not None and lease.is_open
 
 
 def current_token(context: Context | None = None) -> BearerToken | None:
-    """Return the caller's token, or ``None`` if there is none or its request has ended.
+    """Return the caller's token, or ``None`` if the caller has no token or the request has ended.
 
     Args:
         context: The context to read; ``None`` for the current context.
@@ -188,7 +188,7 @@ def current_token(context: Context | None = None) -> BearerToken | None:
 
 @contextmanager
 def use_token(token: str | BearerToken | None) -> Generator[BearerToken | None, None, None]:
-    """Bind a token manually for the duration of a ``with`` block, for use in consumers, jobs, and tests.
+    """Bind a token for the duration of a ``with`` block, for example, in a message consumer, a job, or a test.
 
     Args:
         token: The token, without ``Bearer``; ``None`` to hide the bound token until the block ends.
@@ -211,10 +211,11 @@ def use_token(token: str | BearerToken | None) -> Generator[BearerToken | None, 
 
 @contextmanager
 def as_service() -> Generator[None, None, None]:
-    """Make the calls in a ``with`` block on the service's own behalf, not on a caller's.
+    """Make the calls in a ``with`` block on the service's own behalf instead of on a caller's behalf.
 
     Destinations whose entries have ``;without-user=client`` get the service's own token. Other destinations get no
-    token, because the caller's token is hidden. Work that outlives the block can no longer use the service's token.
+    token, because the caller's token is hidden. Work that continues after the block ends cannot use the service's
+    token.
     """
     lease = Lease()
     current = otel_context.get_current()
@@ -231,8 +232,8 @@ class NamedUrl(NamedTuple):
     """The destination of an `inject` call.
 
     Attributes:
-        origin: The origin; ``None`` if two parsers could interpret the URL differently.
-        is_signed: Whether the URL's query authenticates the request.
+        origin: The origin; ``None`` if the URL is ambiguous.
+        is_signed: Whether the URL's query string contains a signature that authenticates the request.
     """
 
     origin: Origin | None
@@ -240,15 +241,17 @@ class NamedUrl(NamedTuple):
 
 
 def to_destination(url: str, context: Context | None = None) -> Context:
-    """Return a context that specifies the destination of an ``inject`` call, for use with an unsupported client::
+    """Return a context that specifies the destination of an ``inject`` call.
+
+    Use the returned context with an unsupported client::
 
         propagate.inject(headers, context=to_destination("https://profile-service/me"))
 
-    Call this function again for every hop, and do not attach the returned context.
+    Call `to_destination` for each hop, and do not attach the returned context.
 
     Args:
-        url: The URL that will be requested. If two parsers could interpret the URL differently (because of user info, a
-            backslash, or white space), ``inject`` does not write a token.
+        url: The URL to request. If the URL is ambiguous because it contains user info, a backslash, or white space,
+            ``inject`` does not write a token.
         context: The context that contains the token; ``None`` for the current context.
     """
     return otel_context.set_value(DESTINATION_KEY, NamedUrl(Origin.parse(url), is_signed(url)), context)

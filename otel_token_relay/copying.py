@@ -1,4 +1,4 @@
-"""Copy objects that belong to other libraries."""
+"""Copy other libraries' objects."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ _T = TypeVar("_T")
 
 
 def shallow_copy(original: _T) -> _T:
-    """Return a new object with the same state, without running a constructor that might modify the state."""
+    """Return a shallow copy of *original*, without calling the constructor, which might change the attributes."""
     new = object.__new__(type(original))
     new.__dict__.update(original.__dict__)
     return new
 
 
 def with_changes(original: _T, **fields: Any) -> _T:
-    """Return a shallow copy with the given attributes, or *original* itself if it already has these exact objects."""
+    """Return a shallow copy with the given attributes, or *original* itself if it already has the given objects."""
     if all(getattr(original, name) is value for name, value in fields.items()):
         return original
     new = shallow_copy(original)

@@ -1,6 +1,6 @@
-"""OpenTelemetry API instruments that are created on first use.
+"""OpenTelemetry instruments that are created on first use.
 
-Objects may be constructed while OpenTelemetry is still being imported, and requesting a meter at that point
+This package's objects can be constructed while OpenTelemetry is still being imported. Requesting a meter at that point
 would load the meter provider.
 """
 
@@ -17,13 +17,13 @@ _logger = logging.getLogger("otel_token_relay")
 
 
 class LazyHistogram:
-    """A histogram that is created on first use. Safe to share between threads.
+    """A thread-safe histogram that is created on first use.
 
     Args:
-        name: The instrument's name.
-        unit: Its unit.
-        description: Its description.
-        boundaries: The upper bounds of its buckets.
+        name: The histogram's name.
+        unit: The histogram's unit.
+        description: The histogram's description.
+        boundaries: The upper bounds of the buckets.
     """
 
     __slots__ = ("_boundaries", "_created", "_description", "_name", "_unit")
@@ -36,7 +36,7 @@ class LazyHistogram:
         self._created: metrics.Histogram | None = None
 
     def record(self, value: float, attributes: dict[str, str]) -> None:
-        """Record a measurement. Never raises."""
+        """Record a measurement. Errors are logged, not raised."""
         try:
             if self._created is None:
                 if is_suppressed(otel_context.get_current()):
@@ -49,11 +49,11 @@ class LazyHistogram:
                 )
             self._created.record(value, attributes)
         except Exception:
-            _logger.debug("the histogram %s cannot record", self._name, exc_info=True)
+            _logger.debug("cannot record a measurement in the %s histogram", self._name, exc_info=True)
 
 
 class LazyCounter:
-    """A counter that is created on first use or by `prepare`. Safe to share between threads.
+    """A thread-safe counter that is created on first use or by `prepare`.
 
     Attributes:
         created: The counter; ``None`` until it has been created.
@@ -68,9 +68,9 @@ class LazyCounter:
         self.created: metrics.Counter | None = None
 
     def create(self) -> metrics.Counter:
-        """Return the counter, creating it if necessary; in a suppressed context, return a counter that counts nothing.
+        """Return the counter, creating it if necessary. In a suppressed context, return a no-op counter instead.
 
-        In a suppressed context, the meter provider may be waiting for the same request that is being counted.
+        In a suppressed context, the meter provider might be waiting for the current request to finish.
         """
         if self.created is not None:
             return self.created
@@ -82,11 +82,11 @@ class LazyCounter:
         return self.created
 
     def prepare(self) -> None:
-        """Create the counter before the first request. Never raises.
+        """Create the counter before the first request. Errors are logged, not raised.
 
         Until an SDK is configured, the API returns a counter that it later connects to the SDK.
         """
         try:
             self.create()
-        except Exception:  # the application's meter provider failed; the next use tries again
-            _logger.debug("the counter %s cannot be created yet", self._name, exc_info=True)
+        except Exception:  # the application's meter provider failed; retry on the next use
+            _logger.debug("the %s counter cannot be created yet", self._name, exc_info=True)

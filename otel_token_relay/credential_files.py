@@ -1,6 +1,6 @@
-"""Files that contain credentials. Each file's size is limited, and each file is read again when it changes.
+"""Read files that contain credentials. The file size is limited, and a file is read again when it changes.
 
-No error message quotes a file. A message contains only the setting's name and the problem with its file.
+Error messages contain only the setting's name and a description of the problem, never the file's content.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ _Content = TypeVar("_Content")
 
 
 class CredentialUnavailable(Exception):
-    """The credential cannot be used now. The message does not contain the credential."""
+    """An error raised if a credential cannot be used now. The error message does not contain the credential."""
 
 
 class FileUnusable(ValueError):
-    """A file does not have the expected content. The message is a clause that follows "the file in SETTING"."""
+    """An error raised if a file's content is invalid. The error message completes the clause "the file in SETTING"."""
 
 
 class FileVersion(NamedTuple):
-    """File properties that show whether a file has been modified or replaced."""
+    """File attributes that change when a file is modified or replaced."""
 
     modified: int
     size: int
@@ -32,11 +32,11 @@ class FileVersion(NamedTuple):
 
     @classmethod
     def of(cls, status: os.stat_result) -> FileVersion:
-        """Return the version of the file that has the given status."""
+        """Return the version of a file, given the result of `os.stat`."""
         return cls(status.st_mtime_ns, status.st_size, status.st_ino)
 
 
-# The parsed content of each file, so that a key, for example, does not have to be parsed again for each request.
+# A cache of parsed files, so that keys do not have to be parsed again for each request.
 _contents: dict[tuple[str, Callable[[bytes], Any]], tuple[FileVersion, Any]] = {}
 
 
@@ -44,7 +44,7 @@ def version_of(path: str) -> FileVersion:
     """Return the version of a file.
 
     Raises:
-        FileUnusable: The file is too large, or reading it could block or never finish.
+        FileUnusable: The file is too large or is not a regular file.
         OSError: The file does not exist or cannot be read.
         ValueError: The path is not valid.
     """
@@ -57,7 +57,7 @@ def version_of(path: str) -> FileVersion:
 
 
 def use_file(setting: str, use: Callable[[], _Content]) -> _Content:
-    """Call *use*, which reads the file that a setting specifies, and return the result.
+    """Call *use*, which reads the file for a setting, and return the result.
 
     Raises:
         CredentialUnavailable: The file cannot be used now.
@@ -68,7 +68,7 @@ def use_file(setting: str, use: Callable[[], _Content]) -> _Content:
         problem = str(error)
     except (OSError, ValueError):
         problem = "cannot be read"
-    # This exception is raised outside the handlers, so that no exception that may quote the content is attached to it.
+    # Raise the error outside the handlers, so that Python does not attach an exception that might quote the content.
     raise CredentialUnavailable(f"the file in {setting} {problem}")
 
 
@@ -77,8 +77,8 @@ def read_file(path: str, setting: str, parse: Callable[[bytes], _Content]) -> _C
 
     Args:
         path: The file's path.
-        setting: The setting that specifies the file, for use in messages.
-        parse: A pure function that raises `FileUnusable` for content that it cannot use.
+        setting: The setting that specifies the file, as displayed in messages.
+        parse: A pure function that parses the content and raises `FileUnusable` if the content is invalid.
 
     Raises:
         CredentialUnavailable: The file cannot be used now.
@@ -86,7 +86,7 @@ def read_file(path: str, setting: str, parse: Callable[[bytes], _Content]) -> _C
     try:
         return use_file(setting, lambda: _read(path, parse))
     except CredentialUnavailable:
-        _contents.pop((path, parse), None)  # do not keep the content of a removed file
+        _contents.pop((path, parse), None)  # remove unusable files from the cache
         raise
 
 
@@ -107,11 +107,11 @@ def _read(path: str, parse: Callable[[bytes], _Content]) -> _Content:
 
 
 def read_text(content: bytes) -> str:
-    """Return a file's text without trailing line breaks."""
+    """Decode a file's content and remove trailing line breaks."""
     try:
         text = content.decode("utf-8").rstrip("\r\n")
     except UnicodeDecodeError:
-        raise FileUnusable("cannot be read as UTF-8") from None
+        raise FileUnusable("is not valid UTF-8") from None
     if not text:
         raise FileUnusable("is empty")
     return text

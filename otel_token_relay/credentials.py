@@ -1,4 +1,4 @@
-"""Read an incoming request's headers to find its token, or the reason that there is none.
+"""Find the token in an incoming request's headers, or the reason why the request has no usable token.
 
 This module does not verify tokens; see `otel_token_relay.authentication`.
 """
@@ -16,17 +16,18 @@ from otel_token_relay.token import B64TOKEN_ALPHABET, DEFAULT_MAX_LENGTH, Bearer
 
 _logger = logging.getLogger("otel_token_relay")
 
-# A request's token, or the reason that it has none.
+# A request's token, or the reason why the request has no usable token.
 Credentials = BearerToken | Reason
-# A header's name, and its field lines as received.
+# A header's name and unmodified field lines.
 HeaderLines = tuple[str, Sequence[str | bytes]]
-# The header that contains a request's credentials; ``None`` if there is none; a reason if the headers cannot be read.
+# The header that contains a request's credentials; ``None`` if no such header is present, or a reason if the headers
+# cannot be read.
 Source = HeaderLines | Reason | None
 
-# The seven characters that a header line may contain in addition to its token: the scheme and one space.
+# A header line can contain these seven characters in addition to the token.
 _SCHEME_LENGTH: Final = len("Bearer ")
 
-# RFC 9110, section 11.4: commas also separate the parameters of a single credential, as in Digest.
+# RFC 9110, section 11.4: commas can also separate the parameters of a single credential, as in Digest authentication.
 _TOKEN: Final = r"[A-Za-z0-9!#$%&'*+.^_`|~-]+"
 _PARAMETER: Final = rf'{_TOKEN}=(?:{_TOKEN}|"(?:[^"\\]|\\.)*")'
 _is_one_with_parameters = re.compile(
@@ -37,21 +38,21 @@ _is_one_with_parameters = re.compile(
 def parse_credentials(
     values: Sequence[str | bytes], *, max_length: int = DEFAULT_MAX_LENGTH, bare: bool = False
 ) -> str | Reason:
-    """Return the bearer token in one header's values.
+    """Parse one header's field lines and return the bearer token.
 
     Lines longer than *max_length* plus seven characters are not parsed, because the server might not limit header
     lengths.
 
     Args:
-        values: The header's field lines, each as a string or as the bytes received. Lines must not be combined (WSGI
-            servers combine them with commas).
-        max_length: The maximum number of characters. A longer token is rejected, never truncated.
+        values: The header's field lines, as strings or bytes, without changes. (WSGI servers join field lines with
+            commas.)
+        max_length: The maximum number of characters in the token. A longer token is rejected, not truncated.
         bare: Whether to also accept a token without a scheme, as in ``x-forwarded-access-token``.
 
     Returns:
-        The token as a string, or the reason that there is none: ``ABSENT`` (the header is missing or has a different
-        scheme), ``AMBIGUOUS`` (multiple field lines, or a comma), ``MALFORMED``, or ``TOO_LONG`` (the token is too
-        long, or the line is too long regardless of its content).
+        The token as a string, or one of these reasons: ``ABSENT`` (the header is missing or has a different scheme),
+        ``AMBIGUOUS`` (the header has multiple field lines or contains a comma), ``MALFORMED``, or ``TOO_LONG`` (the
+        token or the field line is too long).
 
     Source: RFC 6750, section 2.1; RFC 9110, sections 5.3, 5.5, and 11.
     """
@@ -59,13 +60,13 @@ def parse_credentials(
         return Reason.AMBIGUOUS if values else Reason.ABSENT
     line = values[0]
     if type(line) is bytes and line[:_SCHEME_LENGTH] == b"Bearer " and len(line) <= max_length + _SCHEME_LENGTH:
-        # Handle the form that nearly every request uses in a single pass.
+        # For speed, handle the most common syntax in a single pass.
         token_bytes = line[_SCHEME_LENGTH:]
         if token_bytes and not token_bytes.translate(None, B64TOKEN_ALPHABET):
             return token_bytes.decode("ascii")
     if len(line) > max_length and len(line) > max_length + _SCHEME_LENGTH:
         return Reason.TOO_LONG
-    # RFC 9110, section 5.5: white space (SP, HTAB) around a field value is not part of it.
+    # RFC 9110, section 5.5: leading and trailing white space (SP, HTAB) is not part of a field value.
     text = line.decode("latin-1") if type(line) is bytes or not isinstance(line, str) else line
     value = text.strip(" \t")
     if "," in value and not _is_one_with_parameters(value):
@@ -87,11 +88,11 @@ def parse_credentials(
 def find(values_of: Callable[[str], Sequence[str | bytes]], settings: Settings) -> HeaderLines | None:
     """Return the first source header that is present.
 
-    If that header is invalid, later headers are not used. Otherwise, an attacker who can corrupt the first header could
-    make the service use the second one.
+    Later headers are not used, even if the first header is invalid. Otherwise, an attacker who can corrupt the first
+    header could make the service use a later header.
 
     Args:
-        values_of: Returns every field line of the header with a given lowercase name.
+        values_of: A function that returns a header's field lines, given the header's lowercase name.
         settings: The settings, which contain the names of the source headers.
     """
     for name in settings.source_headers:
@@ -102,32 +103,32 @@ def find(values_of: Callable[[str], Sequence[str | bytes]], settings: Settings) 
 
 
 def locate(values_of: Callable[[str], Sequence[str | bytes]], settings: Settings) -> Source:
-    """Do the same as `find`, but return ``Reason.MALFORMED`` if the headers cannot be read."""
+    """Call `find`, but return ``Reason.MALFORMED`` if the headers cannot be read."""
     try:
         return find(values_of, settings)
     except Exception:  # the server passed invalid headers; the request continues without a token
-        _logger.debug("cannot read the request's headers", exc_info=True)
+        _logger.debug("cannot read the request headers", exc_info=True)
         return Reason.MALFORMED
 
 
 def read(source: Source, settings: Settings, *, lease: Lease | None = None) -> Credentials:
-    """Read the header that `find` or `locate` returned. Never raises.
+    """Read the header that `find` or `locate` returned. Errors are logged, not raised.
 
     Args:
-        source: The header; ``None`` if none is present; a reason if the headers cannot be read.
+        source: The header; ``None`` if no source header is present, or a reason if the headers cannot be read.
         settings: The settings, which contain the maximum token length.
-        lease: The request's lease; ``None`` if the end of the request cannot be observed.
+        lease: The request's lease; ``None`` if the relay cannot detect the end of the request.
 
     Returns:
-        The token, or the reason that the request has no usable token.
+        The token, or the reason why the request has no usable token.
     """
-    # Not `isinstance(source, Reason)`, which takes several times as long because an enumeration has a metaclass.
+    # Checking for `tuple` is several times faster than checking for `Reason`, because an enumeration has a metaclass.
     if not isinstance(source, tuple):
         return source or Reason.ABSENT
     name, values = source
     try:
         found = parse_credentials(values, max_length=settings.max_length, bare=name != "authorization")
-    except Exception:  # a value that is neither text nor bytes
+    except Exception:  # the value is not a string or bytes
         _logger.debug("cannot read the request's credentials", exc_info=True)
         return Reason.MALFORMED
     return BearerToken.from_parsed(found, lease=lease) if isinstance(found, str) else found

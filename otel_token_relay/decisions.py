@@ -1,7 +1,7 @@
-"""Hop decisions and their records: span attributes, a counter, and log lines, none of which contain the token.
+"""Record the decision for each hop in span attributes, a counter, and log lines. Records never contain the token.
 
 If the span is not recording, the meter has no SDK, the logger's level is above ``DEBUG``, and ``…_LOG`` is not set,
-recording a decision takes only the time needed to check these conditions.
+a decision is not recorded. The only cost is the time to check these conditions.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ ExchangeResult = Literal["hit", "miss", "joined", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The decision for a hop and the reason for that decision. A decision never contains a token.
+    """The decision for a hop, and the reason for that decision. A decision never contains a token.
 
     Attributes:
         reason: Why the token was sent or withheld.
-        outcome: ``relayed``, ``exchanged``, or ``own`` if a token was sent; ``withheld`` if not.
+        outcome: ``relayed``, ``exchanged``, or ``own`` if a token was sent; otherwise, ``withheld``.
     """
 
     reason: Reason
@@ -58,34 +58,33 @@ _CLIENT: Final = trace.SpanKind.CLIENT
 
 
 class _Attributes(NamedTuple):
-    """The attributes of a decision: those of the counter, and those of the span. Neither may be changed."""
+    """The counter attributes and span attributes for a decision. The dictionaries must not be changed."""
 
     counter: dict[str, str]
     span: dict[str, str]
 
 
 class DecisionRecorder:
-    """Record decisions through the OpenTelemetry API. Safe to share between threads.
+    """A thread-safe recorder of decisions.
 
     Args:
-        closest: Returns the closest entry and what differs, for a target that no entry matches; ``None`` to omit them.
+        closest: A function that returns the closest entry for an unlisted target; ``None`` to omit closest entries.
     """
 
     def __init__(self, closest: Closest | None = None) -> None:
         self._closest = closest
         self._counter = LazyCounter(COUNTER_NAME, "{decision}", "Decisions on whether to relay the caller's token.")
-        # The number of keys is bounded: each key combines a reason from a closed set with either a destination from the
-        # settings or no destination. If keys contained hosts, callers could create any number of time series. The
-        # destination, which lives as long as the settings do, is compared by identity, because that takes less time
-        # than hashing it.
+        # Each key consists of a reason from a closed set and the ID of a destination in the settings, so the number of
+        # keys is limited. If keys contained hosts, callers could create any number of time series. Destinations exist
+        # as long as the settings do, so they can be compared by identity, which is faster than hashing.
         self._attributes: dict[tuple[Reason, int], _Attributes] = {}
 
     def prepare(self) -> None:
-        """Create the counter before the first hop. Never raises."""
+        """Create the counter before the first hop. Errors are logged, not raised."""
         self._counter.prepare()
 
     def is_watched(self, context: Context) -> bool:
-        """Return whether a decision recorded now would be visible anywhere. Never raises."""
+        """Return whether any span, counter, or log would record a decision now. Exceptions are not raised."""
         try:
             counter = self._counter.created or self._counter.create()
             # The API's counter forwards measurements to an SDK counter once an SDK is configured.
@@ -96,7 +95,7 @@ class DecisionRecorder:
             if span is not None and span.is_recording() and getattr(span, "kind", None) is _CLIENT:
                 return True
             return operator_log.decisions is not None or _logger.isEnabledFor(logging.DEBUG)
-        except Exception:  # `record` will log the error
+        except Exception:  # `record` logs the error
             return True
 
     def record(
@@ -107,19 +106,19 @@ class DecisionRecorder:
         target: Target | None = None,
         exchange: ExchangeResult | None = None,
     ) -> None:
-        """Record one decision. Never raises: a decision must not depend on the application's span or meter.
+        """Record a decision. Errors in the application's span or meter are logged, not raised.
 
         Args:
             reason: Why the token is sent or withheld.
-            context: The context, which contains the hop's CLIENT span, if there is one.
+            context: The context, which can contain the hop's CLIENT span.
             destination: The matching entry; ``None`` if no entry matches.
-            target: The target of the request; ``None`` if unknown.
+            target: The request's target; ``None`` if unknown.
             exchange: How the exchanged token was obtained; ``None`` if the destination does not require an exchange.
         """
         try:
             counted, shown = self._attributes.get((reason, id(destination))) or self._build(reason, destination)
             span: Any = context.get(SPAN_KEY)
-            # A span of any other kind belongs to the whole request, which can have many hops.
+            # A span of any other kind represents the whole incoming request, which can have many hops.
             if span is not None and span.is_recording() and getattr(span, "kind", None) is _CLIENT:
                 if exchange is not None:
                     shown = {**shown, EXCHANGE_ATTRIBUTE: exchange}
@@ -133,7 +132,7 @@ class DecisionRecorder:
             if _logger.isEnabledFor(logging.DEBUG):
                 _logger.debug("%s: %s, %s", Decision(reason).outcome, reason, _describe(destination, target))
         except Exception:
-            _logger.debug("a decision could not be recorded", exc_info=True)
+            _logger.debug("cannot record a decision", exc_info=True)
 
     def _build(self, reason: Reason, destination: Destination | None) -> _Attributes:
         shown: dict[str, str] = {DECISION_ATTRIBUTE: Decision(reason).outcome, REASON_ATTRIBUTE: reason.value}
@@ -177,5 +176,5 @@ def _write(
         origin="unknown" if origin is None else str(origin),
         entry=None if destination is None else str(destination),
         trace_id=trace.format_trace_id(trace_id) if trace_id else None,
-        closest_entry=closest_entry if destination is None else None,  # last, because a long line is truncated
+        closest_entry=closest_entry if destination is None else None,  # last, because long lines are truncated
     )

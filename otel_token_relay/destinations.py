@@ -25,14 +25,14 @@ from otel_token_relay.entry_syntax import (
 from otel_token_relay.origin import OriginPattern
 
 _MAX_SHOWN: Final = 200
-_IS_PART: Final = "it contains a user name or password, or part of one; expected scheme://host[:port]"
+_IS_PART: Final = "it contains all or part of a user name or password; expected scheme://host[:port]"
 
 _is_printable_ascii: Final = re.compile(r"[ -~]+").fullmatch
 # RFC 3986, section 2.1: a percent sign must be followed by two hexadecimal digits.
 _has_bad_percent: Final = re.compile(r"%(?![0-9A-Fa-f]{2})").search
-# Characters that must be encoded in a value, including leading and trailing spaces, which parsing would strip.
+# Characters that must be encoded in a value, including leading and trailing spaces, which the parser would strip.
 _special: Final = re.compile(r"[%,;]|^ +| +$")
-# An operator may put a token in the variable by mistake.
+# An operator might set the variable to a token by mistake.
 _jwt: Final = re.compile(r"eyJ[A-Za-z0-9_-]{8,}[A-Za-z0-9_.-]*")
 _starts_with_scheme: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://").match
 _starts_with_web_scheme: Final = re.compile(r"https?://", re.IGNORECASE).match
@@ -40,25 +40,25 @@ _starts_with_web_scheme: Final = re.compile(r"https?://", re.IGNORECASE).match
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """An allow-list entry: an origin pattern and how to send the token there.
+    """An allow-list entry, which consists of an origin pattern and parameters.
 
     Attributes:
-        pattern: The origins that may receive the token.
-        required: Whether a call that has neither a token to relay nor a credential of its own fails with
-            `TokenUnavailable` before any part of the request is sent.
+        pattern: The origins that can receive the token.
+        required: Whether a request that has no token and no credential of its own fails with `TokenUnavailable` before
+            any data is sent.
         audience: The audience to request in a token exchange (RFC 8693, section 2.1).
         scope: The scopes to request in the exchange, separated by spaces.
         resource: The resource to request in the exchange.
-        expect: The audiences that the exchanged token may have instead of the requested one, separated by spaces.
-        grant: The grant for the exchange, if it differs from the ``exchange_grant`` setting.
-        without_user: ``client`` to send the service's own token if no request is being served.
+        expect: The audiences to accept in the exchanged token instead of the requested audience, separated by spaces.
+        grant: The grant type for the exchange; ``None`` to use the ``exchange_grant`` setting.
+        without_user: ``client`` to send the service's own token when no request is being served.
         retry: ``idempotent`` to retry a request once if its method is idempotent and its token is rejected.
-        never: Whether to send no token there, even if a wider entry matches. This flag cannot be combined with other
-            parameters.
+        never: Whether to withhold the token, even if a broader entry matches. The *never* flag cannot be combined with
+            other parameters.
 
     Raises:
-        ValueError: A value is empty or not printable ASCII, *never* is combined with another parameter, or an exchange
-            parameter is missing.
+        ValueError: A value is empty or contains characters other than printable ASCII, *never* is combined with another
+            parameter, or an exchange parameter is missing.
     """
 
     pattern: OriginPattern
@@ -78,22 +78,22 @@ class Destination:
             if not _is_printable_ascii(getattr(self, field_of(name))):
                 raise ValueError(f"the value of ;{name}= must be printable ASCII, even after percent-decoding")
         if self.never and (self.required or given):
-            raise ValueError(";never excludes all other parameters; remove them or ;never")
+            raise ValueError(";never cannot be combined with other parameters; remove them or ;never")
         for name, choices in (("grant", GRANTS), ("without-user", ("client",)), ("retry", RETRIES)):
             if getattr(self, field_of(name)) not in (None, *choices):
                 raise ValueError(f"the value of ;{name}= must be {' or '.join(choices)}")
         if given and not self.needs_exchange:
-            raise ValueError(f";{given[0]}= requires an exchange: add ;audience=, ;scope= or ;resource=")
+            raise ValueError(f";{given[0]}= requires an exchange: add ;audience=, ;scope=, or ;resource=")
         if self.expect is not None and self.audience is None and self.resource is None:
-            raise ValueError(";expect= requires ;audience= or ;resource=, whose audience it replaces")
+            raise ValueError(";expect= requires ;audience= or ;resource=")
 
     @classmethod
     def parse(cls, entry: str) -> Destination:
         """Parse ``ORIGIN[;param[=value]]…`` and percent-decode the values.
 
         Raises:
-            ValueError: The entry is invalid. The message is a single sentence without user info that explains what is
-                wrong and, if possible, what to write instead.
+            ValueError: The entry is invalid. The message explains the problem in one sentence, suggests a correction
+                if possible, and does not contain user info.
         """
         try:
             return cls._parse(entry)
@@ -104,9 +104,9 @@ class Destination:
     @classmethod
     def _parse(cls, entry: str) -> Destination:
         if _jwt.search(entry):
-            raise ValueError("it contains a token")  # every log line about this destination would repeat it
+            raise ValueError("it contains a token")  # otherwise, log lines would repeat the token
         if not entry.strip():
-            raise ValueError("it is empty; if it refers to a variable, that variable is not set")
+            raise ValueError("it is empty; if the entry is a reference to a variable, that variable is not set")
         if "," in entry:
             raise ValueError(CONTAINS_COMMA)
         origin, *parameters = (part.strip() for part in entry.split(";"))
@@ -133,14 +133,14 @@ class Destination:
 
     @property
     def needs_exchange(self) -> bool:
-        """Whether this destination must receive an exchanged token, never the caller's own."""
-        # The conditions are written out for speed, because every relaying hop reads this property. Empty values have
+        """Whether this destination must receive an exchanged token instead of the caller's token."""
+        # Each hop that relays a token reads this property, so the conditions are unrolled for speed. Empty values have
         # already been rejected.
         return self.audience is not None or self.scope is not None or self.resource is not None
 
     @property
     def expected(self) -> tuple[str, ...]:
-        """The audiences that the exchanged token may have instead of the requested one."""
+        """The audiences to accept in the exchanged token instead of the requested audience."""
         return () if self.expect is None else tuple(self.expect.split())
 
     def __str__(self) -> str:
@@ -154,9 +154,9 @@ class Destination:
 def split_entries(text: str) -> tuple[str, ...]:
     """Split a comma-separated list of entries.
 
-    An item without a scheme that follows parameters may be the rest of a value that contains an unencoded comma. Such
-    an item stays in the same entry, which `Destination.parse` then rejects. The same applies to a parameter that
-    follows a comma instead of a semicolon, because the entry must not apply without that parameter.
+    After parameters, an item without a scheme might be the rest of a value that contains an unencoded comma. Such an
+    item stays in the same entry, and `Destination.parse` rejects the entry. A parameter that follows a comma instead of
+    a semicolon also stays in the same entry, because the entry must not apply without that parameter.
     """
     entries: list[str] = []
     follows_parameters = False
@@ -167,7 +167,7 @@ def split_entries(text: str) -> tuple[str, ...]:
             follows_parameters = True
             continue
         entries.append(item)
-        # An item with any other scheme is not an entry, so the next item still counts as following the parameters.
+        # An item with any other scheme is not an entry, so the next item is still treated as part of the parameters.
         is_entry = scheme is None or scheme[1].lower() in ("http", "https")
         follows_parameters = ";" in item or (follows_parameters and not is_entry)
     return tuple(entries)
@@ -176,15 +176,15 @@ def split_entries(text: str) -> tuple[str, ...]:
 def read_destinations(
     entries: Iterable[str | Destination], report: Callable[[str, str], None], refused: set[OriginPattern] | None = None
 ) -> tuple[Destination, ...]:
-    """Parse the entries, skipping and reporting invalid ones.
+    """Parse the entries; report and skip invalid entries.
 
-    If two entries contradict each other, both are skipped, because it is unclear which one is intended. A skipped entry
-    may have been stricter than a wider entry, so the wider one must not apply to the skipped entry's origin.
+    If two entries contradict each other, both entries are skipped, because the intended entry is unknown. A broader
+    entry must not apply to a skipped entry's origin, because the skipped entry might have been stricter.
 
     Args:
         entries: The entries, either as strings or already parsed.
-        report: Called with the setting's name and the problem.
-        refused: A set to which the origins of skipped entries are added.
+        report: A function to call with the setting's name and a description of the problem.
+        refused: A set that collects the origins of skipped entries.
     """
     if isinstance(entries, str):
         report("destinations", "expected a sequence of entries, not a single string")
@@ -207,10 +207,10 @@ def read_destinations(
         if found.setdefault(destination.pattern, destination) != destination:
             contradicted.add(destination.pattern)
     for pattern in sorted(contradicted, key=str):
-        report("destinations", f"two entries for {pattern} contradict each other; both are skipped")
+        report("destinations", f"two entries for {pattern} contradict each other; both entries are skipped")
     if hides_origin and (wide := [d for d in found.values() if d.pattern.host.startswith("*")]):
-        # It is unknown which origins the skipped entry was intended for, so no wildcard entry may apply.
-        report("destinations", f"{', '.join(map(str, wide))}: skipped until the entry above can be read")
+        # The skipped entry's intended origins are unknown, so no wildcard entry can apply.
+        report("destinations", f"{', '.join(map(str, wide))}: skipped until the entry above is corrected")
         skipped.update(d.pattern for d in wide)
     listed = tuple(d for d in found.values() if d.pattern not in contradicted | skipped)
     if refused is not None:
@@ -220,7 +220,7 @@ def read_destinations(
 
 
 def _mistakes() -> ModuleType:
-    """Import the module that only invalid entries require, because its regular expressions take 20 ms to compile."""
+    """Import `entry_mistakes` only for invalid entries, because its regular expressions take 20 ms to compile."""
     return importlib.import_module("otel_token_relay.entry_mistakes")
 
 
@@ -231,7 +231,7 @@ def _encode(value: str) -> str:
 def _decode(name: str, value: str) -> str:
     if _has_bad_percent(value):
         raise ValueError(
-            f"the value of ;{name}= contains a % that is not followed by two hexadecimal digits; write it as %25"
+            f"the value of ;{name}= contains a % that is not followed by two hexadecimal digits; write % as %25"
         )
     try:
         return unquote_to_bytes(value).decode("ascii")
@@ -240,18 +240,18 @@ def _decode(name: str, value: str) -> str:
 
 
 def _skip(entry: str, problem: str, given: Sequence[object], position: int) -> str:
-    """Return the message about a skipped entry, with user info masked."""
+    """Return a message about a skipped entry, with user info masked."""
     hide_user_info = _mistakes().hide_user_info
     shown = hide_user_info(entry)
     if _contains_user_info_of(given[position + 1 :]):
-        # The user info contains a comma: it starts in this entry or the one before it, and ends in a later entry.
+        # The user info contains a comma, so it starts in this entry or the previous entry and ends in a later entry.
         is_start = position == 0 or _starts_with_web_scheme(entry)
         hidden = hide_user_info(entry, is_open=True) if is_start else "***"
         if hidden != shown:
             shown = hidden
             problem = _IS_PART
     elif position and "@" in shown and not _starts_with_web_scheme(entry):
-        # The user info ends here, so text that looks like a scheme may be part of it.
+        # The user info ends in this entry, so text that looks like a scheme might be part of the user info.
         shown = f"***@{shown.rpartition('***@')[2]}"
         problem = _IS_PART
     shown = _jwt.sub("***", shown)
@@ -260,7 +260,7 @@ def _skip(entry: str, problem: str, given: Sequence[object], position: int) -> s
 
 
 def _contains_user_info_of(later: Sequence[object]) -> bool:
-    """Return whether user info ends in one of the entries that precede the next scheme."""
+    """Return whether user info ends in an entry before the next scheme."""
     return any("@" in entry for entry in takewhile(lambda entry: not _starts_with_web_scheme(entry), map(str, later)))
 
 

@@ -6,23 +6,23 @@ from collections.abc import Iterable
 from typing import Final
 from urllib.parse import SplitResult, urlsplit
 
-# Differences in whole parts of a URL. All other differences are smaller.
+# Differences in a component of a URL. All other differences are smaller.
 _OF_PARTS: Final = frozenset({"the scheme differs", "the port differs", "the path differs"})
 
 
 def describe_difference(expected: str, actual: str) -> str | None:
-    """Describe how *actual* differs from *expected*; return ``None`` if they are equal or have little in common.
+    """Describe how *actual* differs from *expected*, or return ``None`` if the values are equal or too dissimilar.
 
-    The description contains neither value.
+    The description does not contain the values.
     """
     if actual == expected:
         return None
     small = (
         (actual == f"{expected}/", "an extra trailing slash"),
         (f"{actual}/" == expected, "a missing trailing slash"),
-        (actual.strip() == expected.strip(), "white space around it"),
-        (actual.casefold() == expected.casefold(), "upper and lower case differ"),
-        (expected in (f"api://{actual}", actual.removeprefix("api://")), "the prefix api:// differs"),
+        (actual.strip() == expected.strip(), "leading or trailing white space"),
+        (actual.casefold() == expected.casefold(), "the capitalization differs"),
+        (expected in (f"api://{actual}", actual.removeprefix("api://")), "the api:// prefix differs"),
     )
     found = next((difference for applies, difference in small if applies), None)
     return found or _compare_urls(_split(expected), _split(actual))

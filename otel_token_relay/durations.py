@@ -1,4 +1,4 @@
-"""Check settings whose values are durations."""
+"""Validate settings that are durations."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from otel_token_relay.errors import ConfigurationError
 
 
 def check_seconds(setting: str, value: object) -> None:
-    """Raise an exception unless *value* is a usable number of seconds.
+    """Check that *value* is a valid number of seconds.
 
     Raises:
         ConfigurationError: The value is not a number, is negative, or is longer than 30 years.

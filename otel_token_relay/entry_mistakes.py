@@ -1,10 +1,9 @@
-"""Find out what is wrong with an invalid entry in the list of destinations, and what to write instead.
+"""Explain what is wrong with an invalid allow-list entry, and suggest a correction.
 
-Parsing is strict and never uses the repaired text: an invalid entry is skipped. The repaired text appears only in the
-message. Wider entries do not apply to the invalid entry's origins, because the operator may have intended a stricter
-entry.
+An invalid entry is always skipped. The corrected text appears only in messages. Broader entries do not apply to the
+invalid entry's origins, because the operator might have intended a stricter entry.
 
-User info is removed before anything else, so no message contains it.
+User info is removed first, so that messages do not contain user info.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ from otel_token_relay.entry_syntax import CONTAINS_COMMA, FLAGS, PARAMETERS, TEX
 from otel_token_relay.origin import DEFAULT_PORTS, OriginPattern, address_of
 from otel_token_relay.spelling import resembles
 
-_EXPECTED: Final = "expected ;required, ;audience=..., ;scope=..., ;resource=... or ;never"
-# Names that other programs use for the same parameters but that do not resemble the names in this package.
+_EXPECTED: Final = "expected ;required, ;audience=..., ;scope=..., ;resource=..., or ;never"
+# Other programs' names for the same parameters. These names are too different for the spelling check.
 _SYNONYMS: Final = {
     "aud": "audience",
     "scp": "scope",
@@ -32,7 +31,7 @@ _SYNONYMS: Final = {
 _MAX_SHOWN: Final = 200
 _MAX_QUOTED: Final = 60
 
-# Characters that shells, YAML, JSON, Markdown, and regular expressions may place around an origin.
+# Characters that can surround an origin in shells, YAML, JSON, Markdown, and regular expressions.
 _WRAPPING: Final = "\"'`<>(){}^$\u2018\u2019\u201c\u201d\u00ab\u00bb\ufeff\u200b"
 _VARIABLE: Final = re.compile(r"\$\{[^{}]*\}|\$\([^()]*\)|\$[A-Za-z_][A-Za-z0-9_]*|\{\{[^{}]*\}\}")
 
@@ -50,11 +49,11 @@ _is_port: Final = re.compile(r"\*|[0-9]{1,5}", re.ASCII).fullmatch
 _leading_scheme: Final = re.compile(r"^\W*[A-Za-z][A-Za-z0-9+.:-]*:/+").sub
 _value: Final = re.compile(r"=[^;]*")
 _looks_like_host: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]|\.(?=[A-Za-z0-9_]))*").findall
-# A variable, an encoded character, an inner wildcard, or an address range: the text is not the actual host.
+# Text that hides the actual host: a variable, an encoded character, an inner wildcard, or an address range.
 _cannot_be_read: Final = re.compile(r"[${}%\\]|\*.*\*|[A-Za-z0-9]\*|\.\*|[0-9]/[0-9]").search
 _is_range: Final = re.compile(r"[0-9.]+|\[[0-9A-Fa-f:.]+\]").fullmatch
 _bad_in_host: Final = re.compile(r"[^A-Za-z0-9._*\-\[\]:\u0080-\U0010ffff]").findall
-# If user info contains a comma, the text after the first delimiter may be part of the password.
+# If user info contains a comma, the text after the first delimiter might be part of the password.
 _hide_open: Final = re.compile(r"([^:/?#;]*[:/?#;])(?!(?:[0-9]{1,5}|\*)$).*", re.DOTALL).fullmatch
 
 _BLANKS: Final = {"\n": "line break", "\r": "line break", "\t": "tab"}
@@ -70,8 +69,8 @@ def hide_user_info(entry: str, *, is_open: bool = False) -> str:
     """Return *entry* with its user info masked.
 
     Args:
-        entry: An entry or part of one.
-        is_open: Whether user info may start in this entry and, because it contains a comma, end in a later one.
+        entry: All or part of an entry.
+        is_open: Whether user info that contains a comma might start in this entry and end in a later entry.
     """
     scheme, rest = _scheme_and_rest(entry)
     end = _end_of_user_info(entry) - len(scheme)
@@ -83,13 +82,14 @@ def hide_user_info(entry: str, *, is_open: bool = False) -> str:
 
 
 def describe(entry: str, problem: str, is_valid: Callable[[str], bool]) -> str:
-    """Return one sentence about what is wrong with an invalid entry and what to write instead, without user info.
+    """Return one sentence that explains an invalid entry and suggests a correction, without user info.
 
     Args:
         entry: The entry.
-        problem: The problem that the parser reports; used if nothing more specific is found. This text must not contain
-            user info.
-        is_valid: Returns whether text is a valid list of entries. Only valid text is suggested.
+        problem: The parser's error message, which must not contain user info. This message is returned if no specific
+            problem is found.
+        is_valid: A function that returns whether a string is a valid list of entries. Only valid corrections are
+            suggested.
     """
     repair = _Repair(entry)
     if not repair.problems:
@@ -107,18 +107,18 @@ def describe(entry: str, problem: str, is_valid: Callable[[str], bool]) -> str:
 
 
 def _lacks_parameter(proposal: str, entry: str) -> bool:
-    """Return whether the entry contains a flag that is missing from the proposal."""
+    """Return whether the entry contains a flag that the proposed correction lacks."""
     return any(re.search(rf";\s*{name}\b", entry, re.IGNORECASE) and f";{name}" not in proposal for name in FLAGS)
 
 
 def origins_of(entry: str) -> Iterator[OriginPattern]:
-    """Yield the origins that an invalid entry may refer to, including all candidates if part of it is unreadable."""
+    """Yield all origins that the author of an invalid entry might have intended."""
     texts = [text for item in _Repair(entry).items for text in (*item.origins, *item.also_refused)]
     legible = [found for found in map(OriginPattern.find, texts) if found is not None]
     yield from legible
     if may_have_parameters(entry):
-        # Any other host in the entry may be the intended one, even if it precedes an @: text that looks like user info
-        # may be a separate entry.
+        # Any other host in the entry might be the intended host, even before an @, because text that looks like user
+        # info might be a separate entry.
         known = {found.host for found in legible}
         hosts = dict.fromkeys([*_hosts(hide_user_info(entry)), *_hosts(entry)])
         others = [f"{scheme}://{host}:*" for host in hosts for scheme in _BOTH]
@@ -126,19 +126,19 @@ def origins_of(entry: str) -> Iterator[OriginPattern]:
 
 
 def is_illegible(entry: str) -> bool:
-    """Return whether an invalid entry contains no readable host, so that any wildcard may include the intended host."""
+    """Return whether the host in an invalid entry is unreadable, so that any wildcard might match the intended host."""
     origin = _leading_scheme("", entry.partition(";")[0])
     return _cannot_be_read(origin) is not None or not any(map(OriginPattern.find, _hosts(hide_user_info(entry))))
 
 
 def _hosts(entry: str) -> list[str]:
-    """Return everything in an entry that looks like a host, except in parameter values."""
+    """Return all words that look like hosts in an entry, except in parameter values."""
     text = _leading_scheme("", _value.sub("", entry))
     return [name for name in _looks_like_host(text) if name not in PARAMETERS]
 
 
 def may_have_parameters(entry: str) -> bool:
-    """Return whether an invalid entry may be intended to be stricter than an entry without parameters."""
+    """Return whether an invalid entry might be stricter than an entry without parameters."""
     text = entry.lower()
     if any(mark in text for mark in (";", "=", "%3b", "without-user", "without_user")):
         return True
@@ -147,13 +147,13 @@ def may_have_parameters(entry: str) -> bool:
 
 @dataclass(slots=True)
 class _Item:
-    """One repaired entry.
+    """A corrected entry.
 
     Attributes:
-        origins: The origin, or multiple origins if it is unclear which one is intended. Empty if the origin cannot be
-            repaired.
-        parameters: The repaired parameters.
-        also_refused: Additional origins that may be intended, because part of the entry is unreadable.
+        origins: The corrected origin, or several candidates if the intended origin is unknown. Empty if the origin
+            cannot be corrected.
+        parameters: The corrected parameters.
+        also_refused: Other origins that might be intended, because part of the entry is unreadable.
     """
 
     origins: tuple[str, ...] = ()
@@ -162,12 +162,12 @@ class _Item:
 
 
 class _Repair:
-    """Read as much of an invalid entry as possible.
+    """A lenient parser for an invalid entry.
 
     Attributes:
-        problems: The problems, with one clause for each problem.
-        is_guess: Whether the repaired text is a guess.
-        items: The repaired entries.
+        problems: A clause for each problem in the entry.
+        is_guess: Whether the correction is a guess.
+        items: The corrected entries.
     """
 
     def __init__(self, entry: str) -> None:
@@ -180,7 +180,7 @@ class _Repair:
             self._add(item)
 
     def proposals(self) -> list[str]:
-        """Return the repaired list of entries, in multiple versions if it is unclear which origin is intended."""
+        """Return the corrected list of entries, in several versions if the intended origin is unknown."""
         if not self.items or not all(item.origins for item in self.items):
             return []
         count = max(len(item.origins) for item in self.items)
@@ -193,7 +193,7 @@ class _Repair:
         return ",".join(";".join((i.origins[min(number, len(i.origins) - 1)], *i.parameters)) for i in self.items)
 
     def _with_encoded_comma(self) -> str:
-        """Return the text with everything after the first comma treated as part of the value before it."""
+        """Return the entry with all text after the first comma encoded as part of the preceding value."""
         first, *others = self.items
         if not first.parameters or not _has_value(first.parameters[-1]) or any(item.parameters for item in others):
             return ""
@@ -234,7 +234,7 @@ class _Repair:
         return [piece for item in items for piece in self._split_item(item)]
 
     def _split_item(self, item: str) -> Iterator[str]:
-        """Split an item at separators other than a comma."""
+        """Split an item at separators other than commas."""
         if "%3B" in item.partition(";")[0].upper():
             self._unexpected_text("%3B")
             item = re.sub("%3B", ";", item, flags=re.IGNORECASE)
@@ -272,7 +272,7 @@ class _Repair:
         parts = [words[0]]
         for word in words[1:]:
             if is_parameter(word):
-                self._say(f"{word.partition('=')[0]} is a parameter, which follows a semicolon")
+                self._say(f"{word.partition('=')[0]} is a parameter and must follow a semicolon")
                 parts[-1] += f";{word}"
             elif "|" not in marks and (word.startswith((":", "/")) or parts[-1].endswith((":", "/"))):
                 self._unexpected("".join(marks))
@@ -293,7 +293,7 @@ class _Repair:
         origin, *parameters = text.split(";")
         if self.items and is_parameter(text):
             name = text.strip(" ;").partition("=")[0].strip()
-            self._say(f"{_plain(name)} is a parameter, which follows a semicolon")
+            self._say(f"{_plain(name)} is a parameter and must follow a semicolon")
             self.items[-1].parameters += self._parameters([text.strip(" ;"), *parameters[1:]])
             return
         item = self._origin(origin)
@@ -350,7 +350,7 @@ class _Repair:
         return core
 
     def _scheme(self, text: str) -> tuple[tuple[str, ...], bool, str]:
-        """Return the schemes that may be intended, whether they can be suggested, and the text after the scheme."""
+        """Return the possible schemes, whether they can be suggested, and the text after the scheme."""
         scheme, rest = _scheme_and_rest(text)
         name = scheme[:-3].lower()
         if not scheme:
@@ -381,19 +381,19 @@ class _Repair:
 
     def _other_scheme(self, name: str, rest: str) -> tuple[tuple[str, ...], bool, str]:
         if name in _UNREACHABLE:
-            self._say(f"the scheme {name} is not supported: a request to such a target never gets a token")
+            self._say(f"the scheme {name} is not supported: requests to such targets never get a token")
             return _BOTH, False, rest.lstrip("/").partition("/")[0]
         if name in _GRPC:
             self._say(
-                f"the scheme {name} is not supported: a gRPC target is written https://host:port with TLS and"
+                f"the scheme {name} is not supported: for a gRPC target, write https://host:port with TLS or"
                 " http://host:port without TLS"
             )
             rest = rest.lstrip("/")
-            # gRPC connects to port 443 if a target contains no port, with or without TLS.
+            # The default port of gRPC is 443, with or without TLS.
             has_port = ":" in rest.rpartition("]")[2] or not rest
             return _MEANT.get(name, _BOTH), True, rest if has_port else f"{rest}:443"
         if name in _MEANT:
-            self._say(f"the scheme must be {_MEANT[name][0]}, which includes {name}")
+            self._say(f"the scheme must be {_MEANT[name][0]}, which also applies to {name}")
             return _MEANT[name], True, rest
         self._say(f"the scheme must be http or https, not {_quote(name)}")
         near = tuple(known for known in _BOTH if name[:1] == "h" and resembles(name, known))
@@ -410,19 +410,19 @@ class _Repair:
             return None
         if path:
             self._unexpected_text(path)
-            self._say("an entry must not contain a path, query or fragment")
+            self._say("an entry must not contain a path, query, or fragment")
         return authority
 
     def _unexpected_text(self, text: str) -> None:
         self._say(f"unexpected characters {_quote(text)}" if len(text) > 1 else f"unexpected character {_quote(text)}")
 
     def _host(self, host: str) -> tuple[str, str]:
-        """Return a pattern that covers the hosts that may be intended, and the repaired host. Both can be empty."""
+        """Return a pattern that matches all possible hosts, and the corrected host. Both strings can be empty."""
         if not host:
             self._say("the host is missing; expected scheme://host[:port]")
             return "", ""
         if host == "*.":
-            self._say("the name after *. is missing")
+            self._say("the domain after *. is missing")
             return "", ""
         if bad := _bad_in_host(host):
             self._unexpected("".join(bad))
@@ -434,7 +434,7 @@ class _Repair:
             self.is_guess = True
             host = f"*{host}"
         if OriginPattern.find(f"https://{host}") is None:
-            self._say(f"{_quote(host)} is neither a host name nor an IP address in canonical form")
+            self._say(f"{_quote(host)} is not a host name or an IP address in canonical form")
             return "", ""
         return host, host
 
@@ -450,7 +450,7 @@ class _Repair:
         return f"*.{parent}" if parent else "*", ""
 
     def _port(self, port: str | None) -> tuple[str, bool]:
-        """Return the port, including its colon, and whether the port is known."""
+        """Return the port with a leading colon, and whether the port is known."""
         if port is None:
             return "", True
         if not port.strip():
@@ -482,7 +482,7 @@ class _Repair:
             return ""
         if name in FLAGS:
             if equals:
-                self._say(f";{name} takes no value")
+                self._say(f";{name} does not accept a value")
             return name
         if name in TEXT_PARAMETERS:
             return f"{name}={value}" if equals else name
@@ -500,7 +500,7 @@ def _is_near(name: str, known: str) -> bool:
 
 
 def _is_other_origin(parameter: str) -> bool:
-    """Return whether text that follows a semicolon is an origin without a scheme, such as ``b.internal:8443``."""
+    """Return whether the text after a semicolon is an origin without a scheme, such as ``b.internal:8443``."""
     looks_like_origin = "=" not in parameter and ("." in parameter or ":" in parameter)
     return looks_like_origin and OriginPattern.find(parameter.strip()) is not None
 
@@ -511,9 +511,9 @@ def _scheme_and_rest(text: str) -> tuple[str, str]:
 
 
 def _end_of_user_info(entry: str) -> int:
-    """Return the position after the last ``@`` that may end user info, or 0.
+    """Return the position after the last ``@`` that might end user info, or 0.
 
-    A password may contain any character, even one that should be encoded. Therefore, everything before an ``@`` may be
+    A password can contain any character, even a character that should be encoded. All text before an ``@`` might be
     user info, unless the ``@`` is in a parameter value that follows a valid origin.
     """
     end = entry.rfind("@")
@@ -532,7 +532,7 @@ def _is_in_value(before: str) -> bool:
 
 
 def _quote(text: str) -> str:
-    """Return part of an entry, quoted for use in a message."""
+    """Quote part of an entry for a message."""
     shown = "".join(c if " " <= c <= "~" else ascii(c)[1:-1] for c in text)
     if len(shown) > _MAX_QUOTED:
         shown = f"{shown[:_MAX_QUOTED]}..."
@@ -540,5 +540,5 @@ def _quote(text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Return a name for use in a message, escaped and shortened."""
+    """Escape and shorten a name for a message."""
     return ascii(text)[1:-1][:_MAX_QUOTED]

@@ -1,9 +1,9 @@
 """The names of this package's environment variables.
 
-The ``opentelemetry_environment_variables`` entry point refers to this module. Every name here that starts with
-``OTEL_`` becomes an ``opentelemetry-instrument`` flag, so do not import any other names here. The variable for the
-client secret is in `otel_token_relay.client_credentials`, because it must not become a flag. For the meaning of each
-variable, see `otel_token_relay.settings`.
+The ``opentelemetry_environment_variables`` entry point refers to this module. Every name in this module that starts
+with ``OTEL_`` becomes an ``opentelemetry-instrument`` flag, so do not import other names into this module. The client
+secret must not become a flag, so its variable is defined in `otel_token_relay.client_credentials`. For a description of
+each variable, see `otel_token_relay.settings`.
 """
 
 OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS = "OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS"

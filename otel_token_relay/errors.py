@@ -1,14 +1,14 @@
-"""The hierarchy of errors that otel-token-relay raises.
+"""The exceptions that otel-token-relay raises.
 
     RelayError
     ├── ConfigurationError   a setting cannot be used (also a ValueError)
-    ├── TokenUnavailable     a destination requires a token, but there is none to relay
-    ├── ExchangeFailed       no token could be obtained in exchange for the caller's
-    ├── TokenRejected        an incoming token does not pass verification
+    ├── TokenUnavailable     a destination requires a token, but no token can be relayed
+    ├── ExchangeFailed       the caller's token could not be exchanged
+    ├── TokenRejected        an incoming token failed verification
     └── KeysUnavailable      a token cannot be verified now because the issuer does not respond
 
-Callers should branch on the type and the typed attributes, never on the message.
-No message contains a token, a header value, or a secret.
+Error-handling code should check the exception's type and attributes, not the message.
+Messages do not contain tokens, header values, or secrets.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from typing import Literal
 from otel_token_relay.reasons import Reason
 
 RejectReason = Literal[
-    "malformed",  # is not a compact JWS, is not strict JSON, or contains a forbidden member
+    "malformed",  # not a compact JWS, not strict JSON, or contains a forbidden member
     "too_long",
     "algorithm_not_allowed",  # not in the configured list, or not the key's algorithm
-    "wrong_type",  # not an access token: has a different `typ`, or has claims of an ID token or refresh token
+    "wrong_type",  # not an access token: a different `typ`, or claims of an ID token or refresh token
     "unknown_issuer",
     "unknown_key",
     "bad_signature",
     "missing_claim",
-    "invalid_claim",  # a claim has the wrong type or form
+    "invalid_claim",  # a claim has the wrong type or format
     "wrong_audience",
     "expired",
     "not_yet_valid",
-    "sender_constrained",  # bound to a key by `cnf`; proof of possession is not supported
-    "inactive",  # reported by the authorization server (RFC 7662)
+    "sender_constrained",  # `cnf` binds the token to a key, but proof of possession is not supported
+    "inactive",  # the authorization server reports that the token is inactive (RFC 7662)
     "revoked",
 ]
 
 
 ExchangeError = Literal[
-    # The server refused the request (RFC 6749, section 5.2; RFC 8693, section 2.2.2).
+    # The authorization server rejected the request (RFC 6749, section 5.2; RFC 8693, section 2.2.2).
     "invalid_request",
     "invalid_client",
     "invalid_grant",
@@ -46,23 +46,23 @@ ExchangeError = Literal[
     "unauthorized_client",
     "unsupported_grant_type",
     "interaction_required",  # the user must sign in again or consent; see `ExchangeFailed.claims_challenge`
-    "unavailable",  # the server does not respond, or reports that it is overloaded or broken
+    "unavailable",  # the server does not respond, or reports an outage
     "timeout",
-    "bad_response",  # the response cannot be used
+    "bad_response",  # the response is invalid
     "wrong_audience",  # the server issued a token for a different audience
 ]
 
 
 class RelayError(Exception):
-    """The base class of the hierarchy. Catch it to handle every error that this package deliberately raises."""
+    """The base class of all exceptions that this package deliberately raises."""
 
 
 class ConfigurationError(RelayError, ValueError):
-    """The error raised at startup when a setting cannot be used.
+    """An exception raised at startup if a setting cannot be used.
 
     Attributes:
-        setting: The setting's name: a `Settings` field or an environment variable.
-        problem: What is wrong with the setting. This text never contains a secret.
+        setting: The name of the `Settings` field or environment variable.
+        problem: A description of the problem, which never contains a secret.
     """
 
     def __init__(self, setting: str, problem: str) -> None:
@@ -75,15 +75,15 @@ class ConfigurationError(RelayError, ValueError):
 
 
 class TokenUnavailable(RelayError):
-    """The error that an outgoing call raises if its destination has ``;required`` but no token can be relayed.
+    """An exception raised if a destination has ``;required`` but no token can be relayed.
 
-    The request has not been sent.
+    The outgoing request is not sent.
 
     Attributes:
         reason: Why no token can be relayed.
         destination: The destination entry, as configured.
-        claims_challenge: Entra's ``claims`` parameter; see `ExchangeFailed`. The message does not include this
-            parameter.
+        claims_challenge: Microsoft Entra's ``claims`` parameter; see `ExchangeFailed`. The message does not include
+            this parameter.
     """
 
     def __init__(self, reason: Reason, destination: str, *, claims_challenge: str | None = None) -> None:
@@ -97,14 +97,14 @@ class TokenUnavailable(RelayError):
 
 
 class ExchangeFailed(RelayError):
-    """The error raised when no token can be obtained in exchange for the caller's token.
+    """An exception raised if the caller's token cannot be exchanged.
 
     Attributes:
         error: One of the `ExchangeError` values.
-        detail: What is wrong, without quoting the response; empty if *error* is sufficient.
-        claims_challenge: Entra's ``claims`` parameter, which the service returns to its caller so that the user can
-            sign in again; ``None`` if there is none. The message does not include this parameter, which may identify
-            the user.
+        detail: More information about the error, without quotations from the response; empty if *error* is sufficient.
+        claims_challenge: The ``claims`` parameter in Microsoft Entra's response; ``None`` if the response contains no
+            such parameter. Return this parameter to the caller so that the user can sign in again. The message does not
+            include this parameter, because the value might identify the user.
     """
 
     def __init__(self, error: ExchangeError, detail: str = "", *, claims_challenge: str | None = None) -> None:
@@ -118,19 +118,19 @@ class ExchangeFailed(RelayError):
 
 
 class TokenRejected(RelayError):
-    """The error raised when an incoming token does not pass verification. The error does not contain the token.
+    """An exception raised if an incoming token fails verification. The exception does not contain the token.
 
-    The message contains the reason and the claim, but no values. *expected* and *found* contain issuers, audiences,
-    scopes, times, and values of ``typ``, ``alg``, and ``kid``, in which credentials are masked.
+    The message contains the reason and the claim, but no values. The *expected* and *found* attributes can contain
+    issuers, audiences, scopes, times, and values of ``typ``, ``alg``, and ``kid``, with credentials masked.
 
     Attributes:
         reason: One of the `RejectReason` values.
-        claim: The claim, or the member of the header or introspection response, that was checked; ``None`` unless there
-            is exactly one.
-        expected: The accepted values, in printable form and at most 100 characters each; empty if the claim is not
-            compared with specific values.
-        found: The values in the token, in the same form; empty if the token has none. `TokenVerifier.verify` sets both
-            *expected* and *found*.
+        claim: The claim, header parameter, or introspection response member that failed the check; ``None`` unless
+            exactly one failed.
+        expected: The accepted values, printable and truncated to 100 characters each; empty if the claim is not
+            compared with specific values. `TokenVerifier.verify` sets both *expected* and *found*.
+        found: The values in the token, printable and truncated to 100 characters each; empty if the token does not
+            contain the claim.
     """
 
     def __init__(
@@ -154,9 +154,9 @@ class TokenRejected(RelayError):
 
 
 class KeysUnavailable(RelayError):
-    """The error raised when a token can be neither accepted nor rejected because the issuer does not respond.
+    """An exception raised if a token cannot be verified because the issuer does not respond.
 
-    The caller is not at fault, so respond with 503, not 401.
+    The caller did not cause the error, so respond with a 503 status code instead of 401.
 
     Attributes:
         retry_after: The number of seconds to wait before retrying.
@@ -167,4 +167,4 @@ class KeysUnavailable(RelayError):
         self.retry_after = retry_after
 
     def __str__(self) -> str:
-        return "signing keys or introspection result unavailable"
+        return "cannot verify the token, because the issuer does not respond"

@@ -1,6 +1,6 @@
-"""Find out which event loop is running in this thread, without importing asyncio or trio.
+"""Detect the event loop that is running in the current thread, without importing asyncio or trio.
 
-Code that runs on an event loop must not block.
+Code that runs in an event loop must not block.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 
 def running_loop() -> Literal["asyncio", "trio"] | None:
-    """Return the kind of event loop that is running in this thread; ``None`` if the thread may block."""
+    """Return the type of event loop that is running in this thread, or ``None`` if code in this thread can block."""
     asyncio: Any = sys.modules.get("asyncio")
     if asyncio is not None and asyncio._get_running_loop() is not None:
         return "asyncio"
@@ -18,7 +18,7 @@ def running_loop() -> Literal["asyncio", "trio"] | None:
     if trio is not None:
         try:
             trio.lowlevel.current_task()
-        except RuntimeError:  # this thread is not running a trio task
+        except RuntimeError:  # no trio task is running in this thread
             return None
         return "trio"
     return None

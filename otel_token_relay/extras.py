@@ -1,7 +1,7 @@
-"""The packages that this package's extras require, compared with the installed packages.
+"""Compare the installed packages with the requirements of this package's extras.
 
-An environment can contain versions that pip would not have chosen: a directory on PYTHONPATH, such as the one that the
-OpenTelemetry operator adds, is combined with the application's own packages.
+An environment can contain package versions that pip would not install together. For example, the OpenTelemetry operator
+adds a directory to PYTHONPATH, and that directory's packages are combined with the application's packages.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ _logger = logging.getLogger("otel_token_relay")
 
 
 def unmet(extra: str) -> list[str]:
-    """Return one clause for each package that is missing or whose version *extra* does not accept. Never raises."""
+    """Describe each package that *extra* requires and that is missing or has an unsupported version."""
     try:
         return list(_unmet(extra))
-    except Exception:  # the environment has no readable metadata for this package
-        _logger.debug("the requirements of an extra cannot be read", exc_info=True)
+    except Exception:  # the package's metadata cannot be read
+        _logger.debug("cannot read the requirements of an extra", exc_info=True)
         return []
 
 
@@ -40,6 +40,6 @@ def _unmet(extra: str) -> Iterator[str]:
 
 
 def with_unmet(error: Exception, extra: str) -> str:
-    """Return the *error* message; if a module could not be imported, append the unmet requirements of *extra*."""
+    """Return the error message, with the unmet requirements of *extra* appended if *error* is an `ImportError`."""
     clauses = unmet(extra) if isinstance(error, ImportError) else []
     return "; ".join([str(error), *clauses])

@@ -1,6 +1,6 @@
-"""Call methods of shared objects in each forked child.
+"""Call methods of shared objects in each forked child process.
 
-In a forked child, locks may still be held and threads no longer exist, so objects replace their locks and threads.
+In a forked child process, locks might still be held and threads no longer exist, so objects must replace them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _methods: weakref.WeakKeyDictionary[Any, Callable[[Any], None]] = weakref.WeakKe
 
 
 def call_in_child(owner: _Owner, method: Callable[[_Owner], None]) -> None:
-    """Call ``method(owner)`` in each forked child for as long as *owner* exists. An owner can have only one method."""
+    """Call ``method(owner)`` in each forked child process while *owner* exists. An owner can have only one method."""
     _methods[owner] = method
 
 

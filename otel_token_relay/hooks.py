@@ -1,6 +1,6 @@
-"""The hook table: which modules are patched, and how.
+"""The table of modules to patch and the functions that patch them.
 
-A library is patched when the application imports it. This module never imports those libraries itself.
+A library is patched when the application imports the library. This module does not import the libraries.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ CLIENT_HOOKS = (
     Hook("grpc.aio", grpc.patch, "grpcio"),
 )
 
-# Hooks at the point where each server calls its application.
+# Hooks for the function in each server that calls the application.
 BOUNDARY_HOOKS = (
     *(Hook(module, web_servers.patch, package) for module, (package, _) in web_servers.PLACES.items()),
     Hook("wsgiref.handlers", web_servers.patch_wsgiref, None),
@@ -79,9 +79,9 @@ BOUNDARY_HOOKS = (
     Hook("grpc.aio", grpc_server.patch, "grpcio"),
 )
 
-# Hooks for servers in which that point cannot be hooked (uWSGI, mod_wsgi), and for test clients.
+# Hooks for test clients, and for servers that cannot be hooked, such as uWSGI and mod_wsgi.
 FRAMEWORK_HOOKS = (
-    # This hook encloses FastAPI's own telemetry, which extracts the context before it calls Starlette's __call__.
+    # FastAPI's telemetry extracts the context before calling Starlette's __call__, so FastAPI requires its own hook.
     Hook("fastapi.applications", asgi.patcher("FastAPI"), "fastapi"),
     Hook("starlette.applications", asgi.patcher("Starlette"), "starlette"),
     Hook("starlette.middleware.opentelemetry", asgi.patcher("OpenTelemetryMiddleware"), "starlette"),
@@ -89,16 +89,15 @@ FRAMEWORK_HOOKS = (
     Hook("falcon.app", wsgi.patcher("App"), "falcon"),
     Hook("django.core.handlers.asgi", asgi.patcher("ASGIHandler"), "django"),
     Hook("django.core.handlers.wsgi", wsgi.patcher("WSGIHandler"), "django"),
-    # Applications commonly wrap wsgi_app in middleware, and pass either the Flask object or wsgi_app to the server.
+    # Applications often wrap wsgi_app in middleware, and pass either the Flask object or wsgi_app to the server.
     Hook("flask.app", wsgi.patcher("Flask", "__call__", "wsgi_app"), "flask"),
     Hook("bottle", wsgi.patcher("Bottle"), "bottle"),
     Hook("pyramid.router", wsgi.patcher("Router"), "pyramid"),
     Hook("quart.app", asgi.patcher("Quart"), "quart"),
     Hook("litestar.app", asgi.patcher("Litestar"), "litestar"),
-    # A WebSocket's handler runs longer than the HTTP request that its server sees.
+    # A WebSocket handler continues to run after the server has handled the HTTP request.
     Hook("tornado.web", tornado_server.patch, "tornado"),
-    # These hooks are for applications that use any other framework and are wrapped in the instrumentation's own
-    # middleware.
+    # These hooks support applications in other frameworks that are wrapped in OpenTelemetry's middleware.
     Hook(
         "opentelemetry.instrumentation.asgi",
         asgi.patcher("OpenTelemetryMiddleware"),
@@ -113,10 +112,10 @@ FRAMEWORK_HOOKS = (
 
 SERVER_HOOKS = BOUNDARY_HOOKS + FRAMEWORK_HOOKS
 
-# This hook is switched on only if requests must be verified and a server cannot be hooked.
+# This hook is enabled only if requests must be verified and a server cannot be hooked.
 REFUSAL_HOOK = Hook("socket", refusing.patch, None)
-# This hook is switched on if requests must be verified, because the server may import uvloop much later. The hook has
-# no effect unless a server cannot be hooked.
+# This hook is enabled if requests must be verified, because a server might import uvloop much later. The hook has no
+# effect unless a server cannot be hooked.
 UVLOOP_REFUSAL_HOOK = Hook("uvloop", refusing.patch_uvloop, "uvloop")
 
 CARRIER_HOOKS = (
@@ -157,7 +156,7 @@ def _release_hook(name: str, hooks: tuple[Hook, ...]) -> Hook:
     return Hook(modules[0].partition(".")[0], releases.checker(*modules), name)
 
 
-# Hooks for caches above a client, which must not store a response to a request that carries a token.
+# Hooks for client-side caches, which must not store the response to a request that carries a token.
 CACHE_HOOKS: tuple[Hook, ...] = tuple(
     hook for name, hooks in _CACHES.items() for hook in (_release_hook(name, hooks), *hooks)
 )

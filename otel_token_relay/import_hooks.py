@@ -1,8 +1,8 @@
 """Patch modules when they are imported, and undo the patches.
 
-wrapt's import hooks handle modules that are imported later, but not modules whose import is already in progress. Such
-modules are common: FastAPI and instrumentation packages import ``opentelemetry.propagate``, which loads our propagator,
-near the top of their modules, before any of their classes exist.
+wrapt's import hooks do not support modules whose import is already in progress. Such modules are common. For example,
+FastAPI and instrumentation packages import ``opentelemetry.propagate``, which loads the relay's propagator, before they
+define their classes.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ HookT = TypeVar("HookT", bound=Hook)
 
 
 class ImportHooks(Generic[HookT]):
-    """Apply each hook to its module: immediately if the module is already imported, otherwise when it is imported.
+    """A collection of hooks, each of which is applied as soon as its module is imported.
 
-    This class never imports a module itself. Hooks stay registered with the import system for the lifetime of the
-    process, but do nothing while they are switched off.
+    `ImportHooks` does not import modules. Hooks stay registered with the import system for the lifetime of the process,
+    but have no effect while they are switched off.
 
     Args:
-        patch: Patches one module and returns the state to report. If *patch* raises an exception, its patches are
-            undone and the module's import continues.
-        on_failure: Called with the hook and the error when *patch* raises.
+        patch: A function that patches one module and returns the hook's state. If *patch* raises an exception, the
+            patches are undone and the module's import continues.
+        on_failure: A function to call with the hook and the exception if *patch* raises an exception.
 
     Attributes:
-        lock: Held while a hook is applied or undone.
-        states: For each hook, what *patch* returned or the error that it raised.
+        lock: The lock that is held while a hook is applied or undone.
+        states: For each hook, the state that *patch* returned or the error that *patch* raised.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class ImportHooks(Generic[HookT]):
         self._watched: set[HookT] = set()
 
     def switch_on(self, hooks: tuple[HookT, ...]) -> None:
-        """Switch on more hooks, and apply them to modules that are already imported. Idempotent."""
+        """Switch on more hooks, and apply these hooks to modules that are already imported."""
         with self.lock:
             self._hooks = tuple(dict.fromkeys((*self._hooks, *hooks)))
             for hook in hooks:
@@ -74,14 +74,17 @@ class ImportHooks(Generic[HookT]):
                     self._apply(hook, module)
 
     def watch(self) -> None:
-        """Also apply the hooks to modules imported later. Call this without holding any lock; see `when_imported`."""
+        """Apply the hooks to modules that are imported later.
+
+        Do not call `watch` while holding a lock; see `when_imported`.
+        """
         for hook in self._hooks:
             if hook not in self._watched:
                 self._watched.add(hook)
                 when_imported(hook.module, partial(self._on_import, hook))
 
     def switch_off(self, kept: Collection[HookT] = ()) -> None:
-        """Undo every hook except the ones in *kept*, which stay as they are."""
+        """Undo every hook except the hooks in *kept*."""
         with self.lock:
             self._hooks = tuple(hook for hook in self._hooks if hook in kept)
             self.states = {hook: state for hook, state in self.states.items() if hook in kept and hook in self._applied}
@@ -94,7 +97,7 @@ class ImportHooks(Generic[HookT]):
 
     def _on_import(self, hook: HookT, module: ModuleType) -> None:
         with self.lock:
-            if hook not in self.states:  # a hook that failed in `switch_on` would only fail again
+            if hook not in self.states:  # a hook that failed in `switch_on` would fail again
                 self._apply(hook, module)
 
     def _apply(self, hook: HookT, module: ModuleType) -> None:
@@ -112,9 +115,10 @@ class ImportHooks(Generic[HookT]):
 
 
 def when_imported(name: str, callback: Callback) -> None:
-    """Call *callback* with the *name* module: immediately if it is already imported, otherwise when it is imported.
+    """Call *callback* with a module as soon as the module is imported, or immediately if it is already imported.
 
-    wrapt holds its own lock while it calls *callback*, so do not hold a lock that *callback* acquires.
+    wrapt holds a lock while it calls *callback*. To avoid a deadlock, do not call `when_imported` while holding a lock
+    that *callback* needs.
     """
     module = sys.modules.get(name)
     if module is None:
@@ -126,7 +130,7 @@ def when_imported(name: str, callback: Callback) -> None:
 
 
 def is_half_imported(module: ModuleType) -> bool:
-    """Return whether the module's own code is still running."""
+    """Return whether the module's import is still in progress."""
     return bool(getattr(getattr(module, "__spec__", None), "_initializing", False))
 
 
@@ -134,9 +138,10 @@ _waiting: dict[str, tuple[ModuleType, list[Callback]]] = {}
 
 
 class _ObservedSpec(ModuleSpec):
-    """A module spec that reports when the import system marks the module's import as finished.
+    """A module spec that detects when the module's import is complete.
 
-    Source: ``importlib._bootstrap._load_unlocked``. The import statement checks the same mark.
+    The import system sets ``_initializing`` to ``False`` when an import is complete; see
+    ``importlib._bootstrap._load_unlocked``.
     """
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -146,7 +151,7 @@ class _ObservedSpec(ModuleSpec):
                 self.__class__ = ModuleSpec  # type: ignore[assignment]  # its original class
                 _end_wait(self.name)
             except Exception:  # the application's import continues
-                _logger.exception("token relay cannot hook %s, which is left unchanged", self.name)
+                _logger.exception("token relay cannot hook %s, which remains unchanged", self.name)
 
 
 def _wait_for(name: str, module: ModuleType, callback: Callback) -> None:
@@ -154,8 +159,8 @@ def _wait_for(name: str, module: ModuleType, callback: Callback) -> None:
     spec = module.__spec__
     if type(spec) is ModuleSpec:
         spec.__class__ = _ObservedSpec
-    # Another thread may have finished the import by now, and a different import system's spec does not report the end
-    # of the import.
+    # Another thread might already have finished the import. A spec from a different import system does not report the
+    # end of the import.
     if not is_half_imported(module) or not isinstance(spec, _ObservedSpec):
         _end_wait(name)
 
@@ -165,5 +170,5 @@ def _end_wait(name: str) -> None:
     for callback in callbacks:
         if module is not None and sys.modules.get(name) is module:
             callback(module)
-        else:  # the import failed and may be retried
+        else:  # the import failed and might be retried
             when_imported(name, callback)

@@ -1,18 +1,18 @@
 """Start and stop the relay in this process.
 
-There are two switches. The relay is on if ``OTEL_PROPAGATORS`` includes it or `install` is called. Verification is on
-if ``…_VERIFY`` enables it, regardless of OpenTelemetry's settings. If only verification is on, only the server hooks
-are on. A hook that fails logs one error and leaves its library unchanged.
+The relay is enabled if ``OTEL_PROPAGATORS`` includes ``token_relay`` or if `install` is called. Verification
+depends only on ``…_VERIFY``, not on OpenTelemetry's settings. If only verification is enabled, only the server hooks
+are applied. If a hook fails, an error is logged and the library remains unchanged.
 
 The package has the following process-wide state:
 
 * the installation in this module, and `otel_token_relay.runtime.installed`, which all other modules read;
-* the `ImportHooks` here and in `otel_token_relay.redaction.installation`, and what they have patched;
+* the `ImportHooks` in this module and in `otel_token_relay.redaction.installation`, and the patched libraries;
 * in `otel_token_relay.operator_log`: the decision log and, with ``…_LOG=debug``, the logger's class;
 * in `otel_token_relay.context`: the callbacks for new tokens and for verified tokens;
 * in `otel_token_relay.redaction.known_tokens` and ``records``: tokens to redact, redacted resources, and redacted
   scopes;
-* caches: authenticators, keyed by settings; signing keys and introspection results, keyed by issuer;
+* caches of authenticators by settings, and of signing keys and introspection results by issuer;
 * in `otel_token_relay.token`: the fork counter and the fingerprint key.
 """
 
@@ -60,10 +60,10 @@ CONTEXT_PROBLEM: Final = (
 
 @dataclass(slots=True)
 class _Installation:
-    """What is installed and what `uninstall` has to undo.
+    """The objects that `install` creates and the state that `uninstall` restores.
 
     Attributes:
-        code: The settings that were passed to `install`; ``None`` if all settings come from other sources.
+        code: The settings that were passed to `install`; ``None`` if no settings were passed.
     """
 
     runtime: Runtime
@@ -82,7 +82,7 @@ def _patch(hook: Hook, module: ModuleType, patches: Patches) -> str:
 
 
 def _report_failure(hook: Hook, error: Exception) -> None:
-    _logger.error("token relay cannot hook %s, which is left unchanged: %s", hook.module, error)
+    _logger.error("token relay cannot hook %s, which remains unchanged: %s", hook.module, error)
     if hook in CACHE_HOOKS:
         _logger.error("token relay: %s may serve one user's response to another user", hook.distribution)
         return
@@ -91,7 +91,7 @@ def _report_failure(hook: Hook, error: Exception) -> None:
     if hook not in BOUNDARY_HOOKS or not _installed.runtime.settings.rejects:
         _logger.error("token relay: requests to %s are NOT verified", hook.module)
     else:
-        # Hooked frameworks would verify their own requests, but a server can run other applications alongside them.
+        # Hooked frameworks could verify requests, but a server can also run applications that use other frameworks.
         _logger.error(
             "token relay: requests to %s cannot be verified, so every connection gets a 503 response", hook.module
         )
@@ -105,16 +105,16 @@ _installed: _Installation | None = None
 
 
 def install(settings: Settings | None = None) -> None:
-    """Hook clients and servers, and add the relay's propagator to the global propagator if it is not already included.
+    """Hook clients and servers, and add the relay's propagator to the global propagator.
 
-    Idempotent. Settings that differ from the installed ones replace them.
+    Calling `install` again with different settings replaces the settings. Otherwise, another call has no effect.
 
     Args:
-        settings: The settings from code; see `Settings.load` for how the other sources supplement them. ``None`` for
-            the installed settings, or, if none are installed, for the settings from the other sources.
+        settings: The settings from code, which the other sources supplement; see `Settings.load`. ``None`` to keep the
+            installed settings or, if the relay is not installed, to load the settings from the other sources.
     """
-    # Imported before the lock is taken: if another thread is importing this module, that thread holds the
-    # import lock and waits for our lock in the factory below.
+    # To avoid a deadlock, import the module before acquiring the lock. Another thread that is importing the module
+    # holds the import lock and needs our lock in `propagator_from_env`.
     import opentelemetry.propagate  # noqa: F401
 
     with _lock:
@@ -132,7 +132,7 @@ def _complete(settings: Settings) -> Settings:
 
 
 def uninstall() -> None:
-    """Undo `install`, so that no more tokens are relayed. Do nothing if nothing is installed."""
+    """Undo `install` and stop relaying tokens. Do nothing if the relay is not installed."""
     global _installed
     redaction.stop()
     with _lock:
@@ -143,7 +143,7 @@ def uninstall() -> None:
 
 
 def _undo(installation: _Installation, successor: Runtime | None) -> None:
-    """Undo an installation. If there is a successor, keep the server hooks, so that every request has a boundary."""
+    """Undo an installation. If there is a successor, keep the server hooks so that every request has a boundary."""
     runtime.installed = successor
     installation.runtime.relay.close()
     context.before_first_token = None
@@ -155,13 +155,13 @@ def _undo(installation: _Installation, successor: Runtime | None) -> None:
 
 
 def hook_states() -> dict[str, str]:
-    """Return ``hooked``, ``not imported``, or the error for each module that has a hook."""
+    """Return the state of each hooked module: ``hooked``, ``not imported``, or an error."""
     with _lock:
         if _installed is None:
             return {}
         hooks = HOOKS if _installed.runtime.clients_are_hooked else SERVER_HOOKS
         states = {hook.module: "hooked" for hook in hooks if _hooks.is_applied(hook)}
-        # A module may have two hooks. If either of them fails, the failure must be visible.
+        # If a module has two hooks and either hook fails, the result must contain the error.
         for hook in hooks:
             if not _hooks.is_applied(hook):
                 states[hook.module] = _hooks.states.get(hook, "not imported")
@@ -171,17 +171,17 @@ def hook_states() -> dict[str, str]:
 def propagator_from_env(**options: object) -> TokenRelayPropagator:
     """Create the propagator for the ``opentelemetry_propagator: token_relay`` entry point.
 
-    This function runs while ``opentelemetry.propagate`` is being imported. It must not raise, because an exception here
-    would prevent the application from starting.
+    OpenTelemetry calls this function while ``opentelemetry.propagate`` is being imported. An exception would prevent
+    the application from starting, so errors are logged instead.
 
     Args:
-        options: The keys under ``token_relay:`` in a configuration file that OpenTelemetry has read. These options are
-            needed only if the application itself has loaded that file, because `Settings.load` reads the file specified
-            by OTEL_CONFIG_FILE.
+        options: The values under ``token_relay:`` in a configuration file that OpenTelemetry has read. The options are
+            used only if the application loads that file from code, because `Settings.load` reads the file that
+            OTEL_CONFIG_FILE specifies.
     """
     try:
         if _is_launcher():
-            # The launcher has not read its own flags yet, and the application will run in the next process.
+            # The launcher has not parsed its flags yet, and the application will run in a new process.
             return TokenRelayPropagator(Settings())
         with _lock:
             settings = None
@@ -202,20 +202,19 @@ def _is_launcher() -> bool:
 
 
 def pre_instrument() -> None:
-    """Start redaction and any configured verification, for the ``opentelemetry_pre_instrument`` entry point.
+    """Start redaction and verification for the ``opentelemetry_pre_instrument`` entry point.
 
-    Log a warning if the relay is configured but not switched on. This function must not raise, because an exception
-    here would stop instrumentation.
+    Log a warning if the relay is configured but not enabled. An exception would stop instrumentation, so errors are
+    logged instead.
     """
     with _survives("token relay could not start redaction"):
-        # Requests contain tokens even if no token is relayed.
+        # Redaction is required even if no token is relayed, because incoming requests contain tokens.
         with _lock:
             settings = Settings.load() if _installed is None else _installed.runtime.settings
         redaction.start(settings)
         redaction.watch_imports()
     with _survives("token relay could not start verification: requests are NOT verified"):
-        # This import loads the propagators that OTEL_PROPAGATORS lists, and therefore installs the relay if it is one
-        # of them.
+        # This import loads the propagators in OTEL_PROPAGATORS, and installs the relay if the list includes it.
         import opentelemetry.propagate  # noqa: F401
 
         start_before_servers()
@@ -225,8 +224,8 @@ def pre_instrument() -> None:
     if _installed is not None:
         _describe_spans(_installed)
         if relays:
-            # A configuration file may have replaced the propagators that OTEL_PROPAGATORS lists.
-            with _survives("token relay could not join the propagators of the configuration file"), _lock:
+            # A configuration file might have replaced the propagators in OTEL_PROPAGATORS.
+            with _survives("token relay could not be added to the propagators in the configuration file"), _lock:
                 _join_global_textmap(_installed)
             _prepare_threads()
             _installed.runtime.prepare()
@@ -234,7 +233,7 @@ def pre_instrument() -> None:
 
 @contextmanager
 def _survives(failure: str) -> Generator[None, None, None]:
-    """Log any error, and continue."""
+    """Log exceptions instead of raising them."""
     try:
         yield
     except Exception:
@@ -242,14 +241,14 @@ def _survives(failure: str) -> Generator[None, None, None]:
 
 
 def _warn_of_unused_settings() -> None:
-    """Warn if the relay is configured but off, and log any problems that no installation has logged."""
+    """Warn if the relay is configured but not enabled, and log configuration problems that have not been logged yet."""
     settings = Settings.load()
     if _installed is None:
         operator_log.follow(settings.log)
         _log_problems(settings)
     default = Settings()
     configured = next((n for n in RELAY_SETTINGS if getattr(settings, n) != getattr(default, n)), None)
-    # If the file cannot be read, the settings are strict, and the problem has already been logged.
+    # If the file cannot be read, strict settings apply, and the problem has already been logged.
     if configured is not None and read_configuration_file(os.environ).problem is None:
         _logger.warning(
             "token relay: %s is set, but OTEL_PROPAGATORS does not include token_relay, so no token is relayed."
@@ -260,24 +259,24 @@ def _warn_of_unused_settings() -> None:
 
 
 def start_before_servers() -> None:
-    """Start what the settings enable, before OpenTelemetry starts and even if it never does; see `startup`."""
+    """Start the features that the settings enable, even if OpenTelemetry does not start; see `startup`."""
     settings = Settings.load()
     if settings.verify != "off":
         with _lock:
             if _installed is None:
                 _install_hooks(settings, SERVER_HOOKS)
         _watch_imports()
-    # A configuration file may switch the relay on even if OpenTelemetry does not use that file.
+    # A configuration file can enable the relay even if OpenTelemetry does not use the file.
     is_on = _installed is not None and _installed.runtime.clients_are_hooked
-    # OTEL_PROPAGATORS may contain a propagator from any package.
+    # Loading other packages' propagators in OTEL_PROPAGATORS might raise an exception.
     with _survives("token relay could not start from the configuration file; no token is relayed"):
         if not is_on and read_configuration_file(os.environ).names_propagator:
             install()
 
 
 def _prepare_threads() -> None:
-    """While few threads exist, import the module that the first token requires."""
-    try:  # a child process forked during an import would wait for the import forever
+    """Import the threading instrumentation early, while few threads exist."""
+    try:  # a child process that is forked during an import would deadlock
         load_instrumentor()
     except Exception:
         _logger.debug("the threading instrumentation cannot be imported yet", exc_info=True)
@@ -289,9 +288,10 @@ def _install_hooks(
     """Install *hooks* with *settings*.
 
     Args:
-        settings: ``None`` for the installed settings, or, if none are installed, for the settings from the environment.
-            Settings that differ from the installed ones replace them.
-        hooks: `HOOKS`, or `SERVER_HOOKS` to verify without relaying. Hooks that are already on stay on.
+        settings: The settings, which replace the installed settings. ``None`` to keep the installed settings or, if the
+            relay is not installed, to load the settings from the environment.
+        hooks: `HOOKS`, or `SERVER_HOOKS` to verify tokens without relaying them. Hooks that are already applied remain
+            applied.
         code: See `_Installation`.
     """
     global _installed
@@ -319,17 +319,20 @@ def _install_hooks(
 
 
 def _watch_imports() -> None:
-    """Apply hooks to modules imported from now on. Never call this while holding our lock; see `when_imported`."""
+    """Apply hooks to modules that are imported later.
+
+    Do not call `_watch_imports` while holding the lock; see `when_imported`.
+    """
     _hooks.watch()
     redaction.watch_imports()
 
 
 def _carry_into_threads() -> None:
     with _survives("token relay cannot carry tokens into threads"):
-        # Called without holding the lock, because another thread may need the lock in the middle of an import.
+        # Do not hold the lock here, because another thread might need it during an import.
         instrumentor = load_instrumentor()
         with _lock:
-            # The callback is cleared only at the end. Until then, any thread that binds a token waits for the lock.
+            # Threads that bind a token wait for the lock until the callback is cleared below.
             if _installed is not None and context.before_first_token is not None:
                 _installed.threads.switch_on(instrumentor)
     context.before_first_token = None
@@ -349,7 +352,7 @@ def _describe_spans(installation: _Installation) -> None:
 
 
 def _join_global_textmap(installation: _Installation) -> None:
-    # Not imported at the top, because the factory above runs while opentelemetry.propagate is being imported.
+    # Imported late, because `propagator_from_env` runs while opentelemetry.propagate is being imported.
     from opentelemetry.propagate import get_global_textmap, set_global_textmap
     from opentelemetry.propagators.composite import CompositePropagator
 

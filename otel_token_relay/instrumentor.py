@@ -1,8 +1,8 @@
-"""The ``opentelemetry_instrumentor: token_relay`` entry point, which instruments nothing.
+"""An instrumentor that does nothing, registered as an ``opentelemetry_instrumentor`` entry point.
 
-The settings in OpenTelemetry's configuration file are in ``instrumentation/development.python.token_relay``. Without an
-instrumentor by that name, OpenTelemetry would log a warning that it skips the section, even though
-`otel_token_relay.configuration_file` has read it.
+In OpenTelemetry's configuration file, ``instrumentation/development.python.token_relay`` contains the relay's settings.
+`otel_token_relay.configuration_file` reads this section, but without an instrumentor named ``token_relay``,
+OpenTelemetry would log a warning that the section is skipped.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ from typing import Any
 
 
 class TokenRelayInstrumentor:
-    """Do nothing. `otel_token_relay.installation` installs the relay, whether or not instrumentations are disabled."""
+    """An empty instrumentor. `otel_token_relay.installation` installs the relay, even if instrumentation is
+    disabled.
+    """
 
     is_instrumented_by_opentelemetry = True
 
     def instrument(self, /, **kwargs: Any) -> None:
-        """Do nothing. *kwargs* are the settings in the configuration file, whose keys can have any name."""
+        """Do nothing. *kwargs* contains the settings from the configuration file, with arbitrary keys."""
 
     def uninstrument(self, /, **kwargs: Any) -> None:
         """Do nothing."""

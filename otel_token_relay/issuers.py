@@ -1,15 +1,15 @@
-"""Trusted issuers, as configured by operators, and the rules for their names.
+"""Validate and combine the settings for trusted issuers.
 
-Most issuers are https URLs whose metadata points to their keys. Three kinds are different:
+Most issuers are https URLs with metadata that contains the location of their keys. There are three exceptions:
 
-* A name is any text that is not such a URL, such as ``accounts.google.com`` or AD FS's
-  ``http://adfs.example/adfs/services/trust``. A name is compared with ``iss`` but never fetched, so the URL of the
-  issuer's keys must be configured. An http URL whose host the operator trusts is not a name, because its metadata can
-  be fetched.
+* An issuer that is not an https URL is called a name. Examples are ``accounts.google.com`` and AD FS's
+  ``http://adfs.example/adfs/services/trust``. A name is compared with the ``iss`` claim but never fetched, so the
+  operator must configure the URL of the issuer's keys. If the operator trusts the host of an http URL, the URL is not
+  considered a name, because its metadata can be fetched.
 * ``https://login.microsoftonline.com/{tid}/v2.0`` matches any Microsoft Entra tenant.
-* An issuer with its own keys, audience, or introspection endpoint is a `TrustedIssuer`.
+* An issuer with its own keys, audience, or introspection endpoint is represented by a `TrustedIssuer`.
 
-This module has no dependencies that require an extra.
+This module does not depend on packages that require an extra.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from otel_token_relay.spelling import hint
 
 TENANT: Final = "{tid}"
 
-# The issuers of Microsoft Entra access tokens, versions 1 and 2, in each of its clouds.
+# The hosts that issue Microsoft Entra access tokens (versions 1.0 and 2.0) in each Microsoft cloud.
 _MICROSOFT_HOSTS: Final = frozenset(
     {
         "login.microsoftonline.com",
@@ -40,12 +40,12 @@ _MICROSOFT_HOSTS: Final = frozenset(
     }
 )
 _ENDPOINTS_OF_MANY: Final = ("common", "organizations", "consumers")
-# The tenant of all personal accounts (Microsoft: Access token claims reference, `tid`).
+# The tenant ID of all personal Microsoft accounts (see `tid` in Microsoft's access token claims reference).
 PERSONAL_TENANT: Final = "9188040d-6c67-4c5b-b112-36a304b66dad"
 
 is_tenant: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII).fullmatch
 ENDPOINTS: Final = ("jwks_uri", "introspection_endpoint", "token_endpoint")
-"""The URLs that belong to a specific issuer."""
+"""The `TrustedIssuer` fields that contain URLs."""
 
 _is_name: Final = re.compile(r"[!-~]{1,500}", re.ASCII).fullmatch
 
@@ -72,20 +72,21 @@ _CLIENT_KEYS: Final[Mapping[str, str]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrustedIssuer:
-    """A trusted issuer and its own settings.
+    """A trusted issuer with its own settings.
 
     Attributes:
-        issuer: The issuer, exactly as in ``iss``.
-        jwks_uri: The key set's URL; ``None`` to read it from the issuer's metadata.
-        jwks_token_file: A file that contains the bearer token used to fetch the issuer's metadata and keys; empty for
-            none.
-        audience: This service's names in this issuer's tokens; empty to use the verifier's audience.
-        introspection_endpoint: The URL for looking up this issuer's tokens (RFC 7662); ``None`` for none.
-        token_endpoint: The URL for exchanging this issuer's tokens; ``None`` to read it from the issuer's metadata.
-        client: This service's credential at these endpoints; ``None`` for none.
+        issuer: The issuer, exactly as it appears in the ``iss`` claim.
+        jwks_uri: The URL of the issuer's keys; ``None`` to use the URL in the issuer's metadata.
+        jwks_token_file: The file with the bearer token for fetching the issuer's metadata and keys; empty if no token
+            is required.
+        audience: The audience values that identify this service in the issuer's tokens; empty to use the verifier's
+            audience.
+        introspection_endpoint: The URL of the issuer's token introspection endpoint (RFC 7662), or ``None``.
+        token_endpoint: The URL for exchanging the issuer's tokens; ``None`` to use the URL in the issuer's metadata.
+        client: The credential that this service uses to authenticate at these endpoints, or ``None``.
 
     Raises:
-        ConfigurationError: A value cannot be used.
+        ConfigurationError: A value is invalid.
     """
 
     issuer: str
@@ -103,11 +104,11 @@ class TrustedIssuer:
         for name in ENDPOINTS:
             check_endpoint_syntax(name, getattr(self, name))
         if not isinstance(self.jwks_token_file, str) or "\0" in self.jwks_token_file:
-            raise ConfigurationError("jwks_token_file", "expected the path of a file")
+            raise ConfigurationError("jwks_token_file", "expected a file path")
         audience: object = self.audience
         names = (audience,) if isinstance(audience, str) else tuple(self.audience)
         if not all(isinstance(name, str) and name for name in names):
-            raise ConfigurationError("audience", "expected names of this service, none of them empty")
+            raise ConfigurationError("audience", "expected non-empty names for this service")
         object.__setattr__(self, "audience", names)
         if self.client is not None and self.introspection_endpoint is not None:
             self.client.check_use(self.issuer, self.introspection_endpoint)
@@ -116,7 +117,7 @@ class TrustedIssuer:
         """Return whether the issuer's metadata can be fetched.
 
         Args:
-            plaintext_hosts: The hosts, each with an optional port, to which plain http is allowed.
+            plaintext_hosts: The hosts, each with an optional port, for which plain http is allowed.
         """
         return self.is_any_tenant or is_issuer(self.issuer, plaintext_hosts)
 
@@ -130,10 +131,11 @@ class TrustedIssuer:
 
 
 def check_endpoint_syntax(setting: str, url: object) -> None:
-    """Raise an exception unless *url* is ``None`` or a URL. Whether plain http is allowed depends on another setting.
+    """Raise an exception unless *url* is ``None`` or a URL. Any http URL is accepted here, because a different setting
+    lists the hosts for which plain http is allowed.
 
     Raises:
-        ConfigurationError: *url* is not an absolute http or https URL, or it has a fragment.
+        ConfigurationError: *url* is not an absolute http or https URL, or *url* has a fragment.
     """
     is_url = isinstance(url, str) and Origin.parse(url) is not None and url.isascii() and "#" not in url
     if url is not None and not is_url:
@@ -141,35 +143,36 @@ def check_endpoint_syntax(setting: str, url: object) -> None:
 
 
 def check_endpoint(setting: str, url: object, plaintext_hosts: Collection[str] = ()) -> None:
-    """Raise an exception unless *url* is ``None`` or may be fetched.
+    """Raise an exception unless *url* is ``None`` or a URL that may be fetched.
 
     Args:
         setting: The setting's name.
         url: The URL.
-        plaintext_hosts: The hosts, each with an optional port, to which plain http is allowed.
+        plaintext_hosts: The hosts, each with an optional port, for which plain http is allowed.
 
     Raises:
-        ConfigurationError: The URL is neither an https URL nor an http URL whose host is loopback or in
-            *plaintext_hosts*.
+        ConfigurationError: The URL does not use https, and its host is neither loopback nor in *plaintext_hosts*.
     """
     if url is not None and (not isinstance(url, str) or not is_trustworthy(url, plaintext_hosts)):
         raise ConfigurationError(setting, _ENDPOINT)
 
 
 def is_issuer(url: str, plaintext_hosts: Collection[str] = ()) -> bool:
-    """Return whether *url* is an issuer from which keys may be fetched (RFC 8414, section 2).
+    """Return whether *url* is an issuer whose metadata may be fetched (RFC 8414, section 2).
 
     Args:
         url: The issuer.
-        plaintext_hosts: The hosts, each with an optional port, to which plain http is allowed.
+        plaintext_hosts: The hosts, each with an optional port, for which plain http is allowed.
     """
     return is_trustworthy(url, plaintext_hosts) and "?" not in url and "{" not in url
 
 
 def problem_with_issuer(issuer: object) -> str | None:
-    """Return the reason that *issuer* cannot be trusted, or ``None``. Whether the issuer has keys is checked later."""
+    """Return the reason that *issuer* is invalid, or ``None``. `problem_with_entry` checks whether the issuer has
+    keys.
+    """
     if not isinstance(issuer, str) or not _is_name(issuer):
-        return "expected an https URL or another name without white space, exactly as in the iss claim"
+        return "expected an https URL or a name without white space, exactly as in the iss claim"
     if "{" in issuer or "}" in issuer:
         return _problem_with_template(issuer)
     if issuer.lower().startswith("https:") and not is_issuer(issuer):
@@ -177,7 +180,7 @@ def problem_with_issuer(issuer: object) -> str | None:
     parts = urlsplit(issuer)
     first = parts.path.strip("/").partition("/")[0]
     if parts.hostname in _MICROSOFT_HOSTS and first in _ENDPOINTS_OF_MANY:
-        return f"no token has this issuer: write {TENANT} instead of {first} to accept any tenant, or the tenant's ID"
+        return f"no token has this issuer: replace {first} with {TENANT} to accept any tenant, or with a tenant ID"
     return None
 
 
@@ -186,7 +189,7 @@ def _problem_with_template(issuer: str) -> str | None:
     if issuer.count(TENANT) != 1 or TENANT not in urlsplit(issuer).path.split("/") or "{" in issuer.replace(TENANT, ""):
         return f"{TENANT} must be a whole path segment"
     if parts.hostname not in _MICROSOFT_HOSTS or not is_issuer(parts.geturl()) or parts.port not in (None, 443):
-        return f"{TENANT} is allowed only on a Microsoft Entra host, with https"
+        return f"{TENANT} is allowed only in an https URL with a Microsoft Entra host"
     return None
 
 
@@ -196,7 +199,7 @@ def fill_tenant(template: str, tenant: object, tenants: Sequence[str] = ()) -> s
     Args:
         template: An issuer that contains ``{tid}``.
         tenant: The token's ``tid`` claim.
-        tenants: The accepted tenants; empty for all tenants except the one for personal accounts.
+        tenants: The accepted tenants; empty to accept all tenants except the tenant for personal accounts.
     """
     if not isinstance(tenant, str) or not is_tenant(tenant):
         return None
@@ -206,11 +209,12 @@ def fill_tenant(template: str, tenant: object, tenants: Sequence[str] = ()) -> s
 
 
 def read_issuers(entries: Iterable[object], report: Callable[[str, str], None]) -> tuple[str | TrustedIssuer, ...]:
-    """Return the usable entries. An entry without settings of its own is returned as a string.
+    """Return the valid entries. An issuer without its own settings is returned as a string.
 
     Args:
         entries: Strings, mappings from a configuration file, and instances of `TrustedIssuer`.
-        report: Called with the setting's name and a description of a problem. The description identifies the entry.
+        report: A function to call for each problem, with the setting's name and a description that identifies the
+            entry.
     """
     if isinstance(entries, str):
         report("issuers", "expected a sequence of issuers, not a single string")
@@ -258,7 +262,7 @@ def _read_issuer(entry: object) -> str | TrustedIssuer:
 
 
 def _check_keys(entry: Mapping[Any, Any], known: Sequence[str]) -> dict[str, Any]:
-    """Return the entry's keys and values, omitting keys whose values are empty."""
+    """Validate the entry's keys, and return the entry without its empty values."""
     for key in entry:
         if key not in known:
             raise ConfigurationError("issuers", f"unknown key {ascii(key)[:60]}{hint(str(key), known)}")
@@ -271,19 +275,19 @@ def _check_keys(entry: Mapping[Any, Any], known: Sequence[str]) -> dict[str, Any
 def _describe(entry: object, position: int) -> str:
     name = entry.get("issuer") if isinstance(entry, Mapping) else entry
     text = escape(str(name)) if isinstance(name, str | TrustedIssuer) and str(name) else f"item {position}"
-    # A URL may contain a password.
+    # Mask the URL's user info, which might contain a password.
     return shorten(re.sub(r"//[^/]*@", "//***@", text), 200)
 
 
 def problem_with_entry(
     entry: str | TrustedIssuer, jwks_uri: str | None = None, plaintext_hosts: Collection[str] = ()
 ) -> str | None:
-    """Return the reason that this valid entry cannot be used with the other settings, or ``None``.
+    """Return the reason that a valid entry does not work with the other settings, or ``None``.
 
     Args:
         entry: The issuer.
-        jwks_uri: The URL of the sole issuer's keys, if it is not part of the entry.
-        plaintext_hosts: The hosts, each with an optional port, to which plain http is allowed.
+        jwks_uri: The URL of the only issuer's keys, if this URL is configured outside the entry.
+        plaintext_hosts: The hosts, each with an optional port, for which plain http is allowed.
     """
     trusted = TrustedIssuer(issuer=entry) if isinstance(entry, str) else entry
     for name in ENDPOINTS:
@@ -296,10 +300,10 @@ def problem_with_entry(
     return IS_PLAIN_HTTP if trusted.issuer.startswith("http://") else NEEDS_JWKS_URI
 
 
-_ENDPOINT: Final = "expected an https URL, or an http URL on loopback or of a host in plaintext_issuers"
-NEEDS_JWKS_URI: Final = "expected an https URL; an issuer with any other name requires jwks_uri, the URL of its keys"
+_ENDPOINT: Final = "expected an https URL, or an http URL whose host is loopback or in plaintext_issuers"
+NEEDS_JWKS_URI: Final = "expected an https URL; any other issuer requires jwks_uri, the URL of its keys"
 IS_PLAIN_HTTP: Final = (
-    "keys are not fetched over plain http, unless plaintext_issuers lists the host; an issuer that is only a name"
+    "keys are fetched over plain http only if plaintext_issuers lists the host; an issuer that is a name"
     " requires jwks_uri, the URL of its keys"
 )
 
@@ -314,11 +318,11 @@ def combine(
     client: ClientCredential | None = None,
     plaintext_hosts: Collection[str] = (),
 ) -> tuple[TrustedIssuer, ...]:
-    """Return the issuers. If there is only one issuer, fill in its missing values from the other arguments.
+    """Return the issuers. If there is only one issuer, the other arguments provide its missing values.
 
     Raises:
-        ConfigurationError: There are multiple issuers, so it is unclear which one a value belongs to; an issuer that is
-            a name has no keys; or a URL uses plain http, and its host is not in *plaintext_hosts*.
+        ConfigurationError: A value applies only to a single issuer, but there are multiple issuers; an issuer that is a
+            name has no keys; or the host of an http URL is not in *plaintext_hosts*.
     """
     problems: list[ConfigurationError] = []
     read = read_issuers(issuers, lambda setting, problem: problems.append(ConfigurationError(setting, problem)))
@@ -335,7 +339,7 @@ def combine(
             check_endpoint(setting, value, plaintext_hosts)
         if value not in (None, "") and (len(read) > 1 or (setting.startswith("jwks_") and not read)):
             raise ConfigurationError(
-                setting, f"{setting} requires exactly one issuer; with multiple issuers, set it in each entry"
+                setting, f"{setting} requires exactly one issuer; for multiple issuers, set it in each entry"
             )
     found = [TrustedIssuer(issuer=entry) if isinstance(entry, str) else entry for entry in read]
     if len(found) == 1:

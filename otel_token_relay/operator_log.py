@@ -1,12 +1,12 @@
-"""Messages that operators see even if the application's logging configuration would lose them.
+"""Messages that operators see even if the application's logging configuration would discard them.
 
-`opentelemetry-instrument` adds a handler that sends records to an exporter, which may not exist. Without any handlers,
-Python writes warnings to standard error, but it no longer does so once that handler is installed. In that case, `warn`
-writes the warning to standard error itself.
+`opentelemetry-instrument` adds a handler that sends log records to an exporter, even if no exporter exists. Python
+writes warnings to standard error only if no handlers exist, so OpenTelemetry's handler would hide the warnings. If no
+other handler exists, `warn` writes warnings to standard error itself.
 
-``…_LOG=decisions`` writes one line for each decision, and ``…_LOG=debug`` also writes this package's log records,
-regardless of the logging configuration. No line contains a token, because calling code passes only origins and values
-from closed sets or the settings.
+The ``decisions`` mode writes one line for each decision. The ``debug`` mode also writes this package's log records.
+Both modes ignore the application's logging configuration. Lines never contain tokens, because this package logs only
+origins, settings, and values from closed sets.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ _logger: Final = logging.getLogger("otel_token_relay")
 
 
 def warn(message: str, *args: object) -> None:
-    """Log a warning, and write it to standard error if no handler would show it. Never raises.
+    """Log a warning, and also write it to standard error if no handler does so. This function never raises an
+    exception.
 
     Args:
         message: A format string.
@@ -35,19 +36,19 @@ def warn(message: str, *args: object) -> None:
     """
     try:
         if _logger.manager.disable >= logging.WARNING or _logger.getEffectiveLevel() > logging.WARNING:
-            return  # the application has switched warnings off
+            return  # the application has disabled warnings
         is_shown = _is_shown()
         _logger.warning(message, *args, stacklevel=2)
         if not is_shown:
             record = _logger.makeRecord(_logger.name, logging.WARNING, __file__, 0, message, args, None)
             _standard_error.handle(record)
-    except Exception:  # one of the application's handlers or filters failed; the request continues
+    except Exception:  # an application's handler or filter failed, but the request must continue
         return
 
 
 def _is_shown() -> bool:
-    """Return whether a non-OpenTelemetry handler shows warnings, or Python itself writes them to standard error."""
-    if _logger.disabled:  # by `logging.config`, which disables existing loggers by default
+    """Return whether warnings are written by Python's last-resort handler or by a handler outside OpenTelemetry."""
+    if _logger.disabled:  # `logging.config` disables existing loggers by default
         return False
     logger: logging.Logger | None = _logger
     has_handlers = False
@@ -68,7 +69,7 @@ def _is_silent(handler: logging.Handler) -> bool:
 
 
 class _StandardErrorHandler(logging.Handler):
-    """Write each record to the current ``sys.stderr``, which the application may have replaced."""
+    """A handler that writes to the current ``sys.stderr``, which the application might have replaced."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if sys.stderr is not None:
@@ -81,22 +82,23 @@ _standard_error.setFormatter(logging.Formatter("%(levelname)s:%(name)s:%(message
 
 
 class DecisionLog:
-    """Write ASCII lines to standard error: at most 500 bytes per line, and at most 100 lines per second.
+    """A log that writes a limited number of short ASCII lines per second to standard error.
 
-    Safe to share between threads.
+    Instances are thread-safe.
 
     Args:
-        clock: Returns the time in seconds, which never goes backward.
+        clock: A function that returns the time of a monotonic clock, in seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._limit = RateLimit(MAX_LINES_PER_SECOND, 1.0, clock)
 
     def write(self, **fields: str | Callable[[], str | None] | None) -> None:
-        """Write one line with the *fields* that have a value. Never raises.
+        """Write one line with the *fields* that have a value. This method never raises an exception.
 
         Args:
-            fields: The values, or callables that return them. The callables are not called for a skipped line.
+            fields: The values, or functions that return the values. The functions are not called if the line is
+                skipped.
         """
         try:
             skipped = self._limit.admit("")
@@ -108,43 +110,44 @@ class DecisionLog:
             values = ((name, value() if callable(value) else value) for name, value in fields.items())
             pairs = (f"{name}={_quote(value)}" for name, value in values if value)
             line = f"{now} otel-token-relay {' '.join(pairs)}"
-            # A single call, so that lines from multiple threads are not interleaved.
+            # Write the whole line in a single call to prevent interleaving with lines from other threads.
             sys.stderr.write((line if len(line) < MAX_LINE_BYTES else line[: MAX_LINE_BYTES - 4] + "...") + "\n")
             sys.stderr.flush()
-        except Exception:  # standard error may be closed; the request continues
+        except Exception:  # standard error might be closed, but the request must continue
             return
 
 
 def _quote(value: str) -> str:
-    # A backslash is doubled, so that a value cannot close its quotation marks and start another field.
+    # Double each backslash to prevent a value from closing its quotation marks and starting a new field.
     text = "".join(c if " " <= c <= "~" and c != "\\" else ascii(c)[1:-1] for c in value[:MAX_LINE_BYTES])
     return text if text and not set(text) & set(' "=') else '"' + text.replace('"', '\\"') + '"'
 
 
 class _DebugLogger(logging.Logger):
-    """Pass each record to the decision log, and pass it to the application's handlers only if its level is enabled."""
+    """A logger that also writes every record to the decision log. Handlers get only records of enabled levels."""
 
     def isEnabledFor(self, level: int) -> bool:
         return True
 
     def handle(self, record: logging.LogRecord) -> None:
-        if (log := decisions) is not None:  # another thread may switch the log off
-            # Omit the traceback, whose last line may quote a value.
+        if (log := decisions) is not None:  # another thread might turn off the log
+            # Omit the traceback, because its last line might contain sensitive values.
             log.write(level=record.levelname.lower(), message=record.getMessage())
         if super().isEnabledFor(record.levelno):
             super().handle(record)
 
 
 decisions: DecisionLog | None = None
-"""The decision log; ``None`` if it is off. `follow` sets it."""
+"""The decision log, or ``None`` if the log is off."""
 
 
 shows_values: bool = False
-"""Whether lines may contain claim values from unverified tokens, masked and escaped. `follow` sets it."""
+"""Whether lines can contain claim values from unverified tokens. Such values are masked and escaped.
+"""
 
 
 def follow(mode: str) -> None:
-    """Switch the decision log on or off.
+    """Turn the decision log on or off by setting `decisions` and `shows_values`.
 
     Args:
         mode: ``decisions`` to write decisions; ``debug`` to also write log records and values from rejected tokens;
@@ -155,7 +158,7 @@ def follow(mode: str) -> None:
     decisions = (decisions or DecisionLog()) if mode else None
     kind: type[Any] = type(_logger)
     if mode == "debug" and not issubclass(kind, _DebugLogger):
-        # Another library may have changed the logger class.
+        # Another library might have changed the logger class.
         _logger.__class__ = type("_DebugLogger", (_DebugLogger, kind), {"before": kind})
     elif mode != "debug" and issubclass(kind, _DebugLogger):
         _logger.__class__ = getattr(kind, "before", kind)

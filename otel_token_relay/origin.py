@@ -1,12 +1,11 @@
-"""Origins and origin patterns, compared using the host and port that clients connect to.
+"""Origins and origin patterns, based on the hosts and ports to which clients connect.
 
-An `Origin` is a scheme, a host, and a port (RFC 6454, section 4), without a path. A host is stored as it is sent: in
-lowercase, with A-labels (RFC 5890), and without a trailing dot. IP addresses are stored in canonical form, and IPv6
-addresses without brackets.
+An `Origin` consists of a scheme, a host, and a port (RFC 6454, section 4). Host names are stored in lowercase, with
+A-labels (RFC 5890), and without a trailing dot. IP addresses are stored in canonical form, without brackets.
 
-A classic vulnerability arises when two parsers interpret the same URL differently (``http://good\\@evil/``). Therefore,
-`Origin.of` takes the target that the client has parsed and will connect to. Only `Origin.parse`, which is for URLs that
-the client has not parsed, parses a URL itself, and it rejects any ambiguous URL.
+Attackers exploit URLs that two parsers interpret differently, such as ``http://good\\@evil/``. For this reason,
+`Origin.of` accepts only a target that a client has already parsed and will connect to. `Origin.parse` accepts URLs that
+no client has parsed, but rejects ambiguous URLs.
 """
 
 from __future__ import annotations
@@ -24,15 +23,16 @@ DEFAULT_PORTS = {"http": 80, "https": 443}
 ANY_HOST = "*"
 ANY_PORT: None = None
 
-# A client opens a WebSocket URL with an HTTP request (RFC 6455, section 3).
+# WebSocket URLs use the same default ports as HTTP URLs (RFC 6455, section 3), and a WebSocket connection starts with
+# an HTTP request.
 _SCHEMES = {"http": "http", "https": "https", "ws": "http", "wss": "https"}
 
-# A hostname label. RFC 952 does not allow underscores, but container networks assign names that contain them, and every
-# client connects to such names.
+# A label in a host name. RFC 952 does not allow underscores, but container networks assign names with underscores, and
+# all clients accept such names.
 _LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?", re.ASCII).fullmatch
 
-# WHATWG URL, section 3.5: a host whose last label looks like a number is an IPv4 address or
-# an error. Clients disagree on how to interpret 127.1 and 0x7f000001, so only the canonical form is accepted.
+# If the last label of a host looks like a number, the host must be an IPv4 address (WHATWG URL, section 3.5). Clients
+# disagree on how to interpret 127.1 and 0x7f000001, so only canonical IPv4 addresses are accepted.
 _NUMERIC_LABEL = re.compile(r"[0-9]+|0x[0-9a-f]*", re.ASCII).fullmatch
 
 _AUTHORITY = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\[\]:@/?#\\\s%]+)(?::(?P<port>\*|[0-9]{1,5}))?").fullmatch
@@ -40,17 +40,18 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL).fullmatch
 
 
 def normalize_host(host: str) -> str | None:
-    """Return *host* in the form used for comparison, or ``None`` if *host* is not valid.
+    """Return *host* in canonical form, or ``None`` if *host* is invalid.
 
     Args:
-        host: An ASCII name or address. An IPv6 address may be in brackets.
+        host: A host name or IP address in ASCII. Brackets around an IPv6 address are optional.
     """
     if not host.isascii():
         return None
     host = host.lower()
     if ":" in host or host.startswith("["):
         bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-        # A zone (RFC 6874) identifies an interface on this machine, and clients disagree on its syntax.
+        # Reject zone IDs (RFC 6874). A zone ID identifies a local network interface, and clients disagree on the
+        # syntax.
         address = None if "%" in bare or ":" not in bare else address_of(bare)
         return None if address is None else str(address)
     host = host.removesuffix(".")
@@ -63,7 +64,7 @@ def normalize_host(host: str) -> str | None:
 
 
 def address_of(host: str) -> IPv4Address | IPv6Address | None:
-    """Return *host*, which has no brackets, as an IP address; ``None`` if *host* is a name."""
+    """Parse *host* as an IP address without brackets. Return ``None`` if *host* is not an IP address."""
     try:
         return IPv6Address(host) if ":" in host else IPv4Address(host)
     except AddressValueError:
@@ -71,10 +72,10 @@ def address_of(host: str) -> IPv4Address | IPv6Address | None:
 
 
 def _to_ascii(host: str) -> str | None:
-    """Return the A-label form of a host that may contain Unicode characters."""
+    """Return *host* with A-labels instead of Unicode characters, or ``None`` if *host* cannot be encoded."""
     if host.isascii():
         return host
-    # Importing idna takes 10 ms and 2 MB, and most deployments have no Unicode hosts.
+    # Import idna only when needed. The import takes 10 ms and 2 MB, and most deployments have no Unicode hosts.
     import idna
 
     try:
@@ -95,10 +96,10 @@ class Origin(NamedTuple):
         """Return the origin of a target that a client has parsed and will connect to.
 
         Args:
-            scheme: ``http``, ``https``, ``ws``, or ``wss``, in uppercase or lowercase.
-            host: The host as passed to the resolver, in ASCII. A Unicode name is rejected: clients encode such names
-                according to different rules (IDNA 2003, IDNA 2008, or UTS 46), so only the client's own result can be
-                compared.
+            scheme: ``http``, ``https``, ``ws``, or ``wss`` (case-insensitive).
+            host: The host that the client passes to the resolver, in ASCII. Unicode names are rejected. Clients encode
+                such names according to different standards (IDNA 2003, IDNA 2008, or UTS 46), so only the client's own
+                result is reliable.
             port: The port; ``None`` for the scheme's default.
 
         Returns:
@@ -113,12 +114,11 @@ class Origin(NamedTuple):
 
     @classmethod
     def parse(cls, url: str) -> Origin | None:
-        """Return the origin of a URL that the client has not parsed.
+        """Return the origin of a URL that no client has parsed.
 
         Returns:
-            The origin, or ``None`` if the scheme is missing or unsupported, or if two parsers could interpret the URL
-            differently because of user info, a backslash, white space, a control character, or a percent sign in the
-            host.
+            The origin, or ``None`` if the URL is ambiguous or its scheme is missing or unsupported. A URL is ambiguous
+            if it contains user info, a backslash, white space, a control character, or a percent sign in the host.
         """
         match = _SCHEME(url)
         if match is None or any(c <= " " or c in "\\\x7f" for c in url):
@@ -133,12 +133,12 @@ class Origin(NamedTuple):
 
     @property
     def is_loopback(self) -> bool:
-        """Whether the host is this machine (RFC 6761, section 6.3)."""
+        """Whether the host refers to this machine (RFC 6761, section 6.3)."""
         return OriginPattern(*self).is_loopback
 
     @property
     def is_secure(self) -> bool:
-        """Whether traffic uses https or loopback, so that network attackers can neither read nor modify it."""
+        """Whether traffic is protected from attackers on the network by https or loopback."""
         return self.scheme == "https" or self.is_loopback
 
     def __str__(self) -> str:
@@ -146,11 +146,11 @@ class Origin(NamedTuple):
 
 
 def is_trustworthy(url: str, plaintext_hosts: Collection[str] = ()) -> bool:
-    """Return whether responses from *url* are protected from tampering by an attacker on the network.
+    """Return whether responses from *url* can be trusted.
 
     Args:
         url: The URL.
-        plaintext_hosts: The hosts, each with an optional port, that an operator trusts over plain http.
+        plaintext_hosts: The hosts, each with an optional port, that the operator trusts over plain http.
     """
     origin = Origin.parse(url)
     return (
@@ -171,10 +171,10 @@ def is_listed(origin: Origin | OriginPattern, hosts: Collection[str]) -> bool:
 
 
 def origin_of_proxied(url: str) -> Target:
-    """Return the origin of a URL that a forward proxy, rather than the client, parses.
+    """Return the origin of a URL that is parsed by a forward proxy instead of the client.
 
     Raises:
-        ValueError: Two parsers could interpret the URL differently. The message does not contain the URL.
+        ValueError: The URL is ambiguous or is not an http or https URL. The error message does not contain the URL.
     """
     origin = Origin.parse(url)
     if origin is None:
@@ -183,13 +183,13 @@ def origin_of_proxied(url: str) -> Target:
 
 
 class OriginPattern(NamedTuple):
-    """A pattern that matches a set of origins. It is neither a regular expression nor a prefix.
+    """A pattern that matches whole origins, with optional wildcards for the host and port.
 
     Attributes:
         scheme: ``http`` or ``https``.
-        host: A host; ``*.`` followed by a host, which matches one or more whole labels before
-            that host, but neither part of a label nor the bare parent; or ``*`` for any host.
-        port: ``None`` for any port.
+        host: A host, ``*.`` followed by a parent domain, or ``*`` for any host. The ``*.`` wildcard matches one or more
+            whole labels, so the parent domain itself does not match.
+        port: The port; ``None`` for any port.
     """
 
     scheme: str
@@ -198,10 +198,10 @@ class OriginPattern(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> OriginPattern:
-        """Parse a pattern such as ``https://*.svc.cluster.local:8443``. A missing scheme means ``https``.
+        """Parse a pattern, such as ``https://*.svc.cluster.local:8443``. The default scheme is ``https``.
 
         Raises:
-            ValueError: The pattern is invalid. The message explains why in one sentence, without quoting user info.
+            ValueError: The pattern is invalid. The error message describes the problem without revealing user info.
         """
         scheme, rest = "https", text
         if match := _SCHEME(text):
@@ -211,7 +211,7 @@ class OriginPattern(NamedTuple):
         if "@" in rest:
             raise ValueError("an origin must not contain a user name or password")
         if any(c in rest for c in "/?#"):
-            raise ValueError("an origin must not contain a path, query or fragment: remove everything after the port")
+            raise ValueError("an origin must not contain a path, query, or fragment: remove everything after the port")
         authority = _AUTHORITY(rest)
         if authority is None:
             raise ValueError("expected scheme://host[:port]")
@@ -225,7 +225,7 @@ class OriginPattern(NamedTuple):
 
     @classmethod
     def find(cls, text: str) -> OriginPattern | None:
-        """Do the same as `parse`, but return ``None`` if the pattern is invalid."""
+        """Parse a pattern, or return ``None`` if the pattern is invalid."""
         with suppress(ValueError):
             return cls.parse(text)
         return None

@@ -1,7 +1,8 @@
-"""The private OpenTelemetry names that the core uses.
+"""The private OpenTelemetry APIs that the core uses.
 
-The core uses private names only in this module, so that a single file has to be checked when OpenTelemetry is upgraded.
-The adapters (clients, servers, and redaction) use the private names of the libraries that they adapt.
+The core uses private OpenTelemetry APIs only in this module, so only this core module must be checked after an
+OpenTelemetry upgrade. The adapters for clients, servers, and redaction use private APIs of the libraries that they
+adapt.
 """
 
 from __future__ import annotations
@@ -22,22 +23,22 @@ from opentelemetry.propagators.textmap import TextMapPropagator
 _logger = logging.getLogger("otel_token_relay")
 
 SPAN_KEY: Final = next(iter(trace.set_span_in_context(trace.INVALID_SPAN, Context())))
-"""The key under which a context stores its span.
+"""The key for the span in a context.
 
-`opentelemetry.trace.get_current_span` also checks the span's type against an abstract class, which takes longer than
-everything else in an unrecorded hop combined.
+Looking up this key is faster than calling `opentelemetry.trace.get_current_span`, which checks the span's type against
+an abstract class. That check takes longer than the rest of an unrecorded hop.
 """
 
-# Exporters and other telemetry code set these keys around their own calls. The HTTP-only key is not included, because
-# the instrumentation for requests, urllib, and urllib3 sets it around the application's own calls.
+# Exporters and other telemetry code set these keys for their own calls. The HTTP-only key is not included, because
+# instrumentation for requests, urllib, and urllib3 also sets that key for the application's calls.
 SUPPRESS_KEY: Final = otel_context._SUPPRESS_INSTRUMENTATION_KEY
 OLD_SUPPRESS_KEY: Final = "suppress_instrumentation"
 
 
 def is_suppressed(context: Context) -> bool:
-    """Return whether *context* belongs to telemetry's own work, which gets no token and is not recorded.
+    """Return whether *context* belongs to telemetry code, whose requests get no token and are not recorded.
 
-    An exporter may run while its provider holds a lock, in which case calling that provider would block forever.
+    An exporter might run while its provider holds a lock. Recording the exporter's request would then cause a deadlock.
     """
     return bool(context.get(SUPPRESS_KEY) or context.get(OLD_SUPPRESS_KEY))
 
@@ -47,16 +48,17 @@ def is_server_suppressed(context: Context) -> bool:
     return is_suppressed(context) or bool(context.get(otel_context._SUPPRESS_HTTP_INSTRUMENTATION_KEY))
 
 
-# The code of the SDK's own `Span.set_attribute`.
+# The code object of the SDK's own `Span.set_attribute` method.
 _setter: CodeType | None = None
 
 
 def set_texts(span: Any, texts: dict[str, str]) -> None:
-    """Set attributes of a span. Both the keys and the values must be non-empty strings.
+    """Set span attributes whose keys and values are non-empty strings.
 
-    The SDK checks each key and each value in Python, and takes two locks for each, which costs as much as the rest of
-    a hop. The attributes are therefore written directly, under the lock that the SDK uses, unless they might exceed
-    one of the span's limits or ``set_attribute`` has been replaced.
+    The SDK validates each key and value in Python and acquires two locks for each attribute, which takes as long as the
+    rest of a hop. For speed, this function writes the attributes directly while holding the SDK's lock. This function
+    calls ``set_attribute`` instead if the attributes might exceed the span's limits or if that method has been
+    replaced.
     """
     try:
         if span.set_attribute.__code__ is (_setter or _find_setter()):
@@ -67,14 +69,14 @@ def set_texts(span: Any, texts: dict[str, str]) -> None:
                     if span._end_time is None:
                         held.update(texts)
                 return
-    except AttributeError:  # not one of the SDK's spans, or another version of the SDK
+    except AttributeError:  # the span is not from the SDK, or the SDK's internals have changed
         pass
     for key, text in texts.items():
         span.set_attribute(key, text)
 
 
 def _find_setter() -> CodeType | None:
-    """Return the code of the SDK's method; ``None`` if the SDK is not imported or the method has been replaced."""
+    """Return the method's code object; ``None`` if the SDK is not imported or the method has been replaced."""
     global _setter
     sdk: Any = sys.modules.get("opentelemetry.sdk.trace")
     if sdk is None:
@@ -86,14 +88,14 @@ def _find_setter() -> CodeType | None:
 
 
 def parts_of(propagator: TextMapPropagator) -> list[TextMapPropagator]:
-    """Return the parts of a composite propagator, which does not expose them publicly."""
+    """Return the propagators that *propagator* combines, or *propagator* itself if it is not a composite."""
     parts = getattr(propagator, "_propagators", None)
     return [propagator] if parts is None else list(parts)
 
 
-# OpenTelemetry's functions call a method of its runtime context, which in turn calls a context variable. Every request
-# and every hop uses these functions several times, so the variable is used directly unless OTEL_PYTHON_CONTEXT selects
-# a different runtime context.
+# OpenTelemetry's context functions access a context variable through additional calls. Every request and every hop uses
+# these functions several times, so this module accesses the variable directly unless OTEL_PYTHON_CONTEXT selects a
+# different runtime context.
 _runtime_context: Final = getattr(otel_context, "_RUNTIME_CONTEXT", None)
 _variable: Final[Any] = (
     getattr(_runtime_context, "_current_context", None) if type(_runtime_context) is ContextVarsRuntimeContext else None
@@ -105,18 +107,18 @@ _reset: Final[Callable[[Any], None]] = otel_context.detach if _variable is None 
 
 
 def detach(attached: Any) -> None:
-    """Do the same as ``opentelemetry.context.detach``: if the context cannot be detached, log the error."""
+    """Detach a context. Log any error instead of raising it, as ``opentelemetry.context.detach`` does."""
     try:
         _reset(attached)
-    except Exception:  # for example, if the event loop closes a coroutine in a different task
+    except Exception:  # for example, an event loop can close a coroutine in a different task
         _logger.debug("a context could not be detached", exc_info=True)
 
 
 def keeps_unknown_keys() -> bool:
-    """Return whether an attached context can be read back with all of its keys.
+    """Return whether attaching a context preserves all of its keys.
 
-    A runtime context that OTEL_PYTHON_CONTEXT selects may keep only the keys that it recognizes. For example, Datadog's
-    context keeps only the span.
+    OTEL_PYTHON_CONTEXT can select a runtime context that preserves only certain keys. For example, Datadog's runtime
+    context preserves only the span.
     """
     key = otel_context.create_key("token-relay-check")
     attached = otel_context.attach(otel_context.set_value(key, True))
@@ -128,9 +130,10 @@ def keeps_unknown_keys() -> bool:
 
 @contextmanager
 def without_choosing_conventions() -> Generator[None, None, None]:
-    """Run an instrumentor without locking in the semantic conventions, which the first instrumentor would otherwise do.
+    """Run an instrumentor without making OpenTelemetry's choice of semantic conventions final.
 
-    The application may set OTEL_SEMCONV_STABILITY_OPT_IN in code, before it instruments anything itself.
+    OpenTelemetry normally reads OTEL_SEMCONV_STABILITY_OPT_IN once, when the first instrumentor runs. The application
+    might set this variable later, before it instruments anything itself.
     """
     from opentelemetry.instrumentation import _semconv
 

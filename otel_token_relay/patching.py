@@ -1,11 +1,12 @@
-"""Install a wrapper inside all of a method's other wrappers, and remove it later.
+"""Install the innermost wrapper of a method, and remove the wrapper later.
 
-Instrumentation wraps the same methods and must see the request without the token, regardless of
-whether it or the relay is installed first. Instrumentation uses wrapt proxies, whose inner function
-can be replaced, so our wrapper is always the innermost one.
+Instrumentation wraps the same methods and must see the request without the token, regardless of the installation order.
+Instrumentation uses wrapt proxies. The function inside a proxy can be replaced, so our wrapper is always the innermost
+one.
 
-Our wrappers are plain functions, not wrapt proxies: a call through a proxy takes many times as long, and
-opentelemetry-instrumentation's ``unwrap`` removes the outermost proxy even if a different library installed it.
+Our wrappers are plain functions, not wrapt proxies, because a call through a proxy takes many times as long. In
+addition, opentelemetry-instrumentation's ``unwrap`` removes the outermost proxy, even if a different library installed
+that proxy.
 """
 
 from __future__ import annotations
@@ -20,14 +21,15 @@ import wrapt
 
 Function = Callable[..., Any]
 
-# In wrapt 2, FunctionWrapper derives not from ObjectProxy but from ObjectProxy's base class.
+# In wrapt 2, FunctionWrapper is derived from BaseObjectProxy instead of ObjectProxy.
 Proxy: Final[Any] = getattr(wrapt, "BaseObjectProxy", wrapt.ObjectProxy)
 
 
 def layers_of(function: Any) -> Iterator[tuple[Any, Any]]:
-    """Yield each layer of a wrapped function, from outermost to innermost, along with the proxy that wraps the layer.
+    """Yield each layer of a wrapped function, from outermost to innermost, with the proxy that wraps the layer.
 
-    For the outermost layer, that proxy is ``None``. The innermost layer is the first one that is not a proxy.
+    For the outermost layer, ``None`` is yielded instead of a proxy. The innermost layer is the first layer that is not
+    a proxy.
     """
     proxy = None
     while isinstance(function, Proxy):
@@ -40,10 +42,10 @@ MISSING: Final = object()
 
 
 class _EnclosedAttribute:
-    """A class attribute that returns an enclosed value, but stores the original value where the class would store it.
+    """A descriptor that returns an enclosed value, but stores the original value where the class would store it.
 
     Args:
-        stored: The class's own attribute: a slot, a default value, or `MISSING`.
+        stored: The class's original attribute: a slot, a default value, or `MISSING`.
     """
 
     def __init__(self, name: str, stored: Any, enclose: Callable[[Any], Any], is_ready: Callable[[Any], bool]) -> None:
@@ -52,7 +54,7 @@ class _EnclosedAttribute:
         self._default = stored
         self._enclose = enclose
         self._is_ready = is_ready
-        self._last: tuple[Any, Any] = (None, None)  # most processes use only one value
+        self._last: tuple[Any, Any] = (None, None)  # a one-value cache, sufficient for most processes
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         if instance is None:
@@ -87,7 +89,7 @@ class _EnclosedAttribute:
 
 
 class Patches:
-    """Keep track of replaced methods so that all of them can be restored."""
+    """A record of replaced methods and attributes, which `undo` restores."""
 
     def __init__(self) -> None:
         self._done: list[tuple[type | ModuleType, str, Any, Any]] = []
@@ -104,12 +106,13 @@ class Patches:
         Args:
             owner: The class or module that defines the method.
             name: The method's name.
-            build: Returns a wrapper for the original function.
-            parameters: The parameters that the original function must have, if the wrapper declares the same ones.
-                (Passing ``*args, **kwargs`` would take longer than the rest of most wrappers.)
+            build: A function that returns a wrapper for the original function.
+            parameters: The parameters that the original function must have; ``None`` if the wrapper accepts any
+                arguments. Explicit parameters are faster: passing ``*args, **kwargs`` would take longer than the rest
+                of most wrappers.
 
         Raises:
-            AttributeError: *owner* itself does not define *name*, or the function's parameters differ.
+            AttributeError: *owner* does not define *name* itself, or the function has different parameters.
         """
         if name not in vars(owner):
             raise AttributeError(f"{getattr(owner, '__qualname__', owner.__name__)} has no {name}")
@@ -130,18 +133,19 @@ class Patches:
         enclose: Callable[[Any], Any],
         is_ready: Callable[[Any], bool] = lambda instance: True,
     ) -> None:
-        """Return ``enclose(value)`` to code that reads an instance attribute. The instances themselves do not change.
+        """Replace the value that code reads from an instance attribute with ``enclose(value)``. The stored values do
+        not change.
 
-        This also applies to existing instances and to values that are assigned later.
+        The change also affects existing instances and values that are assigned later.
 
         Args:
             owner: The class whose instances have the attribute.
             name: The attribute's name.
-            enclose: Returns the enclosed value for an original value.
-            is_ready: Returns whether an instance should return the enclosed value yet.
+            enclose: A function that returns the enclosed value for an original value.
+            is_ready: A function that returns whether an instance should already return the enclosed value.
 
         Raises:
-            AttributeError: None of *owner*'s methods uses an attribute with this name.
+            AttributeError: No method of *owner* uses an attribute with this name.
         """
         methods = [value for base in owner.__mro__ for value in vars(base).values() if inspect.isfunction(value)]
         if not any(name in method.__code__.co_names for method in methods):
@@ -152,10 +156,10 @@ class Patches:
         self._done.append((owner, name, previous, replacement))
 
     def override(self, owner: type, name: str, build: Callable[[Function], Function]) -> None:
-        """Wrap a method that *owner* may inherit from a class that cannot be modified.
+        """Wrap a method of *owner*, even if the method is inherited from a class that cannot be modified.
 
         Raises:
-            AttributeError: *owner* has no *name* method.
+            AttributeError: *owner* has no method with this name.
         """
         if name in vars(owner):
             self.wrap(owner, name, build)
@@ -166,7 +170,7 @@ class Patches:
         self._done.append((owner, name, MISSING, replacement))
 
     def undo(self) -> None:
-        """Remove every wrapper. A wrapper inside another library's plain function stays but does nothing."""
+        """Remove every wrapper. A wrapper that is inside another library's plain function remains but does nothing."""
         while self._done:
             owner, name, original, replacement = self._done.pop()
             if isinstance(replacement, _EnclosedAttribute):

@@ -1,18 +1,22 @@
-"""The rule for caches between the application and its client.
+"""Rules for caches between the application and its HTTP client.
 
-A response to a request that carries a token is personal: the response is intended for one caller. Clients add the token
-below every cache, so a cache sees identical requests from different callers, and the server's ``private`` or ``Vary:
-Authorization`` does not help. Therefore:
+A response is personal if its request carries a token, because the response is intended for a single caller. Clients add
+the token after every cache has processed the request, so caches see identical requests for different callers. A
+``Cache-Control: private`` or ``Vary: Authorization`` header from the server does not separate these callers. To keep
+caches from sharing personal responses, the relay applies these rules:
 
-1. The client marks each personal response and sets its ``Cache-Control`` to ``no-store`` (RFC 9111, section 5.2.2.5).
-   This is sufficient for every cache that follows the RFC, whether or not the relay has a hook for that cache.
-2. The hook for a known cache prevents the cache from storing marked responses, regardless of their headers. If a
-   request may be sent with a token, the cache does not respond to it, even with an entry that is not personal.
-3. If only the client's own code is above a known cache, the hook also restores ``Cache-Control``. In all other cases,
-   an unknown cache may be above the known one, so ``no-store`` remains.
+1. The client's hook marks each personal response and sets its ``Cache-Control`` header to ``no-store`` (RFC 9111,
+   section 5.2.2.5). This header is sufficient for every cache that complies with the RFC, whether or not the relay has
+   a hook for that cache.
+2. The hook for a supported cache prevents the cache from storing marked responses, regardless of their headers. The
+   hook also prevents the cache from responding to requests that might be sent with a token, even with responses that
+   are not personal.
+3. If a supported cache is called directly by the client's own code, the hook also restores the original
+   ``Cache-Control`` header. Otherwise, the calling code might be an unsupported cache, so the header remains
+   ``no-store``.
 
-This module does not depend on any library: any object that has the methods of a requests or urllib3 header mapping is
-treated as one.
+This module does not import any client library. Any object with the methods of a requests or urllib3 header mapping is
+treated as a header mapping.
 """
 
 from __future__ import annotations
@@ -29,9 +33,8 @@ CACHE_CONTROL: Final = "Cache-Control"
 NO_STORE: Final = "no-store"
 
 MARK: Final = "_token_relay_cache_control"
-"""The attribute, or the httpx extension, that marks a personal response. The mark contains what is needed to restore
-the headers: for urllib3, the ``Cache-Control`` header's name and values; for httpx, its lines; for aiohttp, all
-headers.
+"""The attribute or httpx extension that marks a personal response. The mark contains the original headers: the name and
+values of ``Cache-Control`` for urllib3, the ``Cache-Control`` lines for httpx, and all headers for aiohttp.
 """
 
 _KEY: Final = "cache-control"
@@ -43,14 +46,14 @@ Marker = Callable[[Any], Any]
 
 
 def marker(protects: bool, mark: Callable[[Any], None]) -> Marker:
-    """Return a function that marks and returns a response. Clients apply the function to each personal response."""
+    """Return a function that marks and returns a response. Clients call this function for each personal response."""
 
     def mark_safely(response: Any) -> Any:
         try:
             mark(response)
         except Exception as error:  # the application must still get its response
             kind = type(response).__qualname__
-            _logger.error("token relay: a cache may store a %s, because of a %s", kind, type(error).__name__)
+            _logger.error("token relay: a %s is not marked, so a cache might store it: %s", kind, type(error).__name__)
         return response
 
     return mark_safely if protects else _leave
@@ -61,16 +64,16 @@ def _leave(response: Any) -> Any:
 
 
 def mark_urllib3(response: Any) -> None:
-    """Mark a urllib3 response."""
+    """Mark a urllib3 response as personal."""
     if MARK in response.__dict__:
         return
     headers = response.headers
-    try:  # this takes one-fifth of the time that the methods take
+    try:  # reading `_container` is five times as fast as calling the methods
         lines = headers._container
         mark = lines.get(_KEY, ())
         lines[_KEY] = [CACHE_CONTROL, NO_STORE]
     except AttributeError:
-        if hasattr(headers, "get_all"):  # http.client's response, which urllib3 1.26 puts into its own later
+        if hasattr(headers, "get_all"):  # an http.client response, which urllib3 1.26 wraps later
             values = headers.get_all(CACHE_CONTROL, [])
             del headers[CACHE_CONTROL]
         else:
@@ -81,7 +84,7 @@ def mark_urllib3(response: Any) -> None:
 
 
 def mark_httpx(response: Any) -> None:
-    """Mark an httpx or httpx2 response."""
+    """Mark an httpx or httpx2 response as personal."""
     extensions = response.extensions
     if MARK not in extensions:
         extensions[MARK] = [line for line in response.headers.raw if line[0].lower() == _RAW_KEY]
@@ -89,7 +92,9 @@ def mark_httpx(response: Any) -> None:
 
 
 def mark_plain_httpx(response: Any) -> None:
-    """Do the same as `mark_httpx` in a fraction of the time, for headers that consist of plain lines."""
+    """Mark an httpx response whose headers are stored as plain lines. This function is much faster than
+    `mark_httpx`.
+    """
     extensions = response.extensions
     if MARK in extensions:
         return
@@ -108,12 +113,12 @@ def mark_plain_httpx(response: Any) -> None:
 
 
 def is_personal_httpx(response: Any) -> bool:
-    """Return whether an httpx or httpx2 response is marked."""
+    """Return whether an httpx or httpx2 response is marked as personal."""
     return MARK in response.extensions
 
 
 def restore_httpx(response: Any) -> Any:
-    """Restore the headers of an httpx or httpx2 response if it is marked, and return the response."""
+    """Restore the headers of an httpx or httpx2 response if the response is marked, and return the response."""
     lines = response.extensions.get(MARK)
     if lines is not None and response.headers.get(CACHE_CONTROL) == NO_STORE:
         restored: list[tuple[bytes, bytes]] = []
@@ -124,7 +129,7 @@ def restore_httpx(response: Any) -> Any:
 
 
 def is_personal(response: Any) -> bool:
-    """Return whether a urllib3, requests, or aiohttp response, or a redirect that led to it, is marked."""
+    """Return whether a urllib3, requests, or aiohttp response, or any of its preceding redirects, is marked."""
     return any(_mark_of(one) is not None for one in _with_history(response))
 
 
@@ -139,7 +144,7 @@ def restore(response: Any) -> Any:
 
 
 def hide(response: Any) -> Any:
-    """Undo `restore` for a requests response if it is marked, and return the response."""
+    """Undo the effect of `restore` on a requests response, and return the response."""
     for one in _with_history(response):
         if _mark_of(one) is not None:
             one.headers[CACHE_CONTROL] = one.raw.headers[CACHE_CONTROL] = NO_STORE
@@ -147,20 +152,21 @@ def hide(response: Any) -> Any:
 
 
 def is_called_by(clients: Mapping[str, Sequence[str]], depth: int) -> bool:
-    """Return whether a method of a client's own class is running *depth* frames above the calling function.
+    """Return whether the function *depth* frames above the calling function is a method of a client's own class.
 
-    An application's subclass of the client does not count: it may be a cache.
+    The application's own subclasses are excluded, because these subclasses might be caches.
 
     Args:
-        clients: The modules with the methods. For each, the packages whose classes count.
-        depth: The number of frames.
+        clients: A mapping from the modules that define the methods to the packages that define the client's own
+            classes.
+        depth: The number of frames to go up.
     """
     frame = sys._getframe(depth + 1)
     return is_class_of(clients.get(frame.f_globals.get("__name__", ""), ()), frame.f_locals.get("self"))
 
 
 def is_class_of(packages: Sequence[str], instance: object) -> bool:
-    """Return whether the class of *instance* is from one of *packages*."""
+    """Return whether the class of *instance* is defined in one of *packages*."""
     return type(instance).__module__.partition(".")[0] in packages
 
 
@@ -170,14 +176,14 @@ def _with_history(response: Any) -> tuple[Any, ...]:
 
 def _mark_of(response: Any) -> Any:
     for one in (response, getattr(response, "raw", None)):
-        for holder in (one, getattr(one, "_original_response", None)):  # the latter for urllib3 1.26
+        for holder in (one, getattr(one, "_original_response", None)):  # urllib3 1.26 uses `_original_response`
             if (mark := getattr(holder, MARK, None)) is not None:
                 return mark
     return None
 
 
 def _restore_header(headers: Any, mark: Sequence[str]) -> None:
-    if headers.get(CACHE_CONTROL) != NO_STORE:  # a layer in between has set a different value
+    if headers.get(CACHE_CONTROL) != NO_STORE:  # an intermediate layer has set a different value
         return
     if not mark:
         del headers[CACHE_CONTROL]

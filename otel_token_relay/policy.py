@@ -1,7 +1,7 @@
 """The allow-list: only listed destinations receive the token.
 
-A lookup tries the exact host and, if there are wildcards, one pattern for each label in the host. Therefore, a lookup
-takes just as long with one entry as with ten thousand.
+A lookup checks the exact host and, if the list contains wildcards, one pattern for each label in the host. The number
+of entries does not affect the duration of a lookup.
 """
 
 from __future__ import annotations
@@ -13,30 +13,31 @@ from typing import Final
 from otel_token_relay.destinations import Destination
 from otel_token_relay.origin import ANY_HOST, ANY_PORT, Origin, OriginPattern
 
-# Origins can come from the network, through redirects, so the number and length of cached origins are limited.
+# Redirects can introduce arbitrary origins, so the number and length of cached origins are limited.
 _CACHED_ORIGINS: Final = 4096
-# The longest host has 253 characters and a trailing dot (RFC 1035, section 2.3.4); the longest scheme is https.
+# The longest host has 253 characters plus a trailing dot (RFC 1035, section 2.3.4), and the longest scheme is https.
 _MAX_LENGTH: Final = 260
 
 
 class RelayPolicy:
-    """Look up the allow-list entry for an origin. Immutable and safe to share between threads.
+    """An allow-list that returns the entry for an origin. Instances are immutable and thread-safe.
 
-    If multiple entries match, the most specific one applies: the exact host first, then the longest wildcard, and ``*``
-    last. An entry for a specific port takes precedence over an entry for any port. If the most specific entry has
-    ``;never``, the origin gets no token.
+    If multiple entries match, the most specific entry applies. An exact host takes precedence over wildcards, a longer
+    wildcard takes precedence over a shorter one, and ``*`` has the lowest precedence. For the same host, an entry for a
+    specific port takes precedence over an entry for any port. If the most specific entry has ``;never``, no token is
+    sent to the origin.
 
     Args:
         destinations: The allow-list entries.
-        refused: Origins that must not match any entry, not even a wider one.
+        refused: Patterns of origins that get no token, even if a wider entry matches.
 
     Attributes:
         entries: The entries, keyed by pattern, including entries with ``;never``.
         refused: The refused patterns.
-        is_empty: Whether no origin gets a token.
+        is_empty: Whether no token may be sent to any origin.
         has_required: Whether any entry has ``;required``.
-        has_exchanged: Whether any entry requires an exchanged token for its destination.
-        has_retry: Whether any entry allows a request to be retried.
+        has_exchanged: Whether any entry requires a token exchange.
+        has_retry: Whether any entry allows requests to be retried.
         has_own: Whether any entry allows the service's own token to be sent.
     """
 
@@ -51,11 +52,11 @@ class RelayPolicy:
         self.has_exchanged: bool = any(d.needs_exchange for d in self.entries.values())
         self.has_retry: bool = any(d.retry == "idempotent" for d in self.entries.values())
         self.has_own: bool = any(d.without_user is not None for d in self.entries.values())
-        # A client passes the same scheme, host, and port at every hop to the same server.
+        # A client passes the same scheme, host, and port for every hop to the same server.
         self._remembered = lru_cache(maxsize=_CACHED_ORIGINS)(self._find)
 
     def find(self, scheme: str, host: str, port: int | None) -> Destination | None:
-        """Return the entry for the server that a client will connect to, or ``None``; see `Origin.of`."""
+        """Return the entry for the server to which a client will connect, or ``None``; see `Origin.of`."""
         return None if len(scheme) + len(host) > _MAX_LENGTH else self._remembered(scheme, host, port)
 
     def _find(self, scheme: str, host: str, port: int | None) -> Destination | None:
@@ -63,19 +64,19 @@ class RelayPolicy:
         return None if origin is None else self.match(origin)
 
     def match(self, origin: Origin) -> Destination | None:
-        """Return the entry that allows *origin* to get a token, or ``None`` if *origin* gets no token."""
+        """Return the entry that allows a token to be sent to *origin*, or ``None`` if no token may be sent."""
         pattern = self.deciding_pattern(origin)
         return None if pattern is None else self._by_pattern[pattern]
 
     def deciding_entry(self, origin: Origin) -> Destination | None:
-        """Return the most specific entry that matches *origin*, even if it has ``;never``."""
+        """Return the most specific entry that matches *origin*. Entries with ``;never`` are included."""
         pattern = self.deciding_pattern(origin)
         return None if pattern is None or pattern in self.refused else self.entries[pattern]
 
     def deciding_pattern(self, origin: Origin) -> OriginPattern | None:
         """Return the most specific pattern that matches *origin*.
 
-        The pattern may belong to an entry with ``;never`` or to a skipped entry.
+        The pattern might belong to an entry with ``;never`` or to a skipped entry.
         """
         for host in self._host_patterns(origin.host):
             for port in (origin.port, ANY_PORT):

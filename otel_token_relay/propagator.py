@@ -1,9 +1,9 @@
-"""The OpenTelemetry propagator for the token.
+"""The OpenTelemetry propagator for the caller's token.
 
 ``extract`` binds a request's token to the context. ``inject`` writes the token only if the application specifies the
-destination with `to_destination` and the policy allows that destination. Instrumentation calls ``inject(carrier)``
-without a destination for HTTP clients, message brokers, and functions alike. Such a call writes nothing. For supported
-clients, the client hooks write the token instead.
+destination with `to_destination` and the policy allows that destination. Instrumentation for HTTP clients, message
+brokers, and serverless functions calls ``inject(carrier)`` without a destination, and such a call writes nothing. For
+supported HTTP clients, hooks write the token instead.
 """
 
 from __future__ import annotations
@@ -55,13 +55,12 @@ _logger = logging.getLogger("otel_token_relay")
 
 
 class TokenRelayPropagator(TextMapPropagator):
-    """Carry the caller's bearer token in the OpenTelemetry Context.
+    """A propagator that carries the caller's bearer token in the OpenTelemetry context.
 
     Args:
-        settings: The settings; ``None`` for the installed settings or, if none are installed, the settings from the
-            environment.
-        relay: The relay that makes decisions about outgoing requests; ``None`` for a new relay with *settings*, or for
-            the installed relay if *settings* is also ``None``.
+        settings: ``None`` to use the installed settings or, if there are none, the environment variables.
+        relay: The relay that makes decisions about outgoing requests; ``None`` to create a relay with *settings* or, if
+            *settings* is also ``None``, to use the installed relay.
     """
 
     def __init__(self, settings: Settings | None = None, *, relay: Relay | None = None) -> None:
@@ -71,7 +70,7 @@ class TokenRelayPropagator(TextMapPropagator):
 
     @property
     def relay(self) -> Relay:
-        """The relay that currently applies."""
+        """The relay that makes decisions about outgoing requests."""
         if self._relay is not None:
             return self._relay
         if (installed := runtime.installed) is not None:
@@ -83,7 +82,7 @@ class TokenRelayPropagator(TextMapPropagator):
 
     @property
     def fields(self) -> set[str]:
-        """The header that ``inject`` writes."""
+        """The name of the header that ``inject`` writes."""
         return {self.relay.settings.header}
 
     def extract(
@@ -92,32 +91,33 @@ class TokenRelayPropagator(TextMapPropagator):
         context: Context | None = None,
         getter: Getter[CarrierT] = default_getter,
     ) -> Context:
-        """Bind the carrier's token; if the carrier contains no token, bind ``None``.
+        """Bind the carrier's token, or bind ``None`` if the carrier contains no token.
 
-        The context key is always set, so that no token from a different request remains. Within a server boundary:
+        The context key is always set to replace any token from a different request. Within a server boundary, these
+        rules apply:
 
-        * The request itself (an ASGI scope or a WSGI environ) is not read again, because its boundary has already read
-          it.
-        * A carrier with the request's own token keeps the binding, and therefore the lease.
-        * A carrier without credentials keeps the binding in the thread and, under asyncio, the task in which the
-          boundary runs. As a result, a task that a request runs in place has the caller's token. A consumer that a
-          request merely starts, and that outlives the request, does not have it.
+        * An ASGI scope or WSGI environ is not read again, because the boundary has already read the credentials.
+        * If the carrier contains the request's own token, the binding and its lease do not change.
+        * If the carrier contains no credentials, the binding does not change in the thread and asyncio task that run
+          the boundary. As a result, a job that runs within the request has the caller's token. A background consumer
+          that the request starts does not have the token.
         * If the boundary has rejected the request's credentials, no token is bound.
 
-        Without a boundary, a message without credentials is treated as if nothing were bound (see `is_unserved`), but
-        an HTTP request without credentials belongs to an unknown caller.
+        Outside a boundary, a message without credentials is treated as if nothing were bound (see `is_unserved`). An
+        HTTP request without credentials is treated as a request from an anonymous caller.
 
         Args:
-            context: The context to extend; ``None`` for the root context, as in other propagators.
+            context: The context to extend; ``None`` to extend an empty context.
         """
         if context is None:
             context = Context()
         current = get_current()
-        if UNUSED_KEY in current:  # these credentials are masked throughout the request
+        if UNUSED_KEY in current:  # redaction masks these credentials until the request ends
             context = Context(context | {UNUSED_KEY: current[UNUSED_KEY]})
         boundary: object = carrier.get(BOUNDARY_KEY) if isinstance(carrier, dict) else None
         if isinstance(boundary, Boundary) and boundary.encloses(carrier):
-            # The token is not reported again: redaction already has it, and learns its trace when the span starts.
+            # Do not report the token to redaction again. Redaction already has the token and looks up the trace when
+            # the span starts.
             return bind(boundary.token, context)
         if is_refused(current):
             return bind(None, context)
@@ -130,7 +130,7 @@ class TokenRelayPropagator(TextMapPropagator):
             token = credentials if isinstance(credentials, BearerToken) else None
             if may_have_unused(settings, is_present=source is not None, token=token) and unused_watchers:
                 words = find_unused(values_of, settings, token)
-        except Exception:  # extract must not raise, and a carrier can be any object
+        except Exception:  # `extract` must not raise an exception, and the carrier can be any object
             _logger.debug("cannot read the carrier", exc_info=True)
             credentials, token = Reason.MALFORMED, None
         bound = bound_token(current)
@@ -150,10 +150,11 @@ class TokenRelayPropagator(TextMapPropagator):
         context: Context | None = None,
         setter: Setter[CarrierT] = default_setter,
     ) -> None:
-        """Write the token if *context* specifies a destination that may receive it; see `to_destination`.
+        """Write the token if *context* specifies a destination that may receive the token; see `to_destination`.
 
-        A destination in the *current* context is ignored, even if *context* is derived from that context, as some
-        instrumentation does. Otherwise, every broker and third party would receive the token.
+        A destination in the *current* context is ignored, even if *context* inherits this destination. Some
+        instrumentation passes a context that is derived from the current context. Without this rule, every broker and
+        third party would receive the token.
         """
         if context is None or DESTINATION_KEY not in context:
             self._warn_once(context)
@@ -163,7 +164,7 @@ class TokenRelayPropagator(TextMapPropagator):
             return
         value = self.relay.decide((carrier, destination), _target_of, _has_header, context, may_block=False)
         if isinstance(value, Exchange):
-            # Code on an event loop must not block, so it uses only a token that has already been exchanged.
+            # Running the exchange would block the event loop, so give up if this code runs on an event loop.
             value = value.run() if running_loop() is None else value.give_up()
         if value is None or (self.relay.settings.on_conflict == "replace" and not _drop(carrier, self.relay.header)):
             return
@@ -176,17 +177,17 @@ class TokenRelayPropagator(TextMapPropagator):
             return
         self._has_warned = True
         _logger.warning(
-            "the token_relay propagator holds a token, but no HTTP client is hooked, so no token is relayed."
+            "the token_relay propagator has bound a token, but no HTTP client is hooked, so no token is relayed."
             " Call otel_token_relay.install(), or add token_relay to OTEL_PROPAGATORS."
         )
 
 
 def _read(getter: Getter[Any], carrier: Any, name: str) -> Sequence[str]:
-    """Return every value of a header, even if a case-sensitive carrier capitalizes its name."""
+    """Return every value of a header, even if a case-sensitive carrier capitalizes the header's name."""
     if _is_default(type(getter)):
         values: list[str] = []
         for key in getter.keys(carrier):
-            # The client chooses the keys, so only keys of the right length are converted to lowercase.
+            # The client controls the keys, so convert only keys of the right length to lowercase.
             if isinstance(key, str) and len(key) == len(name) and key.lower() == name:
                 values += getter.get(carrier, key) or ()
         return values
@@ -194,21 +195,21 @@ def _read(getter: Getter[Any], carrier: Any, name: str) -> Sequence[str]:
 
 
 def _is_request(carrier: object) -> bool:
-    """Return whether a carrier is a WSGI environ or an ASGI scope. If so, the server has no boundary."""
-    # Check for members that message headers, which are text, cannot contain.
+    """Return whether a carrier is a WSGI environ or an ASGI scope."""
+    # Check for values that message headers cannot contain, because message headers are text.
     return isinstance(carrier, dict) and (
         hasattr(carrier.get("wsgi.input"), "read") or isinstance(carrier.get("asgi"), dict)
     )
 
 
 def _has_host(getter: Getter[Any], carrier: Any) -> bool:
-    """Return whether a carrier, such as an AWS Lambda event, contains the headers of an HTTP request.
+    """Return whether a carrier, such as an AWS Lambda event, contains HTTP request headers.
 
-    An HTTP request may come from any sender, so the service must not act on its own behalf. Broker messages have no
-    such headers.
+    Anyone can send an HTTP request, so the service must not act on its own behalf. Messages from a broker do not
+    contain HTTP request headers.
     """
     try:
-        # The client chooses the keys, so only keys of the right length are converted to lowercase.
+        # The client controls the keys, so convert only keys of the right length to lowercase.
         names = (key for key in getter.keys(carrier) if isinstance(key, str) and len(key) in _LENGTHS)
         return any(name.lower() in _HTTP_HEADERS for name in names)
     except Exception:  # a carrier can be any object
@@ -220,7 +221,7 @@ _LENGTHS: Final = frozenset(map(len, _HTTP_HEADERS))
 
 
 def _keeps(bound: BearerToken, credentials: Credentials) -> bool:
-    """Return whether `extract` keeps the current context's token for a carrier with *credentials*."""
+    """Return whether *bound*, the current token, remains bound for a carrier with *credentials*."""
     lease = bound.lease
     if credentials is Reason.ABSENT:
         return isinstance(lease, RequestLease) and lease.is_here
@@ -229,7 +230,7 @@ def _keeps(bound: BearerToken, credentials: Credentials) -> bool:
 
 @lru_cache(maxsize=32)
 def _is_default(getter_class: type) -> bool:
-    # Cached, because calling issubclass with an abstract class takes as long as reading the header.
+    # The result is cached, because calling `issubclass` with an abstract class takes as long as reading the header.
     return issubclass(getter_class, DefaultGetter)
 
 
@@ -256,16 +257,16 @@ def _has_header(target: tuple[Any, NamedUrl], name: str) -> HasHeader:
         return "fixed"
     try:
         return any(_is_header(key, name) for key in _names(target[0]))
-    except Exception:  # an unreadable carrier may already contain a credential
+    except Exception:  # an unreadable carrier might already contain a credential
         return True
 
 
 def _drop(carrier: Any, name: str) -> bool:
-    """Remove a header, regardless of its case, so that it never appears twice. Return whether the removal succeeded."""
+    """Remove a header, regardless of case, to prevent duplicate headers. Return whether the removal succeeded."""
     try:
         for key in [key for key in _names(carrier) if _is_header(key, name)]:
             del carrier[key]
     except Exception:
-        _logger.debug("cannot remove a header from the carrier, so it stays there", exc_info=True)
+        _logger.debug("cannot remove a header from the carrier, so the token is not written", exc_info=True)
         return False
     return True

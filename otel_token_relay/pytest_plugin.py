@@ -1,6 +1,6 @@
-"""The pytest plug-in: fixtures that install the relay, act as a caller, and record decisions.
+"""A pytest plug-in with fixtures that install the relay, act as a caller, and record decisions.
 
-Loading the plug-in imports neither OpenTelemetry nor the rest of this package; the fixtures import them when used.
+The plug-in does not import OpenTelemetry or the rest of this package until a test uses one of the fixtures.
 """
 
 from __future__ import annotations
@@ -28,12 +28,14 @@ _MARKER = "token_relay"
 def pytest_configure(config: pytest.Config) -> None:
     """Register the marker."""
     config.addinivalue_line(
-        "markers", f"{_MARKER}(**fields): install the relay around the test, with these fields of Settings"
+        "markers", f"{_MARKER}(**fields): install the relay for the test, with these Settings fields"
     )
 
 
 def pytest_pycollect_makeitem(collector: pytest.Module | pytest.Class, name: str, obj: object) -> None:
-    """Use the fixture in each test function that has the marker, or whose class or module has it."""
+    """Use the fixture in each test function that has the marker itself or inherits the marker from its class or
+    module.
+    """
     if collector.istestfunction(obj, name):
         own: list[pytest.Mark] = getattr(obj, "pytestmark", [])
         if collector.get_closest_marker(_MARKER) is not None or any(mark.name == _MARKER for mark in own):
@@ -41,7 +43,7 @@ def pytest_pycollect_makeitem(collector: pytest.Module | pytest.Class, name: str
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Use the fixture in each test that gets the marker in a different way, such as from `pytest.param`."""
+    """Use the fixture in each test that gets the marker from a different source, such as `pytest.param`."""
     names = getattr(item, "fixturenames", None)
     if names is not None and _MARKER not in names and item.get_closest_marker(_MARKER) is not None:
         item.fixturenames = [*names, _MARKER]  # type: ignore[attr-defined]  # a new list: items share the old one
@@ -49,11 +51,11 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 @pytest.fixture
 def token_relay(request: pytest.FixtureRequest) -> Iterator[InstalledRelay]:
-    """The relay, installed until the test ends.
+    """Install the relay until the test ends.
 
-    The markers of the test, its class, and its module contain `Settings` fields; for each field, the closest marker
-    takes precedence. Without a marker, the settings come from the application and the environment. Call the fixture to
-    install different settings: ``token_relay(destinations=[server.url])``.
+    Markers on the test, its class, and its module specify `Settings` fields. For each field, the closest marker takes
+    precedence. Without a marker, the relay uses the application's settings and the environment variables. To install
+    different settings, call the fixture: ``token_relay(destinations=[server.url])``.
     """
     if "httpx_mock" in request.fixturenames:
         # pytest-httpx replaces the methods that the relay hooks, so the relay must wrap the replacements.
@@ -64,7 +66,7 @@ def token_relay(request: pytest.FixtureRequest) -> Iterator[InstalledRelay]:
     for marker in request.node.iter_markers(_MARKER):
         if marker.args:
             raise pytest.UsageError(
-                f"the marker {_MARKER} takes fields of Settings by name, such as destinations=[...]"
+                f"the {_MARKER} marker accepts only keyword arguments for Settings fields, such as destinations=[...]"
             )
         fields = {**marker.kwargs, **fields}
     with installed_relay(**fields) as relay:
@@ -73,7 +75,7 @@ def token_relay(request: pytest.FixtureRequest) -> Iterator[InstalledRelay]:
 
 @pytest.fixture
 def recorded_decisions(token_relay: InstalledRelay) -> Iterator[RecordedDecisions]:
-    """The relay's decisions during the test, oldest first, and the verification results."""
+    """Record the relay's decisions and the verification results during the test, oldest first."""
     from otel_token_relay.testing import recording
 
     with recording() as records:
@@ -82,7 +84,7 @@ def recorded_decisions(token_relay: InstalledRelay) -> Iterator[RecordedDecision
 
 @pytest.fixture
 def third_party() -> Iterator[Callable[[], ThirdParty]]:
-    """Start a loopback server that records its requests and runs until the test ends. Each call starts a new server."""
+    """Return a function that starts a loopback server, which records its requests and runs until the test ends."""
     from otel_token_relay.testing import third_party
 
     with ExitStack() as running:
@@ -91,7 +93,7 @@ def third_party() -> Iterator[Callable[[], ThirdParty]]:
 
 @pytest.fixture(scope="session")
 def authorization_server() -> Iterator[AuthorizationServer]:
-    """A real authorization server on loopback, in a separate process. It requires the ``demo`` extra."""
+    """Start a real authorization server on loopback in a separate process. This fixture requires the ``demo`` extra."""
     from otel_token_relay.testing import running_authorization_server
 
     with ExitStack() as running:
@@ -104,9 +106,10 @@ def authorization_server() -> Iterator[AuthorizationServer]:
 
 @pytest.fixture
 def as_caller(token_relay: InstalledRelay, authorization_server: AuthorizationServer) -> Callable[..., Caller]:
-    """Return a user with a new signed token: ``with as_caller("alice"): ...`` runs a block as a request from alice.
+    """Return a function that signs in a user and returns a `Caller` with a new token.
 
-    The arguments are the same as for `AuthorizationServer.token_for`.
+    For example, the block in ``with as_caller("alice"): ...`` runs as a request from alice. The function has the same
+    parameters as `AuthorizationServer.token_for`.
     """
     from otel_token_relay.testing import Caller
 

@@ -1,4 +1,4 @@
-"""A limit on the number of warnings and spans that requests can cause."""
+"""Limit the number of warnings and spans that requests can cause."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-# A custom authenticator may use any number of reasons. Reasons beyond this number share one limit.
+# Custom authenticators can use any number of reasons as keys. Keys beyond this maximum share a single limit.
 _MAX_KEYS: Final = 64
 
 
@@ -20,15 +20,15 @@ class _Window:
 
 
 class RateLimit:
-    """Admit a limited number of events for each key within a period that starts with the key's first event.
+    """A limit on the number of events for each key in a period. The period starts with the key's first event.
 
-    Safe to share between threads. Events are counted without a lock, which would cost more than an occasional extra
-    event, so simultaneous events from two threads may both be admitted.
+    Instances are thread-safe. For speed, events are counted without a lock, so simultaneous events from multiple
+    threads might occasionally exceed the limit.
 
     Args:
         limit: The maximum number of events in each period.
         seconds: The length of the period, in seconds.
-        clock: Returns the time in seconds, which never goes backward.
+        clock: A function that returns the time of a monotonic clock, in seconds.
     """
 
     def __init__(self, limit: int, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -38,7 +38,9 @@ class RateLimit:
         self._windows: dict[str, _Window] = {}
 
     def admit(self, key: str) -> int | None:
-        """Return the number of events skipped since the last admitted event; ``None`` to skip this event."""
+        """Return the number of events skipped since the last admitted event, or ``None`` if this event must be
+        skipped.
+        """
         windows = self._windows
         if key not in windows and len(windows) >= _MAX_KEYS:
             key = ""

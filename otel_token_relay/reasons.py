@@ -1,4 +1,4 @@
-"""The closed set of reasons for a decision. The strings are stable, because operators base alerts on them."""
+"""The closed set of reasons for a decision. The values must not change, because operators base alerts on them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 
 class Reason(Enum):
-    """Why a token was or was not relayed, or why the incoming request has no token.
+    """The reason that a token was or was not relayed, or that an incoming request has no usable token.
 
     Attributes:
-        meaning: What happened, in one sentence.
-        advice: What to do about it, in one or two sentences.
+        meaning: A description of what happened.
+        advice: The recommended action for the operator.
     """
 
     _value_: str
@@ -47,52 +47,52 @@ class Reason(Enum):
     # No token was sent.
     NO_TOKEN = (
         "no_token",
-        "The request being served has no usable token, or `use_token(None)` hides it.",
+        "The request being served has no usable token, or `use_token(None)` hides the token.",
         "Check that the caller sends `Authorization: Bearer …`.",
     )
     NO_BOUNDARY = (
         "no_boundary",
-        "The call was made outside any request: its context was set by neither a server boundary nor `use_token`.",
-        "If the call belongs to a request, check that `otel-token-relay check` shows the server as hooked, and that"
-        " work on other threads runs in the request's context. Otherwise, bind a token with `use_token`.",
+        "The call was made outside any request, without a server boundary or `use_token`.",
+        "If the call belongs to a request, check that `otel-token-relay check` reports the server as hooked and that"
+        " work in other threads runs in the request's context. Otherwise, bind a token with `use_token`.",
     )
     DESTINATION_UNKNOWN = (
         "destination_unknown",
-        "It is uncertain which server the request would reach: the URL is ambiguous or not http(s), or the client"
-        " does not open the TCP connection itself.",
-        "Write the URL as scheme://host[:port]/path, without a username, backslash, or white space. A Unix socket, or a"
-        " connection class that opens its own connection, never gets the token.",
+        "The server that would receive the request is unknown: the URL is ambiguous or not an http or https URL, or"
+        " the client does not open the TCP connection itself.",
+        "Write the URL as scheme://host[:port]/path, without a username, backslash, or white space. The token is never"
+        " sent over a Unix socket or by a connection class that opens its own connection.",
     )
     DESTINATION_NOT_LISTED = (
         "destination_not_listed",
-        "No entry of OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS relays to this scheme, host and port.",
+        "No entry in OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS allows this scheme, host, and port.",
         "Add the origin if it may receive the caller's token. A different scheme or port is a different origin.",
     )
     EXPLICIT_CREDENTIAL = (
         "explicit_credential",
         "The request already has a credential of its own, which takes precedence.",
-        "Nothing, if this is intended. Otherwise, look for a header, `auth=`, a session default, a netrc entry, or a"
-        " username, a signature, or a token in the URL.",
+        "Nothing, if this is intended. Otherwise, look for the credential in a header, `auth=`, a session default, a"
+        " netrc entry, or the URL (a username, signature, or token).",
     )
     EXPIRED = (
         "expired",
         "The token has expired or will expire in less than OTEL_PYTHON_TOKEN_RELAY_MIN_TTL seconds.",
-        "The caller must send a fresh token. If it did, compare the machines' clocks.",
+        "The caller must send a new token. If the token was new, compare the machines' clocks.",
     )
     TOO_OLD = (
         "too_old",
         "The token has no lease and was received more than OTEL_PYTHON_TOKEN_RELAY_MAX_AGE seconds ago.",
-        "Do the work sooner, or state how long the token is needed: `carry(work, seconds=…)`.",
+        "Do the work sooner, or specify how long the token is needed: `carry(work, seconds=…)`.",
     )
     LEASE_ENDED = (
         "lease_ended",
-        "The request that contained the token has ended.",
+        "The request that carried the token has ended.",
         "Pass the token on explicitly with `carry`, or set OTEL_PYTHON_TOKEN_RELAY_LINGER. A worker that serves many"
         " requests needs each job's own token, not the token of the request that started the worker.",
     )
     OTHER_PROCESS = (
         "other_process",
-        "This process is a fork of the one that received the token.",
+        "This process was forked from the process that received the token.",
         "Make the call in the process that serves the request.",
     )
     SENDER_CONSTRAINED = (
@@ -109,10 +109,10 @@ class Reason(Enum):
     )
     EXCHANGE_FAILED = (
         "exchange_failed",
-        "The entry requires a token for this destination (`;audience=`, `;scope=`, or `;resource=`), and none could be"
-        " obtained. The caller's own token was not sent instead.",
-        "Look for the warning `token exchange failed` in the log, which includes the authorization server's error, or"
-        " send a caller's token to `otel-token-relay explain --online URL`.",
+        "The entry requires a token for this destination (`;audience=`, `;scope=`, or `;resource=`), and no such token"
+        " could be obtained. The caller's own token was not sent instead.",
+        "Look for the `token exchange failed` warning in the log, which includes the authorization server's error, or"
+        " pass a caller's token to `otel-token-relay explain --online URL`.",
     )
     SUPPRESSED = (
         "suppressed",
@@ -140,11 +140,11 @@ class Reason(Enum):
         "too_long",
         "The token is longer than OTEL_PYTHON_TOKEN_RELAY_MAX_LENGTH characters, or the header line exceeds that limit"
         " by more than seven characters.",
-        "Raise the limit if the token is genuine. Proxies between the services have their own limits.",
+        "Raise the limit if the token is genuine. Proxies between the services might have their own limits.",
     )
 
-    # Members are singletons, so hashing by identity is enough. Enum's own hash is a Python function, and every
-    # hop looks up its reason in a dictionary.
+    # Members are singletons, so hashing by identity is sufficient. Enum's own `__hash__` is a slow Python function, and
+    # every hop looks up its reason in a dictionary.
     if TYPE_CHECKING:
 
         def __hash__(self) -> int: ...

@@ -3,16 +3,14 @@
 Invariants:
 
 * A refused request has one SERVER span and is counted once. If instrumentation encloses the boundary, the
-  instrumentation's span and metrics are used, and our attributes are added to the span. Otherwise, this module records
-  both the span and the metrics.
-* The caller can choose the span's parent only if the global propagator reads that parent, because the application would
-  then have used the same parent. The parent is never a different request's span, even if such a span is current on a
-  connection that serves multiple requests.
-* The number of spans is limited, because any caller can send requests that will be refused. The metrics are not
-  limited.
-* No attribute contains a header, a query, or an unknown method, and no metric contains a value that a caller can freely
+  instrumentation records the span and metrics, and this module only adds attributes to the span. Otherwise, this module
+  records both the span and the metrics.
+* The caller can choose the span's parent only through the global propagator, as in an accepted request. The parent is
+  never a different request's span, even if such a span is current on a connection that serves multiple requests.
+* The number of spans is limited, because any caller can cause refusals. The metrics are not limited.
+* Attributes never contain headers, queries, or unknown methods. Metrics never contain values that a caller can freely
   choose.
-* Nothing in this module raises an exception or changes the response.
+* The functions in this module never raise an exception or change the response.
 
 Source: semantic conventions for HTTP and RPC, as implemented by OpenTelemetry's instrumentation.
 """
@@ -42,15 +40,15 @@ _logger = logging.getLogger("otel_token_relay")
 # The maximum number of spans per second for each reason.
 SPANS_PER_SECOND: Final = 10
 
-# The environment variable that makes OpenTelemetry's instrumentation use the old names, the new names (`http`), or both
-# (`http/dup`). This module also follows the variable; otherwise, dashboards would show only some of the requests.
+# This environment variable selects the names that OpenTelemetry's instrumentation uses: old names, new names (`http`),
+# or both (`http/dup`). This module uses the same names to ensure that dashboards include refused requests.
 OPT_IN_VARIABLE: Final = "OTEL_SEMCONV_STABILITY_OPT_IN"
 
-# RFC 9110, section 9.1; RFC 5789; RFC 10008. The list in OpenTelemetry's instrumentation is the same.
+# Sources: RFC 9110, section 9.1; RFC 5789; RFC 10008. OpenTelemetry's instrumentation uses the same list.
 _METHODS: Final = frozenset(("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "QUERY"))
 _SCHEMES: Final = frozenset(("http", "https", "ws", "wss"))
 
-# The bucket boundaries that the semantic conventions recommend, in seconds.
+# The histogram bucket boundaries that the semantic conventions recommend, in seconds.
 _SECONDS_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 
 ValuesOf = Callable[[str], Sequence[str | bytes]]
@@ -58,14 +56,14 @@ Attributes = dict[str, str | int]
 
 
 class HttpRequest(NamedTuple):
-    """A refused HTTP request, as seen by its server.
+    """A refused HTTP request, as the server received it.
 
     Attributes:
         method: The method; GET for a WebSocket handshake.
-        path: The path, including the mount point. Any query or authority will be removed.
+        path: The path, including the mount point. This module removes any query or authority.
         scheme: The scheme, which must not come from a header.
-        values_of: Returns the values of the header with the given lowercase name.
-        status: The status code, if it differs from the error response's.
+        values_of: A function that returns the values of the header with the given lowercase name.
+        status: The status code, if it differs from the error response's status code.
     """
 
     method: str
@@ -79,9 +77,9 @@ class GrpcCall(NamedTuple):
     """A refused gRPC call.
 
     Attributes:
-        method: The full name, ``/package.Service/Method``.
+        method: The full method name, such as ``/package.Service/Method``.
         status: The gRPC status code.
-        values_of: Returns the values of the metadata entries with the given key.
+        values_of: A function that returns the values of the metadata entries with the given key.
     """
 
     method: str
@@ -90,7 +88,7 @@ class GrpcCall(NamedTuple):
 
 
 class _Duration(NamedTuple):
-    """A histogram of OpenTelemetry's HTTP instrumentation."""
+    """A histogram that OpenTelemetry's HTTP instrumentation also uses."""
 
     name: str
     unit: str
@@ -115,26 +113,26 @@ def record(
     *,
     is_at_server: bool,
 ) -> None:
-    """Record a refused request before its error response is sent. Never raises.
+    """Record a refused request before its error response is sent. This function never raises an exception.
 
     Args:
         error_response: The response.
-        context: The request's context, with its token.
-        describe: Describes the request. This function may raise an exception, because it reads data that a server has
-            parsed.
+        context: The request's context, which contains the token.
+        describe: A function that returns a description of the request. The function may raise an exception, because the
+            server's data might be invalid.
         is_at_server: Whether the boundary is located where the server calls its application. Instrumentation cannot
-            enclose a boundary there, so the current span, if any, belongs to a different request.
+            enclose such a boundary, so any current span belongs to a different request.
     """
     _recorder.record(error_response, context, describe, is_at_server)
 
 
 def prepare() -> None:
-    """Create the histograms before the first request. Never raises."""
+    """Create the histograms before the first request. This function never raises an exception."""
     _recorder.prepare()
 
 
 class RefusalRecorder:
-    """Record refused requests through the OpenTelemetry API. Safe to share between threads."""
+    """A recorder of refused requests that uses the OpenTelemetry API. Instances are thread-safe."""
 
     def __init__(self) -> None:
         self._spans = RateLimit(SPANS_PER_SECOND, 1.0)
@@ -169,7 +167,7 @@ class RefusalRecorder:
             ended_at, seconds = time.time_ns(), _seconds_since_arrival(context)
             request = describe()
             described = _describe(request, error_response)
-            # Keep nothing else from the context: its span and baggage may belong to a different request.
+            # Discard the rest of the context, because the span and baggage might belong to a different request.
             context = Context({key: context[key] for key in (TOKEN_KEY, REFUSED_KEY, UNUSED_KEY) if key in context})
             if self._spans.admit(str(attributes[REASON_ATTRIBUTE])) is not None:
                 with _harmless("a refused request has no span"):
@@ -210,10 +208,10 @@ def _harmless(message: str) -> Generator[None, None, None]:
 
 
 def _span_around(context: Context) -> trace.Span | None:
-    """Return the span of the instrumentation that encloses the boundary; ``None`` if there is none.
+    """Return the current span if it belongs to instrumentation that encloses the boundary; otherwise, return ``None``.
 
-    An unsampled span has neither a kind nor an end time. An in-process client's span is not the server's, and neither
-    is the root span in which the application started the server.
+    An unsampled span does not have a kind or an end time. An in-process client's span is ignored. The root span in
+    which the application started the server is also ignored.
     """
     span = context.get(SPAN_KEY)
     if not isinstance(span, trace.Span):
@@ -222,29 +220,30 @@ def _span_around(context: Context) -> trace.Span | None:
     if not span_context.is_valid or span_context.is_remote:
         return None
     if getattr(span, "end_time", None) is not None:
-        return None  # the span of the previous request on this connection
+        return None  # this is the span of the previous request on this connection
     kind = getattr(span, "kind", trace.SpanKind.SERVER)
     is_inner = kind is trace.SpanKind.INTERNAL and getattr(span, "parent", None) is not None
     return span if is_inner or kind is trace.SpanKind.SERVER else None
 
 
 def _has_tracer_provider() -> bool:
-    """Return whether instrumentation that encloses the boundary has spans and can therefore be recognized.
+    """Return whether a tracer provider is configured. Without a provider, instrumentation cannot be detected.
 
-    Without a provider, instrumentation may count this request without being recognized, so the request must not be
-    counted again. Without instrumentation, this request is not counted either, just like any other request.
+    Undetected instrumentation might already count the request, so this module must not count the request again.
     """
     return not isinstance(trace.get_tracer_provider(), (trace.ProxyTracerProvider, trace.NoOpTracerProvider))
 
 
 def _seconds_since_arrival(context: Context) -> float:
-    """Return the time since the boundary read the token. A request without a token is refused immediately."""
+    """Return the number of seconds since the boundary read the token, or 0 for a request without a token."""
     token = bound_token(context)
     return 0.0 if token is None else max(0.0, time.monotonic() - token.received_at)
 
 
 class _HeaderGetter(Getter[ValuesOf]):
-    """Reads headers by name. Headers that propagators find by prefix contain baggage, which is not needed."""
+    """A getter that reads headers only by name. Some propagators list all header names to find baggage, which is not
+    needed here.
+    """
 
     def get(self, carrier: ValuesOf, key: str) -> list[str] | None:
         values = carrier(key.lower())
@@ -259,7 +258,7 @@ _GETTER: Final = _HeaderGetter()
 
 def _extract(request: HttpRequest | GrpcCall, context: Context) -> Context:
     """Return *context*, extended with the values that the global propagator reads from the request."""
-    # Not imported at the top, because `opentelemetry.propagate` may itself be importing this package.
+    # Import this module only when needed, because `opentelemetry.propagate` might be importing this package.
     from opentelemetry import propagate
 
     with _harmless("the caller's context cannot be read"):
@@ -275,7 +274,7 @@ def _record_span(
     ended_at: int,
     seconds: float,
 ) -> Context:
-    """Record the SERVER span, and return a context that contains it."""
+    """Record the SERVER span, and return a context that contains the span."""
     span = trace.get_tracer("otel_token_relay").start_span(
         name,
         context=parent,
@@ -283,7 +282,7 @@ def _record_span(
         attributes=attributes,
         start_time=ended_at - int(seconds * 1e9),
     )
-    # A 4xx status is the caller's error, not the server's.
+    # A 4xx status is the caller's error, so only a 5xx status marks the span as failed.
     if error_response.status >= 500:
         span.set_status(trace.StatusCode.ERROR)
     span.end(ended_at)
@@ -301,7 +300,7 @@ class _Described(NamedTuple):
 def _describe(request: HttpRequest | GrpcCall, error_response: ErrorResponse) -> _Described:
     if isinstance(request, GrpcCall):
         service, _, method = request.method.removeprefix("/").rpartition("/")
-        # The same attributes as in OpenTelemetry's gRPC server instrumentation, which has no metrics.
+        # OpenTelemetry's gRPC server instrumentation uses the same attributes and has no metrics.
         return _Described(
             request.method,
             {
@@ -329,7 +328,7 @@ def _describe(request: HttpRequest | GrpcCall, error_response: ErrorResponse) ->
 
 
 def _durations_in_force() -> tuple[_Duration, ...]:
-    """Return the histograms that OpenTelemetry's instrumentation uses."""
+    """Return the histograms that OpenTelemetry's instrumentation currently uses."""
     chosen = [name.strip() for name in os.environ.get(OPT_IN_VARIABLE, "").split(",")]
     if "http/dup" in chosen:
         return _OLD, _NEW

@@ -1,14 +1,15 @@
-"""Decide for each hop whether the request gets the caller's token, a different token, or no token.
+"""Decide for each hop whether to send the caller's token, a different token, or no token.
 
-All decisions are made here. Adapters report their request's target and whether the request already has a credential.
-They then write the header value that `Relay.decide` returns. In two cases, `Relay.decide` returns an object instead:
+This module makes all decisions. Adapters report each request's target and whether the request already has a credential.
+Adapters then write the header value that `Relay.decide` returns. In two cases, `Relay.decide` returns an object
+instead:
 
-* A `Hop`, if the request may still wait for a connection: the adapter calls `Hop.confirm` when the request is sent.
+* A `Hop`, if the request might still wait for a connection. The adapter calls `Hop.confirm` when the request is sent.
 * An `Exchange`, if a token for the destination must be obtained first and the adapter runs on an event loop, which must
-  not block: the adapter awaits `Exchange.run_async`, which returns the header value or the `Hop`.
+  not be blocked. The adapter awaits `Exchange.run_async`, which returns the header value or a `Hop`.
 
-Tokens for individual destinations come from a `TokenSource`. This module does not import any token source, because
-token sources belong to an extra.
+A `TokenSource` provides tokens for individual destinations. This module does not import any token source, because token
+sources require an extra.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ class Explanation(NamedTuple):
     Attributes:
         decision: The decision.
         entry: The most specific matching entry, which may have ``;never``; ``None`` if no entry matches.
-        closest: If the token is withheld because of the allow-list, the closest entry or the entry that excludes the
-            origin; ``None`` if no such entry exists.
+        closest: The closest entry or the entry that excludes the origin, if the token is withheld because of the
+            allow-list; otherwise, ``None``.
         fails: Whether the call raises `TokenUnavailable`.
     """
 
@@ -65,9 +66,10 @@ class Obtained(NamedTuple):
     """A token for a specific destination.
 
     Attributes:
-        token: The token. If it was obtained in exchange for the caller's token, it has that token's lease.
-        result: Whether the token was cached, obtained for this hop, or obtained for a concurrent hop.
-        until: The time until which the token may be sent, in seconds on the monotonic clock.
+        token: The token. A token that was obtained in exchange for the caller's token has the lease of the caller's
+            token.
+        result: How the token was obtained: from the cache, for this hop, or for a concurrent hop.
+        until: The time at which the token must no longer be sent, in seconds on the monotonic clock.
     """
 
     token: BearerToken
@@ -76,12 +78,12 @@ class Obtained(NamedTuple):
 
 
 class Renewed(NamedTuple):
-    """A token that replaces one that a destination has rejected.
+    """A token that replaces a token that a destination has rejected.
 
     Attributes:
         obtained: The token.
-        settle: A function to call exactly once, with ``True`` if the destination has accepted the token, and with
-            ``False`` otherwise. Requests with the same rejected token wait for this call.
+        settle: A function to call exactly once, with an argument that indicates whether the destination accepted the
+            token. Other requests with the same rejected token wait for this call.
     """
 
     obtained: Obtained
@@ -89,10 +91,10 @@ class Renewed(NamedTuple):
 
 
 class TokenSource(Protocol):
-    """Obtains tokens for individual destinations. `otel_token_relay.exchange.tokens` implements it."""
+    """A source of tokens for individual destinations. `otel_token_relay.exchange.tokens` implements this protocol."""
 
     def cached(self, caller: BearerToken | None, destination: Destination) -> Obtained | None:
-        """Return a token that can be sent now, without waiting.
+        """Return a token that can be sent immediately, or ``None`` if there is none.
 
         Args:
             caller: The caller's token, which the relay has checked; ``None`` for the service's own token.
@@ -101,50 +103,54 @@ class TokenSource(Protocol):
         ...
 
     def obtain(self, caller: BearerToken | None, destination: Destination) -> Obtained:
-        """Return a token, blocking until it is available.
+        """Return a token. This method blocks until the token is available.
 
         Raises:
-            ExchangeFailed: No token could be obtained.
+            ExchangeFailed: No token could be obtained from the authorization server.
         """
         ...
 
     async def obtain_async(self, caller: BearerToken | None, destination: Destination) -> Obtained:
-        """Do the same as `obtain` without blocking the event loop."""
+        """Return a token without blocking the event loop; see `obtain`."""
         ...
 
     def renew(
         self, caller: BearerToken | None, destination: Destination, rejected: BearerToken, rejection: Rejection
     ) -> Renewed | None:
-        """Return a token that replaces a rejected one, blocking until it is available.
+        """Return a token that replaces a rejected token. This method blocks until the new token is available.
 
         Returns:
-            ``None`` if the request must not be sent again, because the new token is the rejected one or because another
-            request has just found that the destination also rejects the new token.
+            The new token, or ``None`` if the request must not be sent again. A retry is useless if the new token is
+            identical to the rejected token, or if the destination has just rejected the new token in a different
+            request.
 
         Raises:
-            ExchangeFailed: No token could be obtained.
+            ExchangeFailed: No token could be obtained from the authorization server.
         """
         ...
 
     async def renew_async(
         self, caller: BearerToken | None, destination: Destination, rejected: BearerToken, rejection: Rejection
     ) -> Renewed | None:
-        """Do the same as `renew` without blocking the event loop."""
+        """Return a token that replaces a rejected token, without blocking the event loop; see `renew`."""
         ...
 
     def failure(self, caller: BearerToken | None, destination: Destination) -> ExchangeFailed | None:
-        """Return the error from the last attempt if it failed a moment ago; otherwise, return ``None``."""
+        """Return the error from the last attempt to obtain a token if the attempt failed recently; otherwise, return
+        ``None``.
+        """
         ...
 
 
 class Relay:
-    """Make the decision for each hop according to one `Settings` object. Safe to share between threads and tasks.
+    """A relay, which decides for each hop which token to send. Instances are safe for use in multiple threads and
+    tasks.
 
     Args:
         settings: The settings.
-        source: Obtains tokens for destinations that require their own tokens; ``None`` if no tokens can be obtained.
-        now: The wall clock, in seconds since the epoch.
-        monotonic: A monotonic clock, in seconds.
+        source: The source of tokens for individual destinations; ``None`` if no such tokens can be obtained.
+        now: A function that returns the wall-clock time, in seconds since the epoch.
+        monotonic: A function that returns the time on a monotonic clock, in seconds.
 
     Attributes:
         settings: The settings, which are immutable.
@@ -238,18 +244,19 @@ class Relay:
         """Make and record the decision for one hop.
 
         Args:
-            request: Passed to *target_of* and *has_header*.
-            target_of: Returns the scheme, host, and port of the request's destination; see `Origin.of`.
-            has_header: Returns whether the request already has the header with the given lowercase name, ignoring case;
-                ``"fixed"`` if the request has a credential that the adapter cannot replace, such as a signed URL.
+            request: The request, which is passed to *target_of* and *has_header*.
+            target_of: A function that returns the scheme, host, and port of the request's destination; see `Origin.of`.
+            has_header: A function that returns whether the request already has the header with the given lowercase name
+                (case-insensitive). The function returns ``"fixed"`` if the request has a credential that the adapter
+                cannot replace, such as a signed URL.
             context: The context that contains the token; ``None`` for the current context.
-            is_final: ``False`` if the request may still wait before it is sent, for example for a connection. In that
-                case, the returned `Hop` records a decision to send a token.
-            may_block: ``False`` on an event loop. In that case, if a token for the destination must be obtained first,
-                the returned `Exchange` obtains it.
+            is_final: ``False`` if the request might still wait before it is sent, for example, for a connection. In
+                that case, the returned `Hop` records the decision to send a token.
+            may_block: ``False`` on an event loop. In that case, the returned `Exchange` obtains any token that is not
+                cached.
 
         Returns:
-            The header value to write (or the `Hop` or `Exchange`), or ``None`` to leave the request unchanged.
+            The header value to write, a `Hop`, or an `Exchange`; ``None`` to leave the request unchanged.
 
         Raises:
             TokenUnavailable: The destination requires a token, but none can be relayed.
@@ -257,7 +264,7 @@ class Relay:
         if self.is_closed:
             return None
         current = get_current()
-        # For speed, this check comes first and does not call `is_suppressed`: it runs at every hop.
+        # This check runs first at every hop, so it does not call `is_suppressed`, which would be slower.
         if current.get(SUPPRESS_KEY) or current.get(OLD_SUPPRESS_KEY):
             return None
         if context is None:
@@ -278,8 +285,8 @@ class Relay:
             destination = self.policy.find(*target)
             reason = self._reason(token, missing, destination, request, has_header)
         except Exception as error:  # the application's request continues without the token
-            # Do not log the message, because it may quote the URL, which may contain a password.
-            _logger.debug("cannot make a decision, so a request is sent without the token: %s", type(error).__name__)
+            # Do not log the error message, because it might include the URL, which might contain a password.
+            _logger.debug("no decision could be made, so a request is sent without a token: %s", type(error).__name__)
             self._record(_lacking(missing) if token is None else Reason.DESTINATION_UNKNOWN, context)
             return None
         if reason is Reason.RELAYED and token is not None and destination is not None:
@@ -295,13 +302,13 @@ class Relay:
         self._record(reason, context, destination, target)
         if reason is Reason.NO_BOUNDARY and destination is not None:
             self._warn_once(destination)
-        # A call with its own credential is authenticated, so `;required` does not block the call.
+        # A request with its own credential is authenticated, so `;required` does not prevent the request.
         if destination is not None and destination.required and reason is not Reason.EXPLICIT_CREDENTIAL:
             raise TokenUnavailable(reason, str(destination))
         return None
 
     async def prepare_hop(self, target: Target, *, has_header: HasHeader) -> None:
-        """Obtain the token for a hop ahead of time, for a client that cannot wait when it calls `decide`.
+        """Obtain the token for a hop ahead of time, for a client that cannot wait while it calls `decide`.
 
         Args:
             target: The target to which the request will be sent.
@@ -321,18 +328,19 @@ class Relay:
                 may_obtain = (self._reason_of_token(token) or self._reason_not_to_exchange(token)) is None
             if may_obtain and source.cached(token, destination) is None:
                 await source.obtain_async(token, destination)
-        except Exception as error:  # `decide` will find no token
-            _logger.debug("no token could be obtained ahead of a hop: %s", type(error).__name__)
+        except Exception as error:  # `decide` will then withhold the token
+            _logger.debug("no token could be obtained in advance: %s", type(error).__name__)
 
     def may_send(self, url: str, has_header: Callable[[str], bool]) -> bool:
-        """Return whether a request to *url* may be sent with a token, without making or recording a decision.
+        """Return whether a request to *url* might be sent with a token, without making or recording a decision.
 
-        This method is for caches, which must not serve a cached response to such a request. If the URL cannot be read,
-        the result is ``True``.
+        Cache hooks call this method, because caches must not return a cached response to such a request. If *url*
+        cannot be parsed, the result is ``True``.
 
         Args:
             url: The URL, as passed to a client.
-            has_header: Returns whether the request already has the header with the given lowercase name.
+            has_header: A function that returns whether the request already has the header with the given lowercase
+                name.
         """
         context = get_current()
         if self.is_closed or self.policy.is_empty or is_suppressed(context):
@@ -347,13 +355,15 @@ class Relay:
             if origin is None:
                 return True
             destination = self.policy.match(origin)
-        except Exception as error:  # fail closed: the cached response may belong to a different caller
-            _logger.debug("cannot read a request, so it does not use the cache: %s", type(error).__name__)
+        except Exception as error:  # fail closed, because the cached response might belong to a different caller
+            _logger.debug("a request cannot be read and does not use the cache: %s", type(error).__name__)
             return True
         return destination is not None and (has_token or destination.without_user is not None)
 
     def _may_ignore(self, reason: Reason, context: Context) -> bool:
-        """Return whether a hop without a token needs no decision. If only a record is needed, record the hop."""
+        """Return whether no decision is necessary for a hop without a token. Record the hop if only a record is
+        necessary.
+        """
         will_warn = reason is Reason.NO_BOUNDARY and not (self._has_warned or binding.has_bound or self.policy.is_empty)
         if self.policy.has_required or will_warn:
             return False
@@ -369,8 +379,9 @@ class Relay:
             return
         self._has_warned = True
         _logger.warning(
-            "token relay: a request to %s is sent without a token. This process has not served any request: either the"
-            " call does not belong to a request, or the server is not hooked. To find out, run otel-token-relay check.",
+            "token relay: a request to %s is sent without a token, because this process has not served any requests."
+            " Either the call does not belong to a request, or the server is not hooked. To find out, run"
+            " otel-token-relay check.",
             destination,
         )
 
@@ -382,20 +393,20 @@ class Relay:
         request: Request,
         has_header: Callable[[Request, str], HasHeader],
     ) -> Reason:
-        """Return the first reason to withhold the token, or the way in which a token is to be sent.
+        """Return the first reason to withhold the token, or the reason that describes which token to send.
 
         Args:
             token: The caller's token; ``None`` if there is none.
             missing: The reason to use if *token* is ``None``; ``OWN`` if the service acts on its own behalf.
 
         Returns:
-            ``RELAYED``, ``EXCHANGED``, or ``OWN`` if a token is to be sent; otherwise, the reason to withhold it.
+            ``RELAYED``, ``EXCHANGED``, or ``OWN`` to send a token; otherwise, the reason to withhold the token.
         """
         if destination is None:
             return _lacking(missing) if token is None else Reason.DESTINATION_NOT_LISTED
         try:
             held = has_header(request, self.header)
-        except Exception as error:  # headers that cannot be read may contain a credential
+        except Exception as error:  # headers that cannot be read might contain a credential
             _logger.debug("cannot read a request's headers: %s", type(error).__name__)
             held = "fixed"
         if held and self._is_explicit(held):
@@ -432,20 +443,20 @@ class Relay:
     def _reason_not_to_exchange(self, token: BearerToken) -> Reason | None:
         if self._source is None:
             return Reason.EXCHANGE_FAILED
-        # Anyone can send a fabricated token, and each exchange sends a request with this service's credential.
+        # Anyone can send a fabricated token, and each exchange requires a request with this service's credential.
         is_checked = token.verification is not None or self.settings.exchange_unverified
         return None if is_checked else Reason.NOT_VERIFIED
 
     def explain(self, url: str, *, without_user: bool = False) -> Explanation:
-        """Return the decision for a request to *url*, according to the same rules as for a hop.
+        """Return the decision for a request to *url*. The rules are the same as for a hop.
 
-        The request is assumed to have no credentials other than the ones in the URL: user info, which most clients send
-        as a header, and a signature.
+        The request is assumed to have only the credentials in the URL: user info, which most clients send as a header,
+        or a signature.
 
         Args:
             url: The URL, as passed to a client.
-            without_user: Whether no request is being served. Otherwise, the caller's token is assumed to be an
-                ordinary, unexpired, verified token.
+            without_user: Whether to assume that no request is being served. Otherwise, the caller's token is assumed to
+                be an ordinary, unexpired, and verified token.
         """
         read = read_url(url)
         if read.origin is None:
@@ -469,9 +480,9 @@ class Relay:
         )
 
     def _sample(self) -> BearerToken | None:
-        """Return a token that can be relayed and, if this service verifies tokens, is marked as verified.
+        """Return a sample token that can be relayed. If this service verifies tokens, the sample is marked as verified.
 
-        Return ``None`` if this service does not read tokens from requests.
+        If this service does not read tokens from requests, return ``None``.
         """
         if not self.settings.source_headers:
             return None
@@ -482,7 +493,7 @@ class Relay:
 
 
 class AssumedVerification:
-    """The verification of a token that is only assumed to be verified, to explain how such a token is treated."""
+    """The verification of a sample token that is only assumed to be verified, for use in explanations."""
 
     claims: Mapping[str, object] = MappingProxyType({})
     expires_at: float | None = None
@@ -495,27 +506,28 @@ _SENDING: Final = frozenset({Reason.RELAYED, Reason.EXCHANGED, Reason.OWN})
 
 
 def _lacking(reason: Reason) -> Reason:
-    """Return the reason that a call has no token if its destination does not permit the service's own token."""
+    """Return the reason to record if the destination does not permit the service's own token."""
     return Reason.NO_BOUNDARY if reason is Reason.OWN else reason
 
 
 class Hop:
-    """A decision to send a token, made before the request waits and checked again when the request is sent.
+    """A decision to send a token. The decision is checked again when the request is sent.
 
-    A hop does not print its tokens, so it can travel with the request through a client library.
+    The text representation of a hop does not include its tokens, so a client library can safely store the hop with the
+    request.
 
     Args:
-        relay: The relay that has made the decision.
+        relay: The relay that made the decision.
         caller: The caller's token; ``None`` if the service acts on its own behalf.
         destination: The entry.
-        target: The target of the request.
+        target: The request's target.
         context: The hop's context.
         obtained: The token for this destination; ``None`` to send the caller's token.
         settle: See `Renewed`; ``None`` unless the request is being retried.
 
     Attributes:
         is_recorded: Whether the decision has been recorded.
-        replaced: The header lines that the token's header has replaced, for use by the adapter.
+        replaced: The header lines that the adapter replaced with the token's header.
     """
 
     __slots__ = (
@@ -562,17 +574,18 @@ class Hop:
         """Return the header value to write."""
         sent = self._caller if self._obtained is None else self._obtained.token
         if sent is None:
-            raise ValueError("a hop without a token")
+            raise ValueError("this hop has no token")
         return self._relay._prefix + sent.reveal()
 
     def confirm(self) -> bool:
-        """Check the tokens again and record the decision. Call this method once, when the request stops waiting.
+        """Check the tokens again and record the decision. Adapters call this method once, when the request stops
+        waiting.
 
-        If a client sends the request again on a different connection, call this method again, because each attempt is a
-        separate hop.
+        If a client sends the request again on a different connection, the adapter calls this method again, because each
+        attempt is a separate hop.
 
         Returns:
-            Whether the request may be sent with the token. If not, the request must be sent without the header.
+            Whether the token may be sent. If not, the adapter must remove the header from the request.
 
         Raises:
             TokenUnavailable: The destination requires a token, but the token may no longer be sent.
@@ -584,7 +597,7 @@ class Hop:
         try:
             reason = self.check()
         except Exception as error:  # the application's request continues without the token
-            _logger.debug("cannot check a token again, so it is not sent: %s", type(error).__name__)
+            _logger.debug("a token could not be checked again and is not sent: %s", type(error).__name__)
             reason = Reason.NOT_VERIFIED
         if reason is None:
             self.record()
@@ -595,7 +608,7 @@ class Hop:
         return False
 
     def check(self) -> Reason | None:
-        """Return the first reason to withhold the token, or ``None`` if it may be sent now."""
+        """Return the first reason to withhold the token, or ``None`` if the token may still be sent."""
         relay, obtained = self._relay, self._obtained
         reason = self._check_caller()
         if reason is None and obtained is not None:
@@ -611,7 +624,7 @@ class Hop:
         return None if is_unserved(self._context) else Reason.NO_BOUNDARY
 
     def may_repeat(self, method: str) -> bool:
-        """Return whether the request may be retried once if the response rejects its token.
+        """Return whether the request may be retried once if the destination rejects its token.
 
         Args:
             method: The request's method, in uppercase.
@@ -620,14 +633,15 @@ class Hop:
         return is_first and self._destination.retry == "idempotent" and method in METHODS
 
     def is_for(self, target: Target) -> bool:
-        """Return whether a retried request goes to the same server as the original request."""
+        """Return whether a retried request is sent to the same server as the original request."""
         return Origin.of(*target) == Origin.of(*self._target)
 
     def again(self, challenges: Iterable[str]) -> Hop | None:
-        """Obtain a new token after a 401 response, if `may_repeat` allows it. This method blocks and never raises.
+        """Obtain a new token after a 401 response if `may_repeat` returned ``True``. This method blocks.
 
-        The first response must still be readable, because the application gets it if the result is ``None``. Otherwise,
-        send the request with the returned hop, and make sure to call that hop's `settle`, even if sending fails.
+        If the result is ``None``, the application gets the first response, so that response must still be readable.
+        Otherwise, the adapter sends the request with the returned hop and calls that hop's `settle` method, even if the
+        request fails. This method never raises an exception.
 
         Args:
             challenges: The values of the response's ``WWW-Authenticate`` headers.
@@ -642,7 +656,7 @@ class Hop:
         return None
 
     async def again_async(self, challenges: Iterable[str]) -> Hop | None:
-        """Do the same as `again` without blocking the event loop."""
+        """Obtain a new token after a 401 response without blocking the event loop; see `again`."""
         if (wanted := self._wanted(challenges)) is None:
             return None
         source, rejected, rejection = wanted
@@ -653,12 +667,12 @@ class Hop:
         return None
 
     def settle(self, *, is_accepted: bool) -> None:
-        """Report whether the destination has accepted the token in a retried request."""
+        """Report whether the destination accepted the token in a retried request."""
         if self._settle is not None:
             self._settle(is_accepted)
 
     def _wanted(self, challenges: Iterable[str]) -> tuple[TokenSource, BearerToken, Rejection] | None:
-        """Return the values needed for a renewal, or ``None`` if the token must not be renewed."""
+        """Return the arguments for renewing the token, or ``None`` if the token must not be renewed."""
         relay, obtained = self._relay, self._obtained
         try:
             rejection = read_rejection(challenges)
@@ -690,7 +704,9 @@ class Hop:
         return None
 
     def record(self, reason: Reason | None = None) -> None:
-        """Record the decision without checking the tokens again. Without a *reason*, record that a token was sent."""
+        """Record the decision without checking the tokens again. If *reason* is ``None``, record that a token was
+        sent.
+        """
         self.is_recorded = True
         obtained = self._obtained
         if obtained is None:
@@ -701,13 +717,13 @@ class Hop:
 
 
 class Exchange(Generic[Sent]):
-    """A hop whose token must be obtained first, either in exchange for the caller's or on the service's own behalf.
+    """A hop whose token must be obtained first, either in exchange for the caller's token or for the service itself.
 
     Args:
-        relay: The relay that has made the decision.
+        relay: The relay that made the decision.
         caller: The caller's token; ``None`` if the service acts on its own behalf.
         destination: The entry.
-        target: The target of the request.
+        target: The request's target.
         context: The hop's context.
         is_final: See `Relay.decide`.
     """
@@ -732,7 +748,7 @@ class Exchange(Generic[Sent]):
         self._is_final = is_final
 
     def cached(self) -> Sent | None:
-        """Finish the decision if no request to the authorization server is necessary; otherwise, return ``None``."""
+        """Finish the decision with a cached token, or return ``None`` if no token is cached."""
         source = self._relay._source
         try:
             found = None if source is None else source.cached(self._caller, self._destination)
@@ -742,10 +758,10 @@ class Exchange(Generic[Sent]):
         return None if found is None else self._send(self._hop(found))
 
     def run(self) -> Sent | None:
-        """Obtain the token, and finish the decision. This method blocks.
+        """Obtain the token and finish the decision. This method blocks until the token is available.
 
         Returns:
-            The same as `Relay.decide`.
+            The header value to write or a `Hop`; ``None`` to leave the request unchanged.
 
         Raises:
             TokenUnavailable: The destination requires a token, but none can be sent.
@@ -755,13 +771,13 @@ class Exchange(Generic[Sent]):
             return self._fail(_NOT_CONFIGURED)
         try:
             return self._finish(source.obtain(self._caller, self._destination))
-        except Exception as error:  # the request continues without a token, never with the caller's own
-            # The traceback is dropped, because error trackers report the local variables in its frames.
+        except Exception as error:  # the request continues without a token, never with the caller's own token
+            # Remove the traceback, because error trackers report the local variables in its frames.
             failure = error.with_traceback(None)
         return self._fail(failure)
 
     async def run_async(self) -> Sent | None:
-        """Do the same as `run` without blocking the event loop."""
+        """Obtain the token and finish the decision without blocking the event loop; see `run`."""
         source = self._relay._source
         if source is None:
             return self._fail(_NOT_CONFIGURED)
@@ -772,13 +788,13 @@ class Exchange(Generic[Sent]):
         return self._fail(failure)
 
     def give_up(self) -> Sent | None:
-        """Finish the decision without a token, because the client can no longer wait for one."""
+        """Finish the decision without a token, because the client cannot wait for the exchange."""
         source = self._relay._source
         failure = None if source is None else source.failure(self._caller, self._destination)
         return self._fail(failure or _NOT_CONFIGURED)
 
     def _finish(self, obtained: Obtained) -> Sent | None:
-        """Check again for anything that may have changed during the wait. For example, the request may have ended."""
+        """Check the tokens again and finish the decision. The caller's request might have ended during the exchange."""
         if self._relay.is_closed:
             return None
         hop = self._hop(obtained)
@@ -799,10 +815,10 @@ class Exchange(Generic[Sent]):
     def _fail(self, error: Exception) -> Sent | None:
         reason = error.reason if isinstance(error, TokenUnavailable) else Reason.EXCHANGE_FAILED
         if not isinstance(error, TokenUnavailable | ExchangeFailed):
-            _logger.error("token relay: no token for %s, because of a %s", self._destination, type(error).__name__)
+            _logger.error("token relay: no token could be obtained for %s: %s", self._destination, type(error).__name__)
         self._relay._record(reason, self._context, self._destination, self._target, "failed")
         if self._destination.required:
-            # Never store the claims challenge in a variable: the challenge may identify the user, and error trackers
+            # Never store the claims challenge in a variable. The challenge might identify the user, and error trackers
             # report this frame's variables.
             raise TokenUnavailable(
                 reason, str(self._destination), claims_challenge=getattr(error, "claims_challenge", None)

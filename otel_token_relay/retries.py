@@ -1,13 +1,14 @@
-"""Decide, without I/O or third-party libraries, whether a rejected request may be retried once with a new token.
+"""Decide whether a rejected request may be retried once with a new token.
 
-A request is repeated only if doing so is harmless, and only if the response states that the token is the cause:
+A request is retried only if a retry is harmless and the response identifies the token as the cause of the rejection.
+This means that the following conditions must be true:
 
 * The method is idempotent (RFC 9110, section 9.2.2). TRACE is excluded, because its response would contain the token.
 * The status is 401, and a Bearer challenge has ``error="invalid_token"`` (RFC 6750, section 3.1). Microsoft Entra's
   claims challenge has ``error="insufficient_claims"`` and ``claims``, a base64-encoded JSON object that the client
-  includes in the request for the new token.
+  includes in its request for a new token.
 
-A challenge that does not follow the grammar is ignored.
+Challenges with invalid syntax are ignored. This module performs no I/O and uses no third-party libraries.
 
 Sources: RFC 9110, section 11.6.1; https://learn.microsoft.com/entra/identity-platform/claims-challenge
 """
@@ -30,7 +31,7 @@ DISCARD_SECONDS: Final = 1.0
 _MAX_CHALLENGE: Final = 16_384
 _MAX_CLAIMS: Final = 4096
 
-# RFC 9110, section 5.6.2 (token), 5.6.4 (quoted-string), 11.2 (token68).
+# Source: RFC 9110, sections 5.6.2 (token), 5.6.4 (quoted-string), and 11.2 (token68).
 _TOKEN: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _separators: Final = re.compile(r"[ \t,]*").match
 _parameter: Final = re.compile(rf'({_TOKEN})[ \t]*=[ \t]*(?:"((?:[^"\\]|\\.)*)"|({_TOKEN}))[ \t]*(?=,|$)').match
@@ -40,10 +41,10 @@ _escapes: Final = re.compile(r"\\(.)", re.DOTALL)
 
 
 class Rejection(NamedTuple):
-    """An indication, in a response, that the destination has rejected the token.
+    """A rejection of the token, as indicated by a response.
 
     Attributes:
-        claims: The claims that the new token must have, as JSON text; ``None`` if the response specifies none.
+        claims: The claims that the new token must have, as JSON text; ``None`` if the response does not specify claims.
         needs_claims: Whether a new token without these claims would also be rejected.
     """
 
@@ -51,17 +52,17 @@ class Rejection(NamedTuple):
     needs_claims: bool = False
 
     def __repr__(self) -> str:
-        return f"Rejection(needs_claims={self.needs_claims})"  # the claims may identify the user
+        return f"Rejection(needs_claims={self.needs_claims})"  # the claims might identify the user
 
 
 def read_rejection(values: Iterable[str]) -> Rejection | None:
-    """Return what a 401 response's ``WWW-Authenticate`` headers indicate about the token.
+    """Parse the ``WWW-Authenticate`` headers of a 401 response to find a rejection of the token.
 
     Args:
-        values: The value of each header line.
+        values: The values of the header lines.
 
     Returns:
-        ``None`` if the headers do not indicate that a new token may help.
+        The rejection, or ``None`` if a new token would not help.
     """
     for value in values:
         for scheme, parameters in _challenges(value):
@@ -80,13 +81,13 @@ def _read(parameters: dict[str, str]) -> Rejection | None:
 
 
 def _challenges(value: str) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield the challenges in one header line, or none if any part of the line does not follow the grammar."""
+    """Yield the challenges in one header line. If any part of the line has invalid syntax, yield nothing."""
     found: list[tuple[str, dict[str, str]]] = []
     position = _skip(value, 0)
     while position < len(value) <= _MAX_CHALLENGE:
         if found and (parameter := _parameter(value, position)) is not None:
             name, parameters = parameter[1].lower(), found[-1][1]
-            if name in parameters:  # RFC 9110, section 11.2: a name must not occur more than once
+            if name in parameters:  # a parameter name must not occur more than once (RFC 9110, section 11.2)
                 return
             parameters[name] = _escapes.sub(r"\1", parameter[2]) if parameter[3] is None else parameter[3]
             position = _skip(value, parameter.end())
@@ -121,5 +122,5 @@ def _decode_claims(encoded: str) -> str | None:
 
 
 def _reject(constant: str) -> None:
-    """Reject ``NaN`` and ``Infinity``, which Python's parser accepts although they are not JSON."""
+    """Reject ``NaN`` and ``Infinity``, which are not valid JSON but are accepted by Python's parser."""
     raise ValueError("not JSON")

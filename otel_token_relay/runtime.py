@@ -1,8 +1,7 @@
-"""The relay, settings, and authenticator that are in effect in this process.
+"""The relay, settings, and authenticator that this process currently uses.
 
-An object created with ``settings=None`` looks up the ones in effect on first use, not when the object is created.
-Middleware is often created while a module is being imported, which can happen before `otel_token_relay.install` is
-called.
+An object that is created with ``settings=None`` looks up the current settings on first use, not on creation.
+Applications often create middleware while a module is being imported, before they call `otel_token_relay.install`.
 """
 
 from __future__ import annotations
@@ -18,7 +17,10 @@ from otel_token_relay.settings import Settings
 
 
 class Terms(NamedTuple):
-    """How a request is served: the settings that apply and, if requests are verified, the authenticator."""
+    """The settings and the authenticator for incoming requests.
+
+    The authenticator is ``None`` if verification is off.
+    """
 
     settings: Settings
     authenticator: Authenticator | None
@@ -29,8 +31,8 @@ class Runtime:
 
     Attributes:
         relay: Decides whether outgoing requests get the token.
-        terms: How incoming requests are served.
-        clients_are_hooked: Whether outgoing requests reach the relay without a call to ``inject``.
+        terms: The settings and the authenticator for incoming requests.
+        clients_are_hooked: Whether HTTP clients call the relay automatically, without a call to ``inject``.
         refuses_all: Whether every connection gets a 503 response, because no hook can verify its requests.
     """
 
@@ -48,10 +50,10 @@ class Runtime:
         return self.relay.settings
 
     def prepare(self) -> None:
-        """Create the counters. Call this method without holding a lock, once OpenTelemetry can provide a meter.
+        """Create the counters. Call this method after OpenTelemetry can provide a meter, and do not hold a lock.
 
-        Otherwise, the first request creates the counters, even though the meter provider may be waiting for that same
-        request.
+        If this method is not called, the first request creates the counters. A deadlock can occur if the meter provider
+        is waiting for that request.
         """
         self.relay.prepare()
         if self.terms.authenticator is not None:
@@ -60,15 +62,15 @@ class Runtime:
 
 
 installed: Runtime | None = None
-"""The runtime of the current installation. `otel_token_relay.install` sets it, and `uninstall` clears it."""
+"""The current runtime. `otel_token_relay.install` sets this variable, and `uninstall` clears it."""
 
 
 class SettingsInForce:
-    """The settings that apply to one object. Safe to share between threads.
+    """The settings that apply to one object. This class is thread-safe.
 
     Args:
-        given: The settings; ``None`` to use the installed settings or, if there are none, the settings that the
-            configuration file and the environment variables specify at the time of first use.
+        given: The settings. If ``None``, the object uses the installed settings. If no settings are installed, the
+            object reads the configuration file and the environment variables on first use.
     """
 
     __slots__ = ("_given", "_of_environment")
@@ -89,11 +91,12 @@ class SettingsInForce:
 
 
 class TermsInForce:
-    """How a middleware instance serves its requests. Safe to share between threads.
+    """The terms that apply to one middleware instance. This class is thread-safe.
 
     Args:
         settings: See `SettingsInForce`.
-        authenticator: The authenticator that verifies each request; ``None`` to use the one that the settings require.
+        authenticator: The authenticator that verifies each request. If ``None``, the settings determine the
+            authenticator.
     """
 
     __slots__ = ("_authenticator", "_own", "_settings")
@@ -101,7 +104,7 @@ class TermsInForce:
     def __init__(self, settings: Settings | None, authenticator: Authenticator | None = None) -> None:
         self._settings = SettingsInForce(settings)
         self._authenticator = authenticator
-        # Settings passed by the application are checked now, so that mistakes are reported when the application starts.
+        # Build the authenticator now, so that the application learns of invalid settings when it starts.
         self._own = None if settings is None else self._build(settings)
 
     def __call__(self) -> Terms:

@@ -1,7 +1,7 @@
-"""The forms in which settings are written: text in an environment variable, or a value in a configuration file.
+"""The types of settings, and the parsers for environment variables and configuration files.
 
-A value in a file can also be the same text as in the environment variable, because ``${NAME}`` in a file is replaced
-with text.
+Each parser for files also accepts the text format that environment variables use, because a file can refer to an
+environment variable with ``${NAME}``.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ class Kind:
     """The type of a setting.
 
     Attributes:
-        read: Converts text; raises `ValueError` with a one-sentence message.
-        read_value: Converts a value that is not text; raises `ValueError` in the same way.
+        read: A function that converts a string. It raises `ValueError` with a one-sentence message.
+        read_value: A function that converts any other type of value. It raises `ValueError` with a one-sentence
+            message.
         schema: The JSON Schema of the value in a configuration file.
-        is_secret: Whether the value must be neither printed nor passed as a launcher flag.
+        is_secret: Whether the value is secret. A secret value is never printed, and the launcher has no flag for it.
     """
 
     read: Callable[[str], Any]
@@ -41,13 +42,13 @@ class Kind:
         """Convert a value from a configuration file.
 
         Raises:
-            ValueError: The value has the wrong type or form. The message is a single sentence.
+            ValueError: The value has the wrong type or format. The error message is a single sentence.
         """
         return self.read(value.strip()) if isinstance(value, str) else self.read_value(value)
 
 
 def is_off(value: object) -> bool:
-    """Return whether a value turns a feature off: it is missing, blank, ``off``, ``false``, ``no``, or ``0``."""
+    """Return whether a value turns a feature off: ``None``, a blank string, ``off``, ``false``, ``no``, or ``0``."""
     return value is None or str(value).strip().lower() in _FALSE | {""}
 
 
@@ -76,12 +77,12 @@ def _read_strings(value: object) -> tuple[str, ...]:
     return tuple(str(item).strip() for item in items)
 
 
-# An entry's parameters, keyed by their names in a configuration file.
+# The text parameters of an entry, keyed by their names in a configuration file.
 _PARAMETERS: Final[Mapping[str, str]] = {field_of(name): name for name in TEXT_PARAMETERS}
 
 
 def _entry(index: int, item: object) -> str:
-    """Return a destination, which may be a mapping in a file, in the form used in the environment variable."""
+    """Convert a destination from a configuration file to the syntax of the environment variable."""
     if isinstance(item, str):
         return item.strip()
     if not isinstance(item, Mapping):
@@ -107,7 +108,7 @@ def _entry(index: int, item: object) -> str:
 
 def _read_number(text: str) -> float:
     try:
-        # float() also accepts underscores, as in 1_000, and digits from other scripts.
+        # Reject underscores and non-ASCII digits, which `float` accepts.
         value = float(text) if text.isascii() and "_" not in text else math.nan
     except ValueError:
         value = math.nan
@@ -118,7 +119,7 @@ def _read_number(text: str) -> float:
 
 def _read_count(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 10):
-        raise ValueError("expected a whole number above 0")
+        raise ValueError("expected a whole number greater than 0")
     return int(text)
 
 
@@ -129,15 +130,15 @@ def _read_flag(text: str) -> bool:
 
 
 def _of_type(read: Callable[[str], Any], *types: type) -> Callable[[object], Any]:
-    """Return a function that reads values of the given types. Unlike in Python, a Boolean is not a number."""
+    """Return a function that reads only values of the given types. A Boolean value is not considered a number."""
     return lambda value: read(str(value) if type(value) in types else "")
 
 
 def choice(*choices: str) -> Kind:
-    """Return the kind for a setting that accepts only the given values."""
+    """Return the kind of a setting that accepts only the given values."""
 
     def read_value(value: object) -> str:
-        if value is False and "off" in choices:  # YAML parses an unquoted off as false
+        if value is False and "off" in choices:  # YAML parses an unquoted `off` as a Boolean
             return "off"
         raise ValueError(f"expected one of {', '.join(word for word in choices if word)}")
 
@@ -189,7 +190,7 @@ ENTRIES: Final = Kind(
     },
 )
 _NOT_EMPTY: Final = {"type": "string", "minLength": 1}
-# The entries are checked individually, so that a mistake in one entry does not affect the rest.
+# `read_issuers` checks each entry individually, so an error in one entry does not affect the other entries.
 ISSUERS: Final = Kind(
     _split,
     _items,

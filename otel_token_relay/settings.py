@@ -1,8 +1,8 @@
-"""The settings, in one frozen dataclass.
+"""All settings, as a frozen dataclass.
 
-`Settings(...)` raises on the first invalid value. `Settings.load()` and `Settings.from_env()` never raise, because an
-exception there would prevent the application from starting. Instead, they replace an invalid value with the setting's
-strict value and add the problem to `Settings.problems`.
+`Settings(...)` raises an exception for the first invalid value. `Settings.load()` and `Settings.from_env()` never raise
+an exception, because it would prevent the application from starting. Instead, both methods replace an invalid value
+with the setting's strict value and report the problem in `Settings.problems`.
 """
 
 from __future__ import annotations
@@ -64,13 +64,13 @@ EXCHANGE_GRANTS: Final[tuple[ExchangeGrant, ...]] = (*GRANTS, "off")
 ExchangeActor = Literal["none", "client"]
 EXCHANGE_ACTORS: Final[tuple[ExchangeActor, ...]] = ("none", "client")
 
-# RFC 9110, section 5.1: a field name has the syntax that the RFC calls `token`.
+# A field name is a `token` (RFC 9110, sections 5.1 and 5.6.2).
 _is_field_name = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+").fullmatch
 
 # RFC 6750, section 3: %x20-21 / %x23-5B / %x5D-7E.
 _is_quotable = re.compile(r"[\x20-\x21\x23-\x5B\x5D-\x7E]+", re.ASCII).fullmatch
 
-# A bearer token in one of these headers would break the request or be sent to the wrong recipient.
+# A bearer token in any of these headers would either break the request or be sent to the wrong recipient.
 _UNUSABLE_HEADERS: Final = frozenset(
     {
         "host",
@@ -83,8 +83,8 @@ _UNUSABLE_HEADERS: Final = frozenset(
         "expect",
         "cookie",
         "content-type",
-        # These headers are for the next proxy, not the destination: urllib sends proxy-authorization in a CONNECT
-        # request.
+        # The next proxy reads these headers, and the destination does not. For example, urllib sends
+        # `proxy-authorization` in a CONNECT request.
         "proxy-authorization",
         "proxy-connection",
         "keep-alive",
@@ -93,12 +93,12 @@ _UNUSABLE_HEADERS: Final = frozenset(
 
 
 NO_FILE: Final = "/dev/null"
-"""The strict value of a setting that specifies a file: an empty file, which cannot be used to verify anything."""
+"""The strict value of a setting that specifies a file. An empty file contains no certificates or tokens."""
 
 # RFC 6749, section 3.3.
 _is_scope = re.compile(r"[!#-\[\]-~]+", re.ASCII).fullmatch
 
-# Strict values that accept nothing. RFC 6761, section 6.4: no names exist under .invalid.
+# Strict values that match nothing. No host names exist in the `.invalid` domain (RFC 6761, section 6.4).
 _NO_URL: Final = "https://{}.invalid"
 _NONE: Final = "(none)"
 
@@ -110,27 +110,28 @@ def _setting(name: str, kind: Kind, meaning: str, *, default: Any, shown: str, s
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """All settings, after validation. By default, no token is relayed.
+    """The validated settings. By default, the relay does not send the token to any destination.
 
-    Durations are in seconds. Strings in *destinations* are parsed with `Destination.parse`.
+    All durations are in seconds. Each string in *destinations* is parsed with `Destination.parse`.
 
     Raises:
-        ConfigurationError: A value is invalid. The error identifies the setting and, for a destination, the entry.
+        ConfigurationError: A value is invalid. The error identifies the setting. For a destination, it also identifies
+            the entry.
     """
 
     destinations: Sequence[Destination | str] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS,
         ENTRIES,
-        "The destinations that may receive the token: comma-separated entries `ORIGIN[;param[=value]]…` with"
-        " percent-encoded values. If the list is empty, no token is relayed.",
+        "The destinations that may receive the token, as comma-separated entries: `ORIGIN[;param[=value]]…`. Values"
+        " are percent-encoded. If the list is empty, the relay does not send the token to any destination.",
         default=(),
         shown="",
     )
     source_headers: tuple[str, ...] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_SOURCE_HEADERS,
         WORDS,
-        "Comma-separated headers that may contain the incoming token. Only the first one present is read. In headers"
-        " other than `authorization`, the `Bearer ` prefix is optional.",
+        "A comma-separated list of request headers that may contain the caller's token. Only the first header that is"
+        " present in the request is read. In headers other than `authorization`, the `Bearer ` prefix is optional.",
         default=("authorization",),
         shown="authorization",
         strict=(),
@@ -138,23 +139,24 @@ class Settings:
     header: str = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_HEADER,
         TEXT,
-        "The header that contains the token in outgoing requests. In any header other than `Authorization`, the token"
-        " has no `Bearer ` prefix.",
+        "The header in which outgoing requests contain the token. The `Bearer ` prefix is added only in the"
+        " `Authorization` header.",
         default="Authorization",
         shown="Authorization",
     )
     on_conflict: OnConflict = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_ON_CONFLICT,
         choice("keep", "replace"),
-        "Whether to `keep` or `replace` a credential that the outgoing request already has.",
+        "What to do with a credential that the outgoing request already contains: `keep` or `replace`.",
         default="keep",
         shown="keep",
     )
     max_age: float = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_MAX_AGE,
         NUMBER,
-        "How long, in seconds after receipt, a token without a lease is relayed. A token has no lease if `extract`"
-        " reads it outside any server boundary. A token with a lease is relayed until its request ends.",
+        "The number of seconds after receipt during which a token without a lease can be relayed. A token has no lease"
+        " if `extract` reads it outside any server boundary. A token with a lease can be relayed until its request"
+        " ends.",
         default=300.0,
         shown="300",
         strict=0.0,
@@ -162,22 +164,23 @@ class Settings:
     linger: float = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_LINGER,
         NUMBER,
-        "How long, in seconds, the lease stays open for background work after the request has ended.",
+        "The number of seconds that the lease stays open for background work after the request has ended.",
         default=0.0,
         shown="0",
     )
     min_ttl: float = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_MIN_TTL,
         NUMBER,
-        "How long, in seconds, a JWT must still be valid (according to `exp`) to be relayed.",
+        "The minimum remaining lifetime, in seconds, of a JWT that is relayed. The lifetime is calculated from the"
+        " `exp` claim.",
         default=0.0,
         shown="0",
     )
     max_length: int = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_MAX_LENGTH,
         COUNT,
-        "The maximum length of an incoming token, in characters. A longer token is rejected, never truncated. A header"
-        " line that exceeds the maximum by more than seven characters is rejected without being read.",
+        "The maximum length of an incoming token, in characters. A longer token is rejected, never truncated. If a"
+        " header line exceeds the maximum by more than seven characters, it is rejected without being read.",
         default=DEFAULT_MAX_LENGTH,
         shown="16384",
     )
@@ -192,8 +195,8 @@ class Settings:
     protect_caches: bool = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_PROTECT_CACHES,
         FLAG,
-        "Whether to prevent [caches between the application and its client](caches.md) from storing responses to"
-        " requests with a token, and from serving stored responses to such requests.",
+        "Whether to prevent [caches between the application and its clients](caches.md) from storing the response to"
+        " a request with a token, and from using a stored response for such a request.",
         default=True,
         shown="true",
         strict=True,
@@ -208,19 +211,19 @@ class Settings:
     redact_keys: tuple[str, ...] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_REDACT_KEYS,
         WORDS,
-        "Comma-separated names whose values are always masked, both as attribute keys and within strings, in addition"
-        " to the built-in names. Case is ignored, and `-` and `_` are equivalent. For example, `x-api-key` also matches"
-        " `http.request.header.x-api-key`.",
+        "A comma-separated list of names whose values are always masked, in addition to the built-in names. A name"
+        " matches both attribute keys and names within strings. Case is ignored, and `-` and `_` are equivalent. For"
+        " example, `x-api-key` also matches `http.request.header.x-api-key`.",
         default=(),
         shown="",
     )
     verify: Verify = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_VERIFY,
         choice("off", "report", "optional", "enforce"),
-        "Whether the server boundary verifies each request's token. `enforce` rejects a request without a valid"
-        " token, with a 400, 401, or 503 status (gRPC: `UNAUTHENTICATED` or `UNAVAILABLE`); `optional` does the same,"
-        " but serves requests without a token; `report` only counts and logs the requests that `enforce` would reject."
-        " All three require `…_ISSUERS`, `…_AUDIENCE`, and the `verify` extra.",
+        "Whether the server boundary verifies each request's token. `enforce` rejects every request that does not"
+        " have a valid token; the status is 400, 401, or 503 (gRPC: `UNAUTHENTICATED` or `UNAVAILABLE`). `optional`"
+        " also accepts requests without a token. `report` rejects no requests, but counts and logs those that"
+        " `enforce` would reject. Verification requires `…_ISSUERS`, `…_AUDIENCE`, and the `verify` extra.",
         default="off",
         shown="off",
         strict="enforce",
@@ -228,23 +231,24 @@ class Settings:
     issuers: Sequence[str | TrustedIssuer] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_ISSUERS,
         ISSUERS,
-        "Comma-separated trusted issuers, exactly as they appear in the `iss` claim. In a Microsoft Entra issuer,"
-        " `{tid}` matches any tenant. A name that is not an https URL requires the URL of its keys.",
+        "A comma-separated list of trusted issuers, exactly as they appear in the `iss` claim. In a Microsoft Entra"
+        " issuer, `{tid}` matches any tenant. An issuer that is not an https URL requires `…_JWKS_URI`.",
         default=(),
         shown="",
     )
     audience: Sequence[str] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_AUDIENCE,
         WORDS,
-        "Comma-separated names of this service. The `aud` claim must contain at least one of them.",
+        "A comma-separated list of this service's names. The `aud` claim must contain at least one of these names.",
         default=(),
         shown="",
     )
     audience_claim: str = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_AUDIENCE_CLAIM,
         TEXT,
-        "The claim that must contain one of the names in `…_AUDIENCE`, for an issuer that does not send `aud`. If a"
-        " token also has `aud`, both claims must match. Requires the `generic` profile and at most one issuer.",
+        "The claim that must contain one of the names in `…_AUDIENCE`. Change this setting only if the issuer does"
+        " not include `aud` in its tokens. If a token contains both claims, both must match. Requires the `generic`"
+        " profile and at most one issuer.",
         default="aud",
         shown="aud",
         strict=_NONE,
@@ -252,7 +256,8 @@ class Settings:
     jwks_uri: str | None = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_JWKS_URI,
         TEXT,
-        "The URL of the only issuer's key set. If unset, the URL is read from the issuer's metadata.",
+        "The URL of the issuer's key set, if exactly one issuer is trusted. If this setting is unset, the URL is read"
+        " from the issuer's metadata.",
         default=None,
         shown="",
         strict=_NO_URL.format("jwks-uri"),
@@ -260,7 +265,7 @@ class Settings:
     leeway: float = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_LEEWAY,
         NUMBER,
-        "The number of seconds by which the issuer's clock and this machine's clock may differ.",
+        "The maximum permitted difference, in seconds, between the issuer's clock and this machine's clock.",
         default=30.0,
         shown="30",
         strict=0.0,
@@ -268,8 +273,8 @@ class Settings:
     tenants: tuple[str, ...] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_TENANTS,
         WORDS,
-        "Comma-separated IDs of the tenants that an issuer with `{tid}` matches. If unset, every tenant is accepted"
-        " except the one for personal accounts.",
+        "A comma-separated list of the tenant IDs that `{tid}` matches. If this setting is unset, tokens from all"
+        " tenants are accepted, except the tenant for personal accounts.",
         default=(),
         shown="",
         strict=(_NONE,),
@@ -277,8 +282,8 @@ class Settings:
     scope_claims: tuple[str, ...] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_SCOPE_CLAIMS,
         WORDS,
-        "Comma-separated claims that contain scopes. A token's scopes are the scopes from all of these claims. A dot"
-        " refers to a member of an object, as in `realm_access.roles`.",
+        "A comma-separated list of the claims that contain a token's scopes. The scopes from all of these claims are"
+        " combined. Use a dot to refer to a member of an object, as in `realm_access.roles`.",
         default=("scope", "scp"),
         shown="scope,scp",
         strict=(),
@@ -286,7 +291,8 @@ class Settings:
     required_scopes: tuple[str, ...] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_REQUIRED_SCOPES,
         WORDS,
-        "Comma-separated scopes that every request needs. If any of them is missing, the response is 403.",
+        "A comma-separated list of scopes that every request requires. If any required scope is missing, the response"
+        " has status 403.",
         default=(),
         shown="",
         strict=(_NONE,),
@@ -294,8 +300,8 @@ class Settings:
     introspection_endpoint: str | None = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_INTROSPECTION_ENDPOINT,
         TEXT,
-        "The URL for looking up the only issuer's tokens (RFC 7662). Without `…_ISSUERS`, tokens are verified by"
-        " introspection alone.",
+        "The URL of the issuer's introspection endpoint (RFC 7662), if at most one issuer is trusted. If `…_ISSUERS`"
+        " is unset, tokens are verified by introspection only.",
         default=None,
         shown="",
         strict=_NO_URL.format("introspection-endpoint"),
@@ -310,66 +316,69 @@ class Settings:
     client_secret: Secret | str | None = _setting(
         SECRET_VARIABLE,
         SECRET,
-        "The client's secret. It is not available as a flag, and it is never printed.",
+        "The client's secret. The secret is never printed, and it cannot be set with a flag.",
         default=None,
         shown="",
     )
     client_secret_file: str | None = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_CLIENT_SECRET_FILE,
         TEXT,
-        "A file that contains the client's secret, as an alternative to the variable. The file is read again when it"
-        " changes.",
+        "A file that contains the client's secret, as an alternative to `…_CLIENT_SECRET`. The file is read again"
+        " when it changes.",
         default=None,
         shown="",
     )
     client_key_file: str | None = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_CLIENT_KEY_FILE,
         TEXT,
-        "A file with a private key (RSA, P-256, P-384, P-521, or Ed25519) in PEM or as a JWK, instead of a secret."
-        " The key signs the assertions that identify this service. The file is read again when it changes.",
+        "A file that contains a private key (RSA, P-256, P-384, P-521, or Ed25519) in PEM or JWK format, as an"
+        " alternative to a secret. The key signs the assertions that identify this service. The file is read again"
+        " when it changes.",
         default=None,
         shown="",
     )
     client_key_id: str | None = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_CLIENT_KEY_ID,
         TEXT,
-        "The `kid` of the assertions. If unset, the assertions use the JWK's own `kid`, if it has one.",
+        "The `kid` of the assertions. If this setting is unset, the `kid` of the JWK is used, if it has one.",
         default=None,
         shown="",
     )
     client_assertion_file: str | None = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_CLIENT_ASSERTION_FILE,
         TEXT,
-        "A file with an assertion that is sent as is, instead of a secret: the projected token of a Kubernetes"
-        " service account, or of workload identity in Microsoft Entra. The file is read again when it changes.",
+        "A file that contains an assertion, as an alternative to a secret. For example, the file can contain a"
+        " Kubernetes service account's projected token or a token for workload identity in Microsoft Entra. The"
+        " assertion is sent unchanged. The file is read again when it changes.",
         default=None,
         shown="",
     )
     client_cert_file: str | None = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_CLIENT_CERT_FILE,
         TEXT,
-        "A file with a certificate in PEM: the TLS client certificate for `tls_client_auth`, whose private key is in"
-        " the same file or in `…_CLIENT_KEY_FILE`; or the certificate that `private_key_jwt_rfc7523` assertions refer"
-        " to. The file is read again when it changes.",
+        "A file that contains a certificate in PEM format. For `tls_client_auth`, this is the TLS client certificate,"
+        " and its private key is in the same file or in `…_CLIENT_KEY_FILE`. For `private_key_jwt_rfc7523`, the"
+        " assertions refer to this certificate. The file is read again when it changes.",
         default=None,
         shown="",
     )
     client_auth: ClientAuth | None = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_CLIENT_AUTH,
         choice(*CLIENT_AUTH_METHODS),
-        "How the credential is sent. For a secret: `client_secret_basic`, the default; `client_secret_basic_plain`,"
-        " for a server that does not decode the parts of the header (RFC 6749, section 2.3.1); or"
-        " `client_secret_post`. For a key: `private_key_jwt`, the default, whose audience is the issuer; or"
-        " `private_key_jwt_rfc7523`, whose audience is the endpoint, as Microsoft Entra requires. For a certificate:"
-        " `tls_client_auth` (RFC 8705).",
+        "The authentication method for this service's credential. The methods for a secret are `client_secret_basic`"
+        " (the default), `client_secret_post`, and `client_secret_basic_plain`. Use `client_secret_basic_plain` for a"
+        " server that does not percent-decode the client ID and secret in the header (RFC 6749, section 2.3.1). The"
+        " methods for a key are `private_key_jwt` (the default), whose audience is the issuer, and"
+        " `private_key_jwt_rfc7523`, whose audience is the endpoint. Microsoft Entra requires"
+        " `private_key_jwt_rfc7523`. The method for a certificate is `tls_client_auth` (RFC 8705).",
         default=None,
         shown="",
     )
     token_endpoint: str | None = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_TOKEN_ENDPOINT,
         TEXT,
-        "The URL for exchanging the only issuer's tokens for tokens for a specific destination. If unset, the URL is"
-        " read from the issuer's metadata.",
+        "The URL of the token endpoint that exchanges the caller's token for a destination's token, if at most one"
+        " issuer is trusted. If this setting is unset, the URL is read from the issuer's metadata.",
         default=None,
         shown="",
         strict=_NO_URL.format("token-endpoint"),
@@ -377,8 +386,8 @@ class Settings:
     exchange_grant: ExchangeGrant = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_EXCHANGE_GRANT,
         choice(*EXCHANGE_GRANTS),
-        "How tokens are exchanged: `token-exchange` (RFC 8693), `on-behalf-of` (Microsoft Entra), or `off`. An entry"
-        " in `…_DESTINATIONS` may have its own `;grant=`.",
+        "The grant for token exchange: `token-exchange` (RFC 8693), `on-behalf-of` (Microsoft Entra), or `off`. The"
+        " `;grant=` parameter in `…_DESTINATIONS` overrides this setting for one entry.",
         default="token-exchange",
         shown="token-exchange",
         strict="off",
@@ -386,8 +395,8 @@ class Settings:
     exchange_actor: ExchangeActor = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_EXCHANGE_ACTOR,
         choice(*EXCHANGE_ACTORS),
-        "Whether the exchange identifies this service as the party that acts for the user: `client` sends the"
-        " service's own token as `actor_token` (RFC 8693). Requires the `token-exchange` grant.",
+        "Whether an exchange identifies this service as the actor. With `client`, the exchange sends the service's"
+        " own token as `actor_token` (RFC 8693). Requires the `token-exchange` grant.",
         default="none",
         shown="none",
         strict="client",
@@ -395,15 +404,15 @@ class Settings:
     exchange_unverified: bool = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_EXCHANGE_UNVERIFIED,
         FLAG,
-        "Whether to exchange tokens that this service has not verified. Anyone can then make this service send"
-        " requests with its credential.",
+        "Whether to exchange tokens that this service has not verified. If this setting is `true`, any caller can"
+        " make this service send requests with its own credential.",
         default=False,
         shown="false",
     )
     algorithms: tuple[str, ...] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_ALGORITHMS,
         WORDS,
-        "Comma-separated signature algorithms to accept. Only asymmetric algorithms are supported.",
+        "A comma-separated list of accepted signature algorithms. Only asymmetric algorithms are supported.",
         default=DEFAULT_ALGORITHMS,
         shown="RS256,PS256,ES256,EdDSA",
         strict=(),
@@ -411,25 +420,26 @@ class Settings:
     profile: Profile = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_PROFILE,
         choice(*PROFILES),
-        "The rules for tokens: `rfc9068`; `generic`, for issuers whose access tokens do not have the type `at+jwt`; or"
-        " `id-token`, for providers whose clients send ID tokens to APIs.",
+        "The validation rules for tokens. The default, `rfc9068`, requires the `at+jwt` type. Use `generic` for"
+        " issuers whose access tokens do not have this type, and `id-token` for providers whose clients send ID tokens"
+        " to APIs.",
         default="rfc9068",
         shown="rfc9068",
     )
     verify_exclude: tuple[str, ...] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_VERIFY_EXCLUDE,
         WORDS,
-        "Comma-separated paths that do not require a token. A request's path must match exactly; an entry that ends"
-        " with `/*` matches all paths below it. For gRPC, list full method names, such as"
-        " `/grpc.health.v1.Health/Check`.",
+        "A comma-separated list of paths that do not require a token. A request's path must match exactly, but an"
+        " entry that ends with `/*` matches all paths below that prefix. For gRPC, specify full"
+        " method names, such as `/grpc.health.v1.Health/Check`.",
         default=(),
         shown="",
     )
     span_claims: tuple[str, ...] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_SPAN_CLAIMS,
         WORDS,
-        "Comma-separated `claim:attribute` pairs, such as `sub:enduser.id`. Each verified claim is set as that"
-        " attribute on the SERVER span.",
+        "A comma-separated list of `claim:attribute` pairs, such as `sub:enduser.id`. After verification, each claim"
+        " is recorded as the given attribute of the SERVER span.",
         default=(),
         shown="",
     )
@@ -444,16 +454,16 @@ class Settings:
     plaintext_hosts: tuple[str, ...] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_PLAINTEXT_HOSTS,
         WORDS,
-        "Comma-separated destinations, each a host with an optional port, for which plain http is deliberate, because"
-        " a mesh encrypts the traffic. They do not cause warnings.",
+        "A comma-separated list of destinations for which plain http does not cause a warning, because a service mesh"
+        " encrypts the traffic. Each entry is a host with an optional port.",
         default=(),
         shown="",
     )
     ca_file: str = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_CA_FILE,
         TEXT,
-        "A file in PEM format with the certificate authorities that this package trusts for issuers, keys, and"
-        " introspection and token endpoints, instead of the system's. The file is read again when it changes.",
+        "A file in PEM format that contains certificate authorities. For requests to issuers and to their endpoints,"
+        " this package trusts these authorities instead of the system's. The file is read again when it changes.",
         default="",
         shown="",
         strict=NO_FILE,
@@ -461,17 +471,18 @@ class Settings:
     plaintext_issuers: tuple[str, ...] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_PLAINTEXT_ISSUERS,
         WORDS,
-        "Comma-separated hosts, each with an optional port, from which issuer documents, keys, introspection results,"
-        " and tokens may be fetched over plain http, because a mesh or a container network protects the traffic.",
+        "A comma-separated list of the issuers' hosts that can be contacted over plain http, because a service mesh"
+        " or a container network protects the traffic. Each entry is a host with an optional port.",
         default=(),
         shown="",
     )
     jwks_token_file: str = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_JWKS_TOKEN_FILE,
         TEXT,
-        "A file with a bearer token to send when fetching the issuer's metadata and keys, such as a Kubernetes"
-        " service account token. The token is sent only over https, and only to the origin of the issuer or of the"
-        " configured key set. The file is read for each fetch. Requires exactly one issuer.",
+        "A file that contains a bearer token, such as a Kubernetes service account token. This token is sent with"
+        " requests for the issuer's metadata and keys. The token is sent only over https, and only to the issuer's"
+        " origin or the origin of `…_JWKS_URI`. The file is read before each request. This setting requires exactly"
+        " one issuer.",
         default="",
         shown="",
         strict=NO_FILE,
@@ -486,28 +497,29 @@ class Settings:
     resource_metadata: str = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_RESOURCE_METADATA,
         TEXT,
-        "This service's identifier as a protected resource: the URL that clients use, such as"
-        " `https://mcp.example/mcp`. The server boundary then serves the resource's metadata (RFC 9728) without"
-        " requiring a token, and each challenge links to it.",
+        "This service's identifier as a protected resource, which is the URL that clients use, such as"
+        " `https://mcp.example/mcp`. If this setting is set, the server boundary publishes the resource's metadata"
+        " (RFC 9728) without requiring a token, and each challenge contains the metadata's URL.",
         default="",
         shown="",
     )
     verify_streams: VerifyStreams = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_VERIFY_STREAMS,
         choice("off", "exp"),
-        "Whether a long-lived response ends when its token expires. `exp`: at `exp` plus the leeway, a WebSocket is"
-        " closed with code 1008, a gRPC stream ends with `UNAUTHENTICATED`, and a `text/event-stream` response ends.",
+        "Whether a long-lived response ends when the caller's token expires. With `exp`, the response ends at the"
+        " time in the `exp` claim plus the leeway: a WebSocket closes with code 1008, a gRPC stream ends with"
+        " `UNAUTHENTICATED`, and a `text/event-stream` response stops.",
         default="off",
         shown="off",
         strict="exp",
     )
     problems: tuple[str, ...] = ()
-    """One sentence for each value that could not be read. Set by `load` and `from_env`; do not pass it."""
+    """A sentence for each invalid value. Only `load` and `from_env` set this field."""
     refused: tuple[OriginPattern, ...] = ()
-    """The origins of skipped entries. Set by `load` and `from_env`; do not pass it.
+    """The origins of skipped entries. Only `load` and `from_env` set this field.
 
-    A skipped entry may have been stricter than a wider entry that also matches its origin, so the wider entry does not
-    apply to that origin.
+    A skipped entry might be stricter than a broader entry that also matches its origin. Therefore, no broader entry
+    applies to that origin.
     """
 
     given: frozenset[str] = field(init=False, repr=False, compare=False)
@@ -515,7 +527,7 @@ class Settings:
 
     def __new__(cls, *args: object, **values: object) -> Settings:
         settings = object.__new__(cls)
-        # `dataclasses.replace` passes every field, so in that case, only fields that differ from their defaults count.
+        # `dataclasses.replace` passes every field, so ignore the fields that have their default values.
         is_copy = VARIABLES.keys() <= values.keys()
         _set(settings, "given", frozenset(n for n in values if not is_copy or values[n] != _DEFAULTS.get(n)))
         return settings
@@ -531,7 +543,7 @@ class Settings:
         for name in ("max_age", "linger", "min_ttl", "leeway"):
             check_seconds(name, getattr(self, name))
         if isinstance(self.max_length, bool) or not isinstance(self.max_length, int) or self.max_length < 1:
-            raise ConfigurationError("max_length", "expected a whole number above 0")
+            raise ConfigurationError("max_length", "expected a whole number greater than 0")
         _check_choices_and_lists(self)
         _check_issuers_and_client(self)
         _check_files_and_metadata(self)
@@ -542,7 +554,7 @@ class Settings:
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> Settings:
-        """Read the settings from environment variables only; see `load`."""
+        """Read the settings from environment variables only. See also `load`."""
         return cls._merge([READER.read_environment(environ)])
 
     @classmethod
@@ -553,21 +565,26 @@ class Settings:
         code: Settings | None = None,
         passed: Mapping[str, object] | None = None,
     ) -> Settings:
-        """Read the settings from all sources. Never raises.
+        """Read the settings from all sources. This method never raises an exception.
 
-        For each setting, code takes precedence over OpenTelemetry's configuration file, and the file takes precedence
-        over environment variables. For ``verify``, ``require_verified``, ``redaction``, and ``protect_caches``, the
-        strictest value from any source applies.
+        Settings in code take precedence over OpenTelemetry's configuration file, and the configuration file takes
+        precedence over environment variables. However, the strictest value from any source applies for ``verify``,
+        ``require_verified``, ``redaction``, and ``protect_caches``.
 
-        Invalid destinations are skipped, and valid ones are kept. Any other invalid value is replaced with the
-        setting's strict value. The strict value also applies to ``verify`` or ``require_verified`` if the setting is
-        unset but a similar name is set. An invalid ``header`` removes all destinations, because the token must not be
-        sent in a header that was not configured. A configuration file that cannot be read removes all destinations and
-        sets the protective settings to their strict values.
+        Invalid values are handled as follows:
+
+        * An invalid destination is skipped. The valid destinations are kept.
+        * An invalid ``header`` removes all destinations, because the token must not be sent in a different header.
+        * An unreadable configuration file removes all destinations and applies the strict values of the four protective
+          settings.
+        * Any other invalid value is replaced with the setting's strict value.
+
+        If a name is probably a misspelling of an unset setting, that setting's strict value applies. A misspelled
+        ``verify`` or ``require_verified`` has no effect if its value turns the feature off.
 
         Args:
             environ: The environment variables.
-            code: The settings from code. Only the ones that were passed explicitly take precedence.
+            code: The settings from code. Only settings that were passed explicitly take precedence.
             passed: The keys under ``token_relay:`` in a configuration file that the application itself has loaded.
         """
         return cls._merge(load_sources(environ, code=code, passed=passed))
@@ -578,7 +595,7 @@ class Settings:
         problems = list(dict.fromkeys(merged.problems))
         settings = cls(**merged.values | _usable_issuers(merged, problems))
         if settings.verify != "off" and (obstacle := settings.verification_problem) is not None:
-            effect = "no request is verified" if settings.verify == "report" else "requests get a 503 response"
+            effect = "requests are not verified" if settings.verify == "report" else "requests receive a 503 response"
             problems.append(
                 f"{VARIABLES['verify'].name}: verification cannot start, because {obstacle}; until this is corrected,"
                 f" {effect}"
@@ -594,7 +611,7 @@ class Settings:
 
     @property
     def trusted_issuers(self) -> tuple[TrustedIssuer, ...]:
-        """The issuers, each with its own settings filled in.
+        """The trusted issuers, each combined with the settings that apply to it.
 
         Raises:
             ConfigurationError: It is unclear which issuer a setting belongs to, or a credential is incomplete.
@@ -611,10 +628,10 @@ class Settings:
 
     @property
     def client_credential(self) -> ClientCredential | None:
-        """This service's credential; ``None`` if it has none.
+        """This service's credential; ``None`` if no credential is configured.
 
         Raises:
-            ConfigurationError: Part of the credential is missing, or its parts contradict each other.
+            ConfigurationError: The credential is incomplete, or its settings contradict each other.
         """
         return make_credential(
             self.client_id,
@@ -629,7 +646,7 @@ class Settings:
 
     @property
     def missing_to_verify(self) -> tuple[str, ...]:
-        """The settings that verification requires but that have no value."""
+        """The settings that verification requires but that have no valid value."""
         own = [entry for entry in self.issuers if isinstance(entry, TrustedIssuer) and entry.audience]
         has = {
             "issuers": bool(self.issuers) or self.introspection_endpoint is not None,
@@ -640,7 +657,7 @@ class Settings:
 
     @property
     def verification_problem(self) -> str | None:
-        """The reason that verification cannot start, as the rest of a sentence; ``None`` if it can start."""
+        """The reason why verification cannot start; ``None`` if verification can start."""
         if missing := self.missing_to_verify:
             names = " and ".join(VARIABLES[name].name for name in missing)
             return f"{names} {'has' if len(missing) == 1 else 'have'} no valid value"
@@ -658,11 +675,11 @@ class Settings:
 
     @property
     def exchange_problem(self) -> str | None:
-        """The reason that no token can be exchanged, as the rest of a sentence; ``None`` if tokens can be exchanged."""
+        """The reason why tokens cannot be exchanged; ``None`` if tokens can be exchanged."""
         if self.exchange_grant == "off":
             return f"{VARIABLES['exchange_grant'].name} is off"
         if self.exchange_actor != "none" and "on-behalf-of" in {d.grant or self.exchange_grant for d in self.entries}:
-            return f"{VARIABLES['exchange_actor'].name} cannot be used with the grant on-behalf-of"
+            return f"{VARIABLES['exchange_actor'].name} cannot be used with the on-behalf-of grant"
         try:
             return self._problem_with_token_endpoints()
         except ConfigurationError as error:
@@ -687,7 +704,7 @@ class Settings:
 
     @property
     def rejects(self) -> bool:
-        """Whether the server boundary rejects requests with an invalid token."""
+        """Whether the server boundary rejects requests that have an invalid token."""
         return self.verify in ("optional", "enforce")
 
     @property
@@ -697,12 +714,12 @@ class Settings:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """One sentence for each setting that is valid but risky."""
+        """A sentence for each setting that is valid but risky."""
         found = []
         policy = RelayPolicy(self.entries, self.refused)
         if self.issuers and self.verify == "off":
             found.append(
-                f"{VARIABLES['issuers'].name} is set, but requests are not verified: set"
+                f"{VARIABLES['issuers'].name} is set, but requests are not verified; set"
                 f" {VARIABLES['verify'].name}=enforce"
             )
         if self.verify != "off" and not self.tenants and any("{tid}" in str(issuer) for issuer in self.issuers):
@@ -714,12 +731,15 @@ class Settings:
             pattern = destination.pattern
             if destination.never:
                 if _relays_to_other_ports(policy, pattern):
-                    found.append(f"{destination} excludes one port only, and a wider entry relays to its other ports")
+                    found.append(
+                        f"{destination} excludes only one port, but a broader entry relays tokens to the host's other"
+                        " ports"
+                    )
             elif pattern.host == "*":
-                found.append(f"the destination {pattern} sends every caller's token to any host")
+                found.append(f"the destination {pattern} allows every caller's token to be sent to any host")
             elif pattern.scheme == "http" and not pattern.is_loopback and not is_listed(pattern, self.plaintext_hosts):
                 found.append(
-                    f"the destination {pattern} sends tokens unencrypted; this is safe only behind a mesh sidecar"
+                    f"the destination {pattern} receives unencrypted tokens; this is safe only behind a mesh sidecar"
                 )
         return tuple(found)
 
@@ -730,13 +750,13 @@ VARIABLES: Final[Mapping[str, Variable]] = {
 
 
 def _as_clause(error: ConfigurationError) -> str:
-    """Return a problem as the rest of a sentence, with the variable's name."""
+    """Return a clause that states the problem and the name of the environment variable."""
     name = VARIABLES[error.setting].name if error.setting in VARIABLES else error.setting
     return f"{name} cannot be used: {error.problem}"
 
 
 def _relays_to_other_ports(policy: RelayPolicy, pattern: OriginPattern) -> bool:
-    """Return whether a token is relayed to the host in a ``;never`` entry on a port that no entry specifies."""
+    """Return whether a ``;never`` entry's host can receive a token on a port that no entry specifies."""
     host = pattern.host.replace("*", "any")
     return policy.match(Origin(pattern.scheme, host, 0)) is not None
 
@@ -749,13 +769,13 @@ RELAY_SETTINGS: Final = ("destinations", "header", "on_conflict", "max_age", "li
 
 
 def _usable_issuers(merged: Source, problems: list[str]) -> dict[str, Any]:
-    """Return replacements for issuer settings that cannot be used, and add a problem for each unusable issuer.
+    """Return replacements for the issuer settings that are unusable, and add a problem for each unusable issuer.
 
-    If it is no longer clear which issuer the keys or the introspection endpoint belong to, no issuer remains. A
-    credential that is not part of an entry is not sent to any remaining issuer.
+    After an issuer is removed, it is unclear which issuer the global settings belong to. Therefore, all issuers are
+    removed if the keys or an endpoint are configured globally, and a global credential is not used.
     """
     values = merged.values
-    # It is unknown which token the operator wants instead, so no token is exchanged.
+    # An invalid value does not indicate which actor the operator wants, so no token is exchanged.
     replaced: dict[str, Any] = {"exchange_grant": "off"} if "exchange_actor" in merged.invalid else {}
     plaintext_hosts = values.get("plaintext_issuers", ())
     for name in ENDPOINTS:
@@ -778,7 +798,7 @@ def _usable_issuers(merged: Source, problems: list[str]) -> dict[str, Any]:
     credential = [name for name in VARIABLES if name.startswith("client_") and values.get(name)]
     if credential:
         names = ", ".join(VARIABLES[name].name for name in credential)
-        problems.append(f"{names}: it is unclear which issuer the credential belongs to, so it is not used")
+        problems.append(f"{names}: it is unclear which issuer the credential belongs to, so the credential is not used")
         replaced |= dict.fromkeys(credential)
     return replaced | {"issuers": tuple(entry for entry in issuers if entry not in useless)}
 
@@ -790,16 +810,20 @@ RESOURCE_RULE: Final = (
 
 
 def is_resource(url: object) -> bool:
-    """Return whether *url* can identify a protected resource (RFC 9728, section 1.2). Allow http only on loopback."""
+    """Return whether *url* can identify a protected resource (RFC 9728, section 1.2).
+
+    The http scheme is allowed only on loopback.
+    """
     if not isinstance(url, str) or not is_trustworthy(url) or not _is_quotable(url):
         return False
     return "?" not in url and "/.well-known/oauth-protected-resource" not in url
 
 
 def _check_one(setting: str, value: object) -> Any:
-    """Validate a value by the rules that apply to values passed in code, and return the value as it is stored."""
+    """Apply the same validation as `Settings`, and return the value in the format that `Settings` stores."""
     if setting == "issuers":
-        return value  # `read_issuers` has checked each entry; `_usable_issuers` checks what depends on other settings
+        # `read_issuers` has checked each entry, and `_usable_issuers` checks the entries against other settings.
+        return value
     if setting in ENDPOINTS:
         check_endpoint_syntax(setting, value)
         return value
@@ -815,7 +839,7 @@ def load_sources(
     code: Settings | None = None,
     passed: Mapping[str, object] | None = None,
 ) -> list[Source]:
-    """Return the content of each source, starting with the source that takes precedence; see `Settings.load`."""
+    """Return the sources in order of precedence, starting with the highest. See `Settings.load`."""
     section = None if passed is None else Section("propagator.composite[].token_relay", passed)
     sources = READER.read(read_configuration_file(environ), section, environ)
     if code is not None:
@@ -845,21 +869,21 @@ def _check_choices_and_lists(settings: Settings) -> None:
         if getattr(settings, name) not in choices:
             raise ConfigurationError(name, f"expected one of {', '.join(filter(None, choices))}")
     for name, rule, is_good in (
-        ("audience", "expected names of this service, none of them empty", bool),
+        ("audience", "expected non-empty names for this service", bool),
         ("algorithms", f"expected one or more of {', '.join(ALGORITHMS)}", ALGORITHMS.__contains__),
-        ("verify_exclude", "expected paths that start with /, or such paths followed by /*", is_exclusion),
+        ("verify_exclude", "expected paths that start with / and optionally end with /*", is_exclusion),
         ("redact_keys", "expected a sequence of non-empty attribute keys", str.strip),
         ("plaintext_hosts", "expected hosts without a scheme, such as profile-service or 10.0.0.7:8080", _is_host),
         ("plaintext_issuers", "expected hosts without a scheme, such as keycloak:8080", _is_host),
         ("span_claims", "expected claim:attribute pairs, such as sub:enduser.id", _is_pair),
-        ("tenants", "expected tenant IDs in lower case, such as 72f988bf-86f1-41af-91ab-2d7cd011db47", is_tenant),
-        ("scope_claims", "expected names of claims, none of them empty", str.strip),
+        ("tenants", "expected lowercase tenant IDs, such as 72f988bf-86f1-41af-91ab-2d7cd011db47", is_tenant),
+        ("scope_claims", "expected non-empty claim names", str.strip),
         ("required_scopes", "expected scopes without white space", _is_scope),
     ):
         values = getattr(settings, name)
         if name == "audience" and isinstance(values, str) and values:
             values = (values,)
-        read = () if isinstance(values, str) else tuple(values)  # a generator can be read only once
+        read = () if isinstance(values, str) else tuple(values)  # a generator can be consumed only once
         is_strict = read == VARIABLES[name].strict
         if isinstance(values, str) or not (
             is_strict or all(isinstance(value, str) and is_good(value) for value in read)
@@ -901,7 +925,7 @@ def _check_files_and_metadata(settings: Settings) -> None:
     for name in ("ca_file", "jwks_token_file"):
         path = getattr(settings, name)
         if not isinstance(path, str) or "\0" in path:
-            raise ConfigurationError(name, "expected the path of a file")
+            raise ConfigurationError(name, "expected a file path")
     if not isinstance(settings.realm, str) or not _is_quotable(settings.realm):
         raise ConfigurationError("realm", "expected ASCII text without quotes or backslashes")
     if settings.resource_metadata and not is_resource(settings.resource_metadata):
@@ -913,7 +937,10 @@ def _is_text(value: object) -> bool:
 
 
 def is_exclusion(text: str) -> bool:
-    """Return whether *text* is a path, or a path followed by ``/*``. No valid entry excludes every path."""
+    """Return whether *text* is a path or a path followed by ``/*``.
+
+    ``/*`` alone is invalid, because it excludes every path.
+    """
     return text.startswith("/") and "*" not in text.removesuffix("/*") and text != "/*"
 
 

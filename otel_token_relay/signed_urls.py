@@ -1,12 +1,13 @@
-"""Recognize URLs whose query authenticates the request: signed URLs, and tokens in the query.
+"""Detect URLs whose query authenticates the request, because the query contains a signature or a token.
 
-A server that finds such parameters alongside an ``Authorization`` header rejects the request or reads only one of the
-two. Therefore, the parameters count as the request's own credential.
+If a request contains such a query and an ``Authorization`` header, the server rejects the request or ignores one of the
+two credentials. Therefore, the query is considered the request's own credential.
 
-Most of the names also have ordinary meanings. For example, ``signature`` can refer to a document's signature.
-Therefore, each row lists the parameters that appear together. Names are compared as their servers compare them, or more
-broadly: percent-decoded, ignoring case, and separated only by ``&``. Values are not read. This module deals with whole
-queries. `otel_token_relay.redaction.secret_names` determines which individual values redaction masks.
+A single parameter name is often ambiguous. For example, ``signature`` can refer to a document's signature. Therefore,
+each row in the table lists parameters that must all be present. Parameters are separated by ``&``. Their names are
+percent-decoded and compared without regard to case, and their values are ignored.
+
+This module examines entire queries. `otel_token_relay.redaction.secret_names` determines which values redaction masks.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from urllib.parse import unquote
 
 
 class Row(NamedTuple):
-    """Parameters that authenticate a request if all of them are present.
+    """A set of parameters that authenticate a request if all of them are present.
 
     Attributes:
-        source: The specification or product that defines the parameters.
-        secret: The parameter that contains the signature or token, in lowercase.
-        companions: The names of the other parameters, in lowercase.
+        source: The specification or vendor documentation that defines the parameters.
+        secret: The lowercase name of the parameter that contains the signature or token.
+        companions: The lowercase names of the other parameters.
     """
 
     source: str
@@ -43,7 +44,8 @@ TABLE: Final = (
     _row("Google Cloud Storage, V4 signing process", "x-goog-signature"),
     _row("Google Cloud Storage, V2 signing process", "signature", "googleaccessid"),
     _row("Google Cloud CDN and Media CDN, Use signed URLs", "signature", "keyname", "expires"),
-    # A stored access policy (`si`) can contain the permissions and the expiry. Logic Apps uses only `sp` and `sv`.
+    # A stored access policy (`si`) can specify the permissions and the expiration time. Logic Apps requires only `sp`
+    # and `sv`.
     _row("Azure Storage, Create a service, account or user delegation SAS; Azure Logic Apps", "sig", "sv", "sp"),
     _row("Azure Storage, Create a service SAS: stored access policy", "sig", "sv", "si"),
     _row("Azure Storage, service SAS before version 2012-02-12", "sig", "sr", "se", "sp"),
@@ -63,7 +65,7 @@ _SECRETS: Final = frozenset(row.secret for row in TABLE)
 
 
 def is_signed(url: str) -> bool:
-    """Return whether the query in a URL or request target authenticates the request."""
+    """Return whether the query of a URL or request target authenticates the request."""
     query = url.partition("#")[0].partition("?")[2]
     return bool(query) and is_signed_query(query)
 
@@ -71,7 +73,7 @@ def is_signed(url: str) -> bool:
 def is_signed_query(query: str) -> bool:
     """Return whether a query, without ``?``, authenticates the request."""
     query = query.lower()
-    # Each secret parameter's name contains one of these strings, so almost every query is finished here.
+    # Each secret parameter's name contains one of these strings. Therefore, this check excludes almost all queries.
     if (
         "sig" not in query
         and "access_token" not in query

@@ -1,8 +1,8 @@
-"""The sources of settings, and the order of precedence if multiple sources contain the same setting.
+"""Read settings from multiple sources, and merge them in order of precedence.
 
-For each setting, code takes precedence over OpenTelemetry's configuration file, and the file takes precedence over
-environment variables. For protective settings, the strictest value from any source applies. A value that cannot be read
-is replaced with the setting's strict value, and nothing in this module raises an exception.
+Settings in code take precedence over OpenTelemetry's configuration file, and the configuration file takes precedence
+over environment variables. For a protective setting, the strictest value from any source applies. An invalid value is
+replaced with the setting's strict value. No function in this module raises an exception for invalid settings.
 """
 
 from __future__ import annotations
@@ -33,15 +33,16 @@ STRICTNESS: Final[Mapping[str, Sequence[Any]]] = {
 # OpenTelemetry variables that enable this package or contain its settings.
 _SWITCHES: Final = ("OTEL_PROPAGATORS", FILE_VARIABLE)
 
-# If the name of one of these settings is misspelled, a value that turns the setting off has no effect.
+# If one of these names is misspelled, the value has no effect if it turns the setting off.
 _GUARDED: Final = ("verify", "require_verified")
 
-# A name with a different prefix that was probably intended to be one of ours. Kubernetes sets TOKEN_RELAY_SERVICE_HOST
-# and similar variables for a service named token-relay, so the rest of the name must resemble a setting's name.
+# Matches a variable that probably refers to this package, but that has the wrong prefix. The rest of the name must
+# resemble a setting's name, because Kubernetes sets TOKEN_RELAY_SERVICE_HOST and similar variables for a service named
+# token-relay.
 _similar_prefix: Final = re.compile(r"(?:OTEL[_-]?)?(?:PYTHON[_-]?)?TOKEN[_-]?RELAY[_-]+(.+)", re.IGNORECASE).fullmatch
 
 
-# The effects of strict values, for the settings for which these effects are not obvious.
+# The effects of those strict values that require an explanation.
 _EFFECTS: Final = {
     "header": "no token is relayed",
     "source_headers": "no token is read from any request",
@@ -50,15 +51,15 @@ _EFFECTS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """How a setting is read, and how the reference page describes it.
+    """The definition of a setting, including its description for the reference page.
 
     Attributes:
-        name: The environment variable.
+        name: The environment variable's name.
         kind: The setting's type.
-        strict: The value that replaces an invalid value. The strict value never causes more to be relayed than
-            intended.
+        strict: The value that replaces an invalid value. A strict value never relays a token that the operator did not
+            intend to relay.
         meaning: The description on the reference page, in Markdown.
-        default: The default, as a user would type it; empty if there is none.
+        default: The default value in the syntax of the environment variable; empty if the setting has no default.
     """
 
     name: str
@@ -73,10 +74,10 @@ class Source:
     """The settings from one source.
 
     Attributes:
-        name: The source's name, for use in messages.
-        values: The values, keyed by setting. They include the strict values of settings that cannot be read.
-        invalid: The settings that are set to their strict values.
-        problems: One sentence for each value or name that cannot be read.
+        name: The source's name, which appears in messages.
+        values: The values, keyed by setting. For an invalid setting, the mapping contains the strict value.
+        invalid: The settings whose values were replaced with strict values.
+        problems: A sentence for each invalid value and each unknown name.
         refused: The origins of skipped destinations.
     """
 
@@ -88,11 +89,12 @@ class Source:
 
 
 class SourceReader:
-    """Read settings from any source.
+    """A reader for configuration files and environment variables.
 
     Args:
         variables: All settings.
-        check: Returns a setting's value as it is stored; raises `ConfigurationError` if the value is invalid.
+        check: A function that validates a setting's value and returns the value to store. It raises
+            `ConfigurationError` if the value is invalid.
     """
 
     def __init__(self, variables: Mapping[str, Variable], check: Callable[[str, Any], Any]) -> None:
@@ -101,7 +103,7 @@ class SourceReader:
         self._by_name = {variable.name: setting for setting, variable in variables.items()}
 
     def read(self, file: ConfigurationFile, passed: Section | None, environ: Mapping[str, str]) -> list[Source]:
-        """Read all sources except code, in order of precedence. Never raises.
+        """Read all sources except code, and return them in order of precedence. This method never raises an exception.
 
         Args:
             file: The configuration file.
@@ -114,7 +116,7 @@ class SourceReader:
         return sources + self._safely("environment", lambda: [self.read_environment(environ)])
 
     def _safely(self, name: str, read: Callable[[], list[Source]]) -> list[Source]:
-        """Return the result of *read*. If it raises an exception, return a strict source so that the process starts."""
+        """Call *read* and return its result. If *read* raises an exception, return a source with strict values."""
         try:
             return read()
         except Exception as error:
@@ -123,7 +125,7 @@ class SourceReader:
             return [source]
 
     def read_environment(self, environ: Mapping[str, str]) -> Source:
-        """Read the environment variables, including misspelled ones."""
+        """Read the environment variables, and report any misspelled names."""
         source = Source("environment")
         for setting, variable in self._variables.items():
             text = environ.get(variable.name, "").strip()
@@ -137,7 +139,8 @@ class SourceReader:
         """Read the sections of the configuration file."""
         if file.problem is not None:
             return [self._read_nothing(file)]
-        # Repeated keys come first: a parser keeps only the last occurrence, and an earlier one may be stricter.
+        # A YAML parser keeps only the last occurrence of a duplicate key, and an earlier occurrence might be stricter.
+        # Therefore, strict values for duplicate keys take precedence over the sections.
         sources = [Source(path, problems=[f"{path}: duplicate key"]) for path in file.duplicates]
         for source in sources:
             self._be_strict(source)
@@ -158,9 +161,12 @@ class SourceReader:
             if setting is None:
                 self._report_unknown_key(source, key, value)
             elif isinstance(value, str) and not value.strip():
-                # The setting stays unset. If it is guarded, the value probably refers to a variable that is not set.
+                # An empty value leaves the setting unset. For a guarded setting, report the empty value, because it
+                # probably refers to an unset variable.
                 if setting in _GUARDED:
-                    source.problems.append(f"{source.name}.{setting}: expected a value; perhaps a variable is not set")
+                    source.problems.append(
+                        f"{source.name}.{setting}: expected a value; an environment variable might be unset"
+                    )
                     self._replace(source, setting)
             elif value is not None:
                 self._read(source, setting, f"{section.path}.{setting}", self._variables[setting].kind.read_any, value)
@@ -194,14 +200,14 @@ class SourceReader:
         if file.is_unknown:
             self._be_strict(source)
             effect = (
-                "because it may contain settings, no token is relayed and every request must have a valid token until"
-                " the file can be read or the variable is unset"
+                "the file might contain settings, so no token is relayed and every request must have a valid token"
+                " until the file can be read or the variable is unset"
             )
         source.problems.append(f"{FILE_VARIABLE}: the file cannot be read: {file.problem}; {effect}")
         return source
 
     def _read_misspelled(self, section: Section, meant: str) -> Source:
-        """Report a section with a misspelled name, and apply the strict value of each setting in that section."""
+        """Report a section whose name is misspelled, and apply the strict value of each setting in that section."""
         source = Source(section.path, problems=[f"{section.path}: unknown key; did you mean {meant}?"])
         for setting, value in section.content.items() if isinstance(section.content, Mapping) else ():
             if setting in self._variables:
@@ -209,7 +215,7 @@ class SourceReader:
         return source
 
     def _be_strict_if_unset(self, source: Source, setting: str, value: object) -> None:
-        """Apply the strict value of a setting whose name is misspelled, unless *value* would only turn it off."""
+        """Apply the strict value of a misspelled setting, unless the setting only turns a guarded feature off."""
         if setting not in source.values and not (setting in _GUARDED and is_off(value)):
             self._replace(source, setting)
 
@@ -230,7 +236,7 @@ class SourceReader:
             self._be_strict_if_unset(source, meant, value)
 
     def _misspelled(self, environ: Mapping[str, str]) -> Iterator[tuple[str, str | None]]:
-        """Yield the name of each variable that probably misspells one of our names, along with the correct name."""
+        """Yield the name of each misspelled variable, along with the name that was probably intended."""
         for found in environ:
             upper = found.upper()
             if found in self._by_name or found in _SWITCHES or not environ[found].strip():
@@ -261,7 +267,7 @@ class SourceReader:
 
 
 def merge(sources: Iterable[Source]) -> Source:
-    """Return the settings that apply. The *sources* must be in order of precedence, starting with the highest."""
+    """Merge the settings from all sources. The *sources* must be in order of precedence, starting with the highest."""
     sources = list(sources)
     merged = Source("all")
     for source in reversed(sources):
@@ -275,27 +281,27 @@ def merge(sources: Iterable[Source]) -> Source:
         if values:
             merged.values[setting] = max(values, key=order.index)
     if "header" in merged.invalid:
-        # The token must not be sent in a header that was not configured.
+        # The token must be sent only in the configured header, which is unknown.
         merged.values["destinations"] = ()
     return merged
 
 
 def are_given(setting: str, sources: Iterable[Source]) -> bool:
-    """Return whether any source contains the setting or sets its strict value."""
+    """Return whether any source specifies a value for the setting, even an invalid one."""
     return any(setting in source.values for source in sources)
 
 
 def describe_overridden(sources: Sequence[Source], variables: Mapping[str, Variable]) -> Iterator[str]:
-    """Yield one sentence for each environment setting that has no effect because a file also contains that setting.
+    """Yield a message for each environment variable that is overridden by a configuration file.
 
     Args:
-        sources: The sources in order of precedence, excluding code.
+        sources: All sources except code, in order of precedence.
         variables: All settings.
     """
     *files, environment = sources
     for setting, value in environment.values.items():
         file = next((source for source in files if setting in source.values), None)
-        if file is None or file.name == FILE_VARIABLE:  # an unreadable file has already been reported as a problem
+        if file is None or file.name == FILE_VARIABLE:  # an unreadable file is already reported as a problem
             continue
         if setting not in STRICTNESS and file.values[setting] != value:
             yield f"{variables[setting].name} has no effect, because {file.name}.{setting} takes precedence"
@@ -310,7 +316,7 @@ def _shown(name: str) -> str:
 
 
 def _effect(setting: str, source: Source) -> str:
-    """Describe the effect of a setting's strict value."""
+    """Return a clause that describes the effect of a setting's strict value."""
     if setting in _EFFECTS:
         return _EFFECTS[setting]
     value = source.values[setting]

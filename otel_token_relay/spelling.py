@@ -1,23 +1,24 @@
-"""Recognize misspelled names."""
+"""Detect misspelled names."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Final
 
-# A missing, extra, or wrong letter counts as one edit. Two swapped letters count as two edits.
+# Each inserted, deleted, or replaced character is one edit. Swapping two characters takes two edits.
 _MAX_EDITS: Final = 2
 
 
 def resembles(name: str, other: str) -> bool:
-    """Return whether at most two single-character edits turn *name* into *other*, ignoring case."""
+    """Return whether *name* and *other* differ by at most two single-character edits, ignoring case."""
     return _distance(name, other) <= _MAX_EDITS
 
 
 def nearest(name: str, names: Iterable[str], max_edits: int = _MAX_EDITS) -> str | None:
-    """Return the first of the *names* that is the fewest edits away from *name*; ``None`` if none is close enough.
+    """Return the closest match for *name* among the *names*; ``None`` if no candidate is close enough.
 
-    Case is ignored. A name with fewer than four characters allows one fewer edit, because it resembles too many names.
+    Case is ignored. If two candidates are equally close, the first is returned. For a candidate with fewer than four
+    characters, the maximum number of edits is reduced by one, because short names resemble too many other names.
     """
     found = None
     for candidate in names:
@@ -29,20 +30,20 @@ def nearest(name: str, names: Iterable[str], max_edits: int = _MAX_EDITS) -> str
 
 
 def hint(name: str, names: Iterable[str]) -> str:
-    """Return the most likely of the *names* as a suffix for a message; empty if none of them resembles *name*."""
+    """Return a message suffix that suggests the closest match for *name*; empty if no name is close enough."""
     meant = nearest(name, names)
     return "" if meant is None else f"; did you mean {meant}?"
 
 
 def _distance(name: str, other: str) -> int:
-    """Return the number of edits, ignoring case. If it exceeds the maximum, the result can be any larger number.
+    """Return the Levenshtein distance, ignoring case.
 
-    Source: the Levenshtein distance, row by row.
+    If the distance exceeds ``_MAX_EDITS``, the result can be any number greater than ``_MAX_EDITS``.
     """
     if abs(len(name) - len(other)) > _MAX_EDITS:
         return _MAX_EDITS + 1
     name, other = name.upper(), other.upper()
-    # A row counts the edits from a prefix of *name* to each prefix of *other*.
+    # Each row contains the distances between one prefix of *name* and all prefixes of *other*.
     row = list(range(len(other) + 1))
     for count, character in enumerate(name, 1):
         diagonal, row[0] = row[0], count

@@ -1,20 +1,24 @@
-"""Hook servers if requests must be verified, even if OpenTelemetry does not start.
+"""Install the server hooks if requests must be verified, even if OpenTelemetry does not start.
 
-A missing exporter, a missing configuration file, or ``python -I`` prevents OpenTelemetry from calling this package.
-Therefore, the wheel contains ``otel_token_relay.pth``, which imports this module when each process starts, under the
-name ``_otel_token_relay_startup``. The file imports this module only if ``OTEL_PYTHON_TOKEN_RELAY_VERIFY`` may be set
-(even under a misspelled name), or if ``OTEL_CONFIG_FILE`` is set, because that file may contain settings. Nothing else
-is imported until the process imports a server or a web framework.
+OpenTelemetry does not load this package if an exporter or the configuration file is missing, or if Python is started
+with ``-I``. Therefore, the wheel contains ``otel_token_relay.pth``, which Python reads whenever a process starts. The
+``.pth`` file imports this module under the name ``_otel_token_relay_startup`` in two cases:
 
-Python reads ``.pth`` files only in site-packages, and ignores them when started with ``python -S``.
+* The ``OTEL_PYTHON_TOKEN_RELAY_VERIFY`` variable might be set, even under a misspelled name.
+* The ``OTEL_CONFIG_FILE`` variable is set. The configuration file can contain this package's settings.
+
+This package is not loaded until the process imports a server or a web framework.
+
+Python reads ``.pth`` files only in site-packages directories, and ignores ``.pth`` files if Python is started with
+``-S``.
 """
 
 from __future__ import annotations
 
 import sys
 
-# The packages that contain servers and frameworks for which a hook exists. They are repeated here because the hook
-# table cannot be imported without OpenTelemetry.
+# The packages with hooks for servers and frameworks. This module cannot import the hook table, which requires
+# OpenTelemetry, so it contains its own list.
 TRIGGERS = frozenset(
     {
         "aiohttp",
@@ -45,10 +49,10 @@ TRIGGERS = frozenset(
 
 
 class ServerFinder:
-    """An import finder that finds nothing. It starts this package just before the first server is imported."""
+    """An import finder that finds no modules, but starts this package just before the first server is imported."""
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> None:
-        """Start what the settings enable, if *name* is one of `TRIGGERS`."""
+        """Install the hooks that the settings require when the first package in `TRIGGERS` is imported."""
         if name not in TRIGGERS or self not in sys.meta_path:
             return
         sys.meta_path.remove(self)
@@ -56,14 +60,14 @@ class ServerFinder:
             from otel_token_relay.installation import start_before_servers
 
             start_before_servers()
-        except Exception as error:  # the application's import continues
+        except Exception as error:  # an error must not prevent the application from importing its server
             _report(f"otel-token-relay: requests are NOT verified: {type(error).__name__}: {error}\n")
 
 
 def _report(message: str) -> None:
     try:
         sys.stderr.write(message)
-    except Exception:  # standard error may be closed or missing
+    except Exception:  # standard error might be closed or missing
         return
 
 

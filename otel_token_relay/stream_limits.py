@@ -1,4 +1,4 @@
-"""End long-lived responses when the caller's token expires."""
+"""End a long-lived response when the caller's token expires."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from otel_token_relay.event_loops import running_loop
 from otel_token_relay.settings import Settings
 from otel_token_relay.token import Clock
 
-# RFC 6455, section 7.4.1: a message violates the server's policy.
+# The WebSocket close code for a policy violation (RFC 6455, section 7.4.1).
 POLICY_VIOLATION: Final = 1008
 
 EVENT_STREAM: Final = "text/event-stream"
 
 
 def limits_streams(settings: Settings, authenticator: Authenticator | None) -> bool:
-    """Return whether responses may have to end when their tokens expire."""
+    """Return whether a long-lived response must end when the caller's token expires."""
     return authenticator is not None and settings.verify_streams == "exp"
 
 
 def seconds_left(boundary: Boundary, settings: Settings, now: Clock = time.time) -> float | None:
-    """Return the number of seconds until the response must end; ``None`` if the token does not limit the response.
+    """Return the number of seconds until the response must end; ``None`` if the response has no time limit.
 
-    Only a verified token matters: a request without one is served because it does not require a token.
+    Only a verified token limits the response. If the request has no verified token, the application does not require
+    one.
     """
     verification = None if boundary.token is None else boundary.token.verification
     expires_at = getattr(verification, "expires_at", None)
@@ -34,15 +35,15 @@ def seconds_left(boundary: Boundary, settings: Settings, now: Clock = time.time)
 
 
 def is_event_stream(content_type: str | None) -> bool:
-    """Return whether this is the content type of a long-lived event stream (HTML standard, section 9.2.5)."""
+    """Return whether the content type is that of an event stream (HTML standard, section 9.2.5)."""
     return content_type is not None and content_type.partition(";")[0].strip().lower() == EVENT_STREAM
 
 
 class Limit:
-    """Cancels a call when its time is up, provided that `start` has been called. Supports asyncio and trio.
+    """A time limit that cancels a call in asyncio or trio. The limit has no effect until `start` is called.
 
     Args:
-        seconds: The number of seconds from now until the call is canceled, regardless of when `start` is called.
+        seconds: The number of seconds until the call is canceled, counted from the creation of this object.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -50,7 +51,7 @@ class Limit:
         self._scope: Any = None
 
     def start(self) -> None:
-        """Arm the limit, so that the call is canceled when its time is up. Any task on the same loop may call this."""
+        """Activate the limit. Any task on the same event loop can call this method."""
         seconds = max(0.0, self._ends_at - time.monotonic())
         if self._is_trio:
             import trio
@@ -62,7 +63,7 @@ class Limit:
             self._scope.reschedule(asyncio.get_running_loop().time() + seconds)
 
     def stop(self) -> None:
-        """Disarm the limit after the response is complete."""
+        """Deactivate the limit, because the response is complete."""
         if self._is_trio:
             self._scope.deadline = float("inf")
         elif not self._scope.expired():
@@ -72,7 +73,8 @@ class Limit:
         """Run *call*.
 
         Returns:
-            Whether *call* was canceled, and its result if it was not. Errors from a canceled call are ignored.
+            A Boolean that indicates whether *call* was canceled, and the result of *call*; ``None`` if *call* was
+            canceled. Errors that a canceled *call* raises are ignored.
         """
         self._is_trio = running_loop() == "trio"
         if self._is_trio:

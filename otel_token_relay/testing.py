@@ -1,4 +1,4 @@
-"""Helpers for tests: an installed relay, its decisions, callers, third parties, and a search for leaked tokens.
+"""Test helpers for installing the relay, recording its decisions, creating callers, and detecting leaked tokens.
 
     with third_party() as outsider:
         call_the_application_that_calls(outsider.url)
@@ -6,7 +6,7 @@
     outsider.assert_saw_no("eyJ…")
     assert_never_leaked("eyJ…", exporter.get_finished_spans(), caplog.text)
 
-The third party is a real HTTP server on the loopback interface. No failure message contains the token.
+The third party is a real HTTP server on the loopback interface. Failure messages never contain the token.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class SeenRequest:
 
     Attributes:
         method: The method in the request line.
-        target: The request target: the path and query, or ``host:port`` for CONNECT.
-        body: The body, without any ``chunked`` framing.
+        target: The request target, which is the path and query or, for CONNECT, ``host:port``.
+        body: The request body, after chunked transfer coding is decoded.
     """
 
     __slots__ = ("_headers", "body", "method", "target")
@@ -67,15 +67,15 @@ class SeenRequest:
         self._headers = headers
 
     def header_lines(self, name: str) -> list[str]:
-        """Return the values of all header lines with this name, in order, ignoring the name's case."""
+        """Return the values of all header lines with the given name, in order. Case is ignored in the name."""
         return [value for key, value in self._headers if key.lower() == name.lower()]
 
     @property
     def authorization(self) -> str | None:
-        """The value of the Authorization header line; ``None`` if the request has no such line.
+        """The value of the ``Authorization`` header; ``None`` if the request has no such header.
 
         Raises:
-            AssertionError: There is more than one Authorization header line.
+            AssertionError: The request has multiple ``Authorization`` header lines.
         """
         __tracebackhide__ = True  # otherwise, pytest would show this frame's local variables
         lines = self.header_lines("authorization")
@@ -84,7 +84,7 @@ class SeenRequest:
         return lines[0] if lines else None
 
     def holds(self, token: str) -> bool:
-        """Return whether any part of the request contains the token, plain or percent-encoded."""
+        """Return whether any part of the request contains the token, either unencoded or percent-encoded."""
         wire = [self.target, *(text for pair in self._headers for text in pair), self.body.decode("latin-1")]
         return any(form in text for form in {token, quote(token, safe="")} for text in wire)
 
@@ -93,11 +93,11 @@ class SeenRequest:
 
 
 class ThirdParty:
-    """A server that records every request.
+    """A server that records every request it receives.
 
     Attributes:
-        url: ``http://127.0.0.1:port``.
-        requests: The requests received so far, oldest first.
+        url: The server's URL, which has the format ``http://127.0.0.1:port``.
+        requests: All requests received so far, starting with the oldest.
     """
 
     def __init__(self, url: str) -> None:
@@ -105,11 +105,11 @@ class ThirdParty:
         self.requests: list[SeenRequest] = []
 
     def redirecting_to(self, url: str, *, status: int = 302) -> str:
-        """Return a URL of this server that redirects to *url*."""
+        """Return a URL on this server that redirects to *url*."""
         return f"{self.url}/redirect?status={status}&to={quote(url, safe='')}"
 
     def assert_saw_no(self, token: str) -> None:
-        """Fail if any part of any request contained the token."""
+        """Raise `AssertionError` if any recorded request contains the token."""
         __tracebackhide__ = True  # otherwise, pytest would show this frame's arguments
         leaks = sum(request.holds(token) for request in self.requests)
         if leaks:
@@ -147,14 +147,14 @@ class _Handler(BaseHTTPRequestHandler):
         return self.rfile.read(int(self.headers.get("Content-Length") or 0))
 
     def do_CONNECT(self) -> None:
-        """Record and reject a request that the client intended for a proxy: this server is not a proxy."""
+        """Record and reject a CONNECT request, because this server is not a proxy."""
         self.party.requests.append(SeenRequest(self.command, self.path, self.headers.items(), b""))
         self.send_error(405)
 
     do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = _respond
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Log nothing: a request line may contain the token."""
+        """Discard the message, because a request line can contain the token."""
 
 
 class _Server(ThreadingHTTPServer):
@@ -162,12 +162,15 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 128
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Log nothing when a client disconnects."""
+        """Ignore the error, which usually means that the client has disconnected."""
 
 
 @contextmanager
 def third_party() -> Generator[ThirdParty, None, None]:
-    """Run a third party on a free loopback port until the block ends. Do not list the third party as a destination."""
+    """Run a third party on a free loopback port until the ``with`` block ends.
+
+    A third party must not be a destination.
+    """
     handler = type("_BoundHandler", (_Handler,), {})
     server = _Server(("127.0.0.1", 0), handler)
     handler.party = party = ThirdParty(f"http://127.0.0.1:{server.server_address[1]}")  # type: ignore[attr-defined]
@@ -182,13 +185,13 @@ def third_party() -> Generator[ThirdParty, None, None]:
 
 
 def assert_never_leaked(token: str, *places: object) -> None:
-    """Fail if any of the objects contains the token.
+    """Raise `AssertionError` if any of the objects contains the token.
 
     Args:
-        token: The value, without ``Bearer``.
-        places: The objects to search: strings, bytes, mappings, iterables, exceptions with their causes, log
-            records with their arguments, and the SDK's spans and metrics. For any other object, its ``repr``
-            is searched.
+        token: The token's value, without the ``Bearer`` prefix.
+        places: The objects to search, which can be strings, bytes, mappings, iterables, exceptions and their causes,
+            log records and their arguments, or the SDK's spans and metrics. For an object of any other type, the
+            ``repr`` is searched.
     """
     __tracebackhide__ = True  # otherwise, pytest would show this frame's arguments
     for number, place in enumerate(places):
@@ -197,10 +200,10 @@ def assert_never_leaked(token: str, *places: object) -> None:
 
 
 def _texts(place: object, seen: dict[int, object]) -> Iterator[str]:
-    """Yield every string that *place* contains.
+    """Yield every string within *place*.
 
-    *seen* prevents infinite recursion if an object contains itself. The mapping also keeps the objects alive, so that
-    no other object gets the same ``id``.
+    The *seen* mapping prevents infinite recursion if an object contains itself. The mapping also keeps its objects
+    alive, so no two objects in the search have the same ``id``.
     """
     if isinstance(place, str):
         yield place

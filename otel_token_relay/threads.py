@@ -1,16 +1,17 @@
-"""Carry the token into a request's threads, and keep it out of threads that serve all requests.
+"""Carry the token into threads that work for one request, and remove the token from threads that work for all requests.
 
-Two rules hold for every pool and worker thread:
+The following rules apply to every pool and worker thread:
 
 * A task runs in the context of the request that submitted it.
-* A thread that serves all requests has no token, regardless of which request started it.
+* A thread that works for all requests has no token, regardless of which request started the thread.
 
 OpenTelemetry's threading instrumentation carries the context into ``Thread``, ``Timer``, and ``ThreadPoolExecutor``.
-Authentication must not depend on whether an operator enabled that instrumentation for tracing. Therefore, the relay
-enables the instrumentation itself, as late as possible: just before the first token is bound. By then, the application
-has enabled its own instrumentation, and OpenTelemetry is no longer in the middle of importing this package. With the
-instrumentation, a thread has the context of the code that started it. This module's hooks remove the token from threads
-that outlive the request.
+Authentication must not depend on whether an operator has enabled that instrumentation for tracing. Therefore, the relay
+enables the instrumentation itself, just before the first token is bound. At that point, the application has already
+enabled its own instrumentation, and OpenTelemetry has finished importing this package.
+
+An instrumented thread inherits the context of the code that starts the thread. This module's hooks remove the token
+from threads that can outlive the request.
 """
 
 from __future__ import annotations
@@ -35,36 +36,39 @@ _STANDARD_LIBRARY: Final = None
 
 SHARED_WORKERS: Final[Mapping[str, tuple[str | None, tuple[str, ...]]]] = {
     "asyncio.base_events": (_STANDARD_LIBRARY, ("Server._start_serving",)),
-    # Instrumentation does not wrap an overridden `run`, but in Python 3.14, any thread can inherit a context.
+    # The instrumentation does not wrap an overridden `run` method, but in Python 3.14, every thread can inherit a
+    # context.
     "concurrent.futures.process": (_STANDARD_LIBRARY, ("_ExecutorManagerThread.run",)),
     "logging.handlers": (_STANDARD_LIBRARY, ("QueueListener.start",)),
     "multiprocessing.managers": (_STANDARD_LIBRARY, ("Server.serve_forever",)),
-    # This thread pickles the objects in the queue, and pickling runs application code.
+    # The queue's thread pickles objects, and pickling can run application code.
     "multiprocessing.queues": (_STANDARD_LIBRARY, ("Queue._start_thread",)),
     "socketserver": (_STANDARD_LIBRARY, ("BaseServer.serve_forever", "BaseServer.handle_request")),
     "apscheduler.schedulers.base": ("apscheduler", ("BaseScheduler._process_jobs",)),
-    # One thread per channel runs the done callbacks for all of the channel's calls. Other threads run the callbacks for
-    # `Channel.subscribe`.
+    # A single thread per channel runs the done callbacks for all calls. Separate threads run the callbacks that are
+    # registered with `Channel.subscribe`.
     "grpc._channel": ("grpcio", ("_run_channel_spin_thread", "_poll_connectivity", "_deliver")),
     "trio._core._thread_cache": ("trio", ("WorkerThread.__init__",)),
     "twisted._threads._threadworker": ("twisted", ("ThreadWorker.__init__",)),
 }
-"""Each module's PyPI package, and the module's functions that start or run in a thread that serves all requests.
+"""For each module, the PyPI package and the functions that start a shared worker thread or run in one.
 
-The functions include servers, because a server's clients are unrelated to the request in which the server was started.
+These functions include server functions, because a request can start a server whose clients are unrelated to that
+request.
 """
 
 
 def load_instrumentor() -> Any:
-    """Return OpenTelemetry's threading instrumentor, which is a singleton."""
-    # Not imported at the top: it requires `opentelemetry.propagate`, and importing that module may import this one.
+    """Return OpenTelemetry's threading instrumentor, a singleton."""
+    # A top-level import could cause an import cycle: the instrumentation imports `opentelemetry.propagate`, which can
+    # import this package's propagator.
     from opentelemetry.instrumentation.threading import ThreadingInstrumentor
 
     return ThreadingInstrumentor()
 
 
 class ThreadCarriage:
-    """The changes that make threads carry the token, recorded so that they can be undone."""
+    """The changes that make threads carry the token. The changes are recorded so that `switch_off` can undo them."""
 
     def __init__(self) -> None:
         self._patches = Patches()
@@ -72,9 +76,11 @@ class ThreadCarriage:
         self._timer_has_own_start = False
 
     def switch_on(self, instrumentor: Any) -> None:
-        """Instrument threads if they are not instrumented yet, and keep the token out of executors' own threads.
+        """Enable the threading instrumentation, and remove the token from executors' threads.
 
-        An executor's thread runs the executor's initializer and the callbacks for the futures of all requests.
+        Instrumentation that the application has already enabled is not changed.
+
+        An executor's thread runs the executor's initializer and the callbacks of all requests' futures.
         """
         if not instrumentor.is_instrumented_by_opentelemetry:
             self._timer_has_own_start = "start" in vars(Timer)
@@ -84,19 +90,22 @@ class ThreadCarriage:
         self._patches.wrap(futures_thread, "_worker", _without_token)
 
     def switch_off(self) -> None:
-        """Undo `switch_on`, but do not touch instrumentation that the application enabled or has already removed."""
+        """Undo the changes that `switch_on` made.
+
+        Do not change instrumentation that the application enabled or has removed.
+        """
         self._patches.undo()
         instrumentor, self._ours = self._ours, None
         if instrumentor is None or not instrumentor.is_instrumented_by_opentelemetry:
             return
         instrumentor.uninstrument()
-        # `uninstrument` leaves its wrapper around the inherited method behind.
+        # `uninstrument` does not remove the wrapper that it added for the inherited method.
         if not self._timer_has_own_start and "start" in vars(Timer):
             del Timer.start
 
 
 def patch_shared_workers(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
-    """Keep the token out of the functions that `SHARED_WORKERS` lists for *module*."""
+    """Run the functions that `SHARED_WORKERS` lists for *module* without a token."""
     _, names = SHARED_WORKERS[module.__name__]
     for name in names:
         class_name, _, function_name = name.rpartition(".")
@@ -110,13 +119,13 @@ _FINALIZER: Final = "_asyncgen_finalizer_hook"
 def patch_finalizers(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     """Close abandoned asynchronous generators without a token.
 
-    *module* is ``asyncio.base_events`` or ``uvloop``. Garbage collection can run during any request, and a task that
-    closes a different request's generator would otherwise get a copy of the current request's context.
+    The *module* is ``asyncio.base_events`` or ``uvloop``. Garbage collection can run during any request. Without this
+    patch, a task that closes one request's generator can copy a different request's context.
     """
     loop_class: type = module.BaseEventLoop if hasattr(module, "BaseEventLoop") else module.Loop
     patches.override(loop_class, _FINALIZER, _without_token)
-    # A running loop keeps the method that it found when it started. Some servers import the application, and therefore
-    # install the relay, while the loop is running.
+    # An event loop looks up this method only when the loop starts. However, some servers import the application while
+    # the loop is running, and the application then installs the relay.
     finalizer = sys.get_asyncgen_hooks().finalizer
     loop = getattr(finalizer, "__self__", None)
     if isinstance(loop, loop_class) and getattr(finalizer, "__name__", "") == _FINALIZER:
@@ -124,10 +133,11 @@ def patch_finalizers(module: ModuleType, runtime: Runtime, patches: Patches) -> 
 
 
 def patch_pools(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
-    """Carry the submitter's token into the tasks of a ``ThreadPool``, and keep it out of the pool's own threads.
+    """Carry the token into the tasks of a ``ThreadPool``, and remove the token from the pool's own threads.
 
-    *module* is ``multiprocessing.pool`` or a copy of it. Every method that submits tasks calls one of the four methods
-    that are wrapped here. A process pool's tasks are pickled, so they are left unchanged.
+    The *module* is ``multiprocessing.pool`` or a copy of that module. This function wraps four methods, because every
+    method that submits tasks calls at least one of the four. Tasks for a process pool are not changed, because they are
+    pickled.
     """
 
     def carrying_function(original: Function) -> Function:
@@ -146,7 +156,7 @@ def patch_pools(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
         return submit
 
-    # The three threads that manage a pool start its workers (now and later), run callbacks, and read iterables.
+    # A pool has three management threads, which start its workers, run callbacks, and read iterables.
     patches.wrap(module.Pool, "__init__", _without_token)
     for name in ("apply_async", "imap", "imap_unordered"):
         patches.wrap(module.Pool, name, carrying_function)
@@ -154,10 +164,10 @@ def patch_pools(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
 
 def patch_joblib(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
-    """Make joblib submit all of a call's tasks in that call's context.
+    """Make joblib submit all tasks of a parallel call in the context of that call.
 
-    *module* is ``joblib.parallel``. joblib submits most tasks from an earlier task's callback, which runs in one of the
-    pool's threads.
+    The *module* is ``joblib.parallel``. After the first tasks, joblib submits each task in the callback of an earlier
+    task, which runs in one of the pool's threads.
     """
 
     def remembering(original: Function) -> Function:
@@ -179,7 +189,10 @@ def patch_joblib(module: ModuleType, runtime: Runtime, patches: Patches) -> None
 
 
 def _in_this_context(function: Function) -> Function:
-    """Return *function*, bound to the current context if it shows on whose behalf code runs; see `is_bound`."""
+    """Return a function that calls *function* in the current context.
+
+    If the context is not bound (see `is_bound`), return *function* unchanged.
+    """
     context = otel_context.get_current()
     if not is_bound(context):
         return function
@@ -197,7 +210,7 @@ def _call_in(context: Context, function: Function, /, *args: Any, **kwargs: Any)
 
 def _without_token(original: Function) -> Function:
     def without_token(*args: Any, **kwargs: Any) -> Any:
-        """Run or start work that serves all requests, without the token of the call that happens to start it."""
+        """Call the original function without the token of the request that is currently being processed."""
         if not is_bound(otel_context.get_current()):
             return original(*args, **kwargs)
         return _call_in(with_token(None), original, *args, **kwargs)

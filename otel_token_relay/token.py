@@ -1,12 +1,13 @@
-"""Bearer tokens that do not print their values, and the leases that limit their use.
+"""Bearer tokens that do not print their values, and leases that limit when tokens can be used.
 
-Invariants that the rest of the package relies on:
+The rest of the package relies on the following invariants:
 
-* A `BearerToken` contains only b64token characters, so it can neither break a header nor contain
-  white space. It does not print its value, cannot be pickled, and is compared in constant time.
-* A token that came with a request has that request's `Lease`. Once the lease has ended, no code
-  can use the token, regardless of how the code obtained it.
-* A token belongs to the process that received it. A forked child has no token, even if it has its parent's process ID.
+* A `BearerToken` contains only b64token characters, so it cannot contain white space or break a header. It never prints
+  its value, it cannot be pickled, and two tokens are compared in constant time.
+* A token that was received with a request has that request's `Lease`. After the lease ends, no code can use the token,
+  regardless of how the code obtained the token.
+* A token can be used only in the process that received it. A forked child process has no usable token, even if the
+  child has the same process ID as its parent.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ DEFAULT_MAX_LENGTH: Final = 16384
 # RFC 6750, section 2.1:   b64token    = 1*( ALPHA / DIGIT / "-" / "." / "_" / "~" / "+" / "/" ) *"="
 B64TOKEN_ALPHABET: Final = (string.ascii_letters + string.digits + "-._~+/").encode("ascii")
 
-# Incremented in every forked child. The process ID alone does not identify a process: in a new PID namespace, a child
-# can have its parent's ID, and the system reuses IDs.
+# A forked child process increments this number. A process ID does not identify a process, because the system reuses
+# IDs, and a child in a new PID namespace can have the same ID as its parent.
 _generation = 0
 
 
@@ -41,25 +42,26 @@ def _enter_child() -> None:
     _generation += 1
 
 
-if hasattr(os, "register_at_fork"):  # missing on Windows, which cannot fork
+if hasattr(os, "register_at_fork"):  # not available on Windows
     os.register_at_fork(after_in_child=_enter_child)
 
-# Fingerprints distinguish tokens in a single process's logs. With a plain hash, anyone who reads the logs could test
-# whether a given token appears in them, so fingerprints use a random key that never leaves the process.
+# A fingerprint distinguishes tokens in one process's logs. The random key never leaves the process. Without the key, a
+# person who can read the logs could test whether a given token appears in them.
 _FINGERPRINT_KEY: Final = secrets.token_bytes(32)
 
 
 def is_b64token(text: str) -> bool:
-    """Return whether *text* has the form of a bearer token (RFC 6750, section 2.1)."""
-    # This code runs for every request, on a thousand characters or more. A regular expression would take twice as long.
+    """Return whether *text* has the syntax of a bearer token (RFC 6750, section 2.1)."""
+    # This code runs for every request, and tokens often have more than a thousand characters. A regular expression
+    # would take twice as long.
     body = text.rstrip("=")
     return body != "" and body.isascii() and not body.encode("ascii").translate(None, B64TOKEN_ALPHABET)
 
 
 class Lease:
-    """The period during which a token may be used: until `end` is called, or slightly longer with *linger*.
+    """The period during which a token can be used. A lease ends when `end` is called, or *linger* seconds later.
 
-    Safe to share between threads, because every change is a single assignment.
+    This class is thread-safe, because every change is a single assignment.
     """
 
     __slots__ = ("_clock", "_deadline")
@@ -68,25 +70,26 @@ class Lease:
         """Open a lease.
 
         Args:
-            seconds: The time after which the lease ends automatically; ``None`` if only `end` ends it.
-            clock: Returns the time in seconds, which never goes backward.
+            seconds: The number of seconds after which the lease ends automatically; ``None`` if the lease ends only
+                when `end` is called.
+            clock: A function that returns the time in seconds. The time must never go backward.
         """
         self._clock = clock
         self._deadline = math.inf if seconds is None else clock() + seconds
 
     def end(self, *, linger: float = 0.0) -> None:
-        """End the lease *linger* seconds from now. A lease that would end sooner is not extended."""
+        """End the lease *linger* seconds from now. This method never extends a lease."""
         self._deadline = min(self._deadline, self._clock() + linger) if linger else -math.inf
 
     @property
     def is_open(self) -> bool:
-        """Whether the token may still be used."""
+        """Whether the token can still be used."""
         deadline = self._deadline
         return deadline == math.inf or self._clock() < deadline
 
 
 class Verification(Protocol):
-    """The result of verifying a request's token in this service."""
+    """The result of verifying a token in this service."""
 
     @property
     def claims(self) -> Mapping[str, object]:
@@ -95,11 +98,14 @@ class Verification(Protocol):
 
     @property
     def expires_at(self) -> float | None:
-        """When the token expires, in seconds since the epoch; ``None`` if unknown."""
+        """The expiration time, in seconds since the epoch; ``None`` if the expiration time is unknown."""
         ...
 
     def is_still_valid(self) -> bool:
-        """Return ``False`` if the token has been revoked since it was verified. Never blocks or raises."""
+        """Return ``False`` if the token has been revoked since it was verified.
+
+        This method never blocks or raises an exception.
+        """
         ...
 
 
@@ -107,17 +113,18 @@ class Verification(Protocol):
 class BearerToken:
     """A bearer token that does not print its value.
 
-    ``repr``, ``str``, ``format``, and logging show only a keyed fingerprint and the length. Pickling raises
-    `TypeError`. Only `reveal` and `reveal_all` return the value.
+    ``repr``, ``str``, ``format``, and log messages contain only a keyed fingerprint and the token's length. Pickling
+    raises `TypeError`. Only `reveal` and `reveal_all` return the value.
 
     Args:
-        value: A b64token (RFC 6750, section 2.1), without ``Bearer``.
-        lease: The period during which the token may be used; ``None`` for a token that did not come with a
-            request. Such a token may be used for ``…_MAX_AGE`` seconds after *received_at*.
-        received_at: When the token was received, in seconds on the monotonic clock; ``None`` for now.
+        value: A b64token (RFC 6750, section 2.1), without the ``Bearer`` prefix.
+        lease: The period during which the token can be used; ``None`` for a token that was not received with a request.
+            A token without a lease can be used for ``…_MAX_AGE`` seconds after *received_at*.
+        received_at: The time at which the token was received, in seconds on the monotonic clock; ``None`` for the
+            current time.
 
     Raises:
-        ValueError: *value* is not a b64token. The message does not contain it.
+        ValueError: The *value* is not a b64token. The error message does not contain *value*.
     """
 
     __slots__ = (
@@ -142,7 +149,10 @@ class BearerToken:
     _verification: Verification | None
     _digest: bytes | None
     obtained: dict[int, Any] | None
-    """The tokens obtained in exchange for this token during this request. `exchange.tokens` sets it."""
+    """The tokens obtained in exchange for this token during this request.
+
+    The `exchange.tokens` module sets this attribute.
+    """
 
     def __new__(cls, value: str, *, lease: Lease | None = None, received_at: float | None = None) -> BearerToken:
         if not isinstance(value, str) or not is_b64token(value):
@@ -153,28 +163,29 @@ class BearerToken:
 
     @staticmethod
     def from_parsed(parsed: str, *, lease: Lease | None = None) -> BearerToken:
-        """Return a token for a value that `parse_credentials` returned, without checking the value again."""
+        """Return a token for a value that `parse_credentials` has already checked."""
         return _make(parsed, lease, time.monotonic())
 
     def rebind(self, *, lease: Lease | None, received_at: float | None = None) -> BearerToken:
-        """Return the same token with a different lease. The returned token belongs to the calling process."""
+        """Return a copy of the token with a different lease. The calling process can use the copy."""
         received_at = time.monotonic() if received_at is None else received_at
         return _make(self._value, lease, received_at, self._peeked, self._verification)
 
     def reveal(self) -> str:
-        """Return the value. The calling code is responsible for where it sends or stores the value."""
+        """Return the token's value. The calling code is responsible for sending and storing the value securely."""
         return self._value
 
     def reveal_all(self) -> tuple[str, ...]:
-        """Return the value, and the values of all tokens obtained in exchange for it during this request."""
+        """Return the values of this token and of all tokens obtained in exchange for this token during this request."""
         obtained = self.obtained
         return (self._value, *(held.token.reveal() for held in list(obtained.values()))) if obtained else (self._value,)
 
     @property
     def expires_at(self) -> float | None:
-        """When the token expires, in seconds since the epoch: the verified time, or else an unverified JWT's ``exp``.
+        """The expiration time, in seconds since the epoch; ``None`` if the expiration time is unknown.
 
-        Use an unverified ``exp`` only to avoid sending an expired token.
+        If the token is not verified, the time is the ``exp`` claim of an unverified JWT. Use an unverified time only to
+        avoid sending an expired token.
         """
         if self._verification is not None and self._verification.expires_at is not None:
             return self._verification.expires_at
@@ -182,50 +193,56 @@ class BearerToken:
 
     @property
     def is_sender_constrained(self) -> bool:
-        """Whether this is a JWT bound to its sender's key (``cnf``): RFC 9449, section 6; RFC 8705, section 3.1."""
+        """Whether the token is a JWT that is bound to its sender's key.
+
+        Such a JWT contains a ``cnf`` claim (RFC 9449, section 6; RFC 8705, section 3.1).
+        """
         return (self._peeked or self._peek())[1]
 
     @property
     def is_usable(self) -> bool:
-        """Whether this process received the token, and the token's lease, if any, is open."""
+        """Whether the token can be used: this process received the token, and its lease has not ended."""
         return self.is_own_process and (self.lease is None or self.lease.is_open)
 
     @property
     def is_own_process(self) -> bool:
-        """Whether this is the process that received the token, rather than a fork of that process.
+        """Whether the current process received the token. A forked child did not receive its parent's tokens.
 
-        The process ID is also compared, because native code can fork without running Python's hooks.
+        The process ID is also compared, because native code can fork the process without running Python's fork hooks.
         """
         return self._generation == _generation and self.pid == os.getpid()
 
     @property
     def claims(self) -> Mapping[str, object] | None:
-        """The claims that this service has verified during this request; ``None`` if it has not verified the token."""
+        """The claims that were verified during this request; ``None`` if the token has not been verified."""
         return None if self._verification is None else self._verification.claims
 
     @property
     def verification(self) -> Verification | None:
-        """This service's verification result for this request; ``None`` if it has not verified the token."""
+        """The result of verifying the token during this request; ``None`` if the token has not been verified."""
         return self._verification
 
     def mark_verified(self, verification: Verification) -> None:
-        """Record that a verifier has accepted this token for the request that it came with."""
+        """Record that a verifier has accepted this token during the current request."""
         self._verification = verification
 
     def _peek(self) -> tuple[float | None, bool]:
-        # Two threads may do this at the same time, but both get the same result.
+        # Two threads can set this attribute at the same time, but both threads set the same value.
         self._peeked = peeked = peek(self._value)
         return peeked
 
     def digest(self) -> bytes:
-        """Return the SHA-256 digest of the value, computing it only once. Never show it; use `fingerprint` instead."""
+        """Return the SHA-256 digest of the value, which is computed once.
+
+        Never print the digest. Print `fingerprint` instead.
+        """
         if self._digest is None:
             self._digest = hashlib.sha256(self._value.encode("ascii")).digest()
         return self._digest
 
     @property
     def fingerprint(self) -> str:
-        """Eight hexadecimal digits that distinguish this token from other tokens in this process."""
+        """An eight-digit hexadecimal string that distinguishes this token from the other tokens in this process."""
         return hmac.new(_FINGERPRINT_KEY, self._value.encode("ascii"), hashlib.sha256).hexdigest()[:8]
 
     def __repr__(self) -> str:
@@ -249,11 +266,11 @@ class BearerToken:
         return self
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
-        # In a queue or on disk, a pickled token would outlive its lease and its process.
+        # A pickled token in a queue or on disk could be used after its lease has ended, or in a different process.
         raise TypeError("a BearerToken cannot be pickled or sent to another process")
 
     def __getstate__(self) -> None:
-        """Return nothing. Python's default method would return the value to code that dumps objects."""
+        """Return ``None``. Python's default method would disclose the value to code that serializes objects."""
 
     __reduce__ = __reduce_ex__  # type: ignore[assignment]  # neither method pickles
 
@@ -270,10 +287,9 @@ def _make(
 ) -> BearerToken:
     """Create a token without checking *value*.
 
-    This is a plain function with positional arguments, because it runs for every request and a method would take 10%
-    longer.
+    This code runs for every request. A method or keyword arguments would take 10% longer than this function.
     """
-    token: Any = _new(BearerToken)  # its attributes are Final
+    token: Any = _new(BearerToken)  # the attributes of `BearerToken` are Final
     token._value = value
     token.lease = lease
     token.pid = os.getpid()
@@ -285,12 +301,13 @@ def _make(
     return token  # type: ignore[no-any-return]
 
 
-# `json.loads` first guesses the encoding, which takes as long as reading a JWT's claims. A JWT is always UTF-8.
+# `json.loads` first detects the encoding, which takes as long as parsing a JWT's claims. A JWT is always encoded in
+# UTF-8.
 _read_json: Final = json.JSONDecoder().raw_decode
 
 
 def claims_of(token: str) -> dict[str, Any] | None:
-    """Return an unverified JWT's claims; ``None`` for any other token or if the claims are unreadable.
+    """Return the claims of an unverified JWT; ``None`` if the token is not a JWT or is unreadable.
 
     This function never raises an exception, regardless of the input.
     """
@@ -299,7 +316,7 @@ def claims_of(token: str) -> dict[str, Any] | None:
     if not start or end < 0 or token.find(".", end + 1) >= 0:
         return None  # not three segments
     try:
-        # Extra padding is ignored.
+        # The decoder ignores excess padding.
         payload = binascii.a2b_base64(token[start:end].replace("-", "+").replace("_", "/") + "==")
         claims = _read_json(payload.decode().lstrip("\ufeff \t\n\r"))[0]
     except (ValueError, RecursionError):
@@ -308,20 +325,20 @@ def claims_of(token: str) -> dict[str, Any] | None:
 
 
 def peek(token: str) -> tuple[float | None, bool]:
-    """Return an unverified JWT's ``exp``, and whether the JWT contains ``cnf``.
+    """Return the ``exp`` claim of an unverified JWT, and whether the JWT contains a ``cnf`` claim.
 
     This function never raises an exception, regardless of the input.
 
     Returns:
-        ``(None, False)`` for an opaque token or an unreadable JWT. An ``exp`` that is not a finite
-        number is ignored: the receiving service rejects such a token.
+        The expiration time and a Boolean; ``(None, False)`` for an opaque token or an unreadable JWT. If ``exp`` is not
+        a finite number, the time is ``None``, because the receiving service rejects such a token.
 
-    Source: RFC 7519, section 4.1.4; RFC 7800, section 3.1.
+    See RFC 7519, section 4.1.4, and RFC 7800, section 3.1.
     """
     claims = claims_of(token)
     if claims is None:
         return None, False
     expires_at: Any = claims.get("exp")
-    # The comparison is false for NaN, infinity, and integers that no float can represent.
+    # The comparison is false for NaN, infinity, and integers that are too large for a float.
     is_number = type(expires_at) in (int, float) and abs(expires_at) <= sys.float_info.max
     return float(expires_at) if is_number else None, "cnf" in claims

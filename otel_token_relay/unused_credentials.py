@@ -1,8 +1,10 @@
-"""Find credentials that a request contains but that its boundary does not use, so that redaction can mask them.
+"""Find a request's unused credentials, so that redaction can mask them.
 
-These are the credentials in a rejected header (two lines, a comma, too long, or a different scheme), in each source
-header after the first one, and in an ``Authorization`` header that is not a source header. For example, if a line is
-duplicated, both copies contain a valid token.
+The server boundary does not use the credentials in the following headers, but the credentials can still be valid:
+
+* A rejected source header, which has multiple lines, contains a comma, is too long, or has a different scheme.
+* Each source header after the first source header in the request.
+* An ``Authorization`` header that is not a source header.
 """
 
 from __future__ import annotations
@@ -21,22 +23,24 @@ _logger = logging.getLogger("otel_token_relay")
 
 _USUAL_SOURCES: Final = ("authorization",)
 
-# Callers choose how many credentials they send and how long the credentials are.
+# Limits are necessary, because callers determine the number and the length of the credentials.
 _MAX_WORDS: Final = 4
 _MAX_LINES: Final = 8
 _MAX_CHARACTERS: Final = 16_384
 
-# A word of b64token characters (RFC 6750, section 2.1), and the padding after it. The quantifiers are possessive, and a
-# word cannot start within another word, so matching takes linear time.
+# Matches a word of b64token characters (RFC 6750, section 2.1) and its padding. Matching takes linear time, because the
+# quantifiers are possessive, and a word cannot start within another word.
 _words_in = re.compile(r"(?<![A-Za-z0-9\-._~+/])([A-Za-z0-9\-._~+/]{8,}+)(=*+)").finditer
 
 
 class UnusedCredentials:
-    """The words in a request's unused credentials that may be tokens. They are not printed and cannot be pickled.
+    """The possible tokens in a request's unused credentials.
+
+    This object never prints their values and cannot be pickled.
 
     Args:
-        words: At most four words of at least 8 characters each, with at most 16,384 characters in total.
-        lease: The request's lease; ``None`` if the end of the request cannot be observed.
+        words: The possible tokens: at most four words of at least eight characters each.
+        lease: The request's lease; ``None`` if the application does not report the end of the request.
     """
 
     __slots__ = ("lease", "words")
@@ -47,7 +51,7 @@ class UnusedCredentials:
 
     @property
     def is_open(self) -> bool:
-        """Whether the request has not ended."""
+        """Whether the request is still being processed."""
         return self.lease is None or self.lease.is_open
 
     def __repr__(self) -> str:
@@ -57,16 +61,16 @@ class UnusedCredentials:
         raise TypeError("cannot pickle credentials")
 
     def __getstate__(self) -> None:
-        """Return nothing. Python's default method would return the words to code that dumps objects."""
+        """Return ``None``. Python's default method would disclose the words to code that serializes objects."""
 
 
 def may_have_unused(settings: Settings, *, is_present: bool, token: BearerToken | None) -> bool:
-    """Return whether a request may contain unused credentials, which is rarely the case.
+    """Return whether a request might contain unused credentials. Most requests do not.
 
     Args:
         settings: The settings, which contain the names of the source headers.
-        is_present: Whether the request has a source header.
-        token: The token that was taken from the request, if any.
+        is_present: Whether the request contains a source header.
+        token: The token that was extracted from the request; ``None`` if no token was extracted.
     """
     return (is_present and token is None) or settings.source_headers != _USUAL_SOURCES
 
@@ -74,14 +78,15 @@ def may_have_unused(settings: Settings, *, is_present: bool, token: BearerToken 
 def find_unused(
     values_of: Callable[[str], Sequence[str | bytes]], settings: Settings, token: BearerToken | None
 ) -> tuple[str, ...]:
-    """Return the words in a request's unused credentials that may be tokens. Never raises.
+    """Return the possible tokens in a request's unused credentials. This function never raises an exception.
 
-    Schemes and parameter names are not included. In a long line, only the first and last parts are read.
+    The result does not include authentication schemes or parameter names. If a line is long, only its beginning and its
+    end are searched.
 
     Args:
-        values_of: Returns every field line of the header with a given lowercase name.
+        values_of: A function that accepts a lowercase header name and returns the values of all lines of that header.
         settings: The settings, which contain the names of the source headers.
-        token: The request's token, if it has one. This token is not included in the result.
+        token: The request's token, which is excluded from the result; ``None`` if the request has no token.
     """
     try:
         names = dict.fromkeys((*settings.source_headers, *_USUAL_SOURCES))
@@ -90,8 +95,8 @@ def find_unused(
         words = dict.fromkeys(word for line in lines for word in _words(line, _MAX_CHARACTERS // len(lines)))
         words.pop(used, None)  # type: ignore[arg-type]  # without a token, there is nothing to remove
         return tuple(sorted(words, key=len, reverse=True)[:_MAX_WORDS])
-    except Exception:  # the server may pass invalid headers, and a carrier can be any object
-        _logger.debug("cannot read the request's unused credentials", exc_info=True)
+    except Exception:  # a server can pass invalid headers, and a carrier can be any object
+        _logger.debug("the request's unused credentials cannot be read", exc_info=True)
         return ()
 
 
@@ -99,7 +104,7 @@ def _words(line: str | bytes, limit: int) -> Iterator[str]:
     parts = [line] if len(line) <= limit else [line[: limit // 2], line[-(limit // 2) :]]
     for part in parts:
         text = part if isinstance(part, str) else bytes(part).decode("latin-1")
-        for credential in text.split(","):  # a proxy may have joined two lines (RFC 9110, section 5.3)
+        for credential in text.split(","):  # a proxy can combine two header lines (RFC 9110, section 5.3)
             credential = credential.strip(" \t")
             for match in _words_in(credential):
                 following = credential[match.end() : match.end() + 1]

@@ -1,7 +1,8 @@
-"""Parse a URL the way HTTP clients do, to explain a decision before a client sends the request.
+"""Parse URLs in the same way as HTTP clients, in order to explain decisions without sending a request.
 
-At a hop, the client passes the target that it has parsed to the relay. These functions predict that target and describe
-how clients differ. Tested with httpx 0.28, requests 2.34, urllib3 2.8, aiohttp 3.14, and Python 3.13's urllib.
+At a hop, the HTTP client parses the URL and passes the result to the relay. The functions in this module predict that
+result and describe the differences between clients. They were tested with httpx 0.28, requests 2.34, urllib3 2.8,
+aiohttp 3.14, and Python 3.13's urllib.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from otel_token_relay.origin import Origin
 from otel_token_relay.signed_urls import is_signed
 from otel_token_relay.spelling import resembles
 
-# RFC 3986, section 3.2.1: user info ends at the first @ and contains neither slashes nor the delimiters of later parts.
+# User info ends at the first `@` and cannot contain `/`, `?`, or `#` (RFC 3986, section 3.2.1).
 _split_user_info: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)([^/?#@\s\\]*)@(.*)", re.DOTALL).fullmatch
 _split_authority: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://[^/?#\s\\]+)([/?#].*|)", re.DOTALL).fullmatch
 _scheme_of: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(.*)", re.DOTALL).fullmatch
@@ -22,31 +23,32 @@ _starts_like_host: Final = re.compile(r"(?://)?[A-Za-z0-9_*\[][^\s@\\]*", re.DOT
 _starts_with_port: Final = re.compile(r"[0-9]{1,5}(?:[/?#]|$)").match
 
 _USER_INFO: Final = (
-    "httpx and aiohttp send the user info as Authorization: Basic, and so does requests if there is a password."
-    " urllib3 ignores it, so its request is treated as if the URL had none. urllib cannot open such a URL."
+    "Most clients send the user info in an Authorization: Basic header, but requests does so only if the user info"
+    " contains a password. urllib3 ignores the user info, and the relay handles its request accordingly. urllib rejects"
+    " the URL."
 )
 _SIGNED: Final = (
-    "The query contains a signature or a token, which authenticates the request. A second credential would make most"
-    " servers reject it, so no token is added."
+    "The query authenticates the request, because it contains a signature or a token. No token is added, because most"
+    " servers would reject a request with two credentials."
 )
 _BLANK_AROUND: Final = (
-    "Clients treat blanks around a URL differently: httpx and urllib3 reject leading ones, while requests, aiohttp and"
-    " urllib remove them; trailing ones are sent as %20, or requests and urllib3 reject the URL. Remove the blanks."
+    "Clients handle spaces around a URL differently. httpx and urllib3 reject leading spaces, but requests, aiohttp,"
+    " and urllib remove them. Trailing spaces are sent as %20, or requests and urllib3 reject the URL. Remove the spaces."
 )
-_BLANK_INSIDE: Final = "Clients send the blank in this URL as %20, but urllib rejects the URL."
-_MISSING: Final = "httpx, requests and urllib reject a URL without a scheme; urllib3 uses http"
+_BLANK_INSIDE: Final = "Most clients send the space in this URL as %20, but urllib rejects the URL."
+_MISSING: Final = "httpx, requests, and urllib reject a URL without a scheme, but urllib3 uses http"
 
 
 class ReadUrl(NamedTuple):
-    """A URL as most clients interpret it.
+    """The components of a URL, as most HTTP clients interpret them.
 
     Attributes:
-        origin: The origin; ``None`` if clients reject the URL or disagree on how to interpret it.
-        has_credential: Whether most clients send the URL's user info as a credential.
-        problem: Why the URL has no origin, and what to write instead; empty if it has an origin.
+        origin: The URL's origin; ``None`` if clients reject the URL or interpret it differently.
+        has_credential: Whether the URL contains user info, which most clients send as a credential.
+        problem: The reason why the URL has no origin, and a suggested correction; empty if the URL has an origin.
         is_signed: Whether the query authenticates the request.
-        note: How clients handle an unusual part of the URL; empty if the URL has no unusual parts.
-        shown: The URL without its user info, query, and fragment.
+        note: An explanation of how clients handle unusual parts of the URL; empty if the URL has no unusual parts.
+        shown: The URL, with its user info, query, and fragment replaced with ``***``.
     """
 
     origin: Origin | None
@@ -58,7 +60,11 @@ class ReadUrl(NamedTuple):
 
 
 def read_url(url: str) -> ReadUrl:
-    """Parse *url*. Never raises. No text in the result contains the user info, the query, or the fragment."""
+    """Parse *url*.
+
+    This function never raises an exception. The strings in the result never contain the user info, the query, or the
+    fragment.
+    """
     text = url.strip(" ")
     user_info, bare = _without_user_info(text)
     shown = show_url(text)
@@ -81,7 +87,7 @@ def show_url(url: str) -> str:
     user_info, bare = _without_user_info(url)
     mask = "***@" if user_info else ""
     if "@" in bare and Origin.parse(bare) is None:
-        # A password can contain any character, even one that should be encoded.
+        # A password can contain characters that should be percent-encoded, such as slashes.
         bare, mask = bare.rpartition("@")[2], "***@"
     scheme, separator, rest = bare.partition("://") if not mask or user_info else ("", "", bare)
     bare = f"{scheme}{separator}{mask}{rest}" if separator else f"{mask}{bare}"
@@ -95,7 +101,7 @@ def _without_user_info(url: str) -> tuple[str, str]:
 
 
 def _find_problem(bare: str, shown: str) -> str:
-    """Return the reason that clients reject a URL or disagree on how to interpret it."""
+    """Return the reason why clients reject a URL or interpret it differently."""
     text = re.split(r"[?#]", shown.removeprefix("***@"), maxsplit=1)[0]
     if not text:
         return "the URL is empty"
@@ -109,7 +115,7 @@ def _find_problem(bare: str, shown: str) -> str:
             "the user info contains characters that must be percent-encoded, so clients interpret the URL differently"
         )
     if _starts_like_host(text) and (scheme is None or _starts_with_port(scheme[2])):
-        return f"a URL needs a scheme{_propose('https://' + text.removeprefix('//'))} ({_MISSING})"
+        return f"the URL has no scheme{_propose('https://' + text.removeprefix('//'))} ({_MISSING})"
     return f"{_wrong_characters(text)}expected scheme://host[:port]/path"
 
 
@@ -124,8 +130,8 @@ def _problem_of_scheme(name: str, rest: str) -> str:
             f"the host is missing{_propose(f'{name}://' + rest.lstrip('/')) or '; expected scheme://host[:port]/path'}"
         )
     if Origin.parse(f"{name}://{host}") is not None:
-        return f"{_wrong_characters(rest)}clients interpret such a URL differently"
-    return f"{_wrong_characters(host)}the host or the port is not valid; expected scheme://host[:port]/path"
+        return f"{_wrong_characters(rest)}clients interpret this URL differently"
+    return f"{_wrong_characters(host)}the host or the port is invalid; expected scheme://host[:port]/path"
 
 
 def _propose(url: str) -> str:
@@ -134,5 +140,5 @@ def _propose(url: str) -> str:
 
 def _wrong_characters(text: str) -> str:
     found = dict.fromkeys(c for c in text if c <= " " or c in '\\%|"<>^`{}\x7f')
-    names = ", ".join("a blank" if c == " " else f'"{c}"' if c > " " else ascii(c)[1:-1] for c in found)
+    names = ", ".join("a space" if c == " " else f'"{c}"' if c > " " else ascii(c)[1:-1] for c in found)
     return f"unexpected characters: {names}; " if found else ""

@@ -1,7 +1,7 @@
-"""Records of verifications: a counter and log lines, none of which contain any part of the request.
+"""Count and log verifications. The counter and the default log messages never contain any part of a request.
 
-The decision log, which an operator must enable, also includes the claim's name. With ``…_LOG=debug``, the log also
-contains claim values.
+If an operator enables the decision log, it also contains the name of the claim that failed verification. With
+``…_LOG=debug``, the decision log also contains claim values.
 """
 
 from __future__ import annotations
@@ -39,25 +39,26 @@ _WARNINGS: Final[dict[Outcome, str]] = {
 
 
 class VerificationRecorder:
-    """Record an authenticator's verifications. Safe to share between threads.
+    """A recorder for an authenticator's verifications. This class is thread-safe.
 
-    Each request that is not accepted is logged at the DEBUG level. For each reason, at most one warning per minute is
-    logged.
+    Every request that is not accepted is logged at the DEBUG level. In addition, at most one warning per minute is
+    logged for each reason.
 
     Args:
-        mode: The verification mode. In ``report`` mode, a request that would not be accepted counts as reported.
+        mode: The verification mode. In ``report`` mode, the outcome of a request that would be rejected is
+            ``reported``.
     """
 
     def __init__(self, mode: Mode) -> None:
         self._mode = mode
         self._counter = LazyCounter(COUNTER_NAME, "{request}", "Requests, by the result of their token verification.")
         self._warnings = RateLimit(1, WARNING_SECONDS)
-        # Keyed by reason, or by outcome for a request without a reason. Both are closed sets, and each reason has
-        # exactly one outcome.
+        # The keys are reasons, or outcomes for requests that have no reason. The number of keys is limited, and each
+        # reason has exactly one outcome.
         self._attributes: dict[str, dict[str, str]] = {}
 
     def prepare(self) -> None:
-        """Create the counter now, so that no request has to create it. Never raises."""
+        """Create the counter before the first request. This method never raises an exception."""
         self._counter.prepare()
 
     def record(
@@ -69,16 +70,16 @@ class VerificationRecorder:
         claim: str | None = None,
         details: Callable[[], str] | None = None,
     ) -> None:
-        """Count a request and, if there is a *reason* not to accept it, log it. Never raises.
+        """Count a request, and log it if a *reason* is given. This method never raises an exception.
 
         Args:
-            outcome: The result.
-            reason: Why the request is not accepted; ``None`` if it is.
-            cause: Returns what is wrong, in one line that contains no values from the request. This function is called
-                only if the decision log is on.
-            claim: The claim that violates a rule.
-            details: Returns what was expected and what the token contains, in one line without any part of the raw
-                token. This function is called only if the decision log may contain values.
+            outcome: The outcome of the verification.
+            reason: The reason why the request is not accepted; ``None`` if the request is accepted.
+            cause: A function that describes the problem in one line, without any values from the request. This function
+                is called only if the decision log is enabled.
+            claim: The name of the claim that failed verification.
+            details: A function that describes the expected and the actual values in one line, without any part of the
+                encoded token. This function is called only if the decision log can contain values.
         """
         if reason is not None and self._mode == "report":
             outcome = "reported"
@@ -86,7 +87,7 @@ class VerificationRecorder:
         try:
             counter = self._counter.created or self._counter.create()
             counter.add(1, attributes)
-        except Exception:  # an error in the application's meter must not change the result
+        except Exception:  # an error in the application's meter must not affect the verification
             self._log("a verification could not be counted")
         if operator_log.decisions is not None:
             _write(operator_log.decisions, outcome, reason, claim, details if operator_log.shows_values else cause)
@@ -105,19 +106,19 @@ class VerificationRecorder:
         return attributes
 
     def _log(self, message: str, *args: object) -> None:
-        with suppress(Exception):  # an error in the application's logging must not change the result either
+        with suppress(Exception):  # an error in the application's logging must not affect the verification
             _logger.debug(message, *args)
 
 
 def _write(
     log: DecisionLog, outcome: Outcome, reason: str | None, claim: str | None, cause: Callable[[], str] | None
 ) -> None:
-    with suppress(Exception):  # an error in the application's span must not change the result
+    with suppress(Exception):  # an error in the application's span must not affect the verification
         trace_id = trace.get_current_span().get_span_context().trace_id
         log.write(
             verification=outcome,
             reason=reason,
             claim=claim,
             trace_id=trace.format_trace_id(trace_id) if trace_id else None,
-            cause=cause,  # last, because a long line is truncated
+            cause=cause,  # must be last, because long lines are truncated
         )

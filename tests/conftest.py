@@ -1,4 +1,4 @@
-"""The state before and after each test: nothing is installed, and the global propagator is unchanged."""
+"""Shared fixtures, and the check that each test leaves nothing installed."""
 
 from __future__ import annotations
 
@@ -25,28 +25,29 @@ if TYPE_CHECKING:
 
 __all__ = ["clean_process", "echo", "endpoint", "issuer", "one", "real_servers", "serving_process", "settings"]
 
-# `benchmarks` and `tools` are not installed. At the end of the path, the checkout does not replace an installed wheel.
+# The `benchmarks` and `tools` packages are not installed. Appending the checkout to the path keeps it from
+# shadowing an installed wheel.
 sys.path.append(str(Path(__file__).parents[1]))
 
-# Launched programs do not need the instrumentation of these libraries, whose import takes half of each start.
+# Importing the instrumentation of these libraries takes half of each start, and launched programs do not need it.
 _UNUSED = "aiobotocore,botocore,celery,kafka"
 if not os.environ.get("FULL_MATRIX"):
     _UNUSED += ",aiohttp-client,aiohttp-server,falcon,grpc_aio_client,grpc_aio_server,grpc_client,grpc_server,tornado"
 os.environ.setdefault("OTEL_PYTHON_DISABLED_INSTRUMENTATIONS", _UNUSED)
 
-# Each client and each started program would read 140 certificates, which takes longer than many tests. No test connects
-# to a server with a certificate that one of them has signed.
+# Without this authority, each client and each launched program would read 140 certificates, which takes longer than
+# many tests. No test connects to a server whose certificate one of them has signed.
 _AUTHORITY = str(Path(__file__).parent / "support" / "authority.pem")
 os.environ["SSL_CERT_FILE"] = _AUTHORITY
 certifi.where = lambda: _AUTHORITY
 
-# Test machines can be slow, and no test measures time.
+# Hypothesis deadlines are off because test machines can be slow and no test measures time.
 hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("untimed")
 
 
 def pytest_collection_finish() -> None:
-    """Spare the garbage collector the modules and tests, which stay until the end. It takes half a second for them."""
+    """Exclude modules and tests from garbage collection, which would spend half a second on them."""
     gc.collect()
     gc.freeze()
 
@@ -56,15 +57,23 @@ def clean_process():
     """Check that nothing is installed before the test, and uninstall everything after it."""
     assert hook_states() == {}, "the previous test did not uninstall"
     textmap = get_global_textmap()
+    servers = _grpc_servers()
     yield
     uninstall()
     set_global_textmap(textmap)
+    if servers:
+        assert _grpc_servers() == servers, "the test left a wrapper around grpc.server"
+
+
+def _grpc_servers() -> list[object]:
+    """Return the functions that create gRPC servers, if gRPC is imported."""
+    return [module.server for module in map(sys.modules.get, ("grpc", "grpc.aio")) if module is not None]
 
 
 @pytest.fixture
 def endpoint() -> Iterator[Endpoint]:
     """A token endpoint whose responses the test chooses."""
-    from tests.support.token_endpoint import serving  # not at the top: the oldest environment lacks what it needs
+    from tests.support.token_endpoint import serving  # the oldest environment lacks its dependencies
 
     with serving() as running:
         yield running
@@ -72,7 +81,7 @@ def endpoint() -> Iterator[Endpoint]:
 
 @pytest.fixture
 def serving_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """This process has served a request, and has exchanged no token yet."""
+    """Simulate a process that has served a request but has not exchanged a token."""
     from otel_token_relay import context
     from otel_token_relay.configured_exchange import build_token_source
 
@@ -85,7 +94,7 @@ def serving_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def issuer() -> Iterator[Issuer]:
     """An issuer with one key."""
-    from tests.support.issuers import issuing  # not at the top: the oldest environment lacks what it needs
+    from tests.support.issuers import issuing  # the oldest environment lacks its dependencies
     from tests.support.tokens import public_jwk
 
     with issuing(public_jwk("RS256", "k1")) as running:
@@ -94,8 +103,8 @@ def issuer() -> Iterator[Issuer]:
 
 @pytest.fixture(scope="session")
 def real_servers() -> Iterator[RealServers]:
-    """Authorization servers of other projects, and the demo's. Each starts when a test first needs it."""
-    from tests.support.real_servers import RealServers  # not at the top: the oldest environment lacks what it needs
+    """The demo's authorization server and those of other projects, each started when a test first needs it."""
+    from tests.support.real_servers import RealServers  # the oldest environment lacks its dependencies
 
     servers = RealServers()
     yield servers
@@ -104,7 +113,7 @@ def real_servers() -> Iterator[RealServers]:
 
 @pytest.fixture
 def one(request: pytest.FixtureRequest) -> Iterator[Party]:
-    """One server that speaks the protocol of the test's client."""
+    """A server that speaks the protocol of the test's client."""
     from tests.support.loopback import party
 
     row = next((request.getfixturevalue(name) for name in ("client", "form") if name in request.fixturenames), None)

@@ -1,4 +1,4 @@
-"""The path of a request, which may be excluded from verification, and the error response."""
+"""Requests to excluded paths skip verification, and rejected requests get an error response."""
 
 from __future__ import annotations
 
@@ -57,18 +57,22 @@ BELOW = Exclusions(("/public/*", "/a/b/*", "/pkg.Health/*"))
     ],
 )
 def test_an_entry_with_a_star_covers_whole_plain_segments(path: str, expected: bool) -> None:
-    """An application that normalizes or decodes the rest once more must not route it elsewhere."""
+    """A wildcard entry covers whole plain segments that an application cannot normalize or decode into a different
+    route.
+    """
     assert BELOW.cover(RequestPath(path, path)) is expected
 
 
 def test_an_entry_with_a_star_covers_no_encoded_path() -> None:
-    """A server has decoded the path; an application may route by what the client sent."""
+    """A wildcard entry does not cover an encoded path, because an application can route by the path that the client
+    sent.
+    """
     assert not BELOW.cover(RequestPath("/public/x", "/public/x", is_encoded=True))
     assert EXCLUDED.cover(RequestPath("/healthz", "/healthz", is_encoded=True))
 
 
 def test_an_entry_with_a_star_follows_the_rules_for_mount_points() -> None:
-    """A client must not choose the beginning of the path."""
+    """A client cannot choose the beginning of a path that matches a wildcard entry."""
     assert BELOW.cover(RequestPath("/public/x", "/app/public/x", lambda: ["other"]))
     assert not BELOW.cover(RequestPath("/public/x", "/app/public/x", lambda: ["/app"]))
     assert not BELOW.cover(RequestPath(None, "/public/x"))
@@ -97,7 +101,7 @@ PREFLIGHT = {"origin": ["https://app.example"], "access-control-request-method":
 def test_a_preflight_request_is_what_browsers_send(
     method: str, headers: dict[str, list[str | bytes]], expected: bool
 ) -> None:
-    """Nothing else that an application could take for another request."""
+    """A request is a preflight request only if it is identical to what browsers send."""
     sent: dict[str, Any] = PREFLIGHT | headers
     path = RequestPath("/a", "/a", method=method, values_of=lambda name: sent.get(name, []))
 
@@ -123,7 +127,7 @@ def test_a_preflight_request_is_what_browsers_send(
 def test_h01_exclusion_needs_a_mount_point_of_the_operator(
     routed: str | None, whole: str, headers: tuple[str, ...], expected: bool
 ) -> None:
-    """A mount point in a header is chosen by the client."""
+    """An exclusion requires a mount point from the operator, because the client can choose one in a header."""
     assert EXCLUDED.cover(RequestPath(routed, whole, lambda: headers)) is expected
 
 
@@ -132,7 +136,7 @@ def test_h01_exclusion_needs_a_mount_point_of_the_operator(
     [("/healthz", "/api/healthz", False), ("/healthz", "/healthz", False), (None, "/healthz", True)],
 )
 def test_without_headers_only_an_ambiguous_path_is_suspect(routed: str | None, whole: str, expected: bool) -> None:
-    """gRPC has no mount points, so its boundary passes no headers."""
+    """Without headers, as in gRPC, only an ambiguous path is suspect."""
     path = RequestPath(routed, whole)
 
     assert (path.routed, path.whole) == (routed, whole)
@@ -145,7 +149,7 @@ def test_without_headers_only_an_ambiguous_path_is_suspect(routed: str | None, w
     ids=["not excluded", "one segment", "two segments"],
 )
 def test_headers_are_read_only_if_they_can_change_the_result(routed: str, whole: str, reads: int) -> None:
-    """Most requests are not to an excluded path, and their headers are not searched."""
+    """Headers are read only if they can change the result, which is rare."""
     calls: list[str] = []
 
     def header_values() -> Iterator[str]:
@@ -163,7 +167,9 @@ def test_headers_are_read_only_if_they_can_change_the_result(routed: str, whole:
     st.sampled_from([lambda mount: mount, lambda mount: f"/{mount}/", lambda mount: quote(mount, safe="")]),
 )
 def test_a_mount_point_in_any_header_is_found_in_any_spelling(mount: str, other: str, spell: Any) -> None:
-    """An attacker may add other values, slashes and percent encodings. Reading such headers never raises."""
+    """A mount point is found in any header, among other values, slashes, and percent encodings, without raising an
+    error.
+    """
     mount = mount.strip("/")
     path = RequestPath("/healthz", f"/{mount}/healthz", lambda: (other, f"{other},{spell(mount)}"))
 
@@ -172,7 +178,7 @@ def test_a_mount_point_in_any_header_is_found_in_any_spelling(mount: str, other:
 
 
 def test_an_error_response_is_complete_and_must_not_be_cached() -> None:
-    """The body is JSON, its length is correct, and further headers follow in their order."""
+    """An error response has a JSON body, its length, and additional headers in order, and forbids caching."""
     challenge, retry = ("WWW-Authenticate", 'Bearer realm="api"'), ("Retry-After", "1")
     response = ErrorResponse.build(401, "invalid_token", challenge, retry)
 
@@ -188,7 +194,7 @@ def test_an_error_response_is_complete_and_must_not_be_cached() -> None:
 
 
 def test_an_error_response_can_be_shared_between_requests() -> None:
-    """It cannot be modified, and equal responses are interchangeable."""
+    """Error responses are immutable and can be shared, and equal responses are interchangeable."""
     response = ErrorResponse.build(503, "temporarily_unavailable")
 
     with pytest.raises(FrozenInstanceError):
@@ -198,13 +204,13 @@ def test_an_error_response_can_be_shared_between_requests() -> None:
 
 
 def test_the_error_is_one_word_in_ascii() -> None:
-    """Text that the client sent could contain other characters, and must not be the error."""
+    """The error is a single ASCII word, so it cannot contain text that the client sent."""
     with pytest.raises(UnicodeEncodeError):
         ErrorResponse.build(401, "ungültig")
 
 
 def test_the_reason_is_not_part_of_the_response() -> None:
-    """It is for operators. The response is the same for every reason."""
+    """The response is the same for every reason, which is intended only for operators."""
     error_response = ErrorResponse.build(401, "invalid_token", ("WWW-Authenticate", "Bearer"))
     with_reason = error_response.because("wrong_audience")
 

@@ -1,4 +1,4 @@
-"""The benchmarks run and produce figures. No test depends on the values."""
+"""The benchmarks run and produce figures. The tests do not depend on measured values."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ QUICK_SECONDS = 500
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    # A separate process, because other tests install hooks in this one.
+    # The benchmarks run in a separate process because other tests install hooks in this process.
     command = [sys.executable, "-m", "benchmarks", "--quick", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=QUICK_SECONDS, check=True)
 
@@ -49,26 +49,26 @@ def assert_figures(report: dict[str, object], count: int) -> None:
 
 
 def test_every_measurement_writes_finite_figures_as_json() -> None:
-    """Each measurement runs with --quick, and standard output contains only the JSON of all."""
+    """Each measurement runs with --quick, and standard output contains only the JSON of all measurements."""
     counts = {"extract": 2, "hops": 12, "recorded": 3, "destinations": 3, "boundaries": 4}
     only = [word for name in counts for word in ("--only", name)]
     report = json.loads(run(*only, "--json", "-").stdout)
 
     assert_figures(report, sum(counts.values()))
-    groups = itertools.groupby(report["figures"], lambda one: one["group"])  # one for each measurement, in order
+    groups = itertools.groupby(report["figures"], lambda one: one["group"])  # one value for each measurement, in order
     assert [len([*figures]) for _, figures in groups] == [*counts.values()]
 
 
 @pytest.mark.skipif(not os.environ.get("FULL_MATRIX"), reason="this takes long even with --quick; set FULL_MATRIX=1")
 def test_a_request_over_loopback_is_measured_with_real_servers(tmp_path: Path) -> None:
-    """The servers start, respond and are ended; the figures are written to a file, and the table to the output."""
+    """Real servers are measured over loopback, the figures are written to a file, and the table is printed."""
     done = run("--only", "loopback", "--json", str(tmp_path / "figures.json"))
 
     assert "over loopback" in done.stdout
     assert_figures(json.loads((tmp_path / "figures.json").read_text(encoding="utf-8")), 2)
 
 
-# The program about redaction takes long even with --quick. It runs if FULL_MATRIX is set.
+# The redaction program takes long even with --quick. This program runs only if FULL_MATRIX is set.
 SEPARATE = [
     ("carry", 4),
     ("verification", 8),
@@ -79,7 +79,7 @@ SEPARATE = [
 
 @pytest.mark.parametrize(("name", "count"), SEPARATE)
 def test_the_separate_programs_print_one_figure_per_line(name: str, count: int) -> None:
-    """Each separate program runs with --quick, without an exception in its threads."""
+    """Each separate program runs with --quick and without an exception in its threads."""
     command = [sys.executable, "-m", f"benchmarks.{name}", "--quick"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=QUICK_SECONDS, check=True)
 
@@ -96,7 +96,7 @@ def in_process(*arguments: str) -> dict[str, Any]:
     return report
 
 
-# Each program takes seconds to start. All of them run if FULL_MATRIX is set.
+# Each program takes seconds to start. FULL_MATRIX runs all of them.
 COUNTED = [
     pytest.param(stack, mode, anonymous, id=f"{stack}-{mode}-{'anonymous' if anonymous else 'token'}")
     for stack in ("fastapi", "flask")
@@ -108,7 +108,7 @@ COUNTED = [
 
 @pytest.mark.parametrize(("stack", "mode", "anonymous"), COUNTED)
 def test_counted_requests_relay_their_own_token(stack: str, mode: str, anonymous: bool) -> None:
-    """The service's own request has the caller's token in all modes except OpenTelemetry alone, and a CLIENT span."""
+    """The service's own request has a CLIENT span and the caller's token, except with OpenTelemetry alone."""
     report = in_process(stack, mode, "3", *["--anonymous"] * anonymous)
 
     relayed = mode != "otel" and not anonymous
@@ -130,7 +130,7 @@ def test_counted_extractions_return_what_the_request_contains(mode: str, own: in
 
 
 def test_instructions_are_divided_by_those_of_the_same_kind_of_caller() -> None:
-    """A line is compared with OpenTelemetry alone, with the same kind of caller and less the base mode."""
+    """A count is divided by OpenTelemetry's count for the same kind of caller, after subtracting the base mode."""
     counts = {
         Program("fastapi", "otel", False): 2000.0,
         Program("fastapi", "relay", False): 2100.0,
@@ -152,7 +152,7 @@ def test_instructions_are_divided_by_those_of_the_same_kind_of_caller() -> None:
 
 
 def test_every_target_is_one_of_a_counted_program() -> None:
-    """A target without a program would be missing from the table."""
+    """Every target has a program that counts it, so no target is missing from the table."""
     counted = {(one.stack, one.mode, one.anonymous) for one in programs(list(STACKS))}
 
     assert set(TARGETS) <= counted
@@ -161,7 +161,7 @@ def test_every_target_is_one_of_a_counted_program() -> None:
 def test_missing_valgrind_is_reported_in_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The message names the Debian package."""
+    """If valgrind is missing, a one-line message specifies the Debian package."""
     monkeypatch.setenv("PATH", "")
 
     assert instructions.main([]) == 1
@@ -169,7 +169,7 @@ def test_missing_valgrind_is_reported_in_one_line(
 
 
 def test_hops_with_and_without_a_token_are_timed() -> None:
-    """The wrapper of every client adds the header to the hop with a token, and none to the hop without one."""
+    """Every client's wrapper adds the header only to the hop with a token."""
     given: dict[str, list[str | None]] = {}
     with asyncio.Runner() as runner:
         for client in clients(runner):
@@ -192,7 +192,7 @@ def _note(values: list[str | None], decide: Callable[..., Any], *arguments: obje
 
 
 def test_each_round_times_everything_the_same_number_of_times() -> None:
-    """Each round contains every timing, and the slowest operation determines the number of calls of all."""
+    """Each round runs every timing equally often, and the slowest operation determines the number of calls."""
     calls: dict[str, list[int]] = {"fast": [], "slow": []}
 
     def counted(name: str, seconds: float) -> object:
@@ -211,7 +211,7 @@ def test_each_round_times_everything_the_same_number_of_times() -> None:
 
 
 def test_a_statement_runs_in_the_context_it_is_given() -> None:
-    """The given context is current for the timed code, and the caller's context stays unchanged."""
+    """The timed code runs in the given context, and the caller's context is unchanged."""
     seen: list[object] = []
     given = otel_context.set_value("benchmark", 1, otel_context.Context())
     statement("seen.append(get_value('benchmark'))", {"seen": seen, "get_value": otel_context.get_value}, given)(2)
@@ -221,7 +221,7 @@ def test_a_statement_runs_in_the_context_it_is_given() -> None:
 
 
 def test_the_sample_token_is_a_valid_jwt_of_900_characters() -> None:
-    """The sample is like the token of a real request: a JWT with an expiry, in the eighth header."""
+    """The sample token is a valid 900-character JWT with an expiry, in the eighth header."""
     token = jwt()
     expires_at, is_bound = peek(token)
 
@@ -240,7 +240,7 @@ def test_the_sample_token_is_a_valid_jwt_of_900_characters() -> None:
     ],
 )
 def test_a_figure_reaches_its_target_up_to_the_limit(ratio: float, target: float | None, reached: bool | None) -> None:
-    """A target is the upper limit of the ratio."""
+    """A figure reaches its target if its ratio is at most the target's upper limit."""
     one = Figure("group", "name", "yardstick", ratio, ratio, ratio, target, 1.0)
 
     assert one.is_reached is reached

@@ -1,4 +1,4 @@
-"""The boundary of one request: its credentials, its lease, and which applications share it."""
+"""The boundary of a request has credentials and a lease, and nested applications can share the boundary."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ ValuesOf = Callable[[str], Sequence[str | bytes]]
 
 
 def headers(*authorization: str | bytes) -> ValuesOf:
-    """Return a function that looks headers up, as servers do."""
+    """Return a function that looks up headers, as servers do."""
     return lambda name: authorization if name == "authorization" else ()
 
 
 def broken(name: str) -> Sequence[str]:
-    """Look a header up in a request that the server cannot read."""
+    """Look up a header in a request that the server cannot read."""
     raise UnicodeDecodeError("ascii", b"\xff", 0, 1, name)
 
 
 @contextmanager
 def current(boundary: Boundary) -> Iterator[None]:
-    """Run the block in the context of the request."""
+    """Run the block in the request's context."""
     attached = otel_context.attach(boundary.context())
     try:
         yield
@@ -50,7 +50,7 @@ def shown() -> str | None:
 
 
 class Authenticator:
-    """Accept the credentials if *accepts* is true. Record each path that is checked."""
+    """An authenticator that accepts the credentials if *accepts* is true, and records each checked path."""
 
     def __init__(self, *, accepts: bool = True, verifies: bool = False) -> None:
         self.accepts = accepts
@@ -110,7 +110,7 @@ both_checks = pytest.mark.parametrize("check", [Boundary.check, check_async], id
     ],
 )
 def test_a_request_has_its_token_or_the_reason_why_it_has_none(values_of: ValuesOf, expected: str | Reason) -> None:
-    """Invalid headers do not fail the request, and the token of an outer context is not used."""
+    """A request with invalid headers does not fail and does not use an outer context's token."""
     with use_token(B):
         boundary = Boundary.of(values_of, SETTINGS)
         with current(boundary):
@@ -124,7 +124,7 @@ def test_a_request_has_its_token_or_the_reason_why_it_has_none(values_of: Values
 
 
 def test_a_rejected_header_is_logged_without_its_value(caplog: pytest.LogCaptureFixture) -> None:
-    """The log names the reason only."""
+    """For a rejected header, the log contains the reason but not the header's value."""
     caplog.set_level("DEBUG", "otel_token_relay")
     Boundary.of(headers("Bearer one-token two"), SETTINGS)
     Boundary.of(headers(), SETTINGS)
@@ -135,7 +135,9 @@ def test_a_rejected_header_is_logged_without_its_value(caplog: pytest.LogCapture
 
 
 def test_instrumentation_extracts_no_token_that_the_boundary_rejected() -> None:
-    """Instrumentation may see only one of two lines. After the response, the context rejects nothing more."""
+    """Until the response ends, instrumentation extracts no token that the boundary rejected, even from one of two
+    lines.
+    """
     propagator = TokenRelayPropagator(SETTINGS)
     carrier = {"authorization": f"Bearer {A}"}
     boundary = Boundary.of(headers(f"Bearer {A}", f"Bearer {B}"), SETTINGS)
@@ -151,7 +153,7 @@ def test_instrumentation_extracts_no_token_that_the_boundary_rejected() -> None:
 
 @pytest.mark.parametrize("linger", [0.0, 60.0])
 def test_the_lease_ends_with_the_response_or_after_lingering(linger: float) -> None:
-    """A context that is kept after the response has no token."""
+    """A context that is kept after the response has no token once the lease ends, immediately or after it lingers."""
     boundary = Boundary.of(headers(f"Bearer {A}"), Settings(linger=linger))
     with current(boundary):
         assert shown() == A
@@ -162,7 +164,7 @@ def test_the_lease_ends_with_the_response_or_after_lingering(linger: float) -> N
 
 @both_checks
 def test_only_successful_checks_are_cached_for_their_path(check: Check) -> None:
-    """A failed check runs again, and so does one of another path or of another authenticator."""
+    """Only successful checks are cached, separately for each path and each authenticator."""
     boundary = Boundary.of(headers(f"Bearer {A}"), SETTINGS)
     one, other = Authenticator(accepts=False), Authenticator()
     path = RequestPath("/a", "/a")
@@ -185,7 +187,9 @@ def test_only_successful_checks_are_cached_for_their_path(check: Check) -> None:
 @both_checks
 @pytest.mark.parametrize("verifies", [True, False], ids=["verified", "excluded"])
 def test_an_exclusion_does_not_apply_below_a_mount_point_that_the_client_chose(check: Check, verifies: bool) -> None:
-    """A request that was accepted without a verified token is checked again there."""
+    """A request that was accepted without a verified token is checked again below a mount point that the client
+    chose.
+    """
     boundary = Boundary.of(headers(f"Bearer {A}"), SETTINGS)
     authenticator = Authenticator(verifies=verifies)
     moved = RequestPath("/a", "/mount/a", lambda: ["/mount"])
@@ -214,14 +218,14 @@ def test_an_exclusion_does_not_apply_below_a_mount_point_that_the_client_chose(c
 def test_an_inner_application_shares_the_boundary_if_the_credentials_are_the_same(
     outer: list[str | bytes], inner: list[str | bytes], expected: bool
 ) -> None:
-    """Middleware between two boundaries may replace or remove the credentials."""
+    """An inner application shares the boundary only if no middleware between them changed the credentials."""
     boundary = Boundary.of(headers(*outer), SETTINGS)
     with current(boundary):
         assert boundary.still_applies_to(partial(locate, headers(*inner))) is expected
 
 
 def test_an_unreadable_request_shares_only_the_boundary_of_an_unreadable_request() -> None:
-    """A middleware that makes the headers unreadable has changed them."""
+    """A request whose headers became unreadable does not share a boundary that read its headers."""
     unreadable, readable = Boundary.of(broken, SETTINGS), Boundary.of(headers(f"Bearer {A}"), SETTINGS)
     with current(unreadable):
         assert unreadable.still_applies_to(partial(locate, broken))
@@ -231,7 +235,7 @@ def test_an_unreadable_request_shares_only_the_boundary_of_an_unreadable_request
 
 
 def test_a_boundary_does_not_apply_in_the_context_of_another_request() -> None:
-    """A worker task may run in the context of the request that started it, or in an empty one."""
+    """A boundary does not apply in the context of another request, in which a worker task can run."""
     values_of = headers(f"Bearer {A}")
     boundary, other = Boundary.of(values_of, SETTINGS), Boundary.of(values_of, SETTINGS)
     with current(other):

@@ -1,4 +1,4 @@
-"""`carry`: work that leaves its request keeps the request's token."""
+"""`carry` lets work that outlives its request keep the request's token."""
 
 import asyncio
 import contextlib
@@ -16,7 +16,7 @@ from tests.support.current import ALICE, BOB, shown
 
 
 def in_thread(work):
-    """Run *work* in a thread that inherits no context, and return its result."""
+    """Run *work* in a thread that inherits no context, and return the result."""
     results = []
     thread = threading.Thread(target=lambda: results.append(work()))
     thread.start()
@@ -25,7 +25,7 @@ def in_thread(work):
 
 
 def test_a_carried_function_outlives_the_request():
-    """It runs in any thread with the token that was current when it was carried."""
+    """A carried function runs in any thread with the token that was current when it was carried."""
     with use_token(ALICE):
         work = carry(shown)
 
@@ -38,7 +38,7 @@ def test_a_carried_function_outlives_the_request():
 
 
 def test_arguments_and_exceptions_are_passed_through():
-    """`carry` changes only the token."""
+    """`carry` passes arguments and exceptions through unchanged."""
     with use_token(ALICE):
         work = carry(int)
 
@@ -49,7 +49,7 @@ def test_arguments_and_exceptions_are_passed_through():
 
 
 def test_coroutines_are_carried():
-    """A coroutine function and a coroutine can be carried. The context of the task is not changed."""
+    """A coroutine function and a coroutine can be carried, and the task's context is unchanged."""
 
     async def work(value):
         await asyncio.sleep(0)
@@ -64,7 +64,7 @@ def test_coroutines_are_carried():
 
 
 def test_an_asynchronous_generator_is_carried_step_by_step():
-    """Between its steps, the consumer runs with its own token."""
+    """Between the steps of a carried asynchronous generator, the consumer runs with its own token."""
     closed = []
 
     async def work():
@@ -95,7 +95,7 @@ def test_an_asynchronous_generator_is_carried_step_by_step():
 
 
 def test_an_asynchronous_generator_ends():
-    """The carried generator ends after its last value."""
+    """A carried asynchronous generator ends after its last value."""
 
     async def work():
         yield 1
@@ -110,7 +110,7 @@ def test_an_asynchronous_generator_ends():
 
 
 def test_no_token_is_carried_from_a_request_that_has_ended():
-    """A worker that outlives the request cannot make its token usable again."""
+    """No token is carried from a request that has ended."""
     with use_token(ALICE):
         kept = otel_context.get_current()
 
@@ -124,7 +124,7 @@ def test_no_token_is_carried_from_a_request_that_has_ended():
 
 
 def test_a_carried_token_is_usable_for_the_given_seconds():
-    """The time starts when the work is carried."""
+    """A carried token is usable for the given number of seconds after the work is carried."""
     with use_token(ALICE):
         brief, long = carry(shown, seconds=0), carry(shown, seconds=60)
 
@@ -145,8 +145,8 @@ def test_carrying_does_not_reset_the_age_of_a_token():
 
 
 def test_a_value_cannot_be_carried():
-    """`carry` takes only functions, coroutines and generators."""
-    with pytest.raises(TypeError, match="carry takes"):
+    """`carry` accepts only functions, coroutines, and generators."""
+    with pytest.raises(TypeError, match="carry supports only"):
         carry(5)
 
 
@@ -177,13 +177,13 @@ class Managed:
     ],
 )
 def test_a_context_manager_cannot_be_carried(work):
-    """The body of its block would run without the token, so `carry` raises an error at once."""
+    """`carry` rejects a context manager, because the body of its block would run without the token."""
     with pytest.raises(TypeError, match="with block"):
         carry(work)
 
 
 def test_a_function_that_uses_a_context_manager_is_carried():
-    """The function has the token, and so does the block inside it."""
+    """A carried function has the token, including inside a context manager's block."""
 
     def work():
         with manager() as inside:
@@ -196,7 +196,7 @@ def test_a_function_that_uses_a_context_manager_is_carried():
 
 
 def test_work_that_is_carried_twice_keeps_the_first_token_and_time():
-    """The inner carry binds last, so an outer one, such as that of an executor, changes nothing."""
+    """Work that is carried twice keeps the first token and time, for example, when an executor also carries it."""
     with use_token("a"):
         brief = carry(carry(shown, seconds=0), seconds=60)
         long = carry(carry(shown, seconds=60), seconds=0)
@@ -207,7 +207,7 @@ def test_work_that_is_carried_twice_keeps_the_first_token_and_time():
 
 
 def test_a_generator_is_carried_step_by_step():
-    """Between its steps, the consumer runs with its own token."""
+    """Between the steps of a carried generator, the consumer runs with its own token."""
     closed = []
 
     def work():
@@ -239,7 +239,7 @@ def test_a_generator_is_carried_step_by_step():
 
 @pytest.mark.parametrize("kind", ["lambda", "partial", "callable object"])
 def test_the_coroutine_that_a_function_returns_is_carried(kind):
-    """A coroutine starts only when it is awaited."""
+    """If a carried function returns a coroutine, the coroutine also runs with the token."""
 
     class Callable:
         async def __call__(self):
@@ -260,7 +260,7 @@ def test_the_coroutine_that_a_function_returns_is_carried(kind):
 
 
 def test_carried_functions_keep_their_kind():
-    """Frameworks inspect a function before they call it."""
+    """Carried functions keep their kind, which frameworks inspect before they call a function."""
 
     def generator():
         yield
@@ -278,7 +278,7 @@ def test_carried_functions_keep_their_kind():
 
 
 def test_carried_work_cannot_be_sent_to_another_process():
-    """A pickled token would outlive its lease."""
+    """Carried work cannot be pickled, because a pickled token would outlive its lease."""
     with use_token(ALICE):
         work = carry(shown)
 

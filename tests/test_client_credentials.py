@@ -1,4 +1,4 @@
-"""This service's own credential: how it is sent, and that it is not shown."""
+"""The service's own credential is sent as configured and is not exposed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from otel_token_relay.client_credentials import (
 )
 from otel_token_relay.errors import ConfigurationError
 
-# A secret of Keycloak's kind, and a client ID with a colon, which RFC 6749 requires to be encoded.
+# A secret like those that Keycloak generates, and a client ID whose colon RFC 6749 requires to be encoded.
 SECRET = "#NdhMw3!?:R+7_8{E/s="
 CLIENT = "orders:prod"
 ENDPOINT = "https://idp.example/token"
@@ -34,7 +34,9 @@ def decoded(header: str | None) -> str:
 
 
 def test_each_method_sends_the_secret_as_its_specification_says() -> None:
-    """RFC 6749, section 2.3.1: the parts are form-encoded; some servers do not decode them."""
+    """Basic credentials are form-encoded (RFC 6749, section 2.3.1), except with the method for servers that do not
+    decode them.
+    """
     encoded = "orders%3Aprod:%23NdhMw3%21%3F%3AR%2B7_8%7BE%2Fs%3D"
 
     assert decoded(make(method="client_secret_basic").authenticate(None, ENDPOINT).authorization) == encoded
@@ -61,7 +63,7 @@ def make(**changes: Any) -> ClientCredential:
     ],
 )
 def test_a_credential_that_is_not_complete_is_an_error(changes: dict[str, Any], setting: str) -> None:
-    """The error names the setting and does not contain the secret."""
+    """The error about an incomplete credential contains the setting's name but not the secret."""
     with pytest.raises(ConfigurationError) as rejected:
         make(**changes)
 
@@ -70,7 +72,7 @@ def test_a_credential_that_is_not_complete_is_an_error(changes: dict[str, Any], 
 
 
 def test_a_credential_is_optional_as_a_whole() -> None:
-    """One half is an error."""
+    """A credential is optional, but an incomplete one is an error."""
     assert make_credential(None, None) is None
     assert make_credential(CLIENT, SECRET) == make()
     for half in ((CLIENT, None), (None, SECRET)):
@@ -81,7 +83,7 @@ def test_a_credential_is_optional_as_a_whole() -> None:
 
 
 def test_a_file_is_read_again_when_it_changes(tmp_path: Path) -> None:
-    """Secrets are rotated by replacing the file."""
+    """A file is read again when it changes, because secrets are rotated by replacing the file."""
     file = tmp_path / "secret"
     credential = make(secret=None, secret_file=str(file), method="client_secret_post")
     with pytest.raises(CredentialUnavailable, match="cannot be read"):
@@ -94,7 +96,7 @@ def test_a_file_is_read_again_when_it_changes(tmp_path: Path) -> None:
     with pytest.raises(CredentialUnavailable, match="empty"):
         credential.authenticate(None, ENDPOINT)
     file.write_bytes(b"\xff\xfe")
-    with pytest.raises(CredentialUnavailable, match="cannot be read"):
+    with pytest.raises(CredentialUnavailable, match="is not valid UTF-8"):
         credential.authenticate(None, ENDPOINT)
     file.write_bytes(b"a" * 100_000)
     with pytest.raises(CredentialUnavailable, match="too large"):
@@ -114,14 +116,14 @@ def test_a_file_is_read_again_when_it_changes(tmp_path: Path) -> None:
     ],
 )
 def test_the_method_depends_on_the_credential(parts: list[str], method: str | None) -> None:
-    """Most services need not choose it."""
+    """The authentication method depends on the credential, so most services do not configure it."""
     assert of(*parts).method == method
     if method is not None:
         assert of(*parts, method=method) == of(*parts)
 
 
 def of(*parts: str, **others: Any) -> ClientCredential:
-    """Return a credential of these parts, or raise an error."""
+    """Return a credential with these parts, or raise an error."""
     values: dict[str, Any] = {name: f"/run/{name}" for name in parts} | others
     if "assertion" in parts:
         values["assertion"] = str
@@ -149,7 +151,7 @@ def of(*parts: str, **others: Any) -> ClientCredential:
     ],
 )
 def test_parts_that_contradict_each_other_are_an_error(parts: list[str], method: Any, setting: str) -> None:
-    """It is raised at start-up and names a setting."""
+    """Contradictory parts raise an error at startup that contains a setting's name."""
     with pytest.raises(ConfigurationError) as rejected:
         of(*parts, method=method)
     assert rejected.value.setting == setting
@@ -167,19 +169,19 @@ async def coroutine() -> str:
 
 @pytest.mark.parametrize("source", [coroutine, b"bytes", 1, Secret])
 def test_a_source_that_is_not_a_plain_callable_is_an_error(source: Any) -> None:
-    """A coroutine function would return no text."""
+    """A source that is not a plain callable, such as a coroutine function, is an error."""
     if source is Secret:
         source = Secret(SECRET)
         with pytest.raises(ConfigurationError, match="client_assertion"):
             ClientCredential(client_id=CLIENT, assertion=source)
         return
     for name in ("secret", "assertion"):
-        with pytest.raises(ConfigurationError, match=f"client_{name}: expected a callable"):
+        with pytest.raises(ConfigurationError, match=f"client_{name}: expected a synchronous callable"):
             ClientCredential(client_id=CLIENT, **{name: source})
 
 
 def test_a_callable_is_not_shown() -> None:
-    """Its own representation may contain a secret, such as that of a partial function."""
+    """The `repr` of a credential does not include its callable, whose own `repr` can contain a secret."""
     source = functools.partial(str, SECRET)
     for credential in (ClientCredential(client_id=CLIENT, secret=source), of(assertion=source)):
         assert SECRET not in repr(credential)
@@ -188,7 +190,7 @@ def test_a_callable_is_not_shown() -> None:
 
 
 def test_a_callable_does_not_see_the_token_of_the_caller() -> None:
-    """Instrumentation of threads may have copied the caller's context into the worker thread."""
+    """A callable does not see the caller's token, even if instrumentation copied the context into the worker thread."""
     seen: list[object] = []
 
     def secret() -> str:
@@ -202,7 +204,7 @@ def test_a_callable_does_not_see_the_token_of_the_caller() -> None:
 
 
 def test_a_removed_secret_is_forgotten(tmp_path: Path) -> None:
-    """The content of a file is kept only while the file exists."""
+    """The content of a secret file is forgotten when the file is removed."""
     file = tmp_path / "secret"
     file.write_text(SECRET)
     credential = make(secret=None, secret_file=str(file))
@@ -217,7 +219,9 @@ def test_a_removed_secret_is_forgotten(tmp_path: Path) -> None:
 
 
 def test_a_secret_shows_only_that_it_is_set() -> None:
-    """Neither its representation nor that of the credential contains it. Processes can still pass it on."""
+    """The `repr` of a secret or a credential does not contain the secret, which can still be pickled for another
+    process.
+    """
     secret = Secret(SECRET)
 
     for text in (repr(secret), str(secret), f"{secret}", "%s" % secret, repr(make()), str(make())):  # noqa: UP031

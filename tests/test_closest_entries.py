@@ -1,4 +1,4 @@
-"""The entry that differs least from an origin, and what differs."""
+"""The closest entry is the one that differs least from an origin, and a phrase describes the difference."""
 
 from __future__ import annotations
 
@@ -54,22 +54,22 @@ def closest(url: str, *entries: str, refused: tuple[str, ...] = ()) -> str | Non
         (
             "http://127.0.0.1:8001",
             "http://localhost:8001",
-            "127.0.0.1 and localhost are different origins, even if both are this machine",
+            "127.0.0.1 and localhost are different origins, even if both refer to this machine",
         ),
         (
             "http://localhost",
             "http://[::1]",
-            "localhost and ::1 are different origins, even if both are this machine",
+            "localhost and ::1 are different origins, even if both refer to this machine",
         ),
         (
             "http://0.0.0.0:8001",
             "http://localhost:8001",
-            "0.0.0.0 and localhost are different origins, even if both are this machine",
+            "0.0.0.0 and localhost are different origins, even if both refer to this machine",
         ),
         (
             "https://api.example.com",
             "https://example.com",
-            "the host differs: api.example.com is below example.com, which does not include the names below it",
+            "the host differs: api.example.com is a subdomain of example.com, which does not match subdomains",
         ),
         (
             "https://profile",
@@ -89,7 +89,7 @@ def closest(url: str, *entries: str, refused: tuple[str, ...] = ()) -> str | Non
     ],
 )
 def test_the_difference_is_named(url: str, entry: str, expected: str) -> None:
-    """The phrase follows the entry."""
+    """A phrase after the entry describes the difference."""
     assert closest(url, entry, "https://unrelated.test") == f"{Destination.parse(entry)}; {expected}"
 
 
@@ -104,17 +104,17 @@ def test_the_difference_is_named(url: str, entry: str, expected: str) -> None:
     ],
 )
 def test_an_entry_that_is_not_close_is_not_named(url: str, entry: str) -> None:
-    """A proposal that is unlikely would mislead."""
+    """An entry that is not similar to the origin is not suggested."""
     assert closest(url, entry) is None
 
 
 def test_an_origin_that_gets_the_token_has_no_closest_entry() -> None:
-    """Nothing differs."""
+    """An origin that gets the token has no closest entry, because nothing differs."""
     assert closest("https://a", "https://a") is None
 
 
 def test_an_entry_that_excludes_the_origin_is_named() -> None:
-    """It decides alone, although a wider one matches."""
+    """An entry that excludes the origin is reported, although a wider entry matches."""
     found = closest_entry(Origin("https", "a.x", 443), policy("https://*", "https://*.x;never", "http://a.x"))
 
     assert found is not None
@@ -123,16 +123,18 @@ def test_an_entry_that_excludes_the_origin_is_named() -> None:
 
 
 def test_a_skipped_entry_is_named() -> None:
-    """The problem of the entry says more."""
+    """For the origin of a skipped entry, the result states that the entry is skipped, and a problem describes the
+    mistake.
+    """
     found = closest_entry(Origin("https", "a", 443), policy("https://*", refused=("https://a",)))
 
     assert found is not None
-    assert str(found) == "https://a; the entry is skipped, because it is invalid or contradicts another entry"
+    assert str(found) == "https://a; the entry is skipped because it is invalid or contradicts another entry"
     assert (found.is_deliberate, found.is_skipped) == (False, True)
 
 
 def test_the_smallest_difference_wins_in_any_order() -> None:
-    """Scheme or port, then the host."""
+    """The entry with the smallest difference wins in any order, first by scheme or port and then by host."""
     entries = ["https://servicd:1", "http://service", "https://service:2", "https://*.service", "https://*:3"]
 
     for order in (entries, entries[::-1]):
@@ -140,12 +142,12 @@ def test_the_smallest_difference_wins_in_any_order() -> None:
 
 
 def test_an_excluded_entry_is_not_proposed() -> None:
-    """Another scheme or port would not help."""
+    """An excluded entry is not suggested, because a different scheme or port would not help."""
     assert closest("http://a", "https://a;never") is None
 
 
 def test_results_are_remembered_for_a_limited_number_of_origins() -> None:
-    """Redirects can lead to any number of hosts."""
+    """Results are cached for a limited number of origins, because redirects can lead to any number of hosts."""
     entries = ClosestEntries(policy("https://a:1"))
     for number in range(3000):
         assert entries.find("https", f"h{number}.test", None) is None
@@ -158,7 +160,7 @@ def test_results_are_remembered_for_a_limited_number_of_origins() -> None:
     "target", [(None, None, None), ("https", 5, None), ("https", [], "x"), ("https", "a" * 9999, 1)]
 )
 def test_a_target_that_cannot_be_read_has_no_closest_entry(target: tuple[object, ...]) -> None:
-    """An explanation must not affect a request."""
+    """A target that cannot be read has no closest entry and does not affect the request."""
     assert ClosestEntries(policy("https://a")).find(*target) is None  # type: ignore[arg-type]
 
 
@@ -180,7 +182,7 @@ PATTERNS = st.builds(
 def test_a_closest_entry_explains_only_what_is_withheld(
     origin: Origin, entries: list[Destination], refused: list[OriginPattern]
 ) -> None:
-    """This never raises, and the order of the list makes no difference."""
+    """A closest entry explains only withheld tokens, in any order of the list, and never raises an error."""
     first, last = RelayPolicy(entries, refused), RelayPolicy(entries[::-1], refused)
     if len({entry.pattern for entry in entries}) < len(entries):
         return

@@ -1,4 +1,4 @@
-"""The reader of OpenTelemetry's configuration file, for each form that a file can have."""
+"""Each format of OpenTelemetry's configuration file can be read."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def read(tmp_path: Path, text: str | bytes, name: str = "otel.yaml", **environ: 
 
 @pytest.mark.parametrize("name", ["", "  "])
 def test_without_the_variable_there_is_no_file(name: str) -> None:
-    """A blank variable is the same as an unset one."""
+    """No file is read if the variable is unset or blank."""
     assert read_configuration_file({"OTEL_CONFIG_FILE": name}) == ConfigurationFile()
     assert read_configuration_file({}) == ConfigurationFile()
 
 
 def test_both_places_are_read_in_order(tmp_path: Path) -> None:
-    """The instrumentation's section takes precedence over the propagator's."""
+    """Both sections of the file are read, and the instrumentation's section overrides the propagator's."""
     text = """
 propagator: {composite: [{tracecontext: null}, {token_relay: {max_age: 1}}]}
 instrumentation/development: {python: {token_relay: {max_age: 2}, flask: {}}, java: {token_relay: {max_age: 3}}}
@@ -66,7 +66,7 @@ instrumentation/development: {python: {token_relay: {max_age: 2}, flask: {}}, ja
     ],
 )
 def test_the_file_may_name_the_propagator(tmp_path: Path, text: str, is_named: bool) -> None:
-    """Both lists of propagators switch the relay on, also if the SDK is disabled."""
+    """Either list of propagators in the file enables the relay, even if the SDK is disabled."""
     assert read(tmp_path, text, LIST="token_relay").names_propagator == is_named
 
 
@@ -90,7 +90,7 @@ def test_the_file_may_name_the_propagator(tmp_path: Path, text: str, is_named: b
 def test_environment_variables_are_substituted_in_values_only(
     tmp_path: Path, written: str, read_as: str, name: str
 ) -> None:
-    """Keys are never changed, and a substituted value is not substituted again."""
+    """Environment variables are substituted only in values, never in keys or in substituted values."""
     section = {"header": written, "destinations": [written, {"origin": written}], written: 1}
     text = json.dumps({"instrumentation/development": {"python": {"token_relay": section}}})
 
@@ -114,7 +114,7 @@ def test_environment_variables_are_substituted_in_values_only(
     ],
 )
 def test_misspelled_sections_are_found(tmp_path: Path, text: str, path: str, meant: str | None) -> None:
-    """OpenTelemetry ignores such a section, and nothing else would report it."""
+    """A misspelled section, which OpenTelemetry ignores, is reported."""
     file = read(tmp_path, text)
 
     assert file.sections == ()
@@ -130,13 +130,13 @@ def test_misspelled_sections_are_found(tmp_path: Path, text: str, path: str, mea
     ],
 )
 def test_other_sections_are_not_misspelled(tmp_path: Path, text: str) -> None:
-    """The file is OpenTelemetry's, and most of it does not concern this package."""
+    """A section for other OpenTelemetry components is not reported as misspelled."""
     assert read(tmp_path, text).misspelled == ()
 
 
 @pytest.mark.parametrize("name", ["otel.yaml", "otel.json"])
 def test_duplicate_keys_are_found(tmp_path: Path, name: str) -> None:
-    """A parser keeps the last value without a word, and the one that protects may be the first."""
+    """A duplicate key is reported, because a parser silently keeps only the last value."""
     text = """{"instrumentation/development": {"python": {"token_relay": {
         "verify": "enforce", "verify": "off",
         "destinations": [{"origin": "https://a"}, {"origin": "https://b", "audience": "b", "audience": "c"}]}}}}"""
@@ -147,7 +147,7 @@ def test_duplicate_keys_are_found(tmp_path: Path, name: str) -> None:
 
 
 def test_anchors_and_merge_keys_are_not_duplicates(tmp_path: Path) -> None:
-    """A key that overrides a merged one is how YAML is meant to be used."""
+    """Anchors and merge keys, which YAML uses to override values, are not reported as duplicates."""
     text = """
 x: &base {max_age: 1, linger: 2}
 instrumentation/development: {python: {token_relay: {<<: *base, max_age: 3}}}
@@ -158,7 +158,7 @@ instrumentation/development: {python: {token_relay: {<<: *base, max_age: 3}}}
 
 
 def test_a_mapping_that_contains_itself_ends(tmp_path: Path) -> None:
-    """YAML aliases can build one."""
+    """Reading a mapping that contains itself, which YAML aliases can create, ends."""
     text = "instrumentation/development: {python: {token_relay: &a {destinations: [*a]}}}"
 
     (section,) = read(tmp_path, text).sections
@@ -169,19 +169,21 @@ def test_a_mapping_that_contains_itself_ends(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "name", "reason"),
     [
-        (b"a: [token_relay", "otel.yaml", "cannot be parsed (ParserError in line 1)"),
-        (b"a: 1\n\ttoken_relay: 2", "otel.yaml", "cannot be parsed (ScannerError in line 2)"),
-        (b"a: !!python/object:token_relay {}", "otel.yaml", "cannot be parsed (ConstructorError in line 1)"),
+        (b"a: [token_relay", "otel.yaml", "cannot be parsed (ParserError on line 1)"),
+        (b"a: 1\n\ttoken_relay: 2", "otel.yaml", "cannot be parsed (ScannerError on line 2)"),
+        (b"a: !!python/object:token_relay {}", "otel.yaml", "cannot be parsed (ConstructorError on line 1)"),
         (b"? {token_relay: 1}\n: 2", "otel.yaml", "cannot be parsed"),
-        (b'{"a": token_relay}', "otel.json", "cannot be parsed (JSONDecodeError in line 1)"),
-        (b"token_relay: \xff", "otel.yaml", "is not in UTF-8"),
-        ("token_relay: 1".encode("utf-16"), "otel.yaml", "is not in UTF-8"),
+        (b'{"a": token_relay}', "otel.json", "cannot be parsed (JSONDecodeError on line 1)"),
+        (b"token_relay: \xff", "otel.yaml", "is not valid UTF-8"),
+        ("token_relay: 1".encode("utf-16"), "otel.yaml", "is not valid UTF-8"),
         (b"token_relay: " + b"[" * 3000, "otel.yaml", "nested too deeply"),
         (b"token_relay" + b" " * (4 * 1024 * 1024), "otel.yaml", "larger than 4 MiB"),
     ],
 )
 def test_a_file_that_may_contain_settings_is_a_problem(tmp_path: Path, content: bytes, name: str, reason: str) -> None:
-    """The reason names the line, but does not quote the file, which may contain a secret."""
+    """The problem for an unreadable file with possible settings contains the line number but no quotation from the
+    file.
+    """
     found = read(tmp_path, content, name)
 
     assert found.problem is not None
@@ -191,7 +193,7 @@ def test_a_file_that_may_contain_settings_is_a_problem(tmp_path: Path, content: 
 
 
 def test_a_file_about_something_else_is_not_strict(tmp_path: Path) -> None:
-    """OpenTelemetry cannot read it either, but it contains no settings."""
+    """An unreadable file without settings for this package does not make the settings strict."""
     found = read(tmp_path, "a: [b")
 
     assert found.problem is not None
@@ -200,7 +202,7 @@ def test_a_file_about_something_else_is_not_strict(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["/nonexistent/otel.yaml", "/", "otel\0.yaml", "/dev/null/x", "/dev/zero"])
 def test_a_file_that_cannot_be_opened_is_unknown(name: str) -> None:
-    """It may contain anything."""
+    """A file that cannot be opened is treated as a file that might contain any setting."""
     found = read_configuration_file({"OTEL_CONFIG_FILE": name})
 
     assert found.problem is not None
@@ -208,7 +210,7 @@ def test_a_file_that_cannot_be_opened_is_unknown(name: str) -> None:
 
 
 def test_a_pipe_does_not_stop_the_start(tmp_path: Path) -> None:
-    """Opening it would wait until another program writes to it."""
+    """A named pipe in place of the file does not block the startup."""
     os.mkfifo(tmp_path / "otel.yaml")
 
     found = read_configuration_file({"OTEL_CONFIG_FILE": str(tmp_path / "otel.yaml")})
@@ -217,7 +219,7 @@ def test_a_pipe_does_not_stop_the_start(tmp_path: Path) -> None:
 
 
 def test_yaml_without_its_parser_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The problem names the package that is missing, and JSON needs none."""
+    """If the YAML parser is missing, the problem contains its package name, and JSON files can still be read."""
     monkeypatch.setitem(sys.modules, "yaml", None)
 
     assert "pip install opentelemetry-configuration" in str(read(tmp_path, "token_relay: 1").problem)
@@ -227,7 +229,7 @@ def test_yaml_without_its_parser_is_unknown(tmp_path: Path, monkeypatch: pytest.
 @settings(deadline=None, max_examples=60)
 @given(document=JSON_VALUES, section=JSON_VALUES)
 def test_no_document_raises(tmp_path_factory: pytest.TempPathFactory, document: Any, section: Any) -> None:
-    """The application starts with any file."""
+    """No document raises an error, so the application starts with any file."""
     folder = tmp_path_factory.mktemp("files")
     read(folder, json.dumps(document), "otel.json")
     whole = {"propagator": {"composite": [{"token_relay": section}]}}

@@ -1,4 +1,4 @@
-"""Verification without code in the application: it is shared, and it fails closed if it cannot start."""
+"""Verification that only settings configure is shared by the boundaries and fails closed if it cannot start."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ PREFIX = "OTEL_PYTHON_TOKEN_RELAY_"
 
 @pytest.fixture(autouse=True)
 def forget() -> Iterator[None]:
-    """Authenticators are shared by equal settings, also between tests."""
+    """Forget the authenticators, because equal settings share them even between tests."""
     build_authenticator.cache_clear()
     yield
     build_authenticator.cache_clear()
 
 
 def usable(mode: Verify, **options: object) -> Settings:
-    """Return settings with an issuer, which is not contacted before the first token."""
+    """Return settings with an issuer that is not contacted before the first token."""
     return Settings(verify=mode, issuers=("https://idp.example",), audience=(AUDIENCE,), **options)  # type: ignore[arg-type]
 
 
 def unusable(mode: Verify, **variables: str) -> Settings:
-    """Return settings without an issuer, as from the environment."""
+    """Return settings without an issuer, as if they were read from the environment."""
     values = {PREFIX + "VERIFY": mode} | {PREFIX + name: value for name, value in variables.items()}
     return Settings.from_env(values)
 
@@ -51,7 +51,7 @@ def unusable(mode: Verify, **variables: str) -> Settings:
     ],
 )
 def test_settings_that_cannot_verify_deny_every_request(environ: dict[str, str]) -> None:
-    """Each kind of insufficient settings is a problem, and every request is rejected."""
+    """Settings that cannot verify tokens are reported as a problem, and every request is rejected."""
     variables = {PREFIX + name: value for name, value in (environ | {"VERIFY": "enforce"}).items()}
     settings = Settings.from_env(variables)
     authenticator = build_authenticator(settings)
@@ -64,13 +64,13 @@ def test_settings_that_cannot_verify_deny_every_request(environ: dict[str, str])
 
 
 def test_requests_are_not_verified_unless_the_settings_ask_for_it() -> None:
-    """An issuer alone does not switch verification on."""
+    """An issuer alone does not enable verification."""
     assert build_authenticator(usable("off")) is None
 
 
 @pytest.mark.parametrize("mode", ["enforce", "report"])
 def test_equal_settings_share_one_authenticator(mode: Verify) -> None:
-    """All boundaries of a process then share its keys."""
+    """Equal settings share one authenticator, so all boundaries of a process share its keys."""
     authenticator = build_authenticator(usable(mode))
 
     assert isinstance(authenticator, BearerAuthenticator)
@@ -79,7 +79,7 @@ def test_equal_settings_share_one_authenticator(mode: Verify) -> None:
 
 
 def test_an_authenticator_that_cannot_start_denies_every_request(caplog: pytest.LogCaptureFixture) -> None:
-    """Only excluded paths are served, and the reason is logged once."""
+    """If an authenticator cannot start, only excluded paths are served, and the reason is logged once."""
     settings = unusable("enforce", VERIFY_EXCLUDE="/healthz")
     with caplog.at_level(logging.ERROR, "otel_token_relay"):
         authenticator = build_authenticator(settings)
@@ -101,7 +101,7 @@ def test_an_authenticator_that_cannot_start_denies_every_request(caplog: pytest.
 
 
 def test_a_path_that_the_client_has_moved_is_denied() -> None:
-    """The mount point is in a header, so the client may have chosen it."""
+    """An excluded path below a mount point from a header is denied, because the client can choose the header."""
     authenticator = DenyAll(unusable("enforce", VERIFY_EXCLUDE="/live"))
 
     assert authenticator.check(Reason.ABSENT, RequestPath("/live", "/admin/live", lambda: ["/admin"])) is not None
@@ -109,7 +109,7 @@ def test_a_path_that_the_client_has_moved_is_denied() -> None:
 
 
 def test_report_mode_serves_every_request_if_it_cannot_start(caplog: pytest.LogCaptureFixture) -> None:
-    """It only observes. The reason is logged."""
+    """In report mode, every request is served if the authenticator cannot start, and the reason is logged."""
     assert build_authenticator(unusable("report")) is None
     assert "verification cannot start" in caplog.text
 
@@ -118,7 +118,7 @@ def test_report_mode_serves_every_request_if_it_cannot_start(caplog: pytest.LogC
 def test_a_missing_extra_is_an_error_in_the_log(
     mode: Verify, expected: type, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The application starts, and with `enforce` it rejects every request."""
+    """If an extra is missing, the application starts and logs an error, and `enforce` rejects every request."""
     monkeypatch.setitem(sys.modules, "otel_token_relay.verification.authenticator", None)
 
     assert type(build_authenticator(usable(mode))) is expected

@@ -1,4 +1,4 @@
-"""The token in the context: reading it, and binding it explicitly."""
+"""The token in the context can be read and bound explicitly."""
 
 import pytest
 from opentelemetry import context as otel_context
@@ -12,13 +12,13 @@ from tests.support.current import ALICE, BOB, shown
 
 
 def test_there_is_no_token_by_default():
-    """An empty context contains no token either."""
+    """The default context and an empty context contain no token."""
     assert current_token() is None
     assert current_token(Context()) is None
 
 
 def test_a_bound_token_is_current_only_inside_the_block():
-    """Code that keeps the context or the token cannot use it after the block has ended."""
+    """A bound token cannot be used after its block ends, even through a kept context or token."""
     with use_token(ALICE) as token:
         kept = otel_context.get_current()
         assert shown() == ALICE
@@ -30,7 +30,7 @@ def test_a_bound_token_is_current_only_inside_the_block():
 
 
 def test_blocks_nest():
-    """The innermost block applies, and None hides the outer token."""
+    """In nested blocks, the innermost token applies, and `None` hides the outer token."""
     with use_token(ALICE):
         with use_token(BOB):
             assert shown() == BOB
@@ -41,7 +41,7 @@ def test_blocks_nest():
 
 
 def test_a_token_whose_request_has_ended_can_be_bound_explicitly():
-    """The block starts a new lease."""
+    """Explicitly binding a token whose request has ended starts a new lease."""
     with use_token(ALICE) as token:
         pass
 
@@ -51,7 +51,7 @@ def test_a_token_whose_request_has_ended_can_be_bound_explicitly():
 
 
 def test_a_failing_block_ends_its_lease():
-    """The exception is not suppressed."""
+    """A block that raises an exception ends its lease and propagates the exception."""
     with pytest.raises(ZeroDivisionError), use_token(ALICE) as token:
         raise ZeroDivisionError
 
@@ -61,13 +61,13 @@ def test_a_failing_block_ends_its_lease():
 
 @pytest.mark.parametrize("text", ["Bearer abc", "", "a b"])
 def test_invalid_token_text_cannot_be_bound(text):
-    """The message does not contain it."""
+    """The error about invalid token text does not contain the text."""
     with pytest.raises(ValueError, match="RFC 6750"), use_token(text):
         pass
 
 
 def test_to_destination_returns_a_copy_of_the_context():
-    """The current context does not change."""
+    """`to_destination` returns a copy of the context and does not change the current context."""
     with use_token(ALICE):
         context = to_destination("https://Profile-Service/me")
 
@@ -77,12 +77,12 @@ def test_to_destination_returns_a_copy_of_the_context():
 
 
 def test_an_unreadable_url_names_no_destination():
-    """The key is set to None, so that the decision can state the reason."""
+    """An unreadable URL sets the destination to `None`, so the decision can state the reason."""
     assert to_destination("http://a\\@b/", Context()) == {DESTINATION_KEY: NamedUrl(None, is_signed=False)}
 
 
 def test_a_token_is_usable_only_in_its_own_process(monkeypatch):
-    """A forked child has another process ID."""
+    """A token is usable only in its own process, not in a forked child."""
     token = BearerToken(ALICE, lease=Lease())
 
     monkeypatch.setattr("os.getpid", lambda: token.pid + 1)

@@ -1,4 +1,4 @@
-"""Copies of other libraries' objects."""
+"""Copies of objects from other libraries are independent of the originals."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from otel_token_relay.copying import shallow_copy, with_changes
 
 
 def test_a_copy_has_the_same_state_and_is_independent() -> None:
-    """Attributes that are set on the copy do not appear on the original."""
+    """A copy has the original's state and does not share new attributes with the original."""
     request = urllib.request.Request("http://profile-service/me", data=b"body", headers={"X-Own": "1"})
     copy = shallow_copy(request)
     copy.timeout = 5
@@ -21,7 +21,7 @@ def test_a_copy_has_the_same_state_and_is_independent() -> None:
 
 
 def test_no_constructor_runs() -> None:
-    """A constructor could read the body or reject its own result."""
+    """Copying runs no constructor, which could read the body or reject the copied state."""
 
     class Once(httpx.Request):
         def __init__(self) -> None:
@@ -37,7 +37,7 @@ def test_no_constructor_runs() -> None:
 
 
 def test_a_changed_copy_is_made_only_if_something_changes() -> None:
-    """The same objects result in the same object, so that callers can tell what is unchanged."""
+    """If nothing changes, the same object is returned, so callers can detect the difference."""
     request = urllib.request.Request("http://profile-service/me", headers={"X-Own": "1"})
 
     assert with_changes(request, host=request.host, headers=request.headers) is request

@@ -1,4 +1,4 @@
-"""Counters are created at first use, and never while telemetry does its own work."""
+"""Counters are created at first use, but never while OpenTelemetry does its own work."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GLOBAL = "opentelemetry.metrics._internal._METER_PROVIDER"
 
 @pytest.fixture
 def meter(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemoryMetricReader]:
-    """A meter provider that replaces the global one, which can be set only once."""
+    """A meter provider that replaces the global provider, which can be set only once."""
     reader = InMemoryMetricReader()
     provider = MeterProvider([reader])
     monkeypatch.setattr(GLOBAL, provider)
@@ -30,12 +30,12 @@ def meter(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemoryMetricReader]:
 
 @pytest.fixture
 def counter() -> LazyCounter:
-    """A counter that is not created yet."""
+    """A counter whose instrument does not exist yet."""
     return LazyCounter("token_relay.tests", "{test}", "Tests of the counter.")
 
 
 def counted(reader: InMemoryMetricReader) -> list[tuple[Any, ...]]:
-    """Return the scope, the name, the unit, the description and the value of each series."""
+    """Return the scope, name, unit, description, and value of each series."""
     data = reader.get_metrics_data()
     return [
         (scope.scope.name, metric.name, metric.unit, metric.description, point.value)  # type: ignore[union-attr]
@@ -47,7 +47,7 @@ def counted(reader: InMemoryMetricReader) -> list[tuple[Any, ...]]:
 
 
 def test_a_counter_is_created_once(meter: InMemoryMetricReader, counter: LazyCounter) -> None:
-    """Constructing it requests no meter. Each use has the same counter."""
+    """Constructing a counter requests no meter, and all uses share one instrument."""
     assert counter.created is None
 
     counter.create().add(1)
@@ -58,7 +58,9 @@ def test_a_counter_is_created_once(meter: InMemoryMetricReader, counter: LazyCou
 
 
 def test_a_suppressed_context_creates_nothing(meter: InMemoryMetricReader, counter: LazyCounter) -> None:
-    """The meter provider may hold its lock at that moment. The next use outside of it creates the counter."""
+    """A suppressed context, in which the meter provider might hold its lock, creates no instrument, but the next use
+    does.
+    """
     with suppress_instrumentation():
         ignored = counter.create()
         ignored.add(1)
@@ -72,7 +74,7 @@ def test_a_suppressed_context_creates_nothing(meter: InMemoryMetricReader, count
 
 
 def test_a_prepared_counter_counts_once_the_sdk_is_set(monkeypatch: pytest.MonkeyPatch, counter: LazyCounter) -> None:
-    """Counts before that are lost, as for every counter of the API."""
+    """A prepared counter starts to count when the SDK is set, as every API counter does."""
     proxy, reader = _ProxyMeterProvider(), InMemoryMetricReader()
     monkeypatch.setattr(GLOBAL, proxy)
     counter.prepare()
@@ -89,7 +91,7 @@ def test_a_prepared_counter_counts_once_the_sdk_is_set(monkeypatch: pytest.Monke
 
 
 class BrokenProvider(MeterProvider):
-    """A meter provider of an application, which fails at first."""
+    """An application's meter provider, which raises an error at first."""
 
     is_broken = True
 
@@ -102,14 +104,14 @@ class BrokenProvider(MeterProvider):
 def test_a_provider_that_fails_is_tried_again(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, counter: LazyCounter
 ) -> None:
-    """Preparing never raises: it runs while the application starts."""
+    """Preparing a counter never raises an error, and a provider that failed is tried again."""
     reader = InMemoryMetricReader()
     provider = BrokenProvider([reader])
     monkeypatch.setattr(GLOBAL, provider)
     with caplog.at_level(logging.DEBUG, "otel_token_relay"):
         counter.prepare()
     assert counter.created is None
-    assert caplog.messages == ["the counter token_relay.tests cannot be created yet"]
+    assert caplog.messages == ["the token_relay.tests counter cannot be created yet"]
 
     provider.is_broken = False
     counter.prepare()

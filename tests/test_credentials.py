@@ -1,4 +1,4 @@
-"""The grammar of the Authorization header and of other source headers."""
+"""The grammar of the Authorization header and of other source headers determines which tokens are accepted."""
 
 import pytest
 from hypothesis import given
@@ -44,7 +44,7 @@ from otel_token_relay.token import BearerToken
     ],
 )
 def test_authorization_is_parsed_by_the_grammar_or_rejected(values, expected):
-    """Anything but exactly one set of bearer credentials results in a reason instead of a token."""
+    """An Authorization header without exactly one set of bearer credentials results in a reason instead of a token."""
     assert parse_credentials(values) == expected
 
 
@@ -60,19 +60,19 @@ def test_authorization_is_parsed_by_the_grammar_or_rejected(values, expected):
     ],
 )
 def test_another_source_header_may_contain_only_the_token(value, expected):
-    """Proxies pass the token on with or without its scheme."""
+    """A custom source header can contain only the token, with or without the scheme."""
     assert parse_credentials([value], bare=True) == expected
 
 
 @pytest.mark.parametrize(("length", "expected"), [(9, "a" * 9), (10, "a" * 10), (11, Reason.TOO_LONG)])
 def test_a_token_that_is_too_long_is_rejected_and_never_truncated(length, expected):
-    """A token of exactly the maximum length is accepted."""
+    """A token that exceeds the maximum length is rejected and never truncated."""
     assert parse_credentials(["Bearer " + "a" * length], max_length=10) == expected
 
 
 @given(st.lists(st.text(), max_size=3), st.booleans())
 def test_parsing_a_header_never_raises(values, bare):
-    """Any text results in a b64token or a reason."""
+    """Parsing any header text returns a b64token or a reason and never raises an error."""
     read = parse_credentials(values, bare=bare)
 
     assert isinstance(read, Reason) or BearerToken(read).reveal() == read

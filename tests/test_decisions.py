@@ -1,4 +1,4 @@
-"""A decision is recorded on the CLIENT span, in the counter and in the log, and recording it never raises."""
+"""A decision is recorded on the CLIENT span, in the counter, and in the log without raising an error."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ TRACER = TracerProvider(shutdown_on_exit=False).get_tracer("test")
 
 @pytest.fixture
 def without_sdk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process without a metrics SDK, regardless of what other tests have set."""
+    """Simulate a process without a metrics SDK."""
     monkeypatch.setattr(GLOBAL, _ProxyMeterProvider())
 
 
 @pytest.fixture
 def meter(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemoryMetricReader]:
-    """A meter provider that replaces the global one, which can be set only once."""
+    """A meter provider that replaces the global provider, which can be set only once."""
     reader = InMemoryMetricReader()
     provider = MeterProvider([reader])
     monkeypatch.setattr(GLOBAL, provider)
@@ -43,7 +43,7 @@ def meter(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemoryMetricReader]:
 
 @pytest.fixture
 def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    """The log of the package, at debug level and above."""
+    """The package's log at debug level and above."""
     caplog.set_level(logging.DEBUG, "otel_token_relay")
     return caplog
 
@@ -62,14 +62,14 @@ def counted(reader: InMemoryMetricReader) -> list[tuple[Any, dict[str, Any]]]:
 
 
 def context_with(kind: SpanKind) -> tuple[Any, Context]:
-    """Return a recording span and a context that contains it."""
+    """Return a recording span and a context that contains the span."""
     span = TRACER.start_span("call", kind=kind)
     return span, trace.set_span_in_context(span, Context())
 
 
 @pytest.mark.parametrize("reason", Reason, ids=str)
 def test_each_reason_has_one_outcome(reason: Reason) -> None:
-    """Only three reasons mean that a token was sent."""
+    """Each reason has one outcome, and only three reasons mean that a token was sent."""
     expected = reason.value if reason in (Reason.RELAYED, Reason.EXCHANGED, Reason.OWN) else "withheld"
 
     assert Decision(reason).outcome == expected
@@ -139,7 +139,9 @@ def test_a_decision_is_recorded_in_three_places(
     meter: InMemoryMetricReader,
     log: pytest.LogCaptureFixture,
 ) -> None:
-    """Repeated decisions are one series. The span has no address of ours: instrumentation sets the actual one."""
+    """A decision is recorded in three places, repeated decisions share one series, and the span gets no additional
+    address.
+    """
     recorder = DecisionRecorder()
     span, context = context_with(SpanKind.CLIENT)
     both = {"token_relay.decision": Decision(reason).outcome, "token_relay.reason": reason.value}
@@ -155,7 +157,9 @@ def test_a_decision_is_recorded_in_three_places(
 def test_the_decision_log_names_origin_entry_and_trace(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One line for each decision, on standard error, regardless of the logging configuration."""
+    """The decision log contains one line for each decision on standard error, regardless of the logging
+    configuration.
+    """
     monkeypatch.setattr(operator_log, "decisions", operator_log.DecisionLog())
     span, context = context_with(SpanKind.CLIENT)
     recorder = DecisionRecorder(lambda *target: f"near {target[1]}")
@@ -175,7 +179,7 @@ def test_the_decision_log_names_origin_entry_and_trace(
 
 @pytest.mark.parametrize("kind", [kind for kind in SpanKind if kind is not SpanKind.CLIENT], ids=lambda kind: kind.name)
 def test_a_span_of_another_kind_is_not_described(kind: SpanKind, meter: InMemoryMetricReader) -> None:
-    """It belongs to the whole request. The decision is counted all the same."""
+    """A decision is counted but not recorded on a span of a different kind, which describes the whole request."""
     span, context = context_with(kind)
 
     DecisionRecorder().record(Reason.RELAYED, context)
@@ -186,7 +190,9 @@ def test_a_span_of_another_kind_is_not_described(kind: SpanKind, meter: InMemory
 
 @pytest.mark.usefixtures("without_sdk")
 def test_without_telemetry_a_decision_is_not_watched(caplog: pytest.LogCaptureFixture) -> None:
-    """A span of another kind, a span that is not recording and a higher log level do not change that."""
+    """Without telemetry, no decision is watched, even with a higher log level, a different kind of span, or a
+    non-recording span.
+    """
     caplog.set_level(logging.INFO, "otel_token_relay")
     recorder = DecisionRecorder()
     ended, with_ended = context_with(SpanKind.CLIENT)
@@ -200,7 +206,7 @@ def test_without_telemetry_a_decision_is_not_watched(caplog: pytest.LogCaptureFi
 
 @pytest.mark.usefixtures("without_sdk")
 def test_a_client_span_or_the_debug_level_watches(caplog: pytest.LogCaptureFixture) -> None:
-    """Either is enough without a metrics SDK."""
+    """Without a metrics SDK, a CLIENT span or the debug level is enough for a decision to be watched."""
     caplog.set_level(logging.INFO, "otel_token_relay")
     recorder = DecisionRecorder()
 
@@ -212,7 +218,7 @@ def test_a_client_span_or_the_debug_level_watches(caplog: pytest.LogCaptureFixtu
 def test_a_metrics_sdk_watches_from_the_moment_it_is_set(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The counter that `prepare` has created counts from then on."""
+    """A metrics SDK watches decisions from the moment that it is set, with the counter that `prepare` created."""
     caplog.set_level(logging.INFO, "otel_token_relay")
     proxy, reader = _ProxyMeterProvider(), InMemoryMetricReader()
     monkeypatch.setattr(GLOBAL, proxy)
@@ -232,7 +238,7 @@ def test_a_metrics_sdk_watches_from_the_moment_it_is_set(
 
 
 def test_a_suppressed_context_creates_no_counter(meter: InMemoryMetricReader, caplog: pytest.LogCaptureFixture) -> None:
-    """In an export, the meter provider may hold its lock."""
+    """A suppressed context creates no counter, because the meter provider might hold its lock during an export."""
     caplog.set_level(logging.INFO, "otel_token_relay")
     recorder = DecisionRecorder()
 
@@ -245,7 +251,7 @@ def test_a_suppressed_context_creates_no_counter(meter: InMemoryMetricReader, ca
 
 
 class HostileSpan(trace.NonRecordingSpan):
-    """A span of an application, which raises at every use."""
+    """An application's span, which raises an error on every use."""
 
     def __init__(self) -> None:
         super().__init__(trace.INVALID_SPAN_CONTEXT)
@@ -256,7 +262,7 @@ class HostileSpan(trace.NonRecordingSpan):
 
 @pytest.mark.usefixtures("without_sdk")
 def test_a_span_that_raises_does_not_stop_the_request(log: pytest.LogCaptureFixture) -> None:
-    """The decision counts as watched, so that it is recorded, which logs the error."""
+    """A span that raises an error does not stop the request, and the error is logged."""
     recorder = DecisionRecorder()
     context = trace.set_span_in_context(HostileSpan(), Context())
     log.set_level(logging.INFO, "otel_token_relay")
@@ -265,4 +271,4 @@ def test_a_span_that_raises_does_not_stop_the_request(log: pytest.LogCaptureFixt
     log.set_level(logging.DEBUG, "otel_token_relay")
     recorder.record(Reason.RELAYED, context)
 
-    assert log.messages == ["a decision could not be recorded"]
+    assert log.messages == ["cannot record a decision"]

@@ -1,4 +1,6 @@
-"""Entries of the list of destinations: their parameters, and which origins a skipped entry takes from wider ones."""
+"""Each entry in the list of destinations has parameters, and a skipped entry excludes its origins from wider
+entries.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,7 @@ def matched(policy: RelayPolicy, *urls: str) -> list[str]:
     ],
 )
 def test_parameters_are_read(entry: str, shown: str) -> None:
-    """White space around parameters is ignored, and the text parses to the same entry."""
+    """Parameters are read without the surrounding white space, and the entry's text parses to an equal entry."""
     assert str(Destination.parse(entry)) == shown
     assert Destination.parse(shown) == Destination.parse(entry)
 
@@ -59,20 +61,20 @@ def test_parameters_are_read(entry: str, shown: str) -> None:
     ],
 )
 def test_an_invalid_parameter_makes_the_entry_invalid(entry: str) -> None:
-    """An entry with a misspelled `required` must not become a plain entry."""
+    """An invalid parameter makes the entry invalid, so a misspelled `required` does not result in a plain entry."""
     with pytest.raises(ValueError, match=r";|parameter"):
         Destination.parse(entry)
 
 
 @pytest.mark.parametrize("other", [{"required": True}, {"audience": "b"}, {"scope": "b"}, {"resource": "b"}], ids=str)
 def test_never_excludes_other_parameters_in_code(other: dict[str, str]) -> None:
-    """They would have no effect."""
+    """In code, an entry with `never` rejects other parameters, which would have no effect."""
     with pytest.raises(ValueError, match=";never"):
         Destination(OriginPattern.parse("https://a"), never=True, **other)  # type: ignore[arg-type]
 
 
 def test_never_is_not_a_problem_and_causes_no_warning() -> None:
-    """The entry is deliberate, and no token is sent in plain text or to any host."""
+    """An entry with `never` is deliberate, so it is not reported and causes no warning."""
     settings = Settings.from_env({DESTINATIONS: "http://a;never,https://*;never,https://b;never"})
 
     assert [str(entry) for entry in settings.entries] == ["http://a;never", "https://*;never", "https://b;never"]
@@ -80,7 +82,7 @@ def test_never_is_not_a_problem_and_causes_no_warning() -> None:
 
 
 def test_never_contradicts_another_entry_for_the_same_origin() -> None:
-    """It is unclear which one is meant, so the origin gets no token."""
+    """If `never` contradicts a second entry for the same origin, the origin gets no token."""
     assert relayed("https://*,https://a,https://a;never", "https://a", "https://b") == ["https://b"]
 
 
@@ -96,7 +98,7 @@ def test_never_contradicts_another_entry_for_the_same_origin() -> None:
     ],
 )
 def test_a_parameter_after_a_comma_belongs_to_its_entry(text: str) -> None:
-    """The entry must not apply without it, nor may a wider one."""
+    """A parameter after a comma belongs to the preceding entry, which does not apply without its parameter."""
     settings = Settings.from_env({DESTINATIONS: f"https://*,{text}"})
 
     assert [str(entry) for entry in settings.entries] == ["https://*"]
@@ -142,18 +144,18 @@ def test_a_parameter_after_a_comma_belongs_to_its_entry(text: str) -> None:
 )
 @pytest.mark.parametrize("wider", ["https://*.x", "https://*", "https://*:*"])
 def test_a_wider_entry_does_not_cover_the_origin_of_a_mistyped_entry(entry: str, wider: str) -> None:
-    """The mistyped entry is stricter than the wider one."""
+    """A wider entry does not cover the origin of a mistyped, stricter entry."""
     assert relayed(f"{wider},{entry}", "https://a.x", "https://other.y") in ([], ["https://other.y"])
     assert relayed(wider, "https://a.x") == ["https://a.x"]
 
 
 def test_an_entry_before_what_looks_like_user_info_is_refused_too() -> None:
-    """A stray @ makes the entry before it look like user info, and that entry may forbid its origin."""
+    """If a stray @ makes a preceding entry look like user info, that entry's origin is excluded too."""
     assert relayed("https://*,a;never,@b.x", "https://a", "https://b.x", "https://c") == ["https://c"]
 
 
 def test_a_skipped_plain_entry_takes_its_origin_only_from_wider_entries() -> None:
-    """It is not stricter than a valid entry for the same origin. An entry with parameters may be."""
+    """A skipped plain entry excludes its origin only from wider entries, not from a valid entry for the same origin."""
     text = "https://*,https://a/api,https://a,https://b/api"
 
     assert relayed(text, "https://a", "https://b", "https://c") == ["https://a", "https://c"]
@@ -200,12 +202,12 @@ def is_invalid(entry: str) -> bool:
 
 @given(GOOD, ENTRIES, GOOD)
 def test_a_skipped_entry_never_widens_the_list(before: list[str], text: str, after: list[str]) -> None:
-    """If an operator mistypes an entry, no origin gets a token that it would not get without the entry."""
+    """A mistyped entry never gives a token to an origin that would not get one without the entry."""
     if not all(map(is_invalid, split_entries(text))):
         return
     with_text = relayed(",".join([*before, text, *after]), *URLS)
 
-    # The entries without the text, each read alone: side by side in one variable, two of them may be one invalid entry.
+    # The other entries are parsed individually, because two of them can form one invalid entry in a variable.
     without_text = RelayPolicy(read_destinations([*before, *after], lambda *_: None))
 
     assert set(with_text) <= set(matched(without_text, *URLS))
@@ -213,7 +215,7 @@ def test_a_skipped_entry_never_widens_the_list(before: list[str], text: str, aft
 
 @given(ENTRIES)
 def test_any_text_is_read_or_skipped(text: str) -> None:
-    """An entry is either listed, or a problem names it. Nothing raises."""
+    """Any text becomes a listed entry or is mentioned in a problem, without an error."""
     settings = Settings.from_env({DESTINATIONS: text})
 
     assert len(settings.entries) + len(settings.problems) >= bool(split_entries(text))
@@ -221,7 +223,7 @@ def test_any_text_is_read_or_skipped(text: str) -> None:
 
 
 def test_an_entry_that_is_dropped_because_of_another_is_in_the_error() -> None:
-    """In code, the first invalid entry raises."""
+    """In code, the error for the first invalid entry also mentions an entry that was dropped because of it."""
     with pytest.raises(ConfigurationError, match=r"did you mean https://a;required\?"):
         Settings(destinations=["https://a;require"])
 
@@ -240,7 +242,7 @@ def test_an_entry_that_is_dropped_because_of_another_is_in_the_error() -> None:
     ],
 )
 def test_a_token_in_an_entry_is_masked(form: str) -> None:
-    """A variable with a token may be set by mistake."""
+    """A token that was set as an entry by mistake is masked."""
     token = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhbGljZSJ9.c2lnbmF0dXJlc2lnbmF0dXJl"
     problems: list[str] = []
 
@@ -268,14 +270,14 @@ def test_a_token_in_an_entry_is_masked(form: str) -> None:
     ],
 )
 def test_a_skipped_entry_protects_its_origin_also_if_it_is_hard_to_read(skipped: str) -> None:
-    """A host that can be read in it is refused to wildcards; if none can be read, no wildcard applies."""
+    """A skipped entry excludes its host from wildcards, or disables all wildcards if its host cannot be read."""
     listed = f"https://*.internal,https://exact.internal,{skipped}"
 
     assert relayed(listed, "https://pay.internal/", "https://exact.internal/") == ["https://exact.internal/"]
 
 
 def test_no_proposal_removes_a_parameter() -> None:
-    """Following the advice must not list an origin that the operator wanted to exclude."""
+    """No suggestion removes a parameter, because it could list an origin that the operator wanted to exclude."""
     (problem,) = Settings.from_env({DESTINATIONS: "https://pay.internal;never:443"}).problems
 
     assert "write" not in problem

@@ -1,4 +1,4 @@
-"""A duration is a number of seconds, and any other value is an error at start-up."""
+"""A duration is a number of seconds, and any other value is an error at startup."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from otel_token_relay.errors import ConfigurationError
 
 @pytest.mark.parametrize("value", [0, 0.0, 1e-9, 1, 2.5, 300, 999_999_999, math.nextafter(1e9, 0)])
 def test_seconds_from_zero_to_thirty_years_are_accepted(value: float) -> None:
-    """Zero is a duration, and fractions of a second are, too."""
+    """Durations from zero to thirty years are accepted, including fractions of a second."""
     check_seconds("max_age", value)
 
 
@@ -26,7 +26,7 @@ def test_seconds_from_zero_to_thirty_years_are_accepted(value: float) -> None:
     ids=lambda value: f"{type(value).__name__} {str(value)[:12]}",
 )
 def test_another_value_is_an_error(value: object) -> None:
-    """The error names the setting. It does not repeat the value, which could be a secret in the wrong variable."""
+    """The error for an invalid value contains the setting's name but not the value, which could be a secret."""
     with pytest.raises(ConfigurationError) as caught:
         check_seconds("max_age", value)
 
@@ -35,7 +35,7 @@ def test_another_value_is_an_error(value: object) -> None:
 
 @given(st.one_of(st.floats(), st.integers(), st.text(), st.binary(), st.none(), st.booleans()))
 def test_no_value_raises_another_error(value: object) -> None:
-    """Either the value can be compared with a clock, or it is a `ConfigurationError`."""
+    """Any value either can be compared with a clock or raises `ConfigurationError`."""
     try:
         check_seconds("linger", value)
     except ConfigurationError:
@@ -46,6 +46,6 @@ def test_no_value_raises_another_error(value: object) -> None:
 
 
 def test_settings_check_their_durations() -> None:
-    """The name is that of the field."""
+    """The settings check their durations and use the field's name in the error."""
     with pytest.raises(ConfigurationError, match=r"^max_age: expected a number of seconds"):
         Settings(max_age=-1)

@@ -1,4 +1,4 @@
-"""What a message says about a mistyped entry, and what it must not show."""
+"""The message about a mistyped entry describes the mistake and hides secrets."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from otel_token_relay.entry_mistakes import describe, hide_user_info, origins_of
 
 DESTINATIONS = "OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS"
 
-# A mistyped entry, and the words that its message contains.
+# Each mistyped entry with the words that its message contains.
 MISTYPED = [
     # Quotation marks and brackets
     ('"https://a"', ["unexpected character '\"'", "write https://a"]),
@@ -46,7 +46,7 @@ MISTYPED = [
     ("dns:///a:50051", ["gRPC target", "write https://a:50051 or http://a:50051"]),
     ("dns:a", ["gRPC target", "write https://a:443 or http://a:443"]),
     ("ipv4:10.0.0.1:50051", ["gRPC target", "https://10.0.0.1:50051"]),
-    ("unix:/run/a.sock", ["unix", "never gets a token"]),
+    ("unix:/run/a.sock", ["unix", "never get a token"]),
     ("wss://a", ["must be https", "write https://a"]),
     ("htps://a", ['"htps"', "did you mean https://a?"]),
     ("ftp://a", ["must be http or https", '"ftp"']),
@@ -71,7 +71,7 @@ MISTYPED = [
     ("https://a*.b", ["*", "first label"]),
     ("https://*a.b", ["first label", "did you mean https://*.a.b?"]),
     ("https://*.*.b", ["first label", "did you mean https://*.b?"]),
-    ("http://*.", ["the name after *. is missing"]),
+    ("http://*.", ["the domain after *. is missing"]),
     ("https://.a.b", ["must not start with a dot", "did you mean https://*.a.b?"]),
     (r"https://.*\.a\.b", ["not a regular expression", "did you mean https://*.a.b?"]),
     ("^https://a$", ['"^", "$"', "write https://a"]),
@@ -91,7 +91,7 @@ MISTYPED = [
     # Parameters
     ("https://a;require", ["unknown parameter ;require", "did you mean https://a;required?"]),
     ("https://a;Required", ["unknown parameter ;Required", "did you mean https://a;required?"]),
-    ("https://a;required=true", [";required takes no value", "write https://a;required"]),
+    ("https://a;required=true", [";required does not accept a value", "write https://a;required"]),
     ("https://a;nevr", ["unknown parameter ;nevr", "did you mean https://a;never?"]),
     ("https://a;aud=b", ["unknown parameter ;aud", "did you mean https://a;audience=b?"]),
     ("https://a;scopes=b", ["unknown parameter ;scopes", "did you mean https://a;scope=b?"]),
@@ -104,7 +104,7 @@ MISTYPED = [
 
 @pytest.mark.parametrize(("entry", "words"), MISTYPED, ids=[ascii(entry)[1:-1] for entry, _ in MISTYPED])
 def test_the_message_names_the_mistake_and_what_to_write(entry: str, words: list[str]) -> None:
-    """The entry is skipped, and the message is one sentence in ASCII, for logs and terminals."""
+    """The message about a skipped entry is one ASCII sentence that describes the mistake and the correct entry."""
     settings = Settings.from_env({DESTINATIONS: entry})
 
     (problem,) = settings.problems
@@ -116,7 +116,7 @@ def test_the_message_names_the_mistake_and_what_to_write(entry: str, words: list
 
 @pytest.mark.parametrize("entry", [entry for entry, _ in MISTYPED], ids=ascii)
 def test_the_proposal_is_valid(entry: str) -> None:
-    """What the message says to write can be copied."""
+    """The entry that the message suggests is valid."""
     (problem,) = Settings.from_env({DESTINATIONS: entry}).problems
     for verb in ("; write https", "; write http:", "; did you mean "):
         if verb in problem:
@@ -141,7 +141,7 @@ def test_the_proposal_is_valid(entry: str) -> None:
     ],
 )
 def test_only_user_info_is_masked(text: str) -> None:
-    """The message shows the rest of the entry as it is."""
+    """The message masks only the entry's user info."""
     first = Settings.from_env({DESTINATIONS: text}).problems[0]
 
     assert "***" not in first
@@ -163,7 +163,7 @@ def test_only_user_info_is_masked(text: str) -> None:
     ],
 )
 def test_user_info_is_masked(entry: str, shown: str) -> None:
-    """A password may contain characters that should be encoded."""
+    """User info is masked even if the password contains characters that should be encoded."""
     assert hide_user_info(entry) == shown
 
 
@@ -179,7 +179,7 @@ TEXT = st.lists(PIECES | st.text(max_size=3), max_size=10).map("".join)
 
 @given(st.sampled_from(["http://", "https://", "grpc://", "x://"]), TEXT, TEXT, TEXT, TEXT)
 def test_no_message_contains_user_info(scheme: str, before: str, after: str, prefix: str, suffix: str) -> None:
-    """This holds wherever commas and other delimiters split the entry."""
+    """No message contains user info, regardless of the commas and delimiters that split the entry."""
     text = f"{prefix}{scheme}user:{before}s3cret{after}@host.example{suffix}"
 
     assert "s3cret" not in "".join(Settings.from_env({DESTINATIONS: text}).problems)
@@ -187,7 +187,7 @@ def test_no_message_contains_user_info(scheme: str, before: str, after: str, pre
 
 @given(TEXT)
 def test_any_text_can_be_described(text: str) -> None:
-    """Describing never raises, even what the parser accepts."""
+    """Any text can be described without raising an error, even text that the parser accepts."""
     for entry in (text, *split_entries(text)):
         assert describe(entry, "problem", lambda _: True)
         assert all(pattern.scheme in ("http", "https") for pattern in origins_of(entry))
@@ -195,6 +195,6 @@ def test_any_text_can_be_described(text: str) -> None:
 
 @given(TEXT)
 def test_a_message_is_short(text: str) -> None:
-    """A value that is pasted by mistake does not fill the log."""
+    """The message is short even for a very long value that was pasted by mistake."""
     for problem in Settings.from_env({DESTINATIONS: text * 100}).problems:
         assert len(problem) < 6000

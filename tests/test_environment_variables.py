@@ -1,4 +1,4 @@
-"""The names of the environment variables, which OpenTelemetry's launcher offers as flags."""
+"""OpenTelemetry's launcher offers the names of the environment variables as flags."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LAUNCHER = str(Path(sys.executable).parent / "opentelemetry-instrument")
 
 
 def test_every_variable_is_registered_with_opentelemetry():
-    """`opentelemetry-instrument` lists the names in this module that start with OTEL_. A secret is never a flag."""
+    """Every variable is registered for `opentelemetry-instrument`, except secrets, which are never flags."""
     registered = {name: value for name, value in vars(environment_variables).items() if name.startswith("OTEL_")}
 
     assert registered == {v.name: v.name for v in VARIABLES.values() if not v.kind.is_secret}
@@ -24,7 +24,7 @@ def test_every_variable_is_registered_with_opentelemetry():
 
 
 def test_the_module_contains_nothing_else() -> None:
-    """An imported name that starts with `OTEL_` would become a flag."""
+    """The module contains no imported names that start with `OTEL_`, which would become flags."""
     # pytest adds names that start with @ to the modules of a package that contains a plug-in.
     names = [name for name in vars(environment_variables) if not name.startswith(("_", "@"))]
 
@@ -32,14 +32,14 @@ def test_the_module_contains_nothing_else() -> None:
 
 
 def test_the_entry_point_refers_to_this_module() -> None:
-    """The launcher finds the names by the group `opentelemetry_environment_variables`."""
+    """The launcher finds this module through the `opentelemetry_environment_variables` entry-point group."""
     (entry,) = entry_points(group="opentelemetry_environment_variables", name="token_relay")
 
     assert entry.load() is environment_variables
 
 
 def test_the_launcher_passes_flags_on_as_variables() -> None:
-    """The application reads the values from its environment."""
+    """The launcher passes flags to the application as environment variables."""
     flags = {"destinations": "https://profile-service;required", "max_age": "77"}
     options = [word for name, value in flags.items() for word in (f"--token_relay_{name}", value)]
     program = f"import os; print([os.environ[{PREFIX!r} + name.upper()] for name in {list(flags)!r}])"

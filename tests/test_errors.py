@@ -1,4 +1,4 @@
-"""Errors form one tree, carry typed attributes and say what is wrong without a secret."""
+"""All errors have a common base class, typed attributes, and messages without secrets."""
 
 from __future__ import annotations
 
@@ -43,12 +43,15 @@ ERRORS = [
         TokenRejected("bad_signature"), {"reason": "bad_signature"}, "token rejected: bad_signature", id="rejected"
     ),
     pytest.param(
-        KeysUnavailable(), {"retry_after": 1.0}, "signing keys or introspection result unavailable", id="keys"
+        KeysUnavailable(),
+        {"retry_after": 1.0},
+        "cannot verify the token, because the issuer does not respond",
+        id="keys",
     ),
     pytest.param(
         KeysUnavailable(7.5),
         {"retry_after": 7.5},
-        "signing keys or introspection result unavailable",
+        "cannot verify the token, because the issuer does not respond",
         id="keys, with a time",
     ),
 ]
@@ -56,7 +59,7 @@ ERRORS = [
 
 @pytest.mark.parametrize(("error", "attributes", "text"), ERRORS)
 def test_an_error_has_its_attributes_and_its_text(error: RelayError, attributes: dict[str, object], text: str) -> None:
-    """Callers branch on the attributes, and operators read the text."""
+    """An error has attributes for callers and a text for operators."""
     assert {name: getattr(error, name) for name in attributes} == attributes
     assert str(error) == text
 
@@ -66,7 +69,7 @@ def test_an_error_has_its_attributes_and_its_text(error: RelayError, attributes:
 def test_an_error_survives_the_transfer_to_another_process(
     error: RelayError, attributes: dict[str, object], text: str, transfer: object
 ) -> None:
-    """Process pools and task queues pickle the errors of their workers."""
+    """An error can be pickled, as process pools and task queues do."""
     received = transfer(error)  # type: ignore[operator]
 
     assert type(received) is type(error)
@@ -75,7 +78,9 @@ def test_an_error_survives_the_transfer_to_another_process(
 
 
 def test_one_class_catches_every_error() -> None:
-    """A configuration error is also a `ValueError`, and no error is a subclass of another one."""
+    """One class catches every error, only a configuration error is also a `ValueError`, and no error derives from
+    another one.
+    """
     classes = {c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, RelayError)}
 
     assert classes == {
@@ -93,7 +98,7 @@ def test_one_class_catches_every_error() -> None:
 
 @pytest.mark.parametrize("reason", get_args(RejectReason))
 def test_each_reason_of_a_rejection_is_one_stable_word(reason: RejectReason) -> None:
-    """Operators alert on the words, so they contain only lowercase letters and underscores."""
+    """Each rejection reason is one stable word of lowercase letters and underscores, because operators alert on it."""
     assert reason.replace("_", "").isalpha()
     assert reason.islower()
     assert str(TokenRejected(reason)) == f"token rejected: {reason}"

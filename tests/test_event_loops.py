@@ -1,4 +1,4 @@
-"""Which event loop runs the current code."""
+"""The event loop that runs the current code is recognized."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ async def look() -> str | None:
 
 
 def test_asyncio_and_trio_are_recognized_while_they_run() -> None:
-    """Before and after, the same thread may block."""
+    """asyncio and trio are recognized only while they run in the thread."""
     trio = pytest.importorskip("trio")
     assert [running_loop(), asyncio.run(look()), trio.run(look), running_loop()] == [None, "asyncio", "trio", None]
 
 
 def test_a_worker_thread_of_a_loop_may_block() -> None:
-    """The loop runs in another thread."""
+    """A worker thread of an event loop can block, because the loop runs in a different thread."""
 
     async def look_in_a_thread() -> str | None:
         return await asyncio.to_thread(running_loop)
@@ -30,7 +30,7 @@ def test_a_worker_thread_of_a_loop_may_block() -> None:
 
 
 def test_neither_library_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that uses neither of them has no loop."""
+    """Checking for an event loop does not import asyncio or trio."""
     monkeypatch.delitem(sys.modules, "trio", raising=False)
     monkeypatch.delitem(sys.modules, "asyncio", raising=False)
     assert running_loop() is None

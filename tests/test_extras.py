@@ -1,4 +1,4 @@
-"""The packages of an extra, compared with those that are installed."""
+"""The packages that an extra requires are compared with the installed packages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ REQUIRES = [
 
 @pytest.fixture
 def versions(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """Return the installed packages, which a test can change."""
+    """Return the installed packages, which a test can modify."""
     installed = {"PyJWT": "2.15.1", "urllib3": "2.8.0", "idna": "3.7"}
 
     def version(name: str) -> str:
@@ -34,7 +34,7 @@ def versions(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 
 
 def test_nothing_is_unmet_if_all_versions_fit(versions: dict[str, str]) -> None:
-    """The packages of other extras do not matter."""
+    """Nothing is unmet if all versions fit, regardless of the packages of other extras."""
     assert unmet("verify") == []
 
 
@@ -47,21 +47,21 @@ def test_nothing_is_unmet_if_all_versions_fit(versions: dict[str, str]) -> None:
     ],
 )
 def test_a_version_that_does_not_fit_is_named(versions: dict[str, str], version: str, clauses: list[str]) -> None:
-    """The clause names the installed and the required version."""
+    """For an unsuitable version, the clause contains the installed and the required version."""
     versions["urllib3"] = version
 
     assert unmet("verify") == clauses
 
 
 def test_a_missing_package_is_named(versions: dict[str, str]) -> None:
-    """A package without metadata counts as missing."""
+    """A package without metadata is reported as missing."""
     del versions["PyJWT"]
 
     assert unmet("verify") == ["PyJWT>=2.15 is not installed"]
 
 
 def test_metadata_that_cannot_be_read_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A copy of the package without metadata reports nothing."""
+    """If the package's own metadata cannot be read, nothing is reported."""
 
     def requires(name: str) -> list[str]:
         raise metadata.PackageNotFoundError(name)
@@ -72,7 +72,7 @@ def test_metadata_that_cannot_be_read_is_no_error(monkeypatch: pytest.MonkeyPatc
 
 
 def test_only_import_errors_are_completed(versions: dict[str, str]) -> None:
-    """Other errors have a message of their own."""
+    """Only import errors get additional text, because other errors have their own messages."""
     versions["urllib3"] = "1.26.18"
 
     assert with_unmet(ImportError("cannot import name 'x'"), "verify").startswith(
@@ -82,6 +82,6 @@ def test_only_import_errors_are_completed(versions: dict[str, str]) -> None:
 
 
 def test_this_environment_has_what_the_extras_require() -> None:
-    """The metadata of this package can be read, and contains the extra."""
+    """The package's metadata can be read, and this environment meets the extras' requirements."""
     assert extras.metadata.requires("otel-token-relay")
     assert unmet("verify") == []

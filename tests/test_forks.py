@@ -1,4 +1,4 @@
-"""Methods of shared objects are called in each forked child, for as long as their objects exist."""
+"""The registered methods of objects that still exist are called in each forked child."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system doe
 
 
 class Shared:
-    """An object with a lock, which a child must replace."""
+    """An object with a lock that a child must replace."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -33,7 +33,7 @@ class Shared:
 def in_child(work: Callable[[], bool]) -> bool:
     """Return whether *work* returned ``True`` in a forked child."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # about forking a process with threads
+        warnings.simplefilter("ignore", DeprecationWarning)  # the warning about forking a process with threads
         child = os.fork()
     if child == 0:
         try:
@@ -44,7 +44,7 @@ def in_child(work: Callable[[], bool]) -> bool:
 
 
 def test_the_method_is_called_once_in_the_child_and_never_in_the_parent() -> None:
-    """A lock that is held during the fork is free in the child."""
+    """The method runs once in the child and never in the parent, and replaces a lock that was held during the fork."""
     shared = Shared()
     call_in_child(shared, Shared.renew)
 
@@ -55,7 +55,7 @@ def test_the_method_is_called_once_in_the_child_and_never_in_the_parent() -> Non
 
 
 def test_a_child_of_a_child_is_a_child_too() -> None:
-    """Daemons fork twice."""
+    """A child's own child, as in a daemon that forks twice, is also treated as a forked child."""
     shared = Shared()
     call_in_child(shared, Shared.renew)
 
@@ -63,7 +63,7 @@ def test_a_child_of_a_child_is_a_child_too() -> None:
 
 
 def test_each_object_has_one_method() -> None:
-    """The last one applies. Methods of other objects are called as well."""
+    """Each object has one registered method, the last one, and the methods of all objects are called."""
     first, second = Shared(), Shared()
     call_in_child(first, Shared.renew)
     call_in_child(second, Shared.renew)
@@ -73,7 +73,7 @@ def test_each_object_has_one_method() -> None:
 
 
 def test_an_object_is_not_kept_alive() -> None:
-    """Verifiers and relays come and go in tests and on new settings."""
+    """Registering an object does not keep it alive, because tests and new settings replace verifiers and relays."""
     gc.collect()
     before = len(_methods)
     shared = Shared()
@@ -87,7 +87,7 @@ def test_an_object_is_not_kept_alive() -> None:
 
 
 def test_a_method_may_register_further_objects() -> None:
-    """An object can be replaced by another one in the child."""
+    """A method can register additional objects, so the child can replace an object."""
     shared, later = Shared(), Shared()
     call_in_child(shared, lambda owner: (owner.renew(), call_in_child(later, Shared.renew))[0])
 

@@ -1,4 +1,4 @@
-"""The table of hooks fits the installed libraries, and reading it imports none of them."""
+"""The table of hooks matches the installed libraries, and reading it imports none of them."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ distributions = functools.cache(packages_distributions)
 
 
 def module_of(hook: Hook) -> ModuleType:
-    """Import the module of a hook, or skip the test if the installed release does not have it."""
+    """Import a hook's module, or skip the test if the installed release does not have the module."""
     top = hook.module.partition(".")[0]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # libraries warn about each other
+        warnings.simplefilter("ignore")  # libraries emit warnings about each other
         if importlib.util.find_spec(top) is None or importlib.util.find_spec(hook.module) is None:
             pytest.skip(f"{hook.module} is not installed")
         try:
@@ -42,10 +42,10 @@ def module_of(hook: Hook) -> ModuleType:
 
 @every_hook
 def test_each_hook_patches_its_library_and_can_be_undone(hook: Hook) -> None:
-    """Each method that it names exists in the installed release, and afterwards it is the original again."""
+    """Each hook patches existing methods of the installed release, and undoing the hook restores the originals."""
     module, patches = module_of(hook), Patches()
 
-    # Some hooks are needed only if tokens are exchanged, or if a request may be sent once more.
+    # Some hooks are necessary only if tokens are exchanged or if a request can be repeated.
     hook.patch(module, Runtime(Settings(destinations=["https://a;audience=b;retry=idempotent"])), patches)
     done = list(patches._done)
     patches.undo()
@@ -60,13 +60,15 @@ def test_each_hook_patches_its_library_and_can_be_undone(hook: Hook) -> None:
 
 @every_hook
 def test_each_hook_names_the_package_that_contains_its_module(hook: Hook) -> None:
-    """`otel-token-relay check` prints its version. The standard library has none."""
+    """Each hook has the name of the package whose version `otel-token-relay check` prints, or none for the standard
+    library.
+    """
     module_of(hook)
     top = hook.module.partition(".")[0]
 
     if hook.distribution is None:
         assert top in sys.stdlib_module_names
-    elif top == "opentelemetry":  # shared by many packages
+    elif top == "opentelemetry":  # many packages share this name
         assert hook.distribution.startswith("opentelemetry-instrumentation-")
     else:
         found = [name.lower().replace("_", "-") for name in distributions()[top]]
@@ -74,21 +76,23 @@ def test_each_hook_names_the_package_that_contains_its_module(hook: Hook) -> Non
 
 
 def test_no_hook_is_listed_twice() -> None:
-    """Clients and servers may share a module, but each patch is applied once."""
+    """No hook is listed twice, although clients and servers can share a module."""
     assert HOOKS == CLIENT_HOOKS + SERVER_HOOKS + CARRIER_HOOKS + CACHE_HOOKS
     assert len(set(HOOKS)) == len(HOOKS)
     assert len({(hook.module, hook.patch) for hook in HOOKS}) == len(HOOKS)
 
 
 def test_fastapi_is_hooked_before_starlette() -> None:
-    """Its own telemetry extracts before it calls Starlette's method."""
+    """FastAPI is hooked before Starlette, because its telemetry extracts the context before it calls Starlette's
+    method.
+    """
     modules = [hook.module for hook in SERVER_HOOKS]
 
     assert modules.index("fastapi.applications") < modules.index("starlette.applications")
 
 
 def test_a_hook_cannot_be_modified() -> None:
-    """Installations remember their hooks as keys."""
+    """A hook cannot be modified, because installations use hooks as dictionary keys."""
     hook = HOOKS[0]
 
     with pytest.raises(FrozenInstanceError):
@@ -97,7 +101,7 @@ def test_a_hook_cannot_be_modified() -> None:
 
 
 def test_reading_the_table_imports_no_library() -> None:
-    """Applications pay only for the libraries that they use."""
+    """Reading the table imports no library, so applications load only the libraries that they use."""
     libraries = {hook.module.partition(".")[0] for hook in HOOKS if hook.distribution is not None} - {"opentelemetry"}
     program = f"import sys, otel_token_relay.hooks; print(sorted({libraries!r} & sys.modules.keys()))"
 
@@ -144,7 +148,7 @@ print(wrapped())
 
 @pytest.mark.parametrize("order", ["before", "after"])
 def test_caches_are_hooked_by_install_and_freed_by_uninstall(order: str) -> None:
-    """Whether the application imports them before or after the installation."""
+    """`install` hooks and `uninstall` releases the caches, even those that are imported after the installation."""
     ran = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", LATE, order], capture_output=True, text=True, timeout=120, check=False
     )

@@ -1,4 +1,4 @@
-"""Modules are patched when they are imported, also if their import is under way, and restored."""
+"""Modules are patched on import, even if the import is in progress, and can be restored."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.test_installation import run
 
 _numbers = itertools.count()
 
-# Calls the function that a test has stored in `sys`, in the middle of its own import.
+# Call the function that a test stored in `sys` in the middle of the module's own import.
 HALF_IMPORTED = """
 import sys
 sys.test_import_hooks(__name__)
@@ -34,20 +34,20 @@ def function():
 
 @dataclass(frozen=True)
 class NamedHook:
-    """A patch of `function`, which adds a mark to its result."""
+    """A patch of `function` that adds a mark to the result."""
 
     module: str
     mark: str = "patched"
 
 
 class Library:
-    """A folder of modules that can be imported."""
+    """A directory of modules that can be imported."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def write(self, source: str = 'def function():\n    return ["original"]\n') -> str:
-        """Write a module, and return its name, which no other test uses: the import system remembers hooks."""
+        """Write a module, and return its name, which is unique because the import system remembers hooks."""
         name = f"library_{next(_numbers)}"
         (self.folder / f"{name}.py").write_text(source)
         importlib.invalidate_caches()
@@ -56,7 +56,7 @@ class Library:
 
 @pytest.fixture
 def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Library]:
-    """The folder, whose modules are forgotten after the test."""
+    """A directory whose modules are forgotten after the test."""
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     yield Library(tmp_path)
@@ -66,7 +66,7 @@ def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Library
 
 @pytest.fixture
 def during_import(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[str], None]], None]:
-    """Set what a half-imported module calls."""
+    """Set the function that a partly imported module calls."""
     return lambda function: monkeypatch.setattr(sys, "test_import_hooks", function, raising=False)
 
 
@@ -92,7 +92,7 @@ def hooks(failures: list[tuple[NamedHook, str]]) -> Iterator[ImportHooks[NamedHo
 
 
 def test_modules_are_patched_at_once_or_when_they_are_imported(hooks: ImportHooks[NamedHook], library: Library) -> None:
-    """No module is imported by a hook, and each is patched once."""
+    """Each module is patched once, immediately if it is imported or else on import, and no hook imports a module."""
     early, late, other = library.write(), library.write(), library.write()
     table = (NamedHook(early), NamedHook(late))
     imported = importlib.import_module(early)
@@ -110,7 +110,7 @@ def test_modules_are_patched_at_once_or_when_they_are_imported(hooks: ImportHook
 
 
 def test_hooks_that_are_off_do_nothing(hooks: ImportHooks[NamedHook], library: Library) -> None:
-    """Patches are removed. Modules that are imported later stay unchanged until the hooks are on again."""
+    """Disabling hooks removes their patches, and later imports remain unchanged until the hooks are enabled again."""
     table = (NamedHook(library.write()), NamedHook(library.write()))
     hooks.switch_on(table)
     hooks.watch()
@@ -129,7 +129,7 @@ def test_hooks_that_are_off_do_nothing(hooks: ImportHooks[NamedHook], library: L
 def test_a_hook_that_fails_leaves_its_module_unchanged(
     order: str, hooks: ImportHooks[NamedHook], library: Library, failures: list[tuple[NamedHook, str]]
 ) -> None:
-    """The import goes on, the error is reported, and another hook of the same module is applied."""
+    """A failed hook leaves its module unchanged, is reported, and does not stop the import or other hooks."""
     name = library.write()
     table = (NamedHook(name, "broken"), NamedHook(name))
     if order == "imported before":
@@ -147,7 +147,7 @@ def test_a_hook_that_fails_leaves_its_module_unchanged(
 def test_a_module_is_patched_at_the_end_of_its_own_import(
     hooks: ImportHooks[NamedHook], library: Library, during_import: Callable[[Callable[[str], None]], None]
 ) -> None:
-    """Such a module has no function to patch yet when the hooks are switched on."""
+    """A module whose import is in progress when the hooks are enabled is patched at the end of the import."""
     hook = NamedHook(library.write(HALF_IMPORTED))
     seen: list[bool] = []
 
@@ -169,7 +169,7 @@ def test_a_module_is_patched_at_the_end_of_its_own_import(
 def test_an_import_that_fails_is_waited_for_again(
     library: Library, during_import: Callable[[Callable[[str], None]], None]
 ) -> None:
-    """The callback gets the module of the import that succeeds, once."""
+    """After a failed import, the callback is called once, with the module of the import that succeeds."""
     name = library.write(HALF_IMPORTED)
     called: list[types.ModuleType] = []
 
@@ -191,7 +191,7 @@ def test_a_callback_that_fails_does_not_stop_a_half_import(
     during_import: Callable[[Callable[[str], None]], None],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The application gets its module, and the error is logged."""
+    """A callback that raises an error does not stop an import that is in progress, and the error is logged."""
     name = library.write(HALF_IMPORTED)
 
     def fail(_: types.ModuleType) -> None:
@@ -201,16 +201,18 @@ def test_a_callback_that_fails_does_not_stop_a_half_import(
 
     assert importlib.import_module(name).function() == ["original"]
     assert [(record.levelno, record.getMessage()) for record in caplog.records] == [
-        (logging.ERROR, f"token relay cannot hook {name}, which is left unchanged")
+        (logging.ERROR, f"token relay cannot hook {name}, which remains unchanged")
     ]
 
 
 class OwnSpec(ModuleSpec):
-    """The spec of another import system, which does not report the end of an import."""
+    """A spec from a custom import system, which does not report the end of an import."""
 
 
 def test_a_spec_of_another_import_system_is_not_waited_for(library: Library) -> None:
-    """The callback is called at once, because it would not be called later."""
+    """For a spec from a custom import system, the callback is called immediately, because it would not be called
+    later.
+    """
     name = library.write()
     module = types.ModuleType(name)
     module.__spec__ = OwnSpec(name, None)
@@ -227,7 +229,7 @@ def test_a_spec_of_another_import_system_is_not_waited_for(library: Library) -> 
 
 @pytest.mark.parametrize("spec", [None, "not a spec"], ids=["no spec", "not a spec"])
 def test_a_module_without_a_usable_spec_counts_as_imported(spec: object, library: Library) -> None:
-    """Programs create modules by hand, and `__main__` has no spec."""
+    """A module without a usable spec, such as `__main__`, is considered imported."""
     name = library.write()
     module = types.ModuleType(name)
     module.__spec__ = spec  # type: ignore[assignment]  # this is the mistake
@@ -255,7 +257,7 @@ SELF_IMPORTING = [
 
 @pytest.mark.parametrize("first_import", SELF_IMPORTING)
 def test_a_module_that_imports_the_package_is_hooked(first_import):
-    """The module is only partly imported when OpenTelemetry loads the propagator."""
+    """A module that imports the package is hooked, although it is only partly imported when the propagator loads."""
     out, err = run(
         f"import {first_import}\nimport opentelemetry.propagate, colorsys\n"
         "from otel_token_relay.installation import hook_states\n"

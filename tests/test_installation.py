@@ -1,4 +1,4 @@
-"""Hooks are lazy, innermost, idempotent and reversible. A hook that fails leaves its library unchanged."""
+"""Hooks are lazy, innermost, idempotent, and reversible. A failed hook leaves its library unchanged."""
 
 import logging
 import os
@@ -38,7 +38,7 @@ def run(program, **environ):
 
 
 def test_uninstall_restores_the_previous_state():
-    """It restores the methods and the global propagator."""
+    """`uninstall` restores the methods and the global propagator."""
     method, textmap = httpx.HTTPTransport.handle_request, propagate.get_global_textmap()
 
     install(LISTED)
@@ -52,7 +52,7 @@ def test_uninstall_restores_the_previous_state():
 
 
 def test_install_is_idempotent():
-    """A second call changes nothing."""
+    """A second call to `install` changes nothing."""
     install(LISTED)
     method, textmap = httpx.HTTPTransport.handle_request, propagate.get_global_textmap()
 
@@ -64,7 +64,7 @@ def test_install_is_idempotent():
 
 
 def test_new_settings_take_effect():
-    """There is still one wrapper and one propagator."""
+    """New settings take effect without an additional wrapper or propagator."""
     original = httpx.HTTPTransport.handle_request
     install(LISTED)
     install(Settings(destinations=("https://b",)))
@@ -75,7 +75,7 @@ def test_new_settings_take_effect():
 
 
 def test_an_existing_propagator_is_kept():
-    """The application has added it to its own composite."""
+    """A propagator that the application added to its own composite is kept."""
     own = CompositePropagator([TokenRelayPropagator(LISTED)])
     propagate.set_global_textmap(own)
 
@@ -85,7 +85,7 @@ def test_an_existing_propagator_is_kept():
 
 
 def test_a_hook_that_fails_leaves_its_library_unchanged(monkeypatch, caplog):
-    """The log contains one clear error, and the other libraries are hooked."""
+    """A failed hook logs one clear error and leaves its library unchanged, and the other libraries are hooked."""
     broken = types.ModuleType("httpx_of_tomorrow")
     broken.Headers = httpx.Headers
     broken.HTTPTransport = type("HTTPTransport", (), {"handle_request": lambda self, request: "sent"})
@@ -103,7 +103,7 @@ def test_a_hook_that_fails_leaves_its_library_unchanged(monkeypatch, caplog):
 
 
 def test_libraries_are_hooked_when_the_application_imports_them():
-    """The package itself never imports them."""
+    """Libraries are hooked when the application imports them, and the package itself never imports them."""
     out, _ = run(
         "import sys, otel_token_relay as r; r.install()\n"
         "from otel_token_relay.installation import hook_states\n"
@@ -121,7 +121,7 @@ def test_libraries_are_hooked_when_the_application_imports_them():
 
 
 def test_the_entry_point_never_raises(monkeypatch, caplog):
-    """An exception would keep the application from starting."""
+    """The entry point never raises an exception, which would prevent the application from starting."""
     monkeypatch.setattr(Settings, "load", classmethod(lambda cls, **_: 1 / 0))
 
     propagator = module.propagator_from_env()
@@ -131,7 +131,7 @@ def test_the_entry_point_never_raises(monkeypatch, caplog):
 
 
 def test_unreadable_settings_are_reported_once_and_the_application_starts():
-    """Each problem is one error in the log, including under `opentelemetry-instrument`."""
+    """Each unreadable setting is logged once as an error, and the application starts."""
     environ = {
         **os.environ,
         **RELAY,
@@ -148,7 +148,7 @@ def test_unreadable_settings_are_reported_once_and_the_application_starts():
 
 
 def test_settings_without_the_propagator_cause_a_warning(monkeypatch, caplog):
-    """This is the most common mistake. The warning appears when the application starts."""
+    """Settings without the propagator, the most common mistake, cause a warning at startup."""
     monkeypatch.setenv("OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS", "https://a")
 
     module.pre_instrument()
@@ -161,7 +161,7 @@ def test_settings_without_the_propagator_cause_a_warning(monkeypatch, caplog):
 
 
 def test_servers_stay_enclosed_while_other_settings_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between two installations, a server would serve requests without a boundary, and so unverified."""
+    """Servers keep their boundary while new settings are installed, so no request is served without verification."""
     uvicorn = pytest.importorskip("uvicorn")
 
     async def app(scope: object, receive: object, send: object) -> None: ...

@@ -1,4 +1,4 @@
-"""The trusted issuers, as operators write them."""
+"""Trusted issuers can be written in every form that operators use."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ ANY_TENANT = "https://login.microsoftonline.com/{tid}/v2.0"
     ],
 )
 def test_an_issuer_is_a_url_a_name_or_any_tenant(issuer: Any, is_accepted: bool, has_metadata: bool) -> None:
-    """A name is compared with iss and never fetched."""
+    """An issuer is a URL, a name that is compared with `iss` but never fetched, or a URL for any tenant."""
     assert (problem_with_issuer(issuer) is None) is is_accepted
     if is_accepted:
         assert TrustedIssuer(issuer=issuer).has_metadata() is has_metadata
@@ -87,7 +87,9 @@ def test_an_issuer_is_a_url_a_name_or_any_tenant(issuer: Any, is_accepted: bool,
     ],
 )
 def test_a_tenant_fills_the_issuer(tenant: Any, tenants: tuple[str, ...], is_accepted: bool) -> None:
-    """Only a tenant's ID does, and that of personal accounts only if it is listed."""
+    """Only a tenant's ID matches the tenant placeholder, and the ID of personal accounts matches only if it is
+    listed.
+    """
     expected = f"https://login.microsoftonline.com/{tenant}/v2.0" if is_accepted else None
 
     assert fill_tenant(ANY_TENANT, tenant, tenants) == expected
@@ -99,7 +101,7 @@ def read(*entries: object) -> tuple[tuple[Any, ...], list[str]]:
 
 
 def test_an_entry_of_a_file_has_its_own_settings() -> None:
-    """Empty values are absent, and an audience may be text with commas."""
+    """An issuer in a file has its own settings, and an empty value is equivalent to an absent one."""
     found, problems = read(
         "https://a.example",
         {
@@ -163,7 +165,7 @@ def test_an_entry_of_a_file_has_its_own_settings() -> None:
     ],
 )
 def test_a_bad_entry_is_named_and_skipped(entry: object, problem: str) -> None:
-    """The message contains no secret, and the other entries remain."""
+    """A message without secrets reports an invalid issuer, and the other issuers remain."""
     found, problems = read("https://a.example", entry, "https://z.example")
 
     assert found == ("https://a.example", "https://z.example")
@@ -176,14 +178,16 @@ def test_a_bad_entry_is_named_and_skipped(entry: object, problem: str) -> None:
     st.lists(json_values | st.dictionaries(st.sampled_from(["issuer", "client", "audience", "jwks_uri"]), json_values))
 )
 def test_any_entries_are_read(entries: list[Any]) -> None:
-    """A file may contain anything. Nothing raises, and what remains can be used."""
+    """Any entries in a file can be read without raising an error, and the remaining issuers are usable."""
     found, _ = read(*entries)
 
     assert all(problem_with_issuer(str(entry)) is None for entry in found)
 
 
 def test_a_value_that_belongs_to_one_issuer_goes_to_the_only_one() -> None:
-    """With several issuers, it is not clear to which one it belongs."""
+    """A separate key set URL or introspection endpoint applies to the only issuer, and is an error with several
+    issuers.
+    """
     (only,) = combine(["acme.com"], jwks_uri="https://keys.example", introspection_endpoint="https://a.example/i")
     assert (only.jwks_uri, only.introspection_endpoint) == ("https://keys.example", "https://a.example/i")
 
@@ -197,7 +201,7 @@ def test_a_value_that_belongs_to_one_issuer_goes_to_the_only_one() -> None:
 
 
 def test_only_a_url_can_be_fetched() -> None:
-    """Names and templates are not URLs of issuers."""
+    """Only a URL can be fetched, not a name or a template."""
     assert is_issuer("https://idp.example")
     assert not is_issuer(ANY_TENANT)
     assert not is_issuer("http://idp.example")
@@ -207,7 +211,7 @@ def test_only_a_url_can_be_fetched() -> None:
 
 @pytest.mark.parametrize("name", ["issuer", "jwks_uri", "introspection_endpoint"])
 def test_plain_http_needs_a_host_that_the_operator_trusts(name: str) -> None:
-    """The issuer itself and each of its endpoints."""
+    """An issuer or an endpoint with plain http requires a host that the operator trusts."""
     entry = TrustedIssuer(**{"issuer": "https://a.example"} | {name: "http://b.example/x"})
     with pytest.raises(ConfigurationError, match="plaintext_issuers"):
         combine([entry])
@@ -215,7 +219,7 @@ def test_plain_http_needs_a_host_that_the_operator_trusts(name: str) -> None:
 
 
 def test_a_token_for_keys_belongs_to_one_issuer() -> None:
-    """With several issuers, each entry has its own."""
+    """A token for fetching keys belongs to one issuer, so with several issuers each needs its own."""
     (only,) = combine(["https://a.example"], jwks_token_file="/run/token")
     assert only.jwks_token_file == "/run/token"
     for issuers in ([], ["https://a.example", "https://b.example"]):

@@ -1,4 +1,4 @@
-"""The check of links between pages."""
+"""The program checks the links between pages."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tools import links
     ],
 )
 def test_anchors_are_those_of_github(heading: str, anchor: str) -> None:
-    """Punctuation is removed, spaces become hyphens one by one, and underscores stay."""
+    """Anchors follow GitHub's rules: punctuation is removed, each space becomes a hyphen, and underscores remain."""
     assert links.anchor_of(heading) == anchor
 
 
@@ -41,7 +41,7 @@ def test_anchors_are_those_of_github(heading: str, anchor: str) -> None:
     ],
 )
 def test_broken_links_are_found(tmp_path: Path, link: str, is_broken: bool) -> None:
-    """A link needs a file and, if it names one, a heading outside of code."""
+    """A link is broken unless its file exists and its anchor is a heading outside of code."""
     other = "# A heading\n\n## A heading\n\n```sh\n# in code\n```\n"
     (tmp_path / "other.md").write_text(other, "utf-8")
     page = tmp_path / "page.md"
@@ -51,7 +51,7 @@ def test_broken_links_are_found(tmp_path: Path, link: str, is_broken: bool) -> N
 
 
 def test_the_program_names_the_page_and_the_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A broken link is one line, and the status is 1."""
+    """The program prints one line with the page and line number of each broken link, and exits with status 1."""
     page = tmp_path / "page.md"
     page.write_text("[a link](missing.md)\n", "utf-8")
 

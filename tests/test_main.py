@@ -1,4 +1,4 @@
-"""The package runs as a module, like the command."""
+"""The package runs as a module exactly as the command does."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_the_script_and_the_module_are_the_same() -> None:
 
 @pytest.mark.parametrize(("arguments", "status"), [(["--help"], 0), (["unknown"], 2), ([], 2)])
 def test_the_exit_status_is_that_of_the_command(arguments: list[str], status: int) -> None:
-    """Scripts and container health checks rely on it."""
+    """The exit status is the command's, which scripts and container health checks use."""
     ran = subprocess.run(
         [sys.executable, "-m", "otel_token_relay", *arguments], capture_output=True, text=True, timeout=120, check=False
     )
@@ -32,7 +32,7 @@ def test_the_exit_status_is_that_of_the_command(arguments: list[str], status: in
 
 
 def test_importing_the_module_runs_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    """Tools that import every module of a package do not start the command."""
+    """Importing the module does not start the command."""
     importlib.import_module("otel_token_relay.__main__")
 
     assert capsys.readouterr() == ("", "")

@@ -1,4 +1,4 @@
-"""Warnings are shown once, wherever the application sends its log."""
+"""A warning appears once, in any log destination that the application uses."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ SHOWN = "WARNING:otel_token_relay:3 requests\n"
 
 
 ROOT = logging.Logger("root", logging.WARNING)  # noqa: LOG001 - not a logger of this process
-"""The root logger of an application. Pytest adds handlers to the real one."""
+"""A root logger for the application. This is a separate logger, because pytest adds handlers to the real root
+logger."""
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +34,7 @@ def no_handlers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 class Keeping(logging.Handler):
-    """A handler of the application."""
+    """A log handler of the application."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,7 +49,7 @@ def warn() -> None:
 
 
 def test_python_shows_it_without_any_handler(capsys: pytest.CaptureFixture[str]) -> None:
-    """Python's handler of last resort writes it, and ours does not repeat it."""
+    """Without any handler, Python's handler of last resort writes the warning, and the package does not repeat it."""
     warn()
 
     assert capsys.readouterr().err == "3 requests\n"
@@ -56,7 +57,7 @@ def test_python_shows_it_without_any_handler(capsys: pytest.CaptureFixture[str])
 
 @pytest.mark.parametrize("logger", [ROOT, LOGGER], ids=["root", "ours"])
 def test_a_handler_of_the_application_is_enough(logger: logging.Logger, capsys: pytest.CaptureFixture[str]) -> None:
-    """It is not repeated on standard error."""
+    """A warning that an application's handler receives is not repeated on standard error."""
     handler = Keeping()
     logger.addHandler(handler)
     warn()
@@ -83,12 +84,12 @@ def _stop_propagation() -> None:
         pytest.param(lambda: _add(logging.NullHandler()), id="a handler that drops all"),
         pytest.param(lambda: _add(Keeping(), logging.ERROR), id="a handler for errors only"),
         pytest.param(_stop_propagation, id="no propagation to the handler"),
-        # `logging.config.dictConfig` does this to every existing logger, also to those of other tests.
+        # `logging.config.dictConfig` disables every existing logger, including those of other tests.
         pytest.param(lambda: setattr(LOGGER, "disabled", True), id="disabled by dictConfig"),
     ],
 )
 def test_standard_error_shows_what_no_handler_shows(configure: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    """Otherwise, the warning would be lost without notice."""
+    """Standard error contains a warning that no handler receives."""
     configure()
     warn()
 
@@ -103,7 +104,7 @@ def test_standard_error_shows_what_no_handler_shows(configure: Any, capsys: pyte
     ],
 )
 def test_what_the_application_switches_off_stays_off(configure: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    """A level is a decision of the operator."""
+    """A level that the operator sets also suppresses warnings on standard error."""
     configure()
     warn()
 
@@ -111,7 +112,7 @@ def test_what_the_application_switches_off_stays_off(configure: Any, capsys: pyt
 
 
 def test_without_standard_error_nothing_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Windows programs without a console have none."""
+    """Without standard error, as in Windows programs without a console, the warning is dropped without an error."""
     _add(logging.NullHandler())
     monkeypatch.setattr("sys.stderr", None)
 
@@ -119,7 +120,7 @@ def test_without_standard_error_nothing_is_shown(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_handler_that_raises_is_harmless() -> None:
-    """The request that caused the warning continues."""
+    """A handler that raises an error does not stop the request that caused the warning."""
 
     class Broken(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -148,7 +149,7 @@ def written(capsys: pytest.CaptureFixture[str]) -> list[str]:
 def test_a_line_contains_the_fields_that_have_a_value(
     decision_log: operator_log.DecisionLog, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It begins with the time, in UTC."""
+    """A line starts with the time in UTC and contains only fields that have a value."""
     decision_log.write(decision="withheld", entry=None, reason="no token")
 
     assert re.fullmatch(
@@ -173,14 +174,14 @@ def test_a_line_contains_the_fields_that_have_a_value(
 def test_a_value_is_printable_ascii(
     decision_log: operator_log.DecisionLog, value: str, shown: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A value cannot end the line, nor control a terminal."""
+    """A value is printable ASCII, so it cannot end the line or control a terminal."""
     decision_log.write(a=value)
 
     assert written(capsys) == [f"a={shown}"]
 
 
 def test_a_value_is_computed_only_for_a_line_that_is_written(capsys: pytest.CaptureFixture[str]) -> None:
-    """Explaining a token costs more than rejecting it. A callable may return nothing."""
+    """A value is computed only for a line that is written, and a callable can return nothing."""
     log = operator_log.DecisionLog(clock=lambda: 0.0)
     calls: list[int] = []
 
@@ -198,7 +199,7 @@ def test_a_value_is_computed_only_for_a_line_that_is_written(capsys: pytest.Capt
 def test_a_line_has_at_most_500_bytes(
     decision_log: operator_log.DecisionLog, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A longer one ends with three dots."""
+    """A line has at most 500 bytes, and a truncated line ends with three dots."""
     decision_log.write(a="x" * 1000)
 
     line = capsys.readouterr().err
@@ -207,7 +208,7 @@ def test_a_line_has_at_most_500_bytes(
 
 
 def test_at_most_100_lines_are_written_in_a_second(capsys: pytest.CaptureFixture[str]) -> None:
-    """The next line that is written says how many are missing."""
+    """At most 100 lines are written each second, and the next line contains the number of missing lines."""
     now = 0.0
     log = operator_log.DecisionLog(clock=lambda: now)
     for _ in range(150):
@@ -223,7 +224,7 @@ def test_at_most_100_lines_are_written_in_a_second(capsys: pytest.CaptureFixture
 def test_without_standard_error_nothing_raises(
     decision_log: operator_log.DecisionLog, stream: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A service may have closed it."""
+    """Logging without standard error, which a service might have closed, does not raise an error."""
     closed = io.StringIO()
     closed.close()
     monkeypatch.setattr("sys.stderr", closed if stream == "closed" else None)
@@ -235,7 +236,7 @@ def test_without_standard_error_nothing_raises(
 def test_debug_writes_log_records_whatever_the_configuration_is(
     configuration: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The application's handlers get what they got before, and nothing remains after the switch is off."""
+    """Debug logging writes log records regardless of the configuration, and its effect ends when it is disabled."""
     handler = Keeping()
     LOGGER.addHandler(handler)
     LOGGER.setLevel(logging.ERROR if configuration == "level" else logging.INFO)

@@ -1,4 +1,4 @@
-"""Origins and patterns: which are equal, and which are rejected."""
+"""Origins and patterns are normalized and compared, and ambiguous ones are rejected."""
 
 import pytest
 from hypothesis import given
@@ -26,7 +26,7 @@ from otel_token_relay.origin import Origin, OriginPattern, normalize_host
     ],
 )
 def test_an_origin_is_normalized(url, expected):
-    """Case, default ports, a trailing dot, IDNA and the spelling of IPv6 addresses make no difference."""
+    """Case, default ports, a trailing dot, IDNA, and the spelling of IPv6 addresses do not change an origin."""
     assert str(Origin.parse(url)) == expected
 
 
@@ -72,13 +72,13 @@ def test_an_origin_is_normalized(url, expected):
     ],
 )
 def test_an_ambiguous_url_has_no_origin(url):
-    """An ambiguous or invalid URL is rejected, so no token is relayed to it."""
+    """An ambiguous or invalid URL has no origin, so no token is relayed to it."""
     assert Origin.parse(url) is None
 
 
 @given(st.text(), st.text(), st.none() | st.integers())
 def test_origins_of_any_text_never_raise(scheme, host, port):
-    """Clients pass any text that their users enter."""
+    """Computing the origin of any text never raises an error."""
     Origin.of(scheme, host, port)
     Origin.parse(scheme + "://" + host)
     Origin.parse("http://" + host)
@@ -87,7 +87,7 @@ def test_origins_of_any_text_never_raise(scheme, host, port):
 
 @given(st.text())
 def test_a_pattern_is_accepted_or_rejected_with_a_message(text):
-    """Parsing raises only ValueError, and the text of a pattern parses to the same pattern."""
+    """Parsing a pattern raises only `ValueError`, and the text of a pattern parses to an equal pattern."""
     message = None
     try:
         pattern = OriginPattern.parse(text)
@@ -130,7 +130,7 @@ def test_a_pattern_is_accepted_or_rejected_with_a_message(text):
     ],
 )
 def test_an_invalid_pattern_is_rejected(text):
-    """A pattern must not contain a path, user info, or a star in any other position."""
+    """A pattern with a path, user info, or a star in an unsupported position is rejected."""
     with pytest.raises(ValueError, match=r"\w{3}"):
         OriginPattern.parse(text)
 
@@ -148,5 +148,5 @@ def test_an_invalid_pattern_is_rejected(text):
     ],
 )
 def test_loopback_is_recognized(entry, loopback):
-    """Plain http is harmless on loopback only."""
+    """Loopback, the only place where plain http is harmless, is recognized."""
     assert OriginPattern.parse(entry).is_loopback is loopback

@@ -1,4 +1,4 @@
-"""The private names of OpenTelemetry that the core uses still mean what it assumes."""
+"""OpenTelemetry's private names behave as the package's core assumes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from otel_token_relay.otel import (
 
 
 def test_a_context_keeps_its_span_under_the_key() -> None:
-    """It is the same object that the public function returns."""
+    """A context keeps its span under the private key, as the same object that the public function returns."""
     span = trace.NonRecordingSpan(trace.SpanContext(1, 2, is_remote=False))
     context = trace.set_span_in_context(span, Context())
 
@@ -43,7 +43,7 @@ def test_a_context_keeps_its_span_under_the_key() -> None:
 
 
 def test_telemetrys_own_work_is_suppressed() -> None:
-    """Exporters mark their calls in this way, and instrumentation reads the same mark."""
+    """OpenTelemetry's own work, such as an export, is recognized by the mark that instrumentation also reads."""
     assert not is_suppressed(otel_context.get_current())
     with suppress_instrumentation():
         assert is_suppressed(otel_context.get_current())
@@ -52,7 +52,9 @@ def test_telemetrys_own_work_is_suppressed() -> None:
 
 
 def test_a_call_of_the_application_in_an_instrumented_client_is_not_suppressed() -> None:
-    """The instrumentation of requests suppresses only that of urllib3 inside it, and the call must be relayed."""
+    """A call through an instrumented requests client is not suppressed, because only urllib3's instrumentation is
+    suppressed.
+    """
     with suppress_http_instrumentation():
         assert not is_suppressed(otel_context.get_current())
 
@@ -70,12 +72,12 @@ def test_a_call_of_the_application_in_an_instrumented_client_is_not_suppressed()
     ids=["neither", "new", "old", "old, new off", "new off", "HTTP only"],
 )
 def test_either_key_suppresses(values: dict[str, object], expected: bool) -> None:
-    """Older releases of exporters set another key."""
+    """Either suppression key is recognized, because older exporters set a different key."""
     assert is_suppressed(Context(values)) is expected
 
 
 def test_the_parts_of_a_composite_are_listed_in_order() -> None:
-    """The list is a copy. A propagator without parts is its own only part."""
+    """The parts of a composite are listed in order in a copy, and a propagator without parts is its own only part."""
     first, second = TraceContextTextMapPropagator(), W3CBaggagePropagator()
     composite = CompositePropagator([first, second])
 
@@ -88,7 +90,7 @@ def test_the_parts_of_a_composite_are_listed_in_order() -> None:
 
 
 def test_either_scope_suppresses_a_server() -> None:
-    """As for instrumentation of servers."""
+    """Either kind of suppression applies to a server, as it does in server instrumentation."""
     assert not is_server_suppressed(otel_context.get_current())
     for suppress in (suppress_instrumentation, suppress_http_instrumentation):
         with suppress():
@@ -96,7 +98,7 @@ def test_either_scope_suppresses_a_server() -> None:
 
 
 def test_the_current_context_is_opentelemetrys() -> None:
-    """The shorter way to it reads and writes the same variable."""
+    """The direct access to the current context uses the same variable as OpenTelemetry."""
     before = get_current()
     assert otel_context.get_current() is before
 
@@ -110,7 +112,7 @@ def test_the_current_context_is_opentelemetrys() -> None:
 
 
 def test_a_context_that_cannot_be_detached_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """The event loop may close a coroutine in another task than the one that ran it."""
+    """A context that cannot be detached is logged, because an event loop can close a coroutine in a different task."""
     caplog.set_level("DEBUG", "otel_token_relay")
     foreign = contextvars.copy_context().run(attach, Context({"other": 1}))
     before = get_current()
@@ -121,7 +123,7 @@ def test_a_context_that_cannot_be_detached_is_logged(caplog: pytest.LogCaptureFi
 
 
 def test_the_default_context_keeps_unknown_keys() -> None:
-    """Another runtime context may not, which `test_r15_lossy_context` tries."""
+    """The default context keeps unknown keys, which `test_r15_lossy_context` tests with a different runtime context."""
     before = otel_context.get_current()
     assert keeps_unknown_keys()
     assert otel_context.get_current() is before
@@ -139,7 +141,7 @@ LIMITS = {
 
 @pytest.mark.parametrize("limits", LIMITS.values(), ids=LIMITS)
 def test_texts_are_set_as_the_sdk_sets_them(limits: SpanLimits) -> None:
-    """The limits of the span apply, and a value that the span has is replaced."""
+    """Text attributes are set as the SDK sets them, within the span's limits and in place of existing values."""
     tracer = TracerProvider(span_limits=limits).get_tracer("t")
     ours, theirs = (tracer.start_span("s", attributes={"zero": "z", "one": "old"}) for _ in range(2))
     assert isinstance(ours, Span)
@@ -153,7 +155,7 @@ def test_texts_are_set_as_the_sdk_sets_them(limits: SpanLimits) -> None:
 
 
 def test_texts_are_not_set_on_a_span_that_has_ended() -> None:
-    """Its record may be waiting for the exporter."""
+    """Text attributes are not set on an ended span, whose record might be waiting for the exporter."""
     span = TracerProvider().get_tracer("t").start_span("s")
     assert isinstance(span, Span)
     span.end()
@@ -165,7 +167,7 @@ def test_texts_are_not_set_on_a_span_that_has_ended() -> None:
 
 @pytest.mark.parametrize("replaced", ["span", "class", "subclass"])
 def test_a_setter_that_an_application_has_replaced_is_called(replaced: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may do more than the SDK's own, for example for one span or for all."""
+    """A setter that an application replaced, for one span or for all, is called."""
     seen: list[tuple[str, str]] = []
 
     def note(key: str, value: str) -> None:
@@ -187,7 +189,7 @@ def test_a_setter_that_an_application_has_replaced_is_called(replaced: str, monk
 
 
 def test_texts_are_set_on_spans_that_are_not_the_sdks() -> None:
-    """Another implementation of the API, or a later version of the SDK, may keep attributes elsewhere."""
+    """Attributes are set on a span that is not the SDK's, which can keep attributes elsewhere."""
     seen: list[tuple[str, str]] = []
 
     class Other(trace.NonRecordingSpan):

@@ -30,14 +30,14 @@ def proxy(mark):
 
 @pytest.fixture
 def target():
-    """The class with its original method, which is restored after the test."""
+    """A class whose original method is restored after the test."""
     original = Target.__dict__["method"]
     yield Target()
     Target.method = original
 
 
 def test_our_wrapper_is_innermost_in_every_order(target):
-    """Instrumentation sees the request without the token, whether it wraps before or after us."""
+    """Instrumentation sees the request without the token, whether it wraps before or after the package."""
     patches = Patches()
 
     proxy("earlier")
@@ -51,7 +51,7 @@ def test_our_wrapper_is_innermost_in_every_order(target):
 
 
 def test_instrumentation_removes_only_its_own_wrapper(target):
-    """`unwrap` removes the outermost proxy, and our wrapper is not a proxy."""
+    """Instrumentation removes its own wrapper and not the package's wrapper, which is not a proxy."""
     from opentelemetry.instrumentation.utils import unwrap
 
     patches = Patches()
@@ -67,7 +67,7 @@ def test_instrumentation_removes_only_its_own_wrapper(target):
 
 
 def test_a_wrapper_inside_a_plain_function_stays(target):
-    """It cannot be removed, so it must do nothing (the relay is closed)."""
+    """A wrapper inside a plain function cannot be removed, so it must do nothing after the relay is closed."""
     patches = Patches()
     patches.wrap(Target, "method", add("ours"))
     ours = Target.__dict__["method"]
@@ -79,16 +79,16 @@ def test_a_wrapper_inside_a_plain_function_stays(target):
 
 
 def test_a_missing_method_cannot_be_patched():
-    """An inherited method would be patched for every other subclass too."""
+    """A method that the class only inherits cannot be patched, because the patch would affect all other subclasses."""
     with pytest.raises(AttributeError, match="Child has no method"):
         Patches().wrap(type("Child", (Target,), {}), "method", add("ours"))
 
 
 def test_a_function_of_a_module_is_wrapped_and_restored() -> None:
-    """The wrapper keeps the name, the docstring and the signature of the original."""
+    """A module's function is wrapped with its name, docstring, and signature, and can be restored."""
 
     def double(value: int = 1) -> int:
-        """Return twice the value."""
+        """Return the value multiplied by two."""
         return 2 * value
 
     module = types.ModuleType("module")
@@ -106,7 +106,9 @@ def test_a_function_of_a_module_is_wrapped_and_restored() -> None:
 
 @pytest.mark.parametrize("parameters", [(), ("self",), ("value", "self"), ("self", "value", "other")])
 def test_a_method_with_unexpected_parameters_is_not_wrapped(target, parameters):
-    """A wrapper that repeats the parameters would lose an argument of a later release."""
+    """A method with unexpected parameters is not wrapped, because the wrapper would lose an argument of a later
+    release.
+    """
     original = Target.__dict__["method"]
 
     with pytest.raises(AttributeError, match=r"Target\.method has unexpected parameters"):
@@ -116,7 +118,7 @@ def test_a_method_with_unexpected_parameters_is_not_wrapped(target, parameters):
 
 
 def test_the_parameters_are_those_of_the_innermost_function(target):
-    """Instrumentation's proxies do not hide them."""
+    """The parameters are those of the innermost function, even under instrumentation's proxies."""
     patches = Patches()
     proxy("otel")
 
@@ -127,7 +129,7 @@ def test_the_parameters_are_those_of_the_innermost_function(target):
 
 
 def test_each_patch_of_one_method_is_undone_once(target):
-    """Patches are undone in reverse order, and a second call does nothing."""
+    """Patches of one method are undone in reverse order, and a second call does nothing."""
     patches = Patches()
     patches.wrap(Target, "method", add("first"))
     patches.wrap(Target, "method", add("second"))
@@ -141,7 +143,7 @@ def test_each_patch_of_one_method_is_undone_once(target):
 
 
 def test_a_method_that_was_deleted_meanwhile_stays_deleted() -> None:
-    """Undoing does not raise, and does not restore what the application has removed."""
+    """Undoing a patch does not raise an error or restore a method that the application deleted."""
     owner = type("Owner", (), {"method": lambda self, value: [value]})
     patches = Patches()
     patches.wrap(owner, "method", add("ours"))
@@ -153,7 +155,7 @@ def test_a_method_that_was_deleted_meanwhile_stays_deleted() -> None:
 
 
 def test_layers_are_listed_from_the_outermost() -> None:
-    """Each layer comes with the proxy whose inner function it is."""
+    """Layers are listed from the outermost, each with the proxy that wraps it."""
 
     def function() -> None:
         """Do nothing."""
@@ -172,7 +174,7 @@ def test_layers_are_listed_from_the_outermost() -> None:
 
 @pytest.mark.parametrize("owner", [type("Derived", (Target,), {}), Target], ids=["inherited", "own"])
 def test_a_method_can_be_wrapped_in_a_derived_class(owner: type) -> None:
-    """The class from which it is inherited is not changed, and undoing removes what was added."""
+    """A method can be wrapped in a subclass without changing the base class, and undoing removes the addition."""
     before = vars(owner).get("method")
     patches = Patches()
     patches.override(owner, "method", add("ours"))
@@ -186,13 +188,13 @@ def test_a_method_can_be_wrapped_in_a_derived_class(owner: type) -> None:
 
 
 def test_a_method_that_does_not_exist_cannot_be_overridden() -> None:
-    """The hook fails, and the class is not changed."""
+    """Overriding a method that does not exist fails and does not change the class."""
     with pytest.raises(AttributeError):
         Patches().override(Target, "other", add("ours"))
 
 
 def slotted():
-    """Return a class of servers whose attribute is a slot."""
+    """Return a server class whose attribute is a slot."""
 
     class Slotted:
         __slots__ = ("app",)
@@ -204,7 +206,7 @@ def slotted():
 
 
 def defaulted():
-    """Return a class of servers that has a default application."""
+    """Return a server class that has a default application."""
 
     class Defaulted:
         app = "default"
@@ -216,7 +218,7 @@ def defaulted():
 
 
 def plain():
-    """Return a class of servers whose attribute is stored in the instance only."""
+    """Return a server class whose attribute is stored only in the instance."""
 
     class Plain:
         def __init__(self, app=None):
@@ -232,7 +234,7 @@ def server(request):
 
 
 def enclose(value):
-    """Return what a server is shown instead of its application."""
+    """Return the value that a server reads instead of its application."""
     return f"enclosed {value}"
 
 
@@ -244,7 +246,7 @@ def with_app(server, app):
 
 
 def test_an_attribute_shows_the_enclosed_value_however_it_is_assigned(server) -> None:
-    """Existing instances, new ones and later assignments show it. Values of `None` are not enclosed."""
+    """Existing and new instances return the wrapped value, also after later assignments, and `None` is not wrapped."""
     existing, patches = with_app(server, "first"), Patches()
 
     patches.wrap_attribute(server, "app", enclose)
@@ -261,7 +263,7 @@ def test_an_attribute_shows_the_enclosed_value_however_it_is_assigned(server) ->
 
 
 def test_the_same_value_is_enclosed_in_the_same_object(server) -> None:
-    """Enclosing costs nothing at the next request, and comparisons of what is shown stay true."""
+    """A value is wrapped only once, so repeated reads are fast and comparisons of the wrapped value remain true."""
     count = []
     app = object()
     one, other = with_app(server, app), with_app(server, app)
@@ -272,7 +274,7 @@ def test_the_same_value_is_enclosed_in_the_same_object(server) -> None:
 
 
 def test_undo_restores_the_class_and_its_instances_exactly(server) -> None:
-    """The instances have the values that were last assigned, and the class has its own attribute again or none."""
+    """Undoing restores the class attribute, or its absence, and the instances keep the last assigned values."""
     before = dict(vars(server))
     existing, patches = with_app(server, "first"), Patches()
     patches.wrap_attribute(server, "app", enclose)
@@ -289,7 +291,7 @@ def test_undo_restores_the_class_and_its_instances_exactly(server) -> None:
 
 
 def test_an_attribute_can_be_deleted(server) -> None:
-    """It then shows the default of the class, or is missing, as before."""
+    """After its deletion, an attribute has the class's default value or is missing, as without the patch."""
     instance = with_app(server, "first")
     Patches().wrap_attribute(server, "app", enclose)
 
@@ -306,7 +308,7 @@ def test_an_attribute_can_be_deleted(server) -> None:
 
 
 def test_the_class_shows_what_it_showed_before() -> None:
-    """A default value is not enclosed until an instance is asked for it."""
+    """The class attribute is unchanged, and a default value is wrapped only when it is read from an instance."""
     Patches().wrap_attribute(server := defaulted(), "app", enclose)
 
     assert server.app == "default"
@@ -314,7 +316,7 @@ def test_the_class_shows_what_it_showed_before() -> None:
 
 
 def test_an_instance_that_is_not_ready_shows_its_value(server) -> None:
-    """While it loads, the attribute may be something else than the application."""
+    """An instance that is not ready returns the value itself, which might not be the application yet."""
     ready = []
     instance = with_app(server, "factory")
     Patches().wrap_attribute(server, "app", enclose, lambda asked: ready)
@@ -325,7 +327,7 @@ def test_an_instance_that_is_not_ready_shows_its_value(server) -> None:
 
 
 def test_subclasses_show_the_enclosed_value(server) -> None:
-    """Also those that are defined later, and those with slots of their own."""
+    """Subclasses return the wrapped value, even those that are defined later or have their own slots."""
     early = type("Early", (server,), {})
     Patches().wrap_attribute(server, "app", enclose)
     late = type("Late", (server,), {"__slots__": ("more",)})
@@ -334,7 +336,9 @@ def test_subclasses_show_the_enclosed_value(server) -> None:
 
 
 def test_an_inherited_slot_or_default_is_stored_where_it_was(server) -> None:
-    """The hook is for the subclass. Instances of the base class show their own values."""
+    """Patching a subclass leaves an inherited slot or default in place and does not affect instances of
+    the base class.
+    """
     child, patches = type("Child", (server,), {}), Patches()
     existing = with_app(child, "first")
     patches.wrap_attribute(child, "app", enclose)
@@ -348,7 +352,9 @@ def test_an_inherited_slot_or_default_is_stored_where_it_was(server) -> None:
 
 
 def test_a_class_without_such_an_attribute_cannot_be_patched(server) -> None:
-    """Otherwise, a later release of a server that has renamed it would be served without a boundary."""
+    """A class without the attribute cannot be patched; otherwise, a server that renames the attribute would have no
+    boundary.
+    """
     before = dict(vars(server))
 
     with pytest.raises(AttributeError, match=f"{server.__qualname__} has no application"):
@@ -358,7 +364,7 @@ def test_a_class_without_such_an_attribute_cannot_be_patched(server) -> None:
 
 
 def test_undo_leaves_an_attribute_that_another_library_has_replaced(server) -> None:
-    """It may enclose ours, which then does nothing."""
+    """Undoing leaves an attribute that another library replaced, and a patch inside the replacement does nothing."""
     patches = Patches()
     patches.wrap_attribute(server, "app", enclose)
     theirs = property(lambda self: "theirs")

@@ -1,4 +1,4 @@
-"""Every client forbids caches that we do not know to store a personal response, and nothing else."""
+"""Every client forbids unknown caches, and no other ones, to store a personal response."""
 
 from __future__ import annotations
 
@@ -108,7 +108,9 @@ CLIENTS: dict[str, Callable[[str], list[str]]] = {
 
 @pytest.mark.parametrize("client", CLIENTS)
 def test_only_a_response_to_a_request_with_a_token_says_no_store(client: str, server: Server) -> None:
-    """With no line, one line and two lines of ``Cache-Control``."""
+    """Only the response to a request with a token contains ``no-store``, with zero, one, or two ``Cache-Control``
+    lines.
+    """
     send = CLIENTS[client]
     urls = [f"{server.url}/client/{variant}" for variant in ("silent", "private", "two-lines")]
     expected = [send(url) for url in urls]
@@ -125,7 +127,7 @@ def test_only_a_response_to_a_request_with_a_token_says_no_store(client: str, se
 
 
 class OwnTransport(httpx.BaseTransport):
-    """A cache of the application's own, which follows RFC 9111 as far as ``no-store``."""
+    """An application's own cache, which follows RFC 9111 only for ``no-store``."""
 
     def __init__(self, transport: httpx.BaseTransport) -> None:
         self.transport = transport
@@ -155,7 +157,7 @@ STACKS: dict[str, Callable[[httpx.BaseTransport], httpx.BaseTransport]] = {
 
 @pytest.mark.parametrize("stack", STACKS)
 def test_a_cache_of_the_application_s_own(stack: str, server: Server) -> None:
-    """Alone, and above and below a known one."""
+    """An application's own cache stores no personal response, alone and above or below a known cache."""
     install(Settings(destinations=(server.url,)))
     url, bodies = f"{server.url}/{stack.replace(' ', '')}/public", []
 
@@ -168,10 +170,12 @@ def test_a_cache_of_the_application_s_own(stack: str, server: Server) -> None:
 
 
 def test_a_response_that_cannot_be_marked_reaches_the_application(caplog: pytest.LogCaptureFixture) -> None:
-    """The log names its class only."""
+    """A response that cannot be marked is returned to the application, and the log contains only its class."""
     response = SimpleNamespace(body=ALICE)
 
     with caplog.at_level(logging.ERROR, logger="otel_token_relay"):
         assert marker(True, mark_urllib3)(response) is response
 
-    assert caplog.messages == ["token relay: a cache may store a SimpleNamespace, because of a AttributeError"]
+    assert caplog.messages == [
+        "token relay: a SimpleNamespace is not marked, so a cache might store it: AttributeError"
+    ]

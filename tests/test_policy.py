@@ -1,4 +1,4 @@
-"""The relay policy: which entry matches an origin, and what is cached."""
+"""The policy finds the entry that matches an origin and caches the result."""
 
 import string
 
@@ -57,13 +57,13 @@ def find(entries, url):
     ],
 )
 def test_a_pattern_matches_whole_labels_of_the_right_origin(entry, url, matches):
-    """Scheme, port and every label must match."""
+    """A pattern matches if the scheme, the port, and every label match."""
     assert (find([entry], url) is not None) is matches
 
 
 @given(names, names, labels)
 def test_a_wildcard_matches_below_whole_labels_only(parent, below, label):
-    """A wildcard matches one or more whole labels below the parent, not the parent and not a part of a label."""
+    """A wildcard matches one or more whole labels below the parent, but not the parent itself or part of a label."""
     entry = f"https://*.{parent}"
 
     assert find([entry], f"https://{below}.{parent}") is not None
@@ -80,7 +80,7 @@ def test_a_wildcard_matches_below_whole_labels_only(parent, below, label):
 
 @given(names, names)
 def test_an_exact_entry_matches_only_itself(listed, other):
-    """An exact entry is neither a prefix nor a suffix."""
+    """An exact entry does not match names of which it is a prefix or a suffix."""
     assert find([f"https://{listed}"], f"https://{listed}") is not None
     assert (find([f"https://{listed}"], f"https://{other}") is not None) is (listed == other)
 
@@ -97,7 +97,7 @@ def test_an_exact_entry_matches_only_itself(listed, other):
     ],
 )
 def test_the_most_specific_entry_applies(url, expected):
-    """The order of the list makes no difference."""
+    """The most specific entry applies, regardless of the order of the list."""
     entries = [
         "https://*:1",
         "https://*.b:1",
@@ -112,7 +112,7 @@ def test_the_most_specific_entry_applies(url, expected):
 
 
 def test_the_cache_of_origins_is_bounded():
-    """Redirects can lead to any number of hosts."""
+    """The cache of origins is bounded, because redirects can lead to any number of hosts."""
     policy = RelayPolicy([Destination.parse("https://a")])
 
     for number in range(6000):
@@ -123,7 +123,7 @@ def test_the_cache_of_origins_is_bounded():
 
 @pytest.mark.parametrize(("scheme", "host"), [("https", "a" * 300), ("x" * 300, "a")], ids=["host", "scheme"])
 def test_an_origin_that_is_too_long_is_not_cached(scheme, host):
-    """A redirect can have about ten thousand characters, and the cache has thousands of entries."""
+    """An origin that is too long is not cached, because the cache has thousands of entries."""
     policy = RelayPolicy([Destination.parse("https://*")])
 
     assert policy.find(scheme, host, None) is None
@@ -145,7 +145,7 @@ NEVER = ("https://*.x", "https://*.secret.x;never", "https://open.secret.x", "ht
     ],
 )
 def test_an_entry_with_never_decides_alone(url, entry, gets):
-    """A wider entry does not apply, and a more specific one does."""
+    """An entry with `never` overrides a wider entry, but not a more specific one."""
     for entries in (NEVER, NEVER[::-1]):
         policy = RelayPolicy(map(Destination.parse, entries))
         origin = Origin.parse(url)
@@ -157,13 +157,13 @@ def test_an_entry_with_never_decides_alone(url, entry, gets):
 
 
 def test_a_list_of_excluded_origins_is_empty():
-    """It relays nothing, so hops without a token need no lookup."""
+    """A list that contains only excluded origins is empty, so hops without a token need no lookup."""
     assert RelayPolicy([Destination.parse("https://a;never")]).is_empty
     assert not RelayPolicy([Destination.parse("https://a;never"), Destination.parse("https://b")]).is_empty
 
 
 def test_a_refused_pattern_has_no_entry():
-    """It is the pattern of a skipped entry."""
+    """The refused pattern of a skipped entry matches no entry."""
     policy = RelayPolicy([Destination.parse("https://*")], [OriginPattern.parse("https://a")])
 
     assert policy.deciding_pattern(Origin.parse("https://a")) == OriginPattern.parse("https://a")

@@ -1,4 +1,4 @@
-"""Text for terminals and logs is printable ASCII of a limited length."""
+"""Text for terminals and logs consists of printable ASCII and has a limited length."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from otel_token_relay.printable import escape, shorten
     ],
 )
 def test_only_printable_ascii_remains(text: str, escaped: str) -> None:
-    """Each other character is shown as its escape."""
+    """Each character that is not printable ASCII is replaced with its escape sequence."""
     assert escape(text) == escaped
 
 
 @given(st.text(st.characters(codec=None)))
 def test_escaping_any_text(text: str) -> None:
-    """No text can control a terminal or start a new line."""
+    """Escaped text cannot control a terminal or start a new line."""
     assert all(" " <= c <= "~" for c in escape(text))
 
 
 @pytest.mark.parametrize(("limit", "shortened"), [(6, "abcdef"), (5, "ab..."), (3, "..."), (2, "..."), (100, "abcdef")])
 def test_a_longer_text_is_cut(limit: int, shortened: str) -> None:
-    """The end of a text that was cut is visible."""
+    """A text that is too long is truncated with a visible mark."""
     assert shorten("abcdef", limit) == shortened

@@ -1,4 +1,4 @@
-"""The propagator: what `extract` binds, and when `inject` writes nothing."""
+"""`extract` binds a token, and `inject` writes it only for a listed destination."""
 
 import logging
 
@@ -19,13 +19,13 @@ AUTHORIZATION = {"authorization": f"Bearer {TOKEN}"}
 
 @pytest.fixture
 def propagator():
-    """A propagator that may relay to https://a."""
+    """A propagator that can relay to https://a."""
     return TokenRelayPropagator(Settings(destinations=("https://a",)))
 
 
 @pytest.mark.parametrize("key", ["authorization", "Authorization", "AUTHORIZATION"])
 def test_extract_takes_the_token_in_any_spelling(propagator, key):
-    """A plain dictionary is case-sensitive."""
+    """`extract` finds the token in any spelling of the header, even in a case-sensitive dictionary."""
     context = propagator.extract({key: f"Bearer {TOKEN}"})
 
     assert current_token(context).reveal() == TOKEN
@@ -47,7 +47,7 @@ def test_extract_takes_the_token_in_any_spelling(propagator, key):
     ],
 )
 def test_extract_always_writes_its_key(propagator, carrier):
-    """No stale token remains, regardless of the carrier's content."""
+    """`extract` always sets its key, so no stale token remains."""
     with use_token(TOKEN):
         context = propagator.extract(carrier, otel_context.get_current())
 
@@ -55,7 +55,7 @@ def test_extract_always_writes_its_key(propagator, carrier):
 
 
 def test_extract_starts_from_the_root_context(propagator, monkeypatch):
-    """Other propagators do the same, so their order does not matter."""
+    """`extract` starts from the root context as other propagators do, so their order does not matter."""
     monkeypatch.setattr(context, "has_served", False)
     with use_token(TOKEN):
         found = propagator.extract({})
@@ -63,7 +63,7 @@ def test_extract_starts_from_the_root_context(propagator, monkeypatch):
 
 
 def test_extract_does_not_raise(propagator, caplog):
-    """A carrier can be any object."""
+    """`extract` does not raise an error for any carrier."""
     with caplog.at_level(logging.DEBUG):
         context = propagator.extract(object())
 
@@ -71,14 +71,16 @@ def test_extract_does_not_raise(propagator, caplog):
 
 
 def test_extract_within_a_lease_returns_the_leased_token(propagator):
-    """Instrumentation extracts again inside our boundary: there is one token with one lease."""
+    """Instrumentation extracts again inside the boundary and gets the leased token, so a request has one token and one
+    lease.
+    """
     with use_token(TOKEN) as bound:
         assert bound_token(propagator.extract(AUTHORIZATION)) is bound
         assert bound_token(propagator.extract({"authorization": "Bearer other"})).lease is None
 
 
 def test_extract_does_not_join_a_lease_that_has_ended(propagator):
-    """The same user's next request is a new request."""
+    """`extract` does not join a lease that has ended, because the same user's next request is a new request."""
     with use_token(TOKEN):
         stale = otel_context.get_current()
 
@@ -90,7 +92,7 @@ def test_extract_does_not_join_a_lease_that_has_ended(propagator):
 
 
 def test_inject_without_a_destination_writes_nothing(propagator):
-    """Message brokers, functions and hooks call it with a plain dictionary."""
+    """`inject` writes nothing into the plain dictionary of a message broker, which has no destination."""
     with use_token(TOKEN):
         for context in (None, otel_context.get_current()):
             carrier = {}
@@ -99,7 +101,7 @@ def test_inject_without_a_destination_writes_nothing(propagator):
 
 
 def test_a_destination_in_the_current_context_is_ignored(propagator):
-    """Otherwise, every broker would become a destination."""
+    """`inject` ignores a destination in the current context, so no message broker becomes a destination."""
     with use_token(TOKEN):
         attached = otel_context.attach(to_destination("https://a"))
         try:
@@ -116,7 +118,7 @@ def test_a_destination_in_the_current_context_is_ignored(propagator):
     [("https://a/x", {"Authorization": f"Bearer {TOKEN}"}), ("https://b/x", {}), ("https://a\\@b/", {}), ("", {})],
 )
 def test_inject_writes_for_a_listed_destination(propagator, url, written):
-    """The application names the destination explicitly, for a client that is not covered."""
+    """`inject` writes the token if the application explicitly specifies a listed destination."""
     with use_token(TOKEN):
         carrier = {}
         propagator.inject(carrier, to_destination(url))
@@ -126,7 +128,7 @@ def test_inject_writes_for_a_listed_destination(propagator, url, written):
 
 @pytest.mark.parametrize("key", ["authorization", "AUTHORIZATION"])
 def test_inject_keeps_an_explicit_credential(propagator, key):
-    """In any spelling. There are never two credentials."""
+    """`inject` keeps an explicit credential in any spelling, so there are never two credentials."""
     with use_token(TOKEN):
         carrier = {key: "Basic dTpw"}
         propagator.inject(carrier, to_destination("https://a"))
@@ -135,7 +137,7 @@ def test_inject_keeps_an_explicit_credential(propagator, key):
 
 
 def test_inject_replaces_every_spelling_if_configured():
-    """The carrier contains one line."""
+    """If configured, `inject` replaces every spelling of the header with one line."""
     propagator = TokenRelayPropagator(Settings(destinations=("https://a",), on_conflict="replace"))
 
     with use_token(TOKEN):
@@ -146,7 +148,7 @@ def test_inject_replaces_every_spelling_if_configured():
 
 
 def test_inject_reads_the_names_of_pairs(propagator):
-    """gRPC metadata and ASGI headers are pairs of text or bytes."""
+    """`inject` reads the names in pairs of text or bytes, as in gRPC metadata and ASGI headers."""
 
     class Appends:
         def set(self, carrier, key, value):
@@ -163,7 +165,7 @@ def test_inject_reads_the_names_of_pairs(propagator):
 
 @pytest.mark.parametrize("on_conflict", ["keep", "replace"])
 def test_inject_writes_nothing_into_an_unreadable_carrier(on_conflict):
-    """Such a carrier may already contain a credential."""
+    """`inject` writes nothing into an unreadable carrier, which might already contain a credential."""
     propagator = TokenRelayPropagator(Settings(destinations=("https://a",), on_conflict=on_conflict))
     written = []
 
@@ -178,7 +180,7 @@ def test_inject_writes_nothing_into_an_unreadable_carrier(on_conflict):
 
 
 def test_a_composite_propagator_extracts_all_three():
-    """The order of the propagators does not matter."""
+    """A composite propagator extracts all three parts in any order."""
     parts = [TraceContextTextMapPropagator(), W3CBaggagePropagator(), TokenRelayPropagator(Settings())]
     carrier = {
         **AUTHORIZATION,
@@ -193,13 +195,15 @@ def test_a_composite_propagator_extracts_all_three():
 
 
 def test_the_field_is_the_name_of_the_written_header():
-    """SNS counts the fields against its limit."""
+    """The propagator's only field is the name of the header that it writes, because SNS counts fields against its
+    limit.
+    """
     assert TokenRelayPropagator(Settings()).fields == {"Authorization"}
     assert TokenRelayPropagator(Settings(header="Txn-Token")).fields == {"Txn-Token"}
 
 
 def test_a_propagator_without_hooks_warns_once(propagator, caplog):
-    """It warns when it first has a token and is called without a destination."""
+    """A propagator without hooks warns once, when it has a token and is called without a destination."""
     propagator.inject({})
     assert caplog.records == []
 
@@ -214,7 +218,9 @@ def test_a_propagator_without_hooks_warns_once(propagator, caplog):
 
 
 def test_a_destination_derived_from_the_current_context_is_ignored():
-    """Kafka's instrumentation passes the current context with its span. Only a newly named destination counts."""
+    """Only a destination that is newly set applies, because Kafka's instrumentation passes the current context with its
+    span.
+    """
     propagator = TokenRelayPropagator(Settings(destinations=("https://a",)))
     derived, again = {}, {}
     with use_token("alice-token-0001"):

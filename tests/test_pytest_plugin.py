@@ -1,4 +1,4 @@
-"""The pytest plug-in, as test suites of applications use it."""
+"""The pytest plug-in works in applications' test suites."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from otel_token_relay.testing import AuthorizationServer
 
 pytest_plugins = "pytester"
 
-# The inner runs would otherwise import them, each again, and native code cannot be imported twice.
+# The inner runs would otherwise import these modules again, and native code cannot be imported twice.
 for _name in ("jwt", "requests", "responses", "starlette.testclient", "otel_token_relay.exchange"):
     importlib.import_module(_name)
 for _name in ("exchange.tokens", "verification.authenticator", "installation", "redaction.spans"):
     importlib.import_module(f"otel_token_relay.{_name}")
 
-# As strict as a suite can be. Without these plug-ins, a run starts in half of the time.
+# These options are as strict as a suite can be. Without these plug-ins, a run starts in half the time.
 INI = """
 [pytest]
 strict = true
@@ -46,14 +46,14 @@ def called():
 
 @pytest.fixture
 def suite(pytester: pytest.Pytester) -> pytest.Pytester:
-    """A test suite of an application, without tests."""
+    """An application's test suite, without tests."""
     pytester.makefile(".ini", pytest=INI)
     return pytester
 
 
 @pytest.fixture
 def issuing_suite(suite: pytest.Pytester, authorization_server: AuthorizationServer) -> pytest.Pytester:
-    """The same with an authorization server that is already running: the one of the plug-in in these tests."""
+    """An application's test suite with a running authorization server, which the plug-in of the outer run provides."""
     suite.makeconftest(
         f"""
 import pytest
@@ -76,7 +76,7 @@ def run(suite: pytest.Pytester, test: str, *arguments: str) -> pytest.RunResult:
 
 
 def test_loading_the_plugin_imports_nothing(tmp_path: Path) -> None:
-    """Without a fixture, pytest loads neither OpenTelemetry nor any other module of this package."""
+    """Loading the plug-in without using a fixture does not import OpenTelemetry or any other module of this package."""
     (tmp_path / "test_it.py").write_text(
         "import json, sys\n"
         "def test_it(pytestconfig):\n"
@@ -93,7 +93,7 @@ def test_loading_the_plugin_imports_nothing(tmp_path: Path) -> None:
 
 
 def test_the_plugin_can_be_disabled(suite: pytest.Pytester) -> None:
-    """`-p no:token_relay` removes its fixtures and its marker."""
+    """`-p no:token_relay` removes the plug-in's fixtures and marker."""
     result = run(suite, "def test_it(token_relay): ...", "-p", "no:token_relay")
 
     result.assert_outcomes(errors=1)
@@ -101,7 +101,7 @@ def test_the_plugin_can_be_disabled(suite: pytest.Pytester) -> None:
 
 
 def test_the_fixtures_and_the_marker_are_described(suite: pytest.Pytester) -> None:
-    """`--fixtures` and `--markers` show what they do."""
+    """`--fixtures` and `--markers` describe the plug-in's fixtures and marker."""
     fixtures = suite.runpytest_inprocess("--fixtures").stdout.str()
     markers = suite.runpytest_inprocess("--markers").stdout.str()
 
@@ -114,7 +114,7 @@ def test_the_fixtures_and_the_marker_are_described(suite: pytest.Pytester) -> No
 
 
 def test_markers_and_calls_give_the_settings(suite: pytest.Pytester) -> None:
-    """The closest marker that contains a field takes precedence, and a call replaces all of them."""
+    """The closest marker that contains a field takes precedence, and a call replaces all markers."""
     result = run(
         suite,
         """
@@ -147,7 +147,7 @@ def test_parameter(number, request):
 
 
 def test_a_marker_of_one_parameter_applies_to_that_parameter(suite: pytest.Pytester) -> None:
-    """The other parameters run without the relay, and so do tests without the marker and without a fixture."""
+    """A marker on one parameter applies only to that parameter, and other tests run without the relay."""
     result = run(
         suite,
         """
@@ -172,7 +172,7 @@ class TestOfUnittest(unittest.TestCase):
 
 
 def test_wrong_settings_are_errors(suite: pytest.Pytester) -> None:
-    """Neither a misspelled field nor a bad value becomes a test without the relay."""
+    """A misspelled field or an invalid value is an error instead of a test without the relay."""
     result = run(
         suite,
         """
@@ -197,14 +197,14 @@ def test_call(token_relay):
     result.assert_outcomes(errors=3, passed=1)
     result.stdout.fnmatch_lines(["*unexpected keyword argument 'destination'*"])
     result.stdout.fnmatch_lines(["*destinations*"])
-    result.stdout.fnmatch_lines(["*takes fields of Settings by name*"])
+    result.stdout.fnmatch_lines(["*accepts only keyword arguments for Settings fields*"])
 
 
 # Isolation
 
 
 def test_nothing_reaches_the_next_test(issuing_suite: pytest.Pytester) -> None:
-    """After a test that fails, binds a token, installs, uninstalls or patches, the next one starts clean."""
+    """The next test starts clean after a test that fails, binds a token, installs, uninstalls, or patches."""
     result = run(
         issuing_suite,
         """
@@ -272,7 +272,7 @@ def test_without_the_relay():
 
 
 def test_an_installation_of_wider_scope_is_restored(suite: pytest.Pytester) -> None:
-    """`installed_relay` serves modules and classes; a test within changes the settings only for itself."""
+    """A test that changes the settings of a wider-scoped `installed_relay` affects only itself."""
     result = run(
         suite,
         """
@@ -305,7 +305,7 @@ test_again = test_of_module
 
 
 def test_parallel_workers(issuing_suite: pytest.Pytester) -> None:
-    """With xdist, each worker has its own relay."""
+    """Each xdist worker has its own relay."""
     issuing_suite.makefile(".ini", pytest=INI.replace("-p no:xdist", "-n 2"))
     issuing_suite.makepyfile(
         PRELUDE
@@ -327,7 +327,9 @@ def test_it(number, token_relay, as_caller):
 
 
 def test_callers_are_requests(issuing_suite: pytest.Pytester) -> None:
-    """A block runs like a request: verified, exchanged, and without the token afterwards. Two at once do not mix."""
+    """A caller's block is like a request: verified, exchanged, without the token afterward, and separate from a
+    concurrent block.
+    """
     result = run(
         issuing_suite,
         """
@@ -363,13 +365,13 @@ def test_exchanged(token_relay, as_caller, authorization_server, third_party, re
 def test_refused(token_relay, as_caller, authorization_server, recorded_decisions):
     token_relay(**authorization_server.verifying("profile-service"))
     for _ in range(2):
-        with pytest.raises(CallerRefused, match="alice is not accepted: wrong_audience, claim aud"):
+        with pytest.raises(CallerRefused, match="alice's token is not accepted: wrong_audience, claim aud"):
             as_caller("alice", audience="billing-service").__enter__()
     assert current_token() is None
     assert recorded_decisions.verifications[0].claim == "aud"
 
 def test_unknown_names(as_caller, authorization_server):
-    with pytest.raises(ValueError, match="alice and bob"):
+    with pytest.raises(ValueError, match="alice or bob"):
         as_caller("mallory")
     with pytest.raises(ValueError, match="user-service"):
         authorization_server.exchanging("unknown")
@@ -426,7 +428,7 @@ def test_requests_of_a_client(token_relay, as_caller, third_party, recorded_deci
 
 
 def test_callers_need_a_relay(issuing_suite: pytest.Pytester) -> None:
-    """A block without a relay would test nothing."""
+    """A caller's block without a relay is an error, because it would test nothing."""
     result = run(
         issuing_suite,
         """
@@ -435,7 +437,7 @@ from otel_token_relay import uninstall
 def test_it(as_caller):
     alice = as_caller("alice")
     uninstall()
-    with pytest.raises(RuntimeError, match="use the fixture token_relay"), alice:
+    with pytest.raises(RuntimeError, match="use the token_relay fixture"), alice:
         pass
 """,
     )
@@ -444,7 +446,7 @@ def test_it(as_caller):
 
 
 def test_a_missing_extra_is_named(suite: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The fixture that needs the extra `demo` says so."""
+    """The error of the fixture that requires the `demo` extra contains the extra's name."""
     monkeypatch.setitem(sys.modules, "authlib", None)
     result = run(suite, "def test_it(authorization_server): ...")
 
@@ -456,7 +458,7 @@ def test_a_missing_extra_is_named(suite: pytest.Pytester, monkeypatch: pytest.Mo
 
 
 def test_failures_show_decisions_and_no_token(issuing_suite: pytest.Pytester) -> None:
-    """A failed assertion lists the decisions, and neither it nor a variable shows the token."""
+    """A failed assertion lists the decisions without exposing the token."""
     result = run(
         issuing_suite,
         """
@@ -506,7 +508,7 @@ def test_none(recorded_decisions):
         ]
     )
     result.stdout.fnmatch_lines("E *'relayed' != 'no_token'*")
-    result.stdout.fnmatch_lines("*CallerRefused: the token of alice is not accepted: wrong_audience, claim aud*")
+    result.stdout.fnmatch_lines("*CallerRefused: alice's token is not accepted: wrong_audience, claim aud*")
     result.stdout.fnmatch_lines("E *none. Either no request was sent, or a mock*")
     tokens = (issuing_suite.path / "tokens").read_text().split()
     shown = result.stdout.str() + result.stderr.str()

@@ -1,4 +1,4 @@
-"""Limits on what requests can cause."""
+"""Limits apply to the events that requests can cause."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from otel_token_relay.rate_limits import _MAX_KEYS, RateLimit
 
 
 def test_events_beyond_the_limit_are_skipped_and_their_number_is_reported() -> None:
-    """The first event begins the period. The next period begins with the first event after it."""
+    """Events beyond the limit are skipped and counted, and each period starts with its first event."""
     now = 100.0
     limit = RateLimit(2, 10.0, lambda: now)
 
@@ -18,7 +18,7 @@ def test_events_beyond_the_limit_are_skipped_and_their_number_is_reported() -> N
 
 
 def test_each_key_has_its_own_limit() -> None:
-    """One kind of refused request does not hide another."""
+    """Each key has its own limit, so one kind of rejected request does not hide a different kind."""
     limit = RateLimit(1, 10.0, lambda: 0.0)
 
     assert limit.admit("expired") == 0
@@ -27,7 +27,7 @@ def test_each_key_has_its_own_limit() -> None:
 
 
 def test_keys_beyond_a_number_share_one_limit() -> None:
-    """The memory is bounded, even if an authenticator names a new reason for each request."""
+    """Keys beyond a maximum number share one limit, so memory use is bounded."""
     limit = RateLimit(1, 10.0, lambda: 0.0)
     admitted = [limit.admit(str(number)) for number in range(_MAX_KEYS + 100)]
 

@@ -1,4 +1,4 @@
-"""Reasons are a closed set of stable strings, each with a meaning and an advice."""
+"""Reasons are a closed set of stable strings, each with a meaning and advice."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ every_reason = pytest.mark.parametrize("reason", Reason, ids=str)
 
 
 def test_the_strings_are_stable() -> None:
-    """Operators alert on them, so a change is visible here."""
+    """The strings are stable, because operators alert on them."""
     assert [str(reason) for reason in Reason] == [
         "relayed",
         "exchanged",
@@ -40,14 +40,14 @@ def test_the_strings_are_stable() -> None:
 
 @every_reason
 def test_a_reason_is_its_string(reason: Reason) -> None:
-    """The string is the value, the name in lower case and the text in messages."""
+    """A reason's value, lowercase name, and text in messages are the same string."""
     assert str(reason) == f"{reason}" == reason.value == reason.name.lower()
     assert Reason(reason.value) is reason
 
 
 @every_reason
 def test_a_reason_states_what_happened_and_what_to_do(reason: Reason) -> None:
-    """The meaning is at most two sentences, and the advice at most three."""
+    """A reason's meaning has at most two sentences, and its advice has at most three."""
     assert reason.meaning.endswith(".")
     assert 1 <= reason.meaning.count(". ") + 1 <= 2
     assert reason.advice.endswith(".")
@@ -57,7 +57,7 @@ def test_a_reason_states_what_happened_and_what_to_do(reason: Reason) -> None:
 
 @every_reason
 def test_a_reason_is_a_singleton_in_every_process(reason: Reason) -> None:
-    """Its hash is that of the object, so every copy must be the same object."""
+    """A reason is a singleton in every process, because its hash depends on the object's identity."""
     assert copy.deepcopy(reason) is pickle.loads(pickle.dumps(reason)) is reason
     assert {reason: "found"}[Reason(reason.value)] == "found"
     assert hash(reason) == object.__hash__(reason)
@@ -65,6 +65,6 @@ def test_a_reason_is_a_singleton_in_every_process(reason: Reason) -> None:
 
 @pytest.mark.parametrize("text", ["RELAYED", "unknown", "", None, "relayed "])
 def test_another_string_is_not_a_reason(text: object) -> None:
-    """The set is closed, and strings are case-sensitive."""
+    """A string outside the closed, case-sensitive set is not a reason."""
     with pytest.raises(ValueError, match="is not a valid Reason"):
         Reason(text)  # type: ignore[call-arg]  # the lookup by value takes one argument

@@ -1,4 +1,4 @@
-"""The SERVER span and the duration of a refused request."""
+"""A rejected request has a SERVER span and a duration."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ NEW_NAMES = {"http.request.method": "GET", "url.scheme": "http", "http.response.
 def test_names_follow_the_variable_of_instrumentation(
     telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch, opt_in: str | None, is_old: bool, is_new: bool
 ) -> None:
-    """In milliseconds under the old name, in seconds under the new one."""
+    """The duration is in milliseconds under the old name and in seconds under the new name."""
     if opt_in is not None:
         monkeypatch.setenv(OPT_IN_VARIABLE, opt_in)
     refuse()
@@ -110,7 +110,9 @@ def test_names_follow_the_variable_of_instrumentation(
 
 
 def test_histograms_equal_those_of_instrumentation(telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same unit, description and buckets. Otherwise, the SDK warns about conflicting instruments."""
+    """The histograms match instrumentation's unit, description, and buckets, so the SDK does not warn
+    about conflicts.
+    """
     from opentelemetry.instrumentation import _semconv
     from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
 
@@ -140,7 +142,7 @@ def sanitize(method: str) -> str:
 
 
 def test_only_unavailability_is_an_error(telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A 4xx response is the caller's error."""
+    """Only unavailability sets the span's error status, because a 4xx response is the caller's error."""
     monkeypatch.setenv(OPT_IN_VARIABLE, "http")
     refuse()
     refuse(error_response=UNAVAILABLE)
@@ -154,7 +156,9 @@ def test_only_unavailability_is_an_error(telemetry: Telemetry, monkeypatch: pyte
 
 
 def test_the_status_is_the_one_that_is_sent(telemetry: Telemetry) -> None:
-    """Some servers can only close a WebSocket, and respond with 403. The outcome remains."""
+    """The status is the one that the server sends, such as 403 for a closed WebSocket, and the outcome
+    does not change.
+    """
     refuse(request(status=403), UNAVAILABLE)
 
     (span,) = telemetry.server_spans
@@ -164,7 +168,7 @@ def test_the_status_is_the_one_that_is_sent(telemetry: Telemetry) -> None:
 
 
 def test_an_authenticator_that_names_no_reason_is_described_by_its_error(telemetry: Telemetry) -> None:
-    """An authenticator of the application."""
+    """If an application's authenticator provides no reason, its error describes the rejection."""
     refuse(error_response=ErrorResponse.build(403, "not_today"))
 
     assert (telemetry.server_spans[0].attributes or {})["token_relay.reason"] == "not_today"
@@ -180,7 +184,7 @@ def test_an_authenticator_that_names_no_reason_is_described_by_its_error(telemet
     ],
 )
 def test_only_known_methods_are_named(telemetry: Telemetry, method: str, name: str, value: str) -> None:
-    """A caller can choose any method, and each would be a time series."""
+    """An unknown method is recorded as a constant, so a caller cannot create time series."""
     refuse(request(method))
 
     (span,) = telemetry.server_spans
@@ -199,7 +203,7 @@ def test_only_known_methods_are_named(telemetry: Telemetry, method: str, name: s
     ],
 )
 def test_only_the_path_of_the_target_is_recorded(telemetry: Telemetry, target: str, path: str) -> None:
-    """A user name, a host and a query can contain secrets."""
+    """Only the path of the target is recorded, because a user name, a host, and a query can contain secrets."""
     refuse(request(path=target))
 
     assert (telemetry.server_spans[0].attributes or {})["url.path"] == path
@@ -207,14 +211,14 @@ def test_only_the_path_of_the_target_is_recorded(telemetry: Telemetry, target: s
 
 @pytest.mark.parametrize("scheme", [None, "ftp"])
 def test_only_known_schemes_are_recorded(telemetry: Telemetry, scheme: str | None) -> None:
-    """Each other one would be a time series."""
+    """An unknown scheme is not recorded, so a caller cannot create time series."""
     refuse(request(scheme=scheme))
 
     assert telemetry.points(OLD) == {labels(**{"http.method": "GET", "http.status_code": 401}): 1}
 
 
 def test_grpc_calls_are_named_as_in_instrumentation(telemetry: Telemetry) -> None:
-    """Instrumentation of gRPC servers has spans and no metrics."""
+    """gRPC calls get the span names that instrumentation uses and no metrics."""
     refuse(lambda: GrpcCall("/tests.Profiles/Me", 16, lambda name: []))
     refuse(lambda: GrpcCall("/", 16, lambda name: []))
 
@@ -233,7 +237,7 @@ def test_grpc_calls_are_named_as_in_instrumentation(telemetry: Telemetry) -> Non
 
 
 def test_the_duration_begins_when_the_token_is_read(telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Waiting for keys takes seconds. A request without a token is refused at once."""
+    """The duration starts when the token is read, so it includes the wait for keys, and is zero without a token."""
     monkeypatch.setenv(OPT_IN_VARIABLE, "http/dup")
     token = BearerToken("callers-token", received_at=time.monotonic() - 4.0)
     refuse(context=bind(token, Context()))
@@ -253,7 +257,7 @@ def test_the_duration_begins_when_the_token_is_read(telemetry: Telemetry, monkey
 
 @pytest.mark.parametrize("name", ["tracecontext", "none"])
 def test_the_parent_is_the_callers_only_if_the_propagator_reads_it(telemetry: Telemetry, name: str) -> None:
-    """A service that ignores its callers' traces ignores them for refused requests, too."""
+    """The span's parent is the caller's span only if the propagator reads trace headers."""
     is_used = name == "tracecontext"
     set_global_textmap(CompositePropagator([TraceContextTextMapPropagator()] if is_used else []))
     refuse(request(traceparent=TRACEPARENT))
@@ -267,7 +271,7 @@ def test_the_parent_is_the_callers_only_if_the_propagator_reads_it(telemetry: Te
 
 
 def test_the_callers_decision_not_to_sample_is_kept(telemetry: Telemetry) -> None:
-    """As for every other request. The request is counted."""
+    """The caller's decision not to sample is kept, and the request is counted."""
     refuse(request(traceparent=TRACEPARENT[:-1] + "0"))
 
     assert telemetry.server_spans == []
@@ -275,7 +279,9 @@ def test_the_callers_decision_not_to_sample_is_kept(telemetry: Telemetry) -> Non
 
 
 def test_another_requests_context_is_not_used_at_the_server(telemetry: Telemetry) -> None:
-    """An event loop may start a connection's next request in the previous request's context."""
+    """At the server, the context is not used, because an event loop can start a request in the previous request's
+    context.
+    """
     contexts: list[Context] = []
 
     class Seeing(SpanProcessor):
@@ -318,7 +324,7 @@ def spans_around(telemetry: Telemetry) -> dict[str, trace.Span]:
 
 @pytest.mark.parametrize("around", ["recording", "not sampled", "internal"])
 def test_instrumentation_that_encloses_the_boundary_records_the_request(telemetry: Telemetry, around: str) -> None:
-    """Its span has our attributes. A second span and a second count would be wrong."""
+    """If instrumentation wraps the boundary, its span gets the attributes, and no second span or count is created."""
     span: Any = spans_around(telemetry)[around]
     telemetry.exporter.clear()
     refuse(context=trace.set_span_in_context(span), is_at_server=False)
@@ -331,7 +337,7 @@ def test_instrumentation_that_encloses_the_boundary_records_the_request(telemetr
 
 @pytest.mark.parametrize("around", ["ended", "client", "root", "remote", "invalid"])
 def test_a_span_that_does_not_serve_the_request_is_not_used(telemetry: Telemetry, around: str) -> None:
-    """That of the previous request, of the client in the same process, of the program, or of the caller."""
+    """A span that does not serve the request, such as the caller's or the previous request's, is not used."""
     span: Any = spans_around(telemetry)[around]
     telemetry.exporter.clear()
     refuse(context=trace.set_span_in_context(span), is_at_server=False)
@@ -343,7 +349,7 @@ def test_a_span_that_does_not_serve_the_request_is_not_used(telemetry: Telemetry
 
 @pytest.mark.parametrize("around", ["recording", "not sampled"])
 def test_at_the_server_no_span_can_be_around(telemetry: Telemetry, around: str) -> None:
-    """Instrumentation begins later, so the span belongs to another request."""
+    """A span around a request at the server belongs to a different request, because instrumentation starts later."""
     span: Any = spans_around(telemetry)[around]
     telemetry.exporter.clear()
     refuse(context=trace.set_span_in_context(span), is_at_server=True)
@@ -354,7 +360,7 @@ def test_at_the_server_no_span_can_be_around(telemetry: Telemetry, around: str) 
 def test_without_a_tracer_provider_enclosing_instrumentation_counts(
     telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It has no span by which it could be recognized. At the server, instrumentation cannot count."""
+    """Without a tracer provider, instrumentation around the boundary counts the request, but not at the server."""
     monkeypatch.setattr("opentelemetry.trace.get_tracer_provider", lambda: trace.NoOpTracerProvider())
     refuse(is_at_server=False)
     assert telemetry.count(OLD) == 0
@@ -364,7 +370,7 @@ def test_without_a_tracer_provider_enclosing_instrumentation_counts(
 
 
 def test_spans_are_limited_and_counts_are_not(telemetry: Telemetry) -> None:
-    """A flood of one reason does not hide another one."""
+    """Spans are limited for each reason, so a flood of one reason does not hide another, and counts are not limited."""
     now = 0.0
     refusals._recorder._spans = RateLimit(SPANS_PER_SECOND, 1.0, lambda: now)
     for _ in range(100):
@@ -380,7 +386,7 @@ def test_spans_are_limited_and_counts_are_not(telemetry: Telemetry) -> None:
 
 @pytest.mark.parametrize("suppress", [suppress_instrumentation, suppress_http_instrumentation])
 def test_suppressed_requests_are_not_recorded(telemetry: Telemetry, suppress: Any) -> None:
-    """Telemetry's own servers, as in instrumentation."""
+    """If instrumentation is suppressed, as it is for telemetry's own servers, the request is not recorded."""
     with suppress():
         refuse(context=get_current())
 
@@ -407,7 +413,7 @@ def fail(*args: Any, **kwargs: Any) -> Any:
 def test_broken_telemetry_is_harmless(
     telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch, broken: str, has_span: bool, has_count: bool, logs: str
 ) -> None:
-    """What still works is recorded, and nothing is raised, even if the error cannot be logged."""
+    """Broken telemetry raises no error, and the working parts still record the request."""
     if logs == "no logging":
         monkeypatch.setattr(logging.getLogger("otel_token_relay"), "debug", fail)
     with monkeypatch.context() as patch:
@@ -420,21 +426,21 @@ def test_broken_telemetry_is_harmless(
 
 
 def test_a_request_that_cannot_be_described_is_harmless(telemetry: Telemetry) -> None:
-    """A server may have parsed something else than the adapter expects."""
+    """A request that cannot be described, such as one that the server parsed differently, causes no error."""
     refuse(fail)
 
     assert telemetry.server_spans == []
 
 
 def test_headers_that_cannot_be_read_cost_the_parent_only(telemetry: Telemetry) -> None:
-    """The request is recorded without it."""
+    """If the headers cannot be read, the request is recorded without a parent."""
     refuse(lambda: HttpRequest("GET", "/", "http", fail))
 
     assert len(telemetry.server_spans) == telemetry.count(OLD) == 1
 
 
 def test_the_histograms_are_prepared(telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No request creates them, because a meter provider may be waiting for that very request."""
+    """No request creates the histograms, because a meter provider might be waiting for that request."""
     refusals.prepare()
     monkeypatch.setattr("opentelemetry.metrics.get_meter", fail)
     refuse()
@@ -443,7 +449,9 @@ def test_the_histograms_are_prepared(telemetry: Telemetry, monkeypatch: pytest.M
 
 
 def test_credentials_remain_refused_while_the_parent_is_read(telemetry: Telemetry) -> None:
-    """The propagator reads the same headers again, and must not accept one of two credentials."""
+    """The propagator, which reads the headers again for the parent, does not accept one of two
+    ambiguous credentials.
+    """
     from otel_token_relay.context import REFUSED_KEY
 
     seen: list[Context] = []
@@ -460,7 +468,7 @@ def test_credentials_remain_refused_while_the_parent_is_read(telemetry: Telemetr
 
 
 def test_the_span_of_a_refused_request_does_not_show_its_credentials(telemetry: Telemetry) -> None:
-    """No boundary uses them, so they are not bound."""
+    """The span does not contain the rejected credentials, although no boundary binds them."""
     secret = "one-two-three"  # words, which are masked only in records of their own request
     install(Settings())
     boundary = Boundary.of(lambda name: [f"Bearer {secret},Bearer {secret}"], Settings())

@@ -1,4 +1,4 @@
-"""The decision about one hop, rule by rule, for a request that has only a target and headers."""
+"""The relay decides each hop by its rules, for requests that have only a target and headers."""
 
 import base64
 import copy
@@ -57,12 +57,12 @@ def decide(token, request=None, context=None, **settings):
 
 
 def test_a_listed_destination_gets_the_token():
-    """The header value contains the scheme."""
+    """A listed destination gets the token in a header value that contains the scheme."""
     assert decide(OPAQUE) == (f"Bearer {OPAQUE}", Reason.RELAYED)
 
 
 def test_a_custom_header_contains_only_the_token():
-    """Transaction tokens are sent this way."""
+    """A custom header, such as the header for a transaction token, contains only the token."""
     assert decide(OPAQUE, header="Txn-Token") == (OPAQUE, Reason.RELAYED)
 
 
@@ -70,38 +70,40 @@ def test_a_custom_header_contains_only_the_token():
     "target", [("http", "a", None), ("https", "b", None), ("https", "a", 444), ("https", "a\\@b", None), ("", "", 0)]
 )
 def test_another_origin_gets_no_token(target):
-    """Scheme, host and port must match."""
+    """An origin with a different scheme, host, or port gets no token."""
     assert decide(OPAQUE, Request(target)) == (None, Reason.DESTINATION_NOT_LISTED)
 
 
 def test_without_a_token_nothing_is_relayed():
-    """This holds for every destination."""
+    """Without a token, nothing is relayed to any destination."""
     assert decide(None) == (None, Reason.NO_TOKEN)
 
 
 def test_an_empty_list_relays_nothing():
-    """This is the default."""
+    """An empty list, which is the default, relays nothing."""
     assert decide(OPAQUE, destinations=()) == (None, Reason.DESTINATION_NOT_LISTED)
 
 
 def test_an_explicit_credential_wins():
-    """This holds for every kind of credential."""
+    """An explicit credential of any kind takes precedence."""
     assert decide(OPAQUE, Request(LISTED, "authorization")) == (None, Reason.EXPLICIT_CREDENTIAL)
 
 
 def test_an_explicit_credential_can_be_replaced():
-    """`on_conflict="replace"` does this."""
+    """With `on_conflict="replace"`, the token replaces an explicit credential."""
     assert decide(OPAQUE, Request(LISTED, "authorization"), on_conflict="replace")[1] is Reason.RELAYED
 
 
 def test_only_the_header_that_is_written_is_a_conflict():
-    """A transaction token can be sent together with the service's own credential."""
+    """Only an existing header with the configured name is a conflict, so a transaction token can be sent with other
+    credentials.
+    """
     assert decide(OPAQUE, Request(LISTED, "authorization"), header="Txn-Token")[1] is Reason.RELAYED
     assert decide(OPAQUE, Request(LISTED, "txn-token"), header="Txn-Token")[1] is Reason.EXPLICIT_CREDENTIAL
 
 
 def test_a_token_whose_lease_has_ended_is_not_relayed():
-    """The request has ended."""
+    """A token whose lease has ended is not relayed."""
     lease = Lease()
     lease.end()
 
@@ -110,12 +112,12 @@ def test_a_token_whose_lease_has_ended_is_not_relayed():
 
 @pytest.mark.parametrize(("age", "reason"), [(299.9, Reason.RELAYED), (300.0, Reason.TOO_OLD), (300.1, Reason.TOO_OLD)])
 def test_a_token_without_a_lease_becomes_too_old(age, reason):
-    """At exactly the maximum age, it is too old."""
+    """A token without a lease is too old as soon as it reaches the maximum age."""
     assert decide(BearerToken(OPAQUE, received_at=1000.0 - age))[1] is reason
 
 
 def test_a_leased_token_does_not_become_too_old():
-    """It is usable for as long as its request streams."""
+    """A token with an open lease does not expire because of its age while its request streams."""
     assert decide(BearerToken(OPAQUE, lease=Lease(), received_at=0.0))[1] is Reason.RELAYED
 
 
@@ -130,23 +132,23 @@ def test_a_leased_token_does_not_become_too_old():
     ],
 )
 def test_a_jwt_must_have_its_minimum_time_to_live(ttl, min_ttl, reason):
-    """At exactly the limit, it is not relayed."""
+    """A JWT is relayed only if it is valid for longer than the minimum time to live."""
     assert decide(jwt(exp=NOW + ttl), min_ttl=min_ttl)[1] is reason
 
 
 def test_a_sender_constrained_token_is_not_relayed():
-    """It would be sent as a plain bearer token, which is a downgrade."""
+    """A sender-constrained token is not relayed, because it would be downgraded to a plain bearer token."""
     assert decide(jwt(cnf={"jkt": "x"})) == (None, Reason.SENDER_CONSTRAINED)
 
 
 def test_an_unverified_token_is_withheld_if_verification_is_required():
-    """This token has not been verified."""
+    """An unverified token is withheld if verification is required."""
     assert decide(OPAQUE, require_verified=True) == (None, Reason.NOT_VERIFIED)
 
 
 @pytest.mark.parametrize("parameter", ["audience", "scope", "resource"])
 def test_a_destination_with_an_exchange_never_gets_the_callers_token(parameter):
-    """Without a token endpoint, it gets no token."""
+    """A destination with an exchange gets no token if no token endpoint is configured."""
     assert decide(OPAQUE, destinations=(f"https://a;{parameter}=x",)) == (None, Reason.EXCHANGE_FAILED)
 
 
@@ -154,19 +156,21 @@ def test_a_destination_with_an_exchange_never_gets_the_callers_token(parameter):
     "key", [otel_context._SUPPRESS_INSTRUMENTATION_KEY, "suppress_instrumentation"], ids=["new", "old"]
 )
 def test_hops_of_exporters_get_no_token_and_are_not_recorded(key):
-    """They do not belong to the caller's request."""
+    """An exporter's hops get no token and are not recorded, because they do not belong to the caller's request."""
     assert decide(OPAQUE, context=Context({key: True})) == (None,)
 
 
 def test_suppressed_http_instrumentation_does_not_affect_the_relay():
-    """Instrumentation sets it during the application's own call."""
+    """The relay ignores the suppression of HTTP instrumentation, which instrumentation sets during the application's
+    own call.
+    """
     context = Context({otel_context._SUPPRESS_HTTP_INSTRUMENTATION_KEY: True})
 
     assert decide(OPAQUE, context=context)[1] is Reason.RELAYED
 
 
 def test_a_forked_child_relays_nothing(monkeypatch):
-    """A token is usable only in the process that received it."""
+    """A forked child relays nothing, because a token is usable only in the process that received it."""
     token = BearerToken(OPAQUE, lease=Lease())
     monkeypatch.setattr("os.getpid", lambda: token.pid + 1)
 
@@ -174,7 +178,7 @@ def test_a_forked_child_relays_nothing(monkeypatch):
 
 
 def test_a_closed_relay_relays_nothing():
-    """This makes wrappers that cannot be removed do nothing."""
+    """A closed relay relays nothing, so wrappers that cannot be removed have no effect."""
     relay = Relay(Settings(destinations=("https://a;required",)))
     relay.close()
 
@@ -197,11 +201,11 @@ class TestRequired:
         assert_never_leaked(OPAQUE, str(failure.value), repr(failure.value))
 
     def test_a_valid_token_is_relayed(self):
-        """The parameter does not change this."""
+        """A valid token is relayed with `required` as it is without it."""
         assert decide(OPAQUE, destinations=self.REQUIRED)[1] is Reason.RELAYED
 
     def test_a_request_with_its_own_credential_is_sent(self):
-        """Such a request is authenticated."""
+        """A request that has its own credential is sent to a required destination."""
         for token in (None, OPAQUE):
             outcome = decide(token, Request(LISTED, "authorization"), destinations=self.REQUIRED)
             assert outcome == (None, Reason.EXPLICIT_CREDENTIAL)
@@ -213,13 +217,13 @@ class TestRequired:
         assert decide(None, context=context, destinations=self.REQUIRED) == (None,)
 
     def test_other_destinations_are_not_affected(self):
-        """Requests to them are sent without a token."""
+        """Requests to other destinations are sent without a token."""
         assert decide(None, Request(("https", "b", None)), destinations=self.REQUIRED) == (None, Reason.NO_TOKEN)
 
 
 @pytest.mark.parametrize("unreadable", ["target", "headers"])
 def test_an_unreadable_request_is_sent_without_the_token(unreadable, caplog):
-    """An error in our code never breaks the application's call."""
+    """An error in the package's code does not stop the application's request, which is sent without the token."""
     relay = Relay(Settings(destinations=("https://a",)))
 
     def target_of(request):
@@ -236,7 +240,7 @@ def test_an_unreadable_request_is_sent_without_the_token(unreadable, caplog):
 
 
 def test_a_span_or_meter_that_raises_does_not_change_the_decision():
-    """A faulty span processor must not cause a 401 response."""
+    """A span or a meter that raises an error does not change the decision."""
 
     class Broken(trace.NonRecordingSpan):
         def is_recording(self):
@@ -262,7 +266,7 @@ def test_a_span_or_meter_that_raises_does_not_change_the_decision():
     ],
 )
 def test_a_url_is_explained(url, reason):
-    """The explanation assumes a valid token."""
+    """The explanation of a URL assumes a valid token."""
     relay = Relay(Settings(destinations=("https://a", "https://c;audience=c", "https://d;never")))
 
     assert relay.explain(url).decision.reason is reason
@@ -277,7 +281,9 @@ ENTRIES = ("https://a", "https://*;required", "https://b;audience=b", "https://b
 @pytest.mark.parametrize("settings", [{}, {"on_conflict": "replace"}, {"require_verified": True}], ids=str)
 @pytest.mark.parametrize("without_user", [False, True])
 def test_the_explanation_is_the_decision(credential, host, port, settings, without_user):
-    """A hop with the same target and headers has the same reason, and fails if the explanation says so."""
+    """A hop with the same target and headers has the explained reason, and fails if the explanation
+    says that it fails.
+    """
     settings = Settings(destinations=ENTRIES, **settings)
     explanation = Relay(settings).explain(
         f"https://{credential}{host}{'' if port is None else f':{port}'}/x", without_user=without_user
@@ -298,7 +304,7 @@ def test_the_explanation_is_the_decision(credential, host, port, settings, witho
 
 
 def test_an_excluded_destination_gets_no_token():
-    """It is not listed, whether the token is usable or not, and a wider entry does not apply."""
+    """An excluded destination gets no token, even if a wider entry matches."""
     excluded = {"destinations": ("https://*;required", "https://a;never")}
 
     assert decide(OPAQUE, **excluded) == (None, Reason.DESTINATION_NOT_LISTED)
@@ -306,7 +312,7 @@ def test_an_excluded_destination_gets_no_token():
 
 
 def unbound(relay, target=LISTED):
-    """Decide one hop of a context that no boundary and no `use_token` has ever touched."""
+    """Decide one hop in a context that no boundary or `use_token` has changed."""
     reasons = []
     relay._record = lambda reason, *_, **__: reasons.append(reason)
     relay._is_watched = lambda _: True
@@ -315,7 +321,7 @@ def unbound(relay, target=LISTED):
 
 
 def test_a_call_outside_any_request_has_a_reason_of_its_own():
-    """It is not the request that lacks a token: the call belongs to none, or its context was lost."""
+    """A call outside any request has its own reason, which differs from that of a request without a token."""
     relay = Relay(Settings(destinations=("https://a",)))
     assert unbound(relay) == unbound(relay, ("https", "b", None)) == [Reason.NO_BOUNDARY]
     assert unbound(Relay(Settings())) == [Reason.NO_BOUNDARY]
@@ -327,7 +333,7 @@ def test_a_call_outside_any_request_has_a_reason_of_its_own():
     ids=["listed", "something was bound", "not listed"],
 )
 def test_a_process_that_never_bound_anything_warns_once(monkeypatch, caplog, target, bound_before, warnings):
-    """It lists a destination, but serves no request: probably its server is not hooked."""
+    """A process with destinations that never bound a token warns once, because its server is probably not hooked."""
     monkeypatch.setattr("otel_token_relay.context.has_bound", bound_before)
     relay = Relay(Settings(destinations=("https://a",)))
     for _ in range(3):
@@ -339,14 +345,14 @@ def test_a_process_that_never_bound_anything_warns_once(monkeypatch, caplog, tar
 
 
 def test_a_bound_token_or_its_absence_is_remembered(monkeypatch):
-    """Afterwards, the process is known to serve requests."""
+    """Binding a token, or its absence, marks the process as one that serves requests."""
     monkeypatch.setattr("otel_token_relay.context.has_bound", False)
     with_token(None, Context())
     assert context_module.has_bound
 
 
 def early(token=None, *, entry="https://a", now=lambda: NOW, **settings):
-    """Decide one hop of a request that may wait. Return the relay, the hop and the reasons that are recorded."""
+    """Decide one hop of a request that might wait. Return the relay, the hop, and the recorded reasons."""
     relay = Relay(Settings(destinations=(entry,), **settings), now=now)
     reasons = []
     relay._record = lambda reason, *_, **__: reasons.append(reason)
@@ -363,7 +369,7 @@ def early(token=None, *, entry="https://a", now=lambda: NOW, **settings):
 
 
 def test_a_hop_that_waits_is_recorded_when_it_is_confirmed():
-    """The header value is the one that `decide` returns for other requests."""
+    """A hop that waits is recorded when it is confirmed, with the header value that `decide` returns otherwise."""
     _, hop, reasons = early()
     assert (reasons, hop.is_recorded) == ([], False)
 
@@ -374,7 +380,7 @@ def test_a_hop_that_waits_is_recorded_when_it_is_confirmed():
 
 @pytest.mark.parametrize("entry", ["https://b", "https://a;audience=x"])
 def test_a_hop_that_gets_no_token_is_recorded_at_once(entry):
-    """There is nothing to check again."""
+    """A hop that gets no token is recorded immediately, because there is nothing to check again."""
     _, hop, reasons = early(entry=entry)
 
     assert hop is None
@@ -383,7 +389,7 @@ def test_a_hop_that_gets_no_token_is_recorded_at_once(entry):
 
 @pytest.mark.parametrize("entry", ["https://a", "https://a;required"])
 def test_a_lease_that_ends_before_the_hop_is_confirmed(entry):
-    """The token may not be sent, and a required token stops the request."""
+    """If the lease ends before the hop is confirmed, the token is not sent, and a required token stops the request."""
     token = BearerToken(OPAQUE, lease=Lease())
     _, hop, reasons = early(token, entry=entry)
     token.lease.end()
@@ -399,7 +405,7 @@ def test_a_lease_that_ends_before_the_hop_is_confirmed(entry):
 
 @pytest.mark.parametrize(("later", "reason"), [(9, Reason.RELAYED), (10, Reason.EXPIRED)])
 def test_a_token_that_has_expired_by_the_time_the_hop_is_confirmed(later, reason):
-    """The minimum time to live counts from then."""
+    """The minimum time to live applies when the hop is confirmed, so a token that has expired by then is not sent."""
     times = [NOW]
     _, hop, reasons = early(BearerToken(jwt(exp=NOW + 60)), now=lambda: times[-1], min_ttl=50)
     times.append(NOW + later)
@@ -409,7 +415,7 @@ def test_a_token_that_has_expired_by_the_time_the_hop_is_confirmed(later, reason
 
 
 def test_a_closed_relay_confirms_nothing():
-    """It records nothing either."""
+    """A closed relay does not confirm or record a hop."""
     relay, hop, reasons = early()
     relay.close()
 
@@ -418,7 +424,7 @@ def test_a_closed_relay_confirms_nothing():
 
 
 def test_a_check_that_raises_withholds_the_token():
-    """The application's request continues."""
+    """A check that raises an error withholds the token, and the application's request continues."""
 
     class Broken:
         claims, expires_at = {}, None
@@ -439,7 +445,7 @@ def test_a_check_that_raises_withholds_the_token():
 
 
 def test_a_hop_does_not_show_its_token():
-    """It accompanies the request through a client library."""
+    """The `repr` of a hop, which a client library keeps with the request, does not contain the token."""
     _, hop, _ = early()
 
     assert OPAQUE not in repr(hop)
@@ -449,7 +455,7 @@ def test_a_hop_does_not_show_its_token():
 
 
 def may_send(token, url="https://a/me", *headers, relay=None, context=None, **settings):
-    """Return what a cache is told about a request, in a context with *token*."""
+    """Return whether `Relay.may_send` allows a token for the request, in a context with *token*."""
     relay = relay or Relay(Settings(**({"destinations": ("https://a",)} | settings)), now=lambda: NOW)
     relay._record = lambda *_, **__: pytest.fail("a cache makes no decision")
     bound = Context(context or {}) if token == "unbound" else with_token(token, Context(context or {}))
@@ -464,25 +470,25 @@ OWN = {"destinations": ("https://a;audience=b;without-user=client",)}
 
 
 class TestMaySend:
-    """Which requests a cache must not respond to."""
+    """Caches must not respond to requests that can get a token."""
 
     @pytest.mark.parametrize("url", ["https://a", "https://A:443/x?y=1", "HTTPS://a./", "https://u:p@a/"])
     def test_a_token_and_a_listed_destination(self, url):
-        """However the URL is written."""
+        """A request to a listed destination can get the token, regardless of the URL's spelling."""
         assert may_send(BearerToken(OPAQUE, lease=Lease()), url)
 
     @pytest.mark.parametrize("url", ["https://b/", "http://a/", "https://a:444/", "https://b/?to=https://a/"])
     def test_another_origin(self, url):
-        """It gets no token, so its responses are the same for all callers."""
+        """A request to an unlisted origin gets no token, so its responses are the same for all callers."""
         assert not may_send(BearerToken(OPAQUE), url)
 
     @pytest.mark.parametrize("url", ["/me", "", "https://", "https://a\\@b/", "https://a:x/", "\ud800", "https://[/"])
     def test_a_url_that_cannot_be_read(self, url):
-        """It fails closed: where the request goes is only known below the cache."""
+        """A request whose URL cannot be read fails closed, because its destination is known only below the cache."""
         assert may_send(BearerToken(OPAQUE), url)
 
     def test_headers_that_cannot_be_read(self):
-        """They fail closed, too."""
+        """A request whose headers cannot be read fails closed."""
 
         class Unreadable(tuple):
             def __contains__(self, name):
@@ -496,7 +502,7 @@ class TestMaySend:
             otel_context.detach(with_a_token)
 
     def test_a_token_that_may_no_longer_be_sent(self):
-        """It may have been sent before, so what is cached may still be personal."""
+        """A cached response can be personal even if the token can no longer be sent."""
         lease = Lease()
         lease.end()
 
@@ -504,11 +510,11 @@ class TestMaySend:
 
     @pytest.mark.parametrize("token", [None, "unbound"])
     def test_no_token(self, token):
-        """The cache works as without the relay."""
+        """Without a token, the cache works as without the relay."""
         assert not may_send(token)
 
     def test_an_explicit_credential(self):
-        """The request is sent as it is, unless the credential is replaced."""
+        """A request with an explicit credential is sent unchanged, unless the credential is replaced."""
         token = BearerToken(OPAQUE)
 
         assert not may_send(token, "https://a/", "authorization")
@@ -518,13 +524,13 @@ class TestMaySend:
 
     @pytest.mark.parametrize("key", ["suppress_instrumentation", "suppress_http_instrumentation"])
     def test_suppression(self, key):
-        """It is the same as for `decide`: an exporter's requests get no token."""
+        """An exporter's requests get no token, as for `decide`."""
         key = otel_context._SUPPRESS_INSTRUMENTATION_KEY if key == "suppress_instrumentation" else key
 
         assert may_send(BearerToken(OPAQUE), context={key: True}) is (key == "suppress_http_instrumentation")
 
     def test_a_closed_relay_and_an_empty_list(self):
-        """They send nothing."""
+        """A closed relay and an empty list send no token."""
         relay = Relay(Settings(destinations=("https://a",)))
         relay.close()
 
@@ -532,7 +538,7 @@ class TestMaySend:
         assert not may_send(BearerToken(OPAQUE), destinations=())
 
     def test_a_token_of_the_services_own(self, monkeypatch):
-        """Outside any request, if the destination permits it."""
+        """A token of the service itself is sent outside any request, if the destination permits it."""
         monkeypatch.setattr(context_module, "has_served", False)
         assert may_send("unbound", **OWN)
         assert not may_send("unbound", "https://b/", **OWN)

@@ -1,4 +1,4 @@
-"""Which responses permit that a request is sent once more."""
+"""Only some responses permit a request to be repeated."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from otel_token_relay.retries import METHODS, Rejection, read_rejection
 
 INVALID = 'Bearer error="invalid_token"'
-# The two alphabets differ in how they encode its last members.
+# The two alphabets differ in the encoding of the last member.
 CLAIMS = '{"access_token":{"acrs":{"essential":true,"value":"cp1"}},"x":"~~~???>>>"}'
 ENCODED = base64.b64encode(CLAIMS.encode()).decode()
-# Python's parser accepts these, although they are not JSON.
+# Python's parser accepts these texts, although they are not JSON.
 NAN, INFINITY = b'{"a": NaN}', b'{"a": [-Infinity]}'
 
 
@@ -35,7 +35,7 @@ NAN, INFINITY = b'{"a": NaN}', b'{"a": [-Infinity]}'
     ],
 )
 def test_a_rejected_token_is_recognized(values: list[str]) -> None:
-    """One header line or several, with other schemes before and after it (RFC 9110, section 11.6.1)."""
+    """A rejected token is recognized in one or more header lines, among other schemes (RFC 9110, section 11.6.1)."""
     assert read_rejection(values) == Rejection()
 
 
@@ -73,7 +73,7 @@ def test_a_rejected_token_is_recognized(values: list[str]) -> None:
     ],
 )
 def test_any_other_response_is_not_a_rejected_token(values: list[str]) -> None:
-    """A challenge that does not follow the grammar, or names another error, is not believed."""
+    """A challenge with invalid syntax or a different error does not indicate a rejected token."""
     assert read_rejection(values) is None
 
 
@@ -83,7 +83,7 @@ def test_any_other_response_is_not_a_rejected_token(values: list[str]) -> None:
     ids=["base64", "without padding", "base64url"],
 )
 def test_a_claims_challenge_is_decoded(encoded: str) -> None:
-    """As Microsoft Entra sends it, with either alphabet, and with or without padding."""
+    """A claims challenge, as Microsoft Entra sends it, is decoded in either alphabet, with or without padding."""
     rejection = read_rejection([f'Bearer realm="", error="insufficient_claims", claims="{encoded}"'])
 
     assert rejection == Rejection(CLAIMS, needs_claims=True)
@@ -92,23 +92,23 @@ def test_a_claims_challenge_is_decoded(encoded: str) -> None:
 
 
 def test_an_invalid_token_may_have_claims_too() -> None:
-    """After a revocation. The new token may be accepted without them."""
+    """An `invalid_token` challenge can also contain claims, which a new token might not need."""
     assert read_rejection([f'Bearer error="invalid_token", claims="{ENCODED}"']) == Rejection(CLAIMS)
     assert read_rejection(['Bearer error="invalid_token", claims="!"']) == Rejection()
 
 
 def test_only_idempotent_methods_are_repeated() -> None:
-    """RFC 9110, section 9.2.2, without TRACE."""
+    """Only idempotent methods except TRACE are repeated (RFC 9110, section 9.2.2)."""
     assert {"GET", "HEAD", "OPTIONS", "PUT", "DELETE"} == METHODS
 
 
 @given(st.lists(st.one_of(st.text(), st.text(alphabet='Bearer error="invalid_token",\\= '))))
 def test_reading_never_raises(values: list[str]) -> None:
-    """The server chooses the text."""
+    """Reading a challenge, whose text the server chooses, never raises an error."""
     read_rejection(values)
 
 
 def test_hostile_challenges_are_read_in_linear_time() -> None:
-    """A value within the limit that makes patterns backtrack."""
+    """A hostile challenge, which could cause regular expressions to backtrack, is read in linear time."""
     for hostile in ('Bearer a="' + "\\" * 16_000, "Bearer " + "a" * 16_000, "Bearer " + "a, " * 5_000, "," * 16_000):
         read_rejection([hostile] * 20)

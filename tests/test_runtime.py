@@ -1,4 +1,6 @@
-"""Which settings and which authenticator apply: those given, those installed, or those of the environment."""
+"""Explicit settings and authenticators take precedence over installed ones, which take precedence over the
+environment.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ GIVEN, INSTALLED = Settings(destinations=("https://given",)), Settings(destinati
 
 
 class AcceptAll:
-    """An authenticator of an application, which counts how often it is prepared."""
+    """An application's authenticator that counts how often it is prepared."""
 
     def __init__(self) -> None:
         self.prepared = 0
@@ -38,7 +40,7 @@ def destinations(settings: Settings) -> list[str]:
 
 
 def test_a_runtime_serves_both_directions_under_the_same_settings() -> None:
-    """By default no request is verified, and clients are not hooked yet."""
+    """A runtime relays and verifies with the same settings, and by default verifies no request and hooks no client."""
     made = Runtime(INSTALLED)
 
     assert made.settings is made.relay.settings is made.terms.settings is INSTALLED
@@ -47,7 +49,7 @@ def test_a_runtime_serves_both_directions_under_the_same_settings() -> None:
 
 
 def test_preparing_a_runtime_creates_the_counter_and_prepares_the_authenticator() -> None:
-    """With no authenticator, only the counter of decisions is created."""
+    """Preparing a runtime creates the decision counter and prepares the authenticator if there is one."""
     made, authenticator = Runtime(INSTALLED), AcceptAll()
     assert made.relay._recorder._counter.created is None
 
@@ -60,7 +62,7 @@ def test_preparing_a_runtime_creates_the_counter_and_prepares_the_authenticator(
 
 
 def test_the_runtime_is_installed_and_removed() -> None:
-    """Other modules read the variable, so it must not refer to a runtime that is not in force."""
+    """The module variable refers to a runtime only while the runtime is installed."""
     assert runtime.installed is None
     install(INSTALLED)
     assert runtime.installed is not None
@@ -70,7 +72,7 @@ def test_the_runtime_is_installed_and_removed() -> None:
 
 
 def test_given_settings_apply_regardless_of_the_installation() -> None:
-    """They are those of the object, not of the process."""
+    """Settings that are given to an object apply regardless of the installation."""
     in_force = SettingsInForce(GIVEN)
 
     assert in_force() is GIVEN
@@ -79,7 +81,7 @@ def test_given_settings_apply_regardless_of_the_installation() -> None:
 
 
 def test_settings_of_the_environment_are_read_at_first_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Later changes of the environment have no effect, and installed settings take precedence while installed."""
+    """Settings from the environment are read once at first use, and installed settings override them."""
     in_force = SettingsInForce(None)
     monkeypatch.setenv(VARIABLE, "https://first")
     first = in_force()
@@ -94,7 +96,7 @@ def test_settings_of_the_environment_are_read_at_first_use(monkeypatch: pytest.M
 
 
 def test_terms_follow_the_installation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A middleware is often created before `install` is called."""
+    """Terms follow the installation, because a middleware is often created before `install` is called."""
     monkeypatch.setenv(VARIABLE, "https://environment")
     terms = TermsInForce(None)
 
@@ -110,7 +112,7 @@ def test_terms_follow_the_installation(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_given_authenticator_replaces_the_configured_one(
     settings: Settings | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It verifies each request, under the settings that apply."""
+    """A given authenticator replaces the configured one and uses the current settings."""
     monkeypatch.setenv(VERIFY, "enforce")
     authenticator = AcceptAll()
     terms = TermsInForce(settings, authenticator)
@@ -124,7 +126,9 @@ def test_a_given_authenticator_replaces_the_configured_one(
 def test_given_settings_that_cannot_verify_are_reported_when_the_middleware_is_created(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The application starts and rejects every request, also if an installation would accept them."""
+    """Given settings that cannot verify tokens are reported when the middleware is created, and every request is
+    rejected.
+    """
     build_authenticator.cache_clear()
     settings = Settings.from_env({VERIFY: "enforce"})
     with caplog.at_level(logging.ERROR, "otel_token_relay"):
@@ -138,7 +142,7 @@ def test_given_settings_that_cannot_verify_are_reported_when_the_middleware_is_c
 
 
 def test_the_environment_that_cannot_verify_denies_every_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A middleware without settings and without an installation fails closed."""
+    """A middleware rejects every request if its only settings are environment variables that cannot verify tokens."""
     monkeypatch.setenv(VERIFY, "enforce")
 
     assert isinstance(TermsInForce(None)().authenticator, DenyAll)
@@ -147,7 +151,7 @@ def test_the_environment_that_cannot_verify_denies_every_request(monkeypatch: py
 def test_preparing_a_runtime_that_verifies_prepares_the_records_of_refused_requests(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A runtime that verifies nothing refuses nothing."""
+    """Preparing a runtime that verifies tokens also prepares the records of rejected requests."""
     calls: list[bool] = []
     monkeypatch.setattr(refusals, "prepare", lambda: calls.append(True))
     made = Runtime(Settings())

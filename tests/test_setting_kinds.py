@@ -1,4 +1,4 @@
-"""How each kind of setting is read, from text and from a value in a file."""
+"""Each kind of setting can be read from text and from a value in a file."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ MODE = choice("off", "report")
     ],
 )
 def test_each_form_is_read(kind: Kind, value: Any, read: Any) -> None:
-    """Text is read as in an environment variable."""
+    """Each valid form of a setting is read, and text is read as in an environment variable."""
     assert kind.read_any(value) == read
     assert type(kind.read_any(value)) is type(read)
 
@@ -72,14 +72,14 @@ def test_each_form_is_read(kind: Kind, value: Any, read: Any) -> None:
     ],
 )
 def test_each_other_form_is_refused(kind: Kind, value: Any, message: str) -> None:
-    """The message says what is expected, and where."""
+    """The message about an invalid value states the expected form and the location."""
     with pytest.raises(ValueError, match=r"\A") as refused:
         kind.read_any(value)
     assert message in str(refused.value)
 
 
 def test_every_parameter_of_a_destination_is_a_key_in_the_file() -> None:
-    """A file can express each entry."""
+    """Every destination parameter is a key in the file, so a file can express each entry."""
     (_, items) = ENTRIES.schema["oneOf"]  # type: ignore[misc]
     (_, mapping) = items["items"]["oneOf"]
     names = {field.name for field in fields(Destination) if field.init} - {"pattern"}
@@ -89,11 +89,11 @@ def test_every_parameter_of_a_destination_is_a_key_in_the_file() -> None:
 
 @pytest.mark.parametrize("value", [None, "", " ", "off", "OFF", False, "no", 0, "0"], ids=repr)
 def test_what_is_off(value: Any) -> None:
-    """These values protect nothing."""
+    """These values disable protection."""
     assert is_off(value)
 
 
 @pytest.mark.parametrize("value", [True, "report", 1, "enforce", "nope", []])
 def test_what_is_not_off(value: Any) -> None:
-    """Any other value may be meant to protect."""
+    """Any other value might be intended to enable protection."""
     assert not is_off(value)

@@ -1,4 +1,4 @@
-"""Invalid settings in code raise. Invalid settings in the environment never raise, and fail closed."""
+"""Invalid settings in code raise an error. Invalid settings in the environment never raise an error and fail closed."""
 
 import copy
 import dataclasses
@@ -18,12 +18,12 @@ PREFIX = "OTEL_PYTHON_TOKEN_RELAY_"
 
 
 def from_env(**values):
-    """Read settings from variables, named without their prefix."""
+    """Read settings from variables whose names lack the prefix."""
     return Settings.from_env({PREFIX + name: value for name, value in values.items()})
 
 
 def test_nothing_is_relayed_by_default():
-    """The default policy is empty."""
+    """By default, the policy is empty and nothing is relayed."""
     assert Settings().destinations == ()
     assert Settings.from_env({}) == Settings()
 
@@ -35,7 +35,7 @@ def test_strings_are_parsed():
 
 
 def test_settings_are_immutable():
-    """All threads share them."""
+    """Settings are immutable, because all threads share them."""
     with pytest.raises(dataclasses.FrozenInstanceError):
         Settings().linger = 5
 
@@ -64,7 +64,7 @@ def test_settings_are_immutable():
     ],
 )
 def test_an_invalid_value_in_code_raises_and_names_the_setting(field, value):
-    """It raises when the application starts."""
+    """An invalid value in code raises an error at startup that contains the setting's name."""
     with pytest.raises(ConfigurationError) as failure:
         Settings(**{field: value})
 
@@ -73,7 +73,7 @@ def test_an_invalid_value_in_code_raises_and_names_the_setting(field, value):
 
 
 def test_an_invalid_destination_is_skipped_and_the_valid_ones_are_kept():
-    """There is one clear problem for each, and the application starts."""
+    """Each invalid destination is skipped and reported once, and the valid destinations are kept."""
     settings = from_env(DESTINATIONS="https://a, https://b/path ,, c;requird, http://d:1")
 
     assert [str(d) for d in settings.destinations] == ["https://a", "http://d:1"]
@@ -83,7 +83,7 @@ def test_an_invalid_destination_is_skipped_and_the_valid_ones_are_kept():
 
 
 def test_contradicting_entries_are_all_skipped():
-    """One of them may be the stricter one."""
+    """Contradictory entries are all skipped, because one of them might be stricter."""
     settings = from_env(DESTINATIONS="https://a,https://a;audience=b,https://c,https://c")
 
     assert [str(d) for d in settings.destinations] == ["https://c"]
@@ -103,7 +103,7 @@ def test_contradicting_entries_are_all_skipped():
 )
 @pytest.mark.parametrize("wider", ["https://*.x", "https://*", "https://a.x:*"])
 def test_a_wider_entry_does_not_cover_the_origin_of_a_skipped_entry(entries, wider):
-    """The skipped entry may have been the stricter one, so its origin must not get the caller's token."""
+    """A wider entry does not cover the origin of a skipped entry, which might have been stricter."""
     relay = Relay(from_env(DESTINATIONS=f"{wider},{entries}"))
 
     assert relay.explain("https://a.x/")[0].outcome == "withheld"
@@ -111,7 +111,7 @@ def test_a_wider_entry_does_not_cover_the_origin_of_a_skipped_entry(entries, wid
 
 
 def test_a_password_in_an_entry_is_not_shown():
-    """The problem is written to the log."""
+    """The logged problem of an entry does not contain the entry's password."""
     settings = from_env(DESTINATIONS="https://user:hunter2@a,user:hunter3@b,https://x@y:hunter4@c")
 
     assert settings.destinations == ()
@@ -137,7 +137,7 @@ def test_a_password_in_an_entry_is_not_shown():
     ],
 )
 def test_an_unreadable_variable_falls_back_to_the_strict_value(name, value, field, strict):
-    """It is named in one problem, and the other variables apply."""
+    """An unreadable variable is reported and replaced with the strict value, and the other variables apply."""
     settings = from_env(**{name: value, "DESTINATIONS": "https://a"})
 
     assert getattr(settings, field) == strict
@@ -147,7 +147,7 @@ def test_an_unreadable_variable_falls_back_to_the_strict_value(name, value, fiel
 
 
 def test_an_unreadable_header_name_leaves_no_destination():
-    """The token must not be sent in a header that the operator did not choose."""
+    """An unreadable header name removes all destinations, so no token is sent in an unintended header."""
     settings = from_env(HEADER="Txn Token", DESTINATIONS="https://a")
 
     assert settings.destinations == ()
@@ -155,7 +155,7 @@ def test_an_unreadable_header_name_leaves_no_destination():
 
 
 def test_valid_values_are_read():
-    """This covers every variable."""
+    """The valid values of every variable are read."""
     settings = from_env(
         DESTINATIONS="a",
         SOURCE_HEADERS="X-Forwarded-Access-Token, Authorization",
@@ -184,13 +184,15 @@ def test_valid_values_are_read():
 
 @given(st.dictionaries(st.sampled_from([v.name for v in VARIABLES.values()]), st.text()))
 def test_from_env_never_raises(environ):
-    """An exception would keep the application from starting."""
+    """`from_env` never raises an exception, which would prevent the application from starting."""
     Settings.from_env(environ)
 
 
 @given(st.text())
 def test_any_list_of_destinations_is_parsed_or_reported(text):
-    """Parsed entries can be parsed again, and no entry is dropped silently."""
+    """Every item in a list of destinations is parsed or reported, and the text of a parsed entry can be parsed
+    again.
+    """
     settings = from_env(DESTINATIONS=text)
 
     assert Settings(destinations=tuple(map(str, settings.destinations))).destinations == settings.destinations
@@ -210,7 +212,7 @@ def test_any_list_of_destinations_is_parsed_or_reported(text):
     ],
 )
 def test_risky_destinations_cause_a_warning(entry, warned):
-    """They are valid: a service mesh encrypts by itself."""
+    """Risky destinations are valid but cause a warning, because a service mesh can encrypt plain http."""
     assert len(Settings(destinations=(entry,)).warnings) == warned
 
 
@@ -227,13 +229,13 @@ def test_risky_destinations_cause_a_warning(entry, warned):
     ],
 )
 def test_deliberate_plain_http_causes_no_warning(entry, host, warned):
-    """The host is compared exactly, and so is its port if the setting names one."""
+    """Deliberate plain http to a configured host, and to its port if specified, causes no warning."""
     assert len(Settings(destinations=(entry,), plaintext_hosts=(host,)).warnings) == warned
 
 
 @pytest.mark.parametrize(("text", "expected"), [("false", False), ("true", True), ("maybe", True), ("", True)])
 def test_redaction_is_on_unless_it_is_disabled_explicitly(text, expected):
-    """An unreadable value leaves redaction on and is reported as a problem."""
+    """Redaction is enabled unless it is explicitly disabled, even if the value is unreadable."""
     settings = Settings.from_env({"OTEL_PYTHON_TOKEN_RELAY_REDACTION": text})
 
     assert settings.redaction is expected
@@ -241,7 +243,7 @@ def test_redaction_is_on_unless_it_is_disabled_explicitly(text, expected):
 
 
 def test_redact_keys_are_read_from_the_environment():
-    """The value is a comma-separated list. The keys are converted to lower case."""
+    """The `redact_keys` setting is read from a comma-separated list and converted to lowercase."""
     settings = Settings.from_env({"OTEL_PYTHON_TOKEN_RELAY_REDACT_KEYS": " X-Api-Key, tenant.id ,"})
 
     assert settings.redact_keys == ("x-api-key", "tenant.id")
@@ -249,18 +251,20 @@ def test_redact_keys_are_read_from_the_environment():
 
 @pytest.mark.parametrize("name", ["issuers", "audience", "algorithms", "verify_exclude", "redact_keys", "span_claims"])
 def test_a_list_may_be_any_iterable_but_not_a_string(name):
-    """A generator's values are all kept. A single string would be read as a list of characters."""
+    """A list can be any iterable, including a generator, but not a string, which would be split into characters."""
     values = {"issuers": "https://idp.example", "algorithms": "RS256", "verify_exclude": "/healthz"}
     value = values.get(name, "sub:enduser.id")
 
     assert getattr(Settings(**{name: (each for each in [value])}), name) == (value,)
-    if name != "audience":  # which may be one name
+    if name != "audience":  # which can be a single name
         with pytest.raises(ConfigurationError, match=name):
             Settings(**{name: value})
 
 
 def test_only_explicit_values_are_given() -> None:
-    """`dataclasses.replace` passes every field, of which only those that differ from the defaults count."""
+    """Only fields that differ from the defaults are considered explicit, because `dataclasses.replace` passes all
+    fields.
+    """
     settings = Settings(destinations=["https://a"], max_age=300)
 
     assert settings.given == {"destinations", "max_age"}
@@ -283,7 +287,7 @@ def test_only_explicit_values_are_given() -> None:
     ],
 )
 def test_never_warns_if_other_ports_get_the_token(text: str, count: int) -> None:
-    """A port that is not named means 443."""
+    """`never` causes a warning if other ports get the token, because an unspecified port means 443."""
     warnings = Settings.from_env({PREFIX + "DESTINATIONS": text}).warnings
 
     assert sum("excludes one port only" in warning for warning in warnings) == count

@@ -1,4 +1,4 @@
-"""Which queries authenticate a request."""
+"""Some queries authenticate a request."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def url_with(*names: str) -> str:
 
 @each_row
 def test_all_parameters_of_a_row_sign_a_url(row: Row) -> None:
-    """The parameters may be in any order and with further parameters."""
+    """All parameters of a row sign a URL, in any order and with additional parameters."""
     assert is_signed(url_with("a", *row.companions, row.secret))
     assert is_signed(url_with(row.secret, *sorted(row.companions), "a"))
 
 
 @each_row
 def test_names_are_compared_as_servers_compare_them(row: Row) -> None:
-    """Case and percent-encoding do not matter."""
+    """Parameter names match regardless of case and percent-encoding, as on servers."""
     encoded = [f"%{ord(name[0]):02X}{name[1:].upper()}" for name in (row.secret, *row.companions)]
 
     assert is_signed(url_with(*encoded))
@@ -33,7 +33,7 @@ def test_names_are_compared_as_servers_compare_them(row: Row) -> None:
 
 @each_row
 def test_each_parameter_of_a_row_is_necessary(row: Row) -> None:
-    """A parameter alone, such as the signature of a document, has an ordinary meaning."""
+    """Each parameter of a row is required, because a single parameter can have an ordinary meaning."""
     names = {row.secret, *row.companions}
     for missing in names:
         assert not is_signed(url_with(*(names - {missing})))
@@ -41,7 +41,7 @@ def test_each_parameter_of_a_row_is_necessary(row: Row) -> None:
 
 @each_row
 def test_the_page_lists_every_row(row: Row) -> None:
-    """Operators look there for the parameters that count."""
+    """The page lists every row of the table."""
     page = (Path(__file__).parents[1] / "docs" / "destinations.md").read_text("utf-8").lower()
     lines = [line for line in page.splitlines() if f"`{row.secret}`" in line]
 
@@ -50,7 +50,7 @@ def test_the_page_lists_every_row(row: Row) -> None:
 
 @each_row
 def test_redaction_masks_what_signs_a_url(row: Row) -> None:
-    """The table of secret names contains the parameter with the signature or the token."""
+    """Redaction masks the parameter with the signature or the token in every row."""
     assert BUILT_IN.kind_of(row.secret) not in (Kind.ORDINARY, Kind.HARMLESS)
 
 
@@ -74,11 +74,11 @@ def test_redaction_masks_what_signs_a_url(row: Row) -> None:
     ],
 )
 def test_an_ordinary_url_is_not_signed(url: str) -> None:
-    """Values, paths, fragments and similar names do not authenticate a request."""
+    """Values, paths, fragments, and similar names do not sign a URL."""
     assert not is_signed(url)
 
 
 def test_a_name_without_a_value_counts() -> None:
-    """Values are not read."""
+    """A parameter without a value is recognized, because values are not read."""
     assert is_signed("/object?access_token")
     assert is_signed("/object??&access_token=")

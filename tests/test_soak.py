@@ -1,4 +1,4 @@
-"""The soak test, shortened: the same services and the same check of every response."""
+"""A short soak test runs the same services and checks every response in the same way."""
 
 import pytest
 
@@ -16,7 +16,7 @@ def test_two_hops_never_mix_up_users(variant):
 
 
 def test_soak_detects_missing_tokens():
-    """If the relay is off, the tokens are counted as missing, so the soak test can fail."""
+    """If the relay is disabled, the soak test counts the missing tokens."""
     result = soak("async", requests=40, propagators="tracecontext,baggage", **SHORT)
 
     assert result.missing > 0

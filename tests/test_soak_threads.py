@@ -1,4 +1,4 @@
-"""A short run of `tools.soak.threads`."""
+"""A short run of `tools.soak.threads` succeeds."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from tools.soak import threads
 
 
 def test_no_wrong_and_no_missing_token_through_three_services():
-    """Threads, pools that users share, tasks, retries, time limits, aborts and anonymous callers mixed."""
+    """No token is wrong or missing with threads, shared pools, tasks, retries, timeouts, cancellations, and
+    anonymous callers.
+    """
     counts, _ = threads.run(requests=200, users=50)
 
     assert counts["completed"] + counts["aborted"] == 200

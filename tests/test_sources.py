@@ -1,4 +1,4 @@
-"""Which source of a setting applies, and how names that do not exist are reported."""
+"""The first source of each setting applies, and unknown names are reported."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def source(name: str, **values: object) -> Source:
 
 
 def test_the_first_source_applies_to_each_setting() -> None:
-    """Settings of other sources stay."""
+    """The first source that contains a setting applies to it, and settings from other sources are kept."""
     merged = merge([source("code", a=1), source("file", a=2, b=2), source("environment", a=3, b=3, c=3)])
 
     assert merged.values == {"a": 1, "b": 2, "c": 3}
@@ -31,7 +31,7 @@ def test_the_first_source_applies_to_each_setting() -> None:
 
 @pytest.mark.parametrize(("setting", "order"), STRICTNESS.items())
 def test_the_strictest_value_applies_to_what_protects(setting: str, order: list[object]) -> None:
-    """Wherever it is."""
+    """The strictest value from any source applies to a protective setting."""
     for index in range(3):
         sources = [source(name, **{setting: order[0]}) for name in "abc"]
         sources[index].values[setting] = order[-1]
@@ -40,20 +40,20 @@ def test_the_strictest_value_applies_to_what_protects(setting: str, order: list[
 
 
 def test_the_settings_that_protect_are_ordered_from_off_to_on() -> None:
-    """The last value is the strict one."""
+    """The values of protective settings are ordered from off to strict."""
     for setting, order in STRICTNESS.items():
         assert VARIABLES[setting].strict == order[-1]
 
 
 def test_problems_are_in_the_order_of_the_sources() -> None:
-    """All of them are reported, also for values that do not apply."""
+    """All problems are reported in the order of the sources, even for values that do not apply."""
     one, other = Source("code", problems=["1", "2"]), Source("environment", problems=["3"])
 
     assert merge([one, other]).problems == ["1", "2", "3"]
 
 
 def test_only_the_skipped_entries_of_the_list_that_applies_are_refused() -> None:
-    """The other list has no effect."""
+    """Only the skipped entries of the list that applies are refused."""
     winning, other = Source("file", {"destinations": ()}), Source("environment", {"destinations": ()}, refused={A})
 
     assert merge([winning, other]).refused == set()
@@ -62,7 +62,9 @@ def test_only_the_skipped_entries_of_the_list_that_applies_are_refused() -> None
 
 
 def test_an_invalid_header_removes_the_destinations_unless_another_source_replaces_it() -> None:
-    """The token must not be sent in a header that was not configured."""
+    """Unless another source replaces it, an invalid header name removes the destinations, so no token is sent in a
+    wrong header.
+    """
     listed = source("code", destinations=("https://a",))
     invalid = Source("environment", {"header": "Authorization"}, invalid={"header"})
 
@@ -76,7 +78,7 @@ def test_an_invalid_header_removes_the_destinations_unless_another_source_replac
 @pytest.mark.parametrize("name", [variable.name for variable in VARIABLES.values()])
 @pytest.mark.parametrize("change", ["missing", "doubled", "lower", "short prefix", "hyphens", "no package"])
 def test_each_misspelled_variable_is_reported_with_the_name_that_was_meant(name: str, change: str) -> None:
-    """A variable that does not exist is otherwise ignored without a word."""
+    """Each misspelled variable, which would otherwise be silently ignored, is reported with the intended name."""
     misspelled = {
         "missing": name[:-2] + name[-1],
         "doubled": name + name[-1],
@@ -93,7 +95,7 @@ def test_each_misspelled_variable_is_reported_with_the_name_that_was_meant(name:
 
 @pytest.mark.parametrize("rest", ["", "COLOR", "X_Y_Z", "VERIFICATION_MODE"])
 def test_any_other_variable_with_the_prefix_is_reported(rest: str) -> None:
-    """No name is near enough to be suggested."""
+    """An unknown variable with the prefix is reported, even without a similar name to suggest."""
     assert problems(**{PREFIX + rest: "1"}) == [
         f"{PREFIX}{rest}: unknown variable; the configuration page lists all variables"
     ]
@@ -117,7 +119,7 @@ def test_any_other_variable_with_the_prefix_is_reported(rest: str) -> None:
     ],
 )
 def test_variables_of_others_are_not_reported(name: str) -> None:
-    """Kubernetes sets the first ones for a service named token-relay."""
+    """Variables that Kubernetes sets for a service named token-relay are not reported."""
     assert problems(**{name: "1"}) == []
 
 
@@ -132,18 +134,18 @@ def test_variables_of_others_are_not_reported(name: str) -> None:
     ],
 )
 def test_a_misspelled_variable_of_opentelemetry_that_switches_the_relay_on(name: str, meant: str) -> None:
-    """Without it, the relay is off, and OpenTelemetry ignores the name without a word."""
+    """A misspelled OpenTelemetry variable that was meant to enable the relay is reported."""
     assert problems(**{name: "token_relay"}) == [f"{name}: unknown variable; did you mean {meant}?"]
 
 
 @pytest.mark.parametrize("text", ["", "  "])
 def test_a_blank_variable_is_not_reported(text: str) -> None:
-    """It is the same as an unset one."""
+    """A blank variable is treated as unset and not reported."""
     assert problems(**{PREFIX + "COLOR": text}) == []
 
 
 def test_a_hostile_name_is_escaped_and_shortened() -> None:
-    """Names come from outside, too."""
+    """A hostile name from the environment is escaped and shortened in the report."""
     (problem,) = problems(**{PREFIX + "\x1b[31m" + "x" * 500: "1"})
 
     assert "\x1b" not in problem
@@ -152,7 +154,7 @@ def test_a_hostile_name_is_escaped_and_shortened() -> None:
 
 @given(st.dictionaries(st.text(alphabet="OTEL_PYHNKRAVIFx-", max_size=40), st.text(max_size=5), max_size=4))
 def test_no_environment_raises(environ: dict[str, str]) -> None:
-    """The application starts."""
+    """No environment raises an error, so the application starts."""
     Settings.from_env(environ)
 
 
@@ -167,7 +169,7 @@ def test_no_environment_raises(environ: dict[str, str]) -> None:
     ],
 )
 def test_the_strict_value_applies_if_a_name_is_misspelled(misspelled: str, setting: str, strict: object) -> None:
-    """The operator has set something, so the default may admit more than intended. The right name takes precedence."""
+    """If a variable's name is misspelled, the strict value applies, unless the correct name is also set."""
     name = PREFIX + misspelled
 
     assert READER.read_environment({name: "9"}).values == {setting: strict}
@@ -176,7 +178,7 @@ def test_the_strict_value_applies_if_a_name_is_misspelled(misspelled: str, setti
 
 
 def test_a_misspelled_header_removes_the_destinations() -> None:
-    """The token must not be sent in another header than the one that was meant."""
+    """A misspelled header variable removes the destinations, so no token is sent in an unintended header."""
     settings = Settings.from_env({PREFIX + "HEADR": "x-token", PREFIX + "DESTINATIONS": "https://a"})
 
     assert settings.destinations == ()
@@ -184,7 +186,7 @@ def test_a_misspelled_header_removes_the_destinations() -> None:
 
 
 def test_a_source_that_raises_is_strict(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it may have required applies, and the application starts."""
+    """A source that raises an error results in strict values, and the application starts."""
     monkeypatch.setattr(READER, "read_environment", lambda environ: 1 / 0)
 
     settings = Settings.load({PREFIX + "VERIFY": "off"})
@@ -197,7 +199,7 @@ def test_a_source_that_raises_is_strict(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_keys_are_reported_with_their_path() -> None:
-    """The path leads to the key in the file."""
+    """A key in the file is reported with its path."""
     read = READER.read_section(Section("p.token_relay", {"max_age": "x", "hue": 1, 5: 2, "linger": 1}))
 
     assert read.problems == [
@@ -210,7 +212,7 @@ def test_keys_are_reported_with_their_path() -> None:
 
 
 def test_a_duplicate_key_takes_the_strict_value() -> None:
-    """It is unknown which value was meant."""
+    """A duplicate key results in the strict value, because the intended value is unknown."""
     read = READER.read_section(Section("p", {"verify": "off", "destinations": []}, ("verify", "destinations[0].scope")))
 
     assert read.values == {"verify": "enforce", "destinations": ()}
@@ -219,7 +221,7 @@ def test_a_duplicate_key_takes_the_strict_value() -> None:
 
 @pytest.mark.parametrize("is_unknown", [True, False])
 def test_a_file_that_cannot_be_read(is_unknown: bool) -> None:
-    """It is strict only if it may contain settings."""
+    """A file that cannot be read results in strict values only if it might contain settings."""
     (read,) = READER.read_file(ConfigurationFile(problem="it is on fire", is_unknown=is_unknown))
 
     assert read.problems[0].startswith("OTEL_CONFIG_FILE: the file cannot be read: it is on fire; ")
@@ -234,7 +236,7 @@ def test_a_file_that_cannot_be_read(is_unknown: bool) -> None:
 
 
 def test_a_misspelled_section_is_strict_for_the_settings_that_it_contains() -> None:
-    """It has no effect, so requests would not be verified although the operator has written that they are."""
+    """A misspelled section results in strict values for its settings, so that requests are still verified."""
     sections = [
         ({"verify": "enforce", "max_age": 1, "x": 1}, {"verify": "enforce", "max_age": 0.0}),
         ({"verify": "off"}, {}),
@@ -251,7 +253,7 @@ def test_a_misspelled_section_is_strict_for_the_settings_that_it_contains() -> N
 
 
 def test_a_variable_that_the_file_replaces_is_described() -> None:
-    """Values of the settings that protect are combined, and equal values have the same effect."""
+    """A variable that the file overrides is reported, except if the values are equal or combined."""
     environment = {"max_age": 1.0, "linger": 2.0, "verify": "report", "min_ttl": 3.0}
     sources = [source("a.b", max_age=5.0, linger=2.0, verify="off"), source("environment", **environment)]
 
@@ -265,7 +267,7 @@ def test_a_variable_that_the_file_replaces_is_described() -> None:
     [("header", "no token is relayed"), ("source_headers", "no token is read from any request")],
 )
 def test_the_effect_of_a_strict_value_is_described(setting: str, effect: str) -> None:
-    """It is not obvious that an invalid header stops the relay."""
+    """The report describes the effect of a strict value, for example, that an invalid header stops the relay."""
     read = READER.read_section(Section("p", {setting: "a:b"}))
 
     assert read.problems == [f"p.{setting}: expected a header name; until this is corrected, {effect}"]

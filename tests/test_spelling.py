@@ -1,4 +1,4 @@
-"""Names that differ by at most two edits resemble each other."""
+"""Names that differ by at most two edits are considered similar."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from otel_token_relay.spelling import nearest, resembles
 
 
 def distance(left: str, right: str) -> int:
-    """Return the Levenshtein distance, computed by its definition."""
+    """Return the Levenshtein distance, computed according to its definition."""
     if not left or not right:
         return len(left) + len(right)
     if left[0] == right[0]:
@@ -20,7 +20,7 @@ def distance(left: str, right: str) -> int:
 
 @given(st.text("AB_", max_size=7), st.text("AB_", max_size=7))
 def test_h15_two_edits_are_a_misspelling_and_three_are_not(left: str, right: str) -> None:
-    """The comparison agrees with the definition, in either direction and any case."""
+    """Two edits are a misspelling and three are not, in either direction and in any case."""
     assert resembles(left, right) == resembles(right, left.lower()) == (distance(left, right) <= 2)
 
 
@@ -41,13 +41,13 @@ def test_h15_two_edits_are_a_misspelling_and_three_are_not(left: str, right: str
     ],
 )
 def test_common_mistakes_are_recognized(name: str, expected: bool) -> None:
-    """The parameter `;required` as an example."""
+    """Common misspellings of the `;required` parameter are recognized."""
     assert resembles(name, "required") is expected
     assert resembles("required", name) is expected
 
 
 def test_short_names_resemble_each_other() -> None:
-    """Callers compare names that are long enough for the result to mean something."""
+    """All short names are similar, so callers compare only names that are long enough."""
     assert resembles("", "")
     assert resembles("ab", "")
     assert not resembles("abc", "")
@@ -56,7 +56,7 @@ def test_short_names_resemble_each_other() -> None:
 
 @given(st.text(max_size=12), st.text(max_size=12))
 def test_any_text_can_be_compared(left: str, right: str) -> None:
-    """Environment variables may have any name. Some letters change their number in upper case."""
+    """Any text can be compared, including letters that become several letters in uppercase."""
     assert resembles(left, right) is resembles(right, left)
     assert resembles(left, left)
 
@@ -77,10 +77,10 @@ def test_any_text_can_be_compared(left: str, right: str) -> None:
     ],
 )
 def test_the_nearest_name_is_found(name: str, meant: str | None) -> None:
-    """A short name resembles too many names, so it allows one edit less."""
+    """The closest name is found, with one edit less for short names, which resemble too many names."""
     assert nearest(name, ["header", "headers_of", "verify", "log"]) == meant
 
 
 def test_of_two_equally_near_names_the_first_is_returned() -> None:
-    """The result does not depend on the order of a set."""
+    """If two names are equally close, the first is returned, so the result does not depend on a set's order."""
     assert nearest("axxb", ["axxc", "axxd"]) == "axxc"

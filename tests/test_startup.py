@@ -1,4 +1,4 @@
-"""Requests are verified even if OpenTelemetry never starts: the wheel's ``.pth`` file hooks servers."""
+"""The wheel's ``.pth`` file hooks servers, so requests are verified even if OpenTelemetry never starts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.support.servers import get
 
 SITE = sysconfig.get_paths()["purelib"]
 PACKAGE = Path(otel_token_relay.__file__).parent
-# A wheel contains both files under the names that they have in site-packages, and a checkout does not.
+# Unlike a checkout, a wheel contains both files under their names in site-packages.
 FILES = {"otel_token_relay.pth": PACKAGE / "startup.pth", "_otel_token_relay_startup.py": PACKAGE / "startup.py"}
 if not PACKAGE.joinpath("startup.py").exists():
     FILES = {name: Path(SITE, name) for name in FILES}
@@ -42,7 +42,7 @@ APP = "tests.support.plain_app:app"
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the interpreter of an environment whose site-packages contains what the wheel installs there."""
+    """Return the interpreter of an environment whose site-packages contains the wheel's files."""
     folder = tmp_path_factory.mktemp("environment")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     site = next(folder.glob("lib/python*/site-packages"))
@@ -61,21 +61,21 @@ def run(python: Path, *arguments: str, **variables: str) -> str:
 
 @pytest.mark.parametrize("value", ["", "off", " OFF "])
 def test_nothing_is_imported_unless_requests_are_verified(python: Path, value: str) -> None:
-    """Every Python process of the environment reads the file."""
+    """The ``.pth`` file, which every Python process reads, imports nothing unless requests are verified."""
     names = {"otel_token_relay", "_otel_token_relay_startup", "opentelemetry", "wrapt"}
     code = LOADED.format(names=names) + "; import wsgiref.handlers; " + LOADED.format(names=names)
     assert run(python, "-c", code, OTEL_PYTHON_TOKEN_RELAY_VERIFY=value).split() == []
 
 
 def test_only_the_finder_is_imported_before_a_server(python: Path) -> None:
-    """A process that never serves pays for one small module."""
+    """A process that never serves imports only the small finder module."""
     names = {"otel_token_relay", "_otel_token_relay_startup", "opentelemetry", "wrapt"}
     code = LOADED.format(names=names) + "; import wsgiref.handlers; print('otel_token_relay.boundary' in sys.modules)"
     assert run(python, "-c", code, **ENFORCE).split() == ["_otel_token_relay_startup", "True"]
 
 
 def test_a_start_that_fails_is_reported_and_stops_no_import(python: Path) -> None:
-    """The message is written to standard error, because logging may not be configured yet."""
+    """A startup failure is reported on standard error and stops no import."""
     code = "import sys; sys.modules['otel_token_relay.installation'] = None\nimport wsgiref.handlers; print('imported')"
     environ = {**os.environ, **ENFORCE}
     done = subprocess.run([str(python), "-c", code], env=environ, capture_output=True, text=True, check=True)
@@ -108,7 +108,7 @@ def served(python: Path, *command: str, port: int, **variables: str) -> Iterator
 def test_a_server_refuses_although_opentelemetry_does_not_start(
     python: Path, command: list[str], variables: dict[str, str]
 ) -> None:
-    """In each worker process, too."""
+    """A server and each of its workers reject requests if OpenTelemetry does not start."""
     port = unused_port()
     options = ["uvicorn", APP, "--port", str(port), "--log-level", "warning", "--workers", "2"]
     assert list(served(python, *command, *options, port=port, **variables)) == [401]
@@ -124,7 +124,7 @@ def test_a_server_refuses_although_opentelemetry_does_not_start(
     ],
 )
 def test_a_server_refuses_although_opentelemetry_fails(python: Path, variables: dict[str, str]) -> None:
-    """Instrumentation ends before it would call this package, or starts the relay as well."""
+    """A server rejects requests whether OpenTelemetry fails before it calls the package or also starts the relay."""
     port = unused_port()
     code = (
         "import sys; from opentelemetry.instrumentation import auto_instrumentation;"
@@ -136,7 +136,7 @@ def test_a_server_refuses_although_opentelemetry_fails(python: Path, variables: 
 
 
 def test_every_hooked_server_and_framework_is_a_trigger() -> None:
-    """The finder cannot import the table of hooks."""
+    """Every hooked server and framework is a trigger of the finder, which cannot import the table of hooks."""
     roots = {hook.module.partition(".")[0] for hook in SERVER_HOOKS} - {"opentelemetry"}
     assert roots == runpy.run_path(str(FILES["_otel_token_relay_startup.py"]))["TRIGGERS"]
 
@@ -148,7 +148,9 @@ def test_every_hooked_server_and_framework_is_a_trigger() -> None:
     )
 )
 def test_every_misspelling_that_enforces_starts_the_finder(edits: list[tuple[str, int, str]]) -> None:
-    """The ``.pth`` file cannot compare names as carefully as the settings do, so it starts for more names."""
+    """Every misspelling that enforces verification starts the finder, which accepts more misspellings than the
+    settings.
+    """
     name = "OTEL_PYTHON_TOKEN_RELAY_VERIFY"
     for kind, at, letter in edits:
         name = name[:at] + ("" if kind == "d" else letter) + name[at + (kind != "i") :]

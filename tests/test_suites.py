@@ -1,4 +1,4 @@
-"""The comparison of other projects' test suites: what differs, and what is expected to differ. No suite is run."""
+"""Other projects' test suites are compared, and unexpected differences are reported. These tests run no suite."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def lines(*reports: tuple[str, str, str]) -> list[str]:
     ],
 )
 def test_a_test_differs_if_its_outcomes_do(off: str | None, on: str | None, expected: tuple[str, str] | None) -> None:
-    """Only the outcomes are compared; a test that exists in one mode only differs as well."""
+    """A test differs if its outcomes differ or if it exists in only one mode."""
     before, after = (
         {} if outcome is None else {"test": Outcome(outcome, message)}
         for outcome, message in ((off, "one message"), (on, "another message"))
@@ -58,14 +58,14 @@ def test_a_test_differs_if_its_outcomes_do(off: str | None, on: str | None, expe
 
 
 def test_differences_are_sorted_by_name() -> None:
-    """The order does not depend on the order in which the tests ran."""
+    """Differences are sorted by name, regardless of the order in which the tests ran."""
     found = compare({"b": Outcome("passed", ""), "a": Outcome("passed", "")}, {})
 
     assert [one.test for one in found] == ["a", "b"]
 
 
 def test_a_test_has_the_worst_of_its_outcomes() -> None:
-    """A test whose subtest or teardown fails has failed, whichever is reported last."""
+    """A test has its worst outcome, so a failed subtest or teardown is a failure even if a later report passes."""
     found = read_outcomes(
         lines(("a", "failed", "wrong"), ("a", "passed", ""), ("b", "passed", ""), ("b", "error", "teardown"))
     )
@@ -74,7 +74,7 @@ def test_a_test_has_the_worst_of_its_outcomes() -> None:
 
 
 def test_addresses_in_the_names_of_tests_are_ignored() -> None:
-    """A parameter's default name may contain an address in memory, which is another one in each run."""
+    """Memory addresses in default parameter names are ignored, because they change in each run."""
     off = read_outcomes(lines(("test[<object at 0x7f5c80>]", "passed", "")))
     on = read_outcomes(lines(("test[<object at 0x7faa10>]", "passed", "")))
 
@@ -93,7 +93,9 @@ def test_addresses_in_the_names_of_tests_are_ignored() -> None:
     ],
 )
 def test_an_entry_is_about_the_tests_that_it_names(suite: str, mode: str, test: str, is_expected: bool) -> None:
-    """In the name of the test, only the asterisk is special, so that brackets of parameters need no escape."""
+    """An entry applies to the tests with its name, in which only the asterisk is special and brackets need no
+    escape.
+    """
     entry = Expected(
         "flask", ("tests/test_z.py::*", "tests/test_a.py::test_b[*]"), "It compares all headers.", ("bound",)
     )
@@ -103,7 +105,7 @@ def test_an_entry_is_about_the_tests_that_it_names(suite: str, mode: str, test: 
 
 
 def test_expected_differences_take_one_line_per_entry() -> None:
-    """Only what is unexpected is listed test by test, with the error."""
+    """Expected differences take one line per entry, and each unexpected difference is listed with its error."""
     entry = Expected("flask", ("tests/test_a.py::*",), "It compares all headers.", ("bound",))
     reasons = {
         Difference("tests/test_a.py::a", "passed", "failed", "headers differ"): entry,
@@ -120,7 +122,7 @@ def test_expected_differences_take_one_line_per_entry() -> None:
 
 
 def test_suites_and_expected_differences_are_read() -> None:
-    """Lists become tuples, and without modes, an entry is about all of them."""
+    """Lists in the configuration become tuples, and an entry without modes applies to all modes."""
     suites, expected = read_configuration(
         """
         [[suite]]
@@ -148,20 +150,20 @@ def test_suites_and_expected_differences_are_read() -> None:
     ],
 )
 def test_a_mistake_in_the_configuration_is_an_error(text: str) -> None:
-    """A misspelled entry must not be ignored, because its difference would be a failure without a cause."""
+    """A mistake in the configuration, such as a misspelled entry, is an error."""
     with pytest.raises(ValueError, match=r"suites\.toml"):
         read_configuration(text)
 
 
 def test_pins_are_read_from_a_requirements_file() -> None:
-    """Hashes, markers and comments are not part of a version."""
+    """Versions are read from a requirements file without hashes, markers, and comments."""
     text = "# comment\nflask==3.1.3 \\\n    --hash=sha256:00\ncolorama==0.4.6 ; sys_platform == 'win32'\n"
 
     assert read_pins(text) == {"flask": "3.1.3", "colorama": "0.4.6"}
 
 
 def test_a_required_version_overrides_the_pin() -> None:
-    """A suite may need an older release of a distribution than the rest of the project."""
+    """A suite's own version requirement overrides the project's pinned version."""
     pins = {"flask": "3.1.3", "pytest": "9.2.0", "rich": "15.0.0", "trio": "0.34.0"}
 
     assert constraints(pins, ["flask[async]==3.1.2", "pytest<9", "trio", "pytest-timeout"]) == [
@@ -171,7 +173,7 @@ def test_a_required_version_overrides_the_pin() -> None:
 
 
 def test_counts_name_every_outcome() -> None:
-    """The most frequent outcome comes first."""
+    """The counts list every outcome, and the most frequent outcome comes first."""
     outcomes = {"a": Outcome("passed", ""), "b": Outcome("skipped", ""), "c": Outcome("passed", "")}
 
     assert counts_of(outcomes) == "2 passed, 1 skipped"
@@ -195,12 +197,12 @@ def report(outcome: str, when: str, **attributes: str) -> pytest.TestReport:
     ],
 )
 def test_the_plugin_names_the_outcome(given: pytest.TestReport, expected: str) -> None:
-    """The names are those of pytest's summary."""
+    """The plug-in uses the outcome names of pytest's summary."""
     assert outcome_of(given) == expected
 
 
 def test_the_plugin_writes_what_the_comparison_reads(tmp_path: Path) -> None:
-    """A setup that passes is not an outcome; each other report is written at once, before the next test runs."""
+    """The plug-in writes each report immediately, except for a passed setup, so the comparison can read it."""
     path = tmp_path / "outcomes.jsonl"
     with path.open("w", encoding="utf-8") as file:
         plugin = Outcomes(file)
@@ -211,7 +213,9 @@ def test_the_plugin_writes_what_the_comparison_reads(tmp_path: Path) -> None:
 
 
 def test_the_mode_lists_every_host() -> None:
-    """A suite's test servers are on loopback, on any port, and some tests replace the connection to a real host."""
+    """The mode lists every host on every port, because suites use loopback servers and replaced connections to real
+    hosts.
+    """
     policy = RelayPolicy(Settings(destinations=EVERYWHERE).entries)
 
     for scheme, host, port in (("http", "127.0.0.1", 8000), ("https", "example.org", 443), ("http", "localhost", 80)):
@@ -219,7 +223,7 @@ def test_the_mode_lists_every_host() -> None:
 
 
 def test_the_page_lists_every_expected_difference() -> None:
-    """The page has a row for each entry, with the same reason."""
+    """The page has a row with the same reason for each expected difference."""
     _, expected = read_configuration(CONFIGURATION.read_text(encoding="utf-8"))
     rows = re.findall(r"^\| `([^`]+)` \| (`.+`) \| ([a-z, ]+) \| (.+) \|$", PAGE.read_text("utf-8"), re.MULTILINE)
 

@@ -1,4 +1,4 @@
-"""docs/telemetry.yaml describes each attribute and metric of the package, and no other."""
+"""docs/telemetry.yaml describes every attribute and metric of the package and nothing else."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ PACKAGE = Path(otel_token_relay.__file__).parent
 REGISTRY = yaml.safe_load((Path(__file__).parents[1] / "docs" / "telemetry.yaml").read_text("utf-8"))
 GROUPS: dict[str, dict[str, Any]] = {group["id"]: group for group in REGISTRY["groups"]}
 ATTRIBUTES = {item["id"]: item for item in GROUPS["registry.token_relay"]["attributes"]}
-# Attributes of OpenTelemetry's own registry that our metrics use.
+# Attributes from OpenTelemetry's own registry that the package's metrics use.
 FOREIGN = {"server.address", "error.type"}
 
-# The parts of ``schemas/semconv.schema.json`` (open-telemetry/weaver) that our groups use, without unknown fields.
+# The parts of ``schemas/semconv.schema.json`` (open-telemetry/weaver) that the package's groups use, without
+# unknown fields.
 _LEVEL = {
     "oneOf": [
         {"enum": ["required", "recommended", "opt_in"]},
@@ -71,7 +72,7 @@ _DEFINITION = {
             ]
         },
     },
-    # Examples are optional for enums only.
+    # Examples are optional only for enums.
     "if": {"properties": {"type": {"const": "string"}}},
     "then": {"required": ["examples"]},
 }
@@ -127,7 +128,7 @@ SCHEMA = {
 
 
 def names_in_the_code() -> set[str]:
-    """Return each string in the package that has the form of one of our names."""
+    """Return each string in the package that looks like one of its telemetry names."""
     found = set()
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
@@ -147,19 +148,21 @@ def references(group: str) -> set[str]:
 
 
 def test_file_is_a_registry() -> None:
-    """It has the form that weaver reads."""
+    """The file has the format that weaver reads."""
     jsonschema.validate(REGISTRY, SCHEMA, cls=jsonschema.Draft202012Validator)
 
 
 def test_every_name_of_the_code_is_described_and_no_other() -> None:
-    """Attributes and metrics are compared in both directions."""
+    """The attributes and metrics in the code and in the registry are the same."""
     metrics = {group["metric_name"] for group in GROUPS.values() if group["type"] == "metric"}
 
     assert names_in_the_code() == set(ATTRIBUTES) | metrics
 
 
 def test_references_are_defined() -> None:
-    """Spans and metrics refer only to attributes of this registry and of OpenTelemetry's, and each is used."""
+    """Spans and metrics refer only to attributes of this registry or of OpenTelemetry's, and every attribute is
+    used.
+    """
     used = set().union(*(references(name) for name, group in GROUPS.items() if group["type"] != "attribute_group"))
 
     assert used == set(ATTRIBUTES) | FOREIGN
@@ -184,7 +187,7 @@ def test_references_are_defined() -> None:
     ],
 )
 def test_members_are_the_closed_sets(attribute: str, values: tuple[str, ...]) -> None:
-    """The enums contain the values that the code can set, and no other."""
+    """The enums contain exactly the values that the code can set."""
     assert members(attribute) == set(values)
 
 
@@ -199,7 +202,7 @@ def test_members_are_the_closed_sets(attribute: str, values: tuple[str, ...]) ->
 def test_metrics_are_described_as_they_are_created(
     instrument: counters.LazyCounter | counters.LazyHistogram, kind: str
 ) -> None:
-    """Name, unit, description and kind are those of the code."""
+    """The registry describes each metric with the name, unit, description, and kind that the code uses."""
     group = GROUPS[f"metric.{instrument._name}"]
 
     assert (group["metric_name"], group["unit"], group["brief"], group["instrument"]) == (

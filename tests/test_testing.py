@@ -1,4 +1,4 @@
-"""The test helpers for users: they find leaked tokens and never print them."""
+"""The test helpers for users find leaked tokens and never print them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TOKEN = "Sample-token.with/every+kind~of_sign=="
 
 
 def test_third_party_records_requests() -> None:
-    """Method, target, headers and body are recorded as they were sent, oldest request first."""
+    """A third party records the method, target, headers, and body of each request, oldest first."""
     with third_party() as outsider, httpx.Client() as client:
         client.get(f"{outsider.url}/a?b=c", headers={"Authorization": "Bearer x"})
         client.post(f"{outsider.url}/d", content=b"body")
@@ -46,7 +46,7 @@ def test_third_party_records_requests() -> None:
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
 def test_third_party_answers_every_method(method: str) -> None:
-    """Each method gets a 200 response and is recorded."""
+    """A third party records each method and sends a 200 response."""
     with third_party() as outsider:
         assert httpx.request(method, outsider.url).status_code == 200
 
@@ -54,7 +54,7 @@ def test_third_party_answers_every_method(method: str) -> None:
 
 
 def test_third_party_is_not_a_proxy() -> None:
-    """A CONNECT is recorded with its headers, and rejected."""
+    """A third party rejects a CONNECT request and records its headers."""
     with third_party() as outsider:
         connection = http.client.HTTPConnection(urlsplit(outsider.url).netloc, timeout=30)
         connection.request("CONNECT", "profile-service:443", headers={"Proxy-Authorization": "Basic x"})
@@ -68,7 +68,7 @@ def test_third_party_is_not_a_proxy() -> None:
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_third_party_redirects(status: int) -> None:
-    """A redirecting URL redirects to the exact target, with the given status."""
+    """A redirecting URL redirects to the exact target with the specified status."""
     with third_party() as outsider, third_party() as target:
         url = outsider.redirecting_to(f"{target.url}/landing?a=b&c=d%20e", status=status)
         response = httpx.get(url)
@@ -93,7 +93,7 @@ def test_third_party_serves_in_parallel() -> None:
 
 
 def test_third_party_stops_at_the_end_of_its_block() -> None:
-    """After the block, even a failed one, no server listens on the port."""
+    """After a third party's block, even one that failed, no server listens on its port."""
     with pytest.raises(RuntimeError, match="the block"), third_party() as outsider:
         raise RuntimeError("the block")
 
@@ -102,7 +102,7 @@ def test_third_party_stops_at_the_end_of_its_block() -> None:
 
 
 def test_two_authorization_lines_fail() -> None:
-    """For a request with two Authorization lines, neither is returned."""
+    """A request with two Authorization lines causes an error instead of returning one of the lines."""
     request = SeenRequest("GET", "/", [("Authorization", f"Bearer {TOKEN}"), ("authorization", "Basic x")], b"")
 
     with pytest.raises(AssertionError) as failure:
@@ -124,7 +124,7 @@ def test_two_authorization_lines_fail() -> None:
     ],
 )
 def test_a_token_is_found_in_every_part_of_a_request(request_with_it: SeenRequest) -> None:
-    """The token is found, and the failure message does not contain it."""
+    """A token is found in every part of a request, and the failure message does not contain it."""
     party = ThirdParty("http://127.0.0.1:1")
     party.requests += [SeenRequest("GET", "/", [], b""), request_with_it]
 
@@ -136,7 +136,7 @@ def test_a_token_is_found_in_every_part_of_a_request(request_with_it: SeenReques
 
 
 def test_a_third_party_without_the_token_passes() -> None:
-    """A request with another token, or none, does not fail."""
+    """A third party passes if its requests contain a different token or none."""
     party = ThirdParty("http://127.0.0.1:1")
     party.requests.append(SeenRequest("GET", "/", [("Authorization", "Bearer another")], b"body"))
 
@@ -168,7 +168,7 @@ def spans_with(where: str) -> tuple[ReadableSpan, ...]:
 
 @pytest.mark.parametrize("where", ["name", "attribute", "event", "link", "status", "resource"])
 def test_a_leak_into_a_span_is_found(where: str) -> None:
-    """Every part of a span is searched."""
+    """A leak into any part of a span is found."""
     assert_never_leaked(TOKEN, spans_with("nowhere"))
 
     with pytest.raises(AssertionError):
@@ -176,7 +176,7 @@ def test_a_leak_into_a_span_is_found(where: str) -> None:
 
 
 def test_a_leak_into_a_metric_is_found() -> None:
-    """The attributes of a data point are searched."""
+    """A leak into the attributes of a metric's data point is found."""
     reader = InMemoryMetricReader()
     provider = MeterProvider([reader], shutdown_on_exit=False)
     provider.get_meter("tests").create_counter("calls").add(1, {"own": TOKEN})
@@ -197,7 +197,7 @@ def record(message: str, *arguments: object, error: BaseException | None = None)
 
 
 class Holder:
-    """An application object whose attribute, but not its repr, contains the token."""
+    """An object whose attribute contains the token and whose `repr` does not."""
 
     def __init__(self) -> None:
         self.header = f"Bearer {TOKEN}"
@@ -228,7 +228,7 @@ class Holder:
     ],
 )
 def test_a_leak_is_found(place: object) -> None:
-    """The token is found, and the failure message names the argument without its content."""
+    """A leak is found, and the failure message contains the argument's name but not its content."""
     with pytest.raises(AssertionError) as failure:
         assert_never_leaked(TOKEN, "a clean place", place)
 
@@ -236,7 +236,7 @@ def test_a_leak_is_found(place: object) -> None:
 
 
 def test_clean_places_pass() -> None:
-    """Places without the token pass, and so does a `BearerToken`, which hides its value."""
+    """Locations without the token pass, including a `BearerToken`, which hides its value."""
     endless: list[object] = ["a"]
     endless.append({"self": endless})
 
@@ -246,7 +246,7 @@ def test_clean_places_pass() -> None:
 
 
 def test_short_lived_items_are_all_searched() -> None:
-    """Every item of a generator is searched, although the items may reuse one memory address."""
+    """Every item of a generator is searched, even if the items use the same memory address."""
     items = ([f"item {number}"] if number < 999 else [TOKEN] for number in range(1000))
 
     with pytest.raises(AssertionError):
@@ -257,7 +257,7 @@ def test_short_lived_items_are_all_searched() -> None:
     "options", [["--tb=auto"], ["--tb=long", "--showlocals"]], ids=["default", "with local variables"]
 )
 def test_pytest_does_not_show_the_token(tmp_path: Path, options: list[str]) -> None:
-    """The output of pytest for a failed check contains neither the token nor the place that contains it."""
+    """The output of pytest for a failed check does not contain the token or the object that contains it."""
     settings = tmp_path / "pytest.ini"  # empty, so that the settings of a parent directory do not apply
     settings.write_text("[pytest]\n")
     (tmp_path / "test_it.py").write_text(

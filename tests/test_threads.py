@@ -1,4 +1,4 @@
-"""Threading instrumentation is on while there is a token, applied once, however the application starts."""
+"""Threading instrumentation is enabled once, while there is a token, regardless of how the application starts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NO_EXPORT = {f"OTEL_{signal}_EXPORTER": "none" for signal in ("TRACES", "METRICS
 BY_HAND = "from opentelemetry.instrumentation.threading import ThreadingInstrumentor as T; T().instrument()\n"
 INSTALL = "import otel_token_relay; otel_token_relay.install()\n"
 
-# Extracts the tokens of two requests, and reads them in a thread and in an executor.
+# Extract the tokens of two requests, and read them in a thread and in an executor.
 PROBE = """
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -81,7 +81,7 @@ EXPECTED = "['first', 'first', 'second', 'second'] 1"
     ],
 )
 def test_threads_have_the_token_in_every_start_up_order(launcher, before, environ):
-    """Threading is instrumented once, and nothing is logged."""
+    """Threading is instrumented once in every startup order, and nothing is logged."""
     left_out = [variables[DISABLED] for variables in (instrumentations(), environ) if DISABLED in variables]
     done = subprocess.run(
         [*launcher, sys.executable, "-c", before + PROBE],
@@ -92,13 +92,13 @@ def test_threads_have_the_token_in_every_start_up_order(launcher, before, enviro
         env={**os.environ, **NO_EXPORT, **environ, DISABLED: ",".join(left_out)},
     )
 
-    # On Python 3.12, the handler of contrib logging starts a thread at exit, which raises an error.
+    # On Python 3.12, contrib's logging handler starts a thread at exit, which raises an error.
     assert done.stderr.partition("Exception ignored in atexit callback")[0] == ""
     assert done.stdout.strip() == EXPECTED
 
 
 def patched():
-    """Return everything that may be patched, for comparison."""
+    """Return all attributes that can be patched, for comparison."""
     own = {name: vars(threading.Timer).get(name) for name in ("start", "run")}
     return own, threading.Thread.start, threading.Thread.run, ThreadPoolExecutor.submit, futures_thread._worker
 
@@ -112,7 +112,7 @@ def _clean():
 
 
 def seen_in_a_thread():
-    """Return the token that a new thread sees."""
+    """Return the token that is visible in a new thread."""
     results = []
     thread = threading.Thread(target=lambda: results.append(current_token()))
     thread.start()
@@ -121,7 +121,7 @@ def seen_in_a_thread():
 
 
 def test_nothing_is_patched_before_there_is_a_token():
-    """An application that relays nothing has no overhead."""
+    """Nothing is patched before there is a token, so an application that relays nothing has no overhead."""
     before = patched()
 
     install(LISTED)
@@ -131,7 +131,7 @@ def test_nothing_is_patched_before_there_is_a_token():
 
 
 def test_uninstall_removes_our_patches():
-    """This includes Timer, on which contrib leaves its wrapper."""
+    """`uninstall` removes the package's patches, including `Timer`, which contrib leaves wrapped."""
     before = patched()
     install(LISTED)
     with use_token(ALICE):
@@ -145,7 +145,7 @@ def test_uninstall_removes_our_patches():
 
 
 def test_uninstall_keeps_the_users_instrumentation():
-    """Instrumentation that the user has switched on stays on."""
+    """`uninstall` keeps instrumentation that the user enabled."""
     timer_start = vars(threading.Timer).get("start")
     ThreadingInstrumentor().instrument()
     try:
@@ -162,7 +162,7 @@ def test_uninstall_keeps_the_users_instrumentation():
 
 
 def test_instrumentation_that_the_user_switches_off_stays_off():
-    """Switching it off twice would remove another library's wrapper."""
+    """Instrumentation that the user disabled is not disabled again, which would remove another library's wrapper."""
     install(LISTED)
     with use_token(ALICE):
         ThreadingInstrumentor().uninstrument()
@@ -174,7 +174,7 @@ def test_instrumentation_that_the_user_switches_off_stays_off():
 
 
 def test_threads_are_instrumented_again_after_another_install():
-    """Other settings can take over the installation."""
+    """Threads are instrumented again after a second installation."""
     for settings in (LISTED, Settings(destinations=("https://b",))):
         install(settings)
         with use_token(ALICE):
@@ -182,7 +182,7 @@ def test_threads_are_instrumented_again_after_another_install():
 
 
 def test_the_first_tokens_may_be_bound_concurrently():
-    """Later requests wait until the first one has instrumented threads."""
+    """If the first tokens are bound concurrently, later requests wait until the first one has instrumented threads."""
     install(LISTED)
     barrier = threading.Barrier(8)
     results = []
@@ -202,7 +202,7 @@ def test_the_first_tokens_may_be_bound_concurrently():
 
 
 def test_a_failure_is_reported_once_and_the_relay_works(monkeypatch, caplog):
-    """In the request's own thread, the token does not need the instrumentation."""
+    """A failure of the instrumentation is reported once, and the relay works in the request's own thread."""
     monkeypatch.setattr(ThreadingInstrumentor, "_instrument", lambda self: 1 / 0)
     install(LISTED)
 

@@ -1,4 +1,4 @@
-"""The token class that does not print its value, leases, and reading `exp` and `cnf`."""
+"""A token does not print its value, has a lease, and provides `exp` and `cnf`."""
 
 import base64
 import copy
@@ -19,7 +19,7 @@ tokens = st.builds(str.__add__, st.text(B64TOKEN, min_size=12), st.sampled_from(
 
 
 def jwt(payload: object) -> str:
-    """Build an unsigned JWT. A payload that is text is used unchanged."""
+    """Build an unsigned JWT. A text payload is used unchanged."""
     text = payload if isinstance(payload, str) else json.dumps(payload)
     return "eyJhbGciOiJub25lIn0." + base64.urlsafe_b64encode(text.encode()).decode().rstrip("=") + ".sig"
 
@@ -36,13 +36,13 @@ def test_a_token_never_prints_its_value(value):
 
 
 def test_a_token_has_no_dict():
-    """`vars`, and debuggers that use it, show nothing."""
+    """A token has no ``__dict__``, so `vars` and debuggers that use it do not reveal the value."""
     with pytest.raises(TypeError):
         vars(BearerToken("abcdefghijkl"))
 
 
 def test_the_state_of_a_token_shows_nothing():
-    """Code that dumps objects reads it."""
+    """The state of a token, which code that dumps objects reads, does not contain the value."""
     token = BearerToken("abcdefghijkl", lease=Lease())
 
     assert "abcdefghijkl" not in repr(token.__getstate__())
@@ -50,7 +50,7 @@ def test_the_state_of_a_token_shows_nothing():
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_a_token_cannot_be_pickled(protocol):
-    """A queue or a disk would keep it after its lease has ended."""
+    """A token cannot be pickled, because a queue or a disk would keep it after its lease ends."""
     with pytest.raises(TypeError) as failure:
         pickle.dumps([BearerToken("abcdefghijkl")], protocol)
 
@@ -58,7 +58,7 @@ def test_a_token_cannot_be_pickled(protocol):
 
 
 def test_copies_within_the_process_are_the_same_token():
-    """A deep copy of a structure shares the token, and therefore its lease."""
+    """A copy within the process is the same token with the same lease, even in a deep copy of a structure."""
     token = BearerToken("abcdefghijkl", lease=Lease())
 
     assert copy.copy(token) is token
@@ -66,7 +66,7 @@ def test_copies_within_the_process_are_the_same_token():
 
 
 def test_tokens_are_equal_only_to_tokens_with_the_same_value():
-    """Equality ignores the lease. A string is not equal to a token."""
+    """A token is equal only to a token with the same value, regardless of the lease, and not to a string."""
     token = BearerToken("abcdefghijkl", lease=Lease())
 
     assert token == BearerToken("abcdefghijkl")
@@ -77,7 +77,7 @@ def test_tokens_are_equal_only_to_tokens_with_the_same_value():
 
 @pytest.mark.parametrize("value", ["", "a b", "a\r\nX: y", "Bearer abc", "ä", "a,b", None, b"abc"])
 def test_only_a_b64token_is_a_token(value):
-    """Other values could break a header. The message does not contain the value."""
+    """A value that is not a b64token is rejected, and the message does not contain the value."""
     with pytest.raises(ValueError, match="RFC 6750") as failure:
         BearerToken(value)
 
@@ -85,7 +85,7 @@ def test_only_a_b64token_is_a_token(value):
 
 
 def test_fingerprints_distinguish_tokens_and_are_keyed():
-    """The key is generated for the process, so readers of a log cannot test whether it contains a known token."""
+    """Fingerprints distinguish tokens and use a per-process key, so a log reader cannot test for a known token."""
     import hashlib
 
     token = BearerToken("abcdefghijkl")
@@ -96,7 +96,7 @@ def test_fingerprints_distinguish_tokens_and_are_keyed():
 
 
 def test_a_lease_is_open_until_it_is_ended():
-    """Ending a lease closes it at once."""
+    """A lease is open until it is explicitly ended."""
     lease = Lease(clock=lambda: 100.0)
 
     assert lease.is_open
@@ -105,7 +105,7 @@ def test_a_lease_is_open_until_it_is_ended():
 
 
 def test_a_lease_lingers_for_exactly_the_given_time():
-    """It is open before the limit and closed at the limit. A second end does not extend it."""
+    """A lease lingers for exactly the specified time, which a second end does not extend."""
     now = [0.0]
     lease = Lease(clock=lambda: now[0])
 
@@ -119,7 +119,7 @@ def test_a_lease_lingers_for_exactly_the_given_time():
 
 
 def test_a_timed_lease_ends_after_its_seconds():
-    """Work that outlives its request has such a lease."""
+    """A timed lease, as used for work that outlives its request, ends after the specified number of seconds."""
     now = [0.0]
     lease = Lease(seconds=3, clock=lambda: now[0])
 
@@ -152,26 +152,26 @@ def test_a_timed_lease_ends_after_its_seconds():
     ],
 )
 def test_peek_reads_exp_and_cnf_of_a_jwt(payload, expected):
-    """Unreadable values count as missing."""
+    """`peek` reads `exp` and `cnf` from a JWT and ignores unreadable values."""
     assert peek(jwt(payload)) == expected
 
 
 @pytest.mark.parametrize("token", ["opaque", "a.b", "a.b.c.d", "a.b.c.d.e", "..", "a..c", "a.é.c"])
 def test_peek_reads_nothing_from_an_opaque_token(token):
-    """Only a token with three segments can be a JWS."""
+    """`peek` reads nothing from an opaque token, because only a token with three segments can be a JWS."""
     assert peek(token) == (None, False)
 
 
 @given(st.text(), st.binary())
 def test_peek_never_raises(text, payload):
-    """Any text and any bytes are accepted."""
+    """`peek` accepts any text and any bytes without raising an error."""
     peek(text)
     peek("h." + text + ".s")
     peek("h." + base64.urlsafe_b64encode(payload).decode() + ".s")
 
 
 def test_a_token_is_peeked_only_once():
-    """For the second hop of a request, the result is reused."""
+    """A token is parsed only once, and later hops of the request use the same result."""
     token = BearerToken(jwt({"exp": 10}))
 
     first = token._peek()
@@ -182,7 +182,7 @@ def test_a_token_is_peeked_only_once():
 
 
 def test_no_public_member_shows_the_value() -> None:
-    """Code that dumps objects reads attributes and properties. Only a call may return the value."""
+    """No public attribute or property exposes the value; only a method call can return it."""
     token = BearerToken("a-token-that-must-not-be-shown", lease=Lease())
     token.obtained = {1: BearerToken("another-token-that-must-not-be-shown")}
     shown = {name: getattr(token, name) for name in dir(token) if not name.startswith("_")}

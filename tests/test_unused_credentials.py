@@ -1,4 +1,4 @@
-"""The words in unused credentials: which ones, how many, and how much of a long line is read."""
+"""The words in unused credentials are bounded in number and length."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def words(*lines: object, sources: tuple[str, ...] = ("authorization",), token: 
         ("", ()),
         ("Basic", ()),
         ("Bearer short", ()),
-        ("Negotiate", ("Negotiate",)),  # it may be a token without a scheme
+        ("Negotiate", ("Negotiate",)),  # this can be a token without a scheme
         ("Negotiate dGhlIHRpY2tldA==", ("dGhlIHRpY2tldA==",)),
         (f"Bearer {TOKEN}\u00e4", (TOKEN,)),
         (b"Bearer \xff" + TOKEN.encode(), (TOKEN,)),
@@ -36,12 +36,12 @@ def words(*lines: object, sources: tuple[str, ...] = ("authorization",), token: 
     ],
 )
 def test_words(line: str | bytes, expected: tuple[str, ...]) -> None:
-    """Schemes and names of parameters are not words, unless they look like credentials."""
+    """Schemes and parameter names are not words, unless they look like credentials."""
     assert words(line) == expected
 
 
 def test_the_longest_four_words_are_kept() -> None:
-    """A caller can send any number."""
+    """The four longest words are kept, because a caller can send any number of words."""
     many = [f"{'x' * (8 + at)}" for at in range(100)]
 
     assert words(" ".join(["Bearer", *many])) == tuple(reversed(many[-4:]))
@@ -49,25 +49,25 @@ def test_the_longest_four_words_are_kept() -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 8, 1000])
 def test_the_number_of_characters_is_bounded(count: int) -> None:
-    """The lines share the limit, and each contributes its first and its last part."""
+    """All lines share a limit on the number of characters, and the beginning and end of each line are read."""
     found = words(*(f"Bearer {at:04}{'y' * 100_000}" for at in range(count)))
 
     assert 0 < sum(map(len, found)) <= 16_384
 
 
 def test_the_used_token_is_not_included() -> None:
-    """Redaction knows it already."""
+    """The used token is not included, because redaction already has it."""
     assert words(f"Bearer {TOKEN}", token=TOKEN) == ()
 
 
 @pytest.mark.parametrize("lines", [(None,), (7,), (object(),)])
 def test_invalid_lines_raise_nothing(lines: tuple[object, ...]) -> None:
-    """The request continues."""
+    """Invalid header lines raise no error, and the request continues."""
     assert words(*lines) == ()
 
 
 def test_credentials_are_neither_printed_nor_pickled() -> None:
-    """Contexts are printed and traversed."""
+    """Unused credentials are not printed or pickled with their context."""
     unused = UnusedCredentials((TOKEN,), Lease())
 
     assert TOKEN not in f"{unused!r} {unused!s} {unused.__getstate__()!r}"

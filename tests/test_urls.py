@@ -1,4 +1,4 @@
-"""URLs as HTTP clients read them, compared with the clients themselves."""
+"""The package reads URLs as HTTP clients do, which is tested with the clients themselves."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ BEHAVIOR = [
 
 @pytest.mark.parametrize(("form", "expected"), BEHAVIOR, ids=[form for form, _ in BEHAVIOR])
 def test_clients_behave_as_the_notes_say(form: str, expected: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The relay decides about what the client sends. Where most clients agree, `Relay.explain` agrees with them."""
+    """The relay decides about what each client sends, and `Relay.explain` agrees with most clients."""
     monkeypatch.setenv("NO_PROXY", "*")
     found = []
     with party() as one:
@@ -83,7 +83,7 @@ def test_clients_behave_as_the_notes_say(form: str, expected: list[str], monkeyp
 @pytest.mark.parametrize(
     ("url", "words"),
     [
-        ("profile-service/v1", "a URL needs a scheme: did you mean https://profile-service/v1?"),
+        ("profile-service/v1", "the URL has no scheme: did you mean https://profile-service/v1?"),
         ("profile-service:8080/v1?x=secret", "did you mean https://profile-service:8080/v1?"),
         ("localhost:9000", "did you mean https://localhost:9000?"),
         ("//a/x", "did you mean https://a/x?"),
@@ -97,7 +97,7 @@ def test_clients_behave_as_the_notes_say(form: str, expected: list[str], monkeyp
         ("ftp://a/x", "must be http or https, not ftp"),
         ("unix:///run/x", "must be http or https, not unix"),
         ("https://a\\b/x", '"\\"'),
-        ("https://a b/x", "a blank"),
+        ("https://a b/x", "a space"),
         ("https://a\tb/x", "\\t"),
         ("https://a/x\ny", "\\n"),
         ("https://a%2eb/x", '"%"'),
@@ -107,7 +107,7 @@ def test_clients_behave_as_the_notes_say(form: str, expected: list[str], monkeyp
     ],
 )
 def test_the_problem_of_a_url_is_named(url: str, words: str) -> None:
-    """The URL has no origin, and the problem says what to write."""
+    """A problematic URL has no origin, and the problem describes the correct form."""
     read = read_url(url)
 
     assert read.origin is None
@@ -128,7 +128,7 @@ def test_the_problem_of_a_url_is_named(url: str, words: str) -> None:
     ],
 )
 def test_a_url_is_shown_without_secrets(url: str, shown: str) -> None:
-    """User info, query and fragment are masked."""
+    """A printed URL masks user info, query, and fragment."""
     assert show_url(url) == shown
 
 
@@ -137,7 +137,7 @@ TEXT = st.lists(st.sampled_from([*"a1:/@;[]\\. %\n", "https://", "http:"]), max_
 
 @given(st.sampled_from(["", "https://", "http:", "ftp://"]), TEXT, TEXT)
 def test_no_part_of_the_user_info_is_shown(scheme: str, before: str, after: str) -> None:
-    """A password can contain delimiters. An origin that clients read without it shows the rest as a path."""
+    """No part of the user info is printed, even if a password contains delimiters that change the origin."""
     url = f"{scheme}user:{before}s3cret{after}@host.example/?s4cret#s5cret"
     read = read_url(url)
 
@@ -148,7 +148,7 @@ def test_no_part_of_the_user_info_is_shown(scheme: str, before: str, after: str)
 
 @given(st.text())
 def test_any_text_can_be_read(text: str) -> None:
-    """The command line passes any text."""
+    """Any text can be read as a URL, as the command line requires."""
     read = read_url(text)
 
     assert bool(read.origin) != bool(read.problem)

@@ -1,4 +1,4 @@
-"""What is counted and logged about each verification."""
+"""Each verification is counted and logged."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def counted(telemetry: Telemetry) -> dict[tuple[str, ...], int]:
 def test_outcomes_and_reasons_are_counted(
     monkeypatch: pytest.MonkeyPatch, mode: Any, not_accepted: dict[tuple[str, ...], int]
 ) -> None:
-    """Report mode serves what enforcement would refuse, so it counts neither as refused nor as unavailable."""
+    """Outcomes and reasons are counted, and report mode counts no request as rejected or unavailable."""
     with recording(monkeypatch) as telemetry:
         recorder = VerificationRecorder(mode)
         recorder.record("accepted")
@@ -63,7 +63,9 @@ def test_outcomes_and_reasons_are_counted(
     ],
 )
 def test_each_reason_is_a_warning_once_a_minute(caplog: pytest.LogCaptureFixture, mode: Any, texts: list[str]) -> None:
-    """The number of requests since then is in the next warning. Accepted requests are not logged."""
+    """Each reason causes one warning a minute, with the number of requests since the last one, and accepted requests
+    cause none.
+    """
     now = 0.0
     recorder = VerificationRecorder(mode)
     recorder._warnings = RateLimit(1, verifications.WARNING_SECONDS, lambda: now)
@@ -79,7 +81,7 @@ def test_each_reason_is_a_warning_once_a_minute(caplog: pytest.LogCaptureFixture
 
 
 def test_every_request_is_in_the_debug_log(caplog: pytest.LogCaptureFixture) -> None:
-    """This is not limited, because an operator switches it on to find one request."""
+    """The debug log contains every request, because operators enable it to find a single request."""
     recorder = VerificationRecorder("enforce")
     with caplog.at_level(logging.DEBUG, "otel_token_relay"):
         for _ in range(3):
@@ -89,7 +91,7 @@ def test_every_request_is_in_the_debug_log(caplog: pytest.LogCaptureFixture) -> 
 
 
 def test_the_attributes_of_accepted_requests_are_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Accepted requests are the most frequent ones."""
+    """The attributes of accepted requests, which are the most frequent, are built once."""
     seen: list[object] = []
 
     class Counter:
@@ -106,7 +108,7 @@ def test_the_attributes_of_accepted_requests_are_built_once(monkeypatch: pytest.
 
 @pytest.mark.parametrize("broken", ["meter", "logger", "both"])
 def test_broken_telemetry_is_harmless(monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
-    """Neither an error of the application's meter nor of its logging reaches the request."""
+    """An error in the application's meter or logging does not affect the request."""
 
     def fail(*args: Any, **kwargs: Any) -> Any:
         raise RuntimeError("not today")

@@ -1,6 +1,6 @@
-"""A table of wrong set-ups, and what `check`, `explain`, `verify` and the log say about each.
+"""For each incorrect setup, `check`, `explain`, `verify`, and the log contain words that lead to the cause.
 
-Each row names the words that lead to the cause. `tests/support/set_ups.py` runs the commands and the relay.
+`tests/support/set_ups.py` runs the commands and the relay.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ ON: Final = {"OTEL_PROPAGATORS": "tracecontext,baggage,token_relay"}
 FILE: Final = {"OTEL_CONFIG_FILE": "{file}"}
 VERIFYING: Final = {".VERIFY": "enforce", ".ISSUERS": "{issuer}", ".AUDIENCE": AUDIENCE}
 
-NO_PROBLEM: Final = "No problem found"
-# Why check finds no problem.
+NO_PROBLEM: Final = "No problems found"
+# The reason that `check` finds no problem.
 ONLY_THE_CALL: Final = "check does not know which URLs the application calls"
 ONLY_THE_TOKEN: Final = "check does not know which tokens the callers send"
 RISKY: Final = "it works, so it is a warning, and a problem only with --strict"
@@ -40,7 +40,7 @@ def relay(**variables: str) -> dict[str, str]:
 
 
 def verifying(**variables: str) -> dict[str, str]:
-    """Return the variables of a service that verifies as well."""
+    """Return the variables of a service that also verifies tokens."""
     return relay() | VERIFYING | {f".{name}": value for name, value in variables.items()}
 
 
@@ -52,7 +52,7 @@ def without(variables: Mapping[str, str], *names: str) -> dict[str, str]:
 
 
 def off(name: str, propagators: str | None, *words: str, startup: tuple[str, ...], instead: str = "") -> SetUp:
-    """The relay is off, although there is a destination."""
+    """Describe a setup in which the relay is off although there is a destination."""
     variables = without(relay(), "OTEL_PROPAGATORS")
     instead = instead or "set OTEL_PROPAGATORS=tracecontext,baggage,token_relay"
     return SetUp(
@@ -112,7 +112,7 @@ PROPAGATORS: Final = [
     off(
         "propagator of a package that is missing",
         "tracecontext,b3multi,token_relay",
-        "contains b3multi, which no installed package provides. The application does not start",
+        "contains b3multi, which no installed package provides. The application cannot start",
         startup=DOES_NOT_START,
         instead="set OTEL_PROPAGATORS=tracecontext,token_relay",
     ),
@@ -155,7 +155,7 @@ PROPAGATORS: Final = [
         name="the command is installed apart from the service",
         variables=relay(),
         libraries=(),
-        check=says(1, "no client, server, or framework with a hook is installed", "environment of the service"),
+        check=says(1, "no client, server, or framework with a hook", "the service's environment"),
         explain=says(0, "relayed"),
         line=("decision=relayed",),
     ),
@@ -166,12 +166,12 @@ PROPAGATORS: Final = [
 
 
 def unknown_name(name: str, *, meant: str = f"{PREFIX}DESTINATIONS") -> SetUp:
-    """The destinations have another name, so there are none."""
+    """Describe a setup whose variable for destinations is misspelled, so there are no destinations."""
     problem = f"{name}: unknown variable; did you mean {meant}?"
     return SetUp(
         name=f"variable {name}",
         variables=ON | {name: PROFILE},
-        check=says(1, problem, "no destination is left"),
+        check=says(1, problem, "no valid destination remains"),
         explain=says(1, "Correct the settings: see the problem below", problem, never=("--pid",)),
         startup=(problem,),
         line=("decision=withheld", "reason=destination_not_listed", f"origin={PROFILE}"),
@@ -247,7 +247,7 @@ NAMES: Final = [
 
 
 def value(setting: str, given: str, expected: str, applies: str, **changes: Any) -> SetUp:
-    """A setting of the relay has a value that cannot be read, and a stricter value applies."""
+    """Describe a setup in which a setting has an unreadable value, so a stricter value applies."""
     problem = f"{PREFIX}{setting}: {expected}"
     shown = f"{PREFIX}{setting} = {applies} (environment; the configured value is invalid)"
     row: dict[str, Any] = {
@@ -269,7 +269,7 @@ VALUES: Final = [
     value("MAX_AGE", "-1", "expected a number of seconds, 0 or more", "0"),
     value("LINGER", "0,5", SECONDS, "0"),
     value("MIN_TTL", "soon", SECONDS, "0"),
-    value("MAX_LENGTH", "16k", "expected a whole number above 0", "16384"),
+    value("MAX_LENGTH", "16k", "expected a whole number greater than 0", "16384"),
     value("REDACTION", "disabled", "expected true or false", "true"),
     value("LOG", "info", "expected one of decisions, debug", "(empty)"),
     value("SPAN_CLAIMS", "sub", "expected claim:attribute pairs, such as sub:enduser.id", "(empty)"),
@@ -314,7 +314,7 @@ VALUES: Final = [
         explain=says(
             1,
             "withheld: explicit_credential",
-            "a username, a signature, or a token in the URL",
+            "or the URL (a username, signature, or token)",
             "expected keep or replace",
         ),
         line=("decision=withheld", "reason=explicit_credential"),
@@ -373,12 +373,12 @@ VALUES: Final = [
 
 
 def entry(name: str, destinations: str, *words: str, url: str = URL, never: tuple[str, ...] = ()) -> SetUp:
-    """An entry is invalid, so it is skipped, and its origin gets no token."""
+    """Describe a setup with an invalid entry, which is skipped, so its origin gets no token."""
     return SetUp(
         name=f"entry: {name}",
         variables=relay(DESTINATIONS=destinations),
         url=url,
-        check=says(1, "is skipped", *words, "no destination is left", "see the problems above", never=never),
+        check=says(1, "is skipped", *words, "no valid destination remains", "see the problems above", never=never),
         explain=says(1, "withheld: destination_not_listed", "Correct the entry: see the problem below", *words),
         startup=("is skipped", *words),
         line=(*NOT_LISTED, "closest_entry=", "the entry is skipped"),
@@ -386,12 +386,12 @@ def entry(name: str, destinations: str, *words: str, url: str = URL, never: tupl
 
 
 def unreadable(name: str, destinations: str, *words: str, url: str = URL, never: tuple[str, ...] = ()) -> SetUp:
-    """An entry is invalid, and its origin is unknown."""
+    """Describe a setup with an invalid entry whose origin is unknown."""
     return SetUp(
         name=f"entry: {name}",
         variables=relay(DESTINATIONS=destinations),
         url=url,
-        check=says(1, "is skipped", *words, "no destination is left", never=never),
+        check=says(1, "is skipped", *words, "no valid destination remains", never=never),
         explain=says(1, "Correct the settings: see the problem below", *words, never=("Add the origin", *never)),
         startup=("is skipped", *words),
         line=NOT_LISTED,
@@ -404,13 +404,13 @@ ENTRIES: Final = [
     entry(
         "gRPC scheme",
         "grpc://profile-service:50051",
-        "a gRPC target is written https://host:port with TLS and http://host:port without TLS",
+        "for a gRPC target, write https://host:port with TLS or http://host:port without TLS",
         url=f"{PROFILE}:50051/",
     ),
     unreadable(
         "Unix socket",
         "unix:///run/app.sock",
-        "the scheme unix is not supported: a request to such a target never gets a token",
+        "the scheme unix is not supported: requests to such targets never get a token",
         never=("must not contain a path",),
     ),
     entry("port by name", f"{PROFILE}:https", f'the port "https" is not a number; did you mean {PROFILE}:443?'),
@@ -428,13 +428,17 @@ ENTRIES: Final = [
     entry(
         "misspelled parameter", f"{PROFILE};require", f"unknown parameter ;require; did you mean {PROFILE};required?"
     ),
-    entry("value of a flag", f"{PROFILE};required=true", f";required takes no value; write {PROFILE};required"),
-    entry("parameter after a comma", f"{PROFILE},required", "required is a parameter, which follows a semicolon"),
-    entry("other parameters beside never", f"{PROFILE};never;required", ";never excludes all other parameters"),
+    entry(
+        "value of a flag", f"{PROFILE};required=true", f";required does not accept a value; write {PROFILE};required"
+    ),
+    entry("parameter after a comma", f"{PROFILE},required", "required is a parameter and must follow a semicolon"),
+    entry(
+        "other parameters beside never", f"{PROFILE};never;required", ";never cannot be combined with other parameters"
+    ),
     entry("short name of audience", f"{PROFILE};aud=profile", f"did you mean {PROFILE};audience=profile?"),
     entry("audience without a value", f"{PROFILE};audience=", "the parameter audience requires a value: ;audience=..."),
     entry("comma in a scope", f"{PROFILE};scope=a,b", f"write {PROFILE};scope=a%2Cb or {PROFILE};scope=a,https://b"),
-    entry("percent sign in a scope", f"{PROFILE};scope=100%", "write it as %25"),
+    entry("percent sign in a scope", f"{PROFILE};scope=100%", "write % as %25"),
     entry("user info", f"https://me:{SECRET}@profile-service", "must not contain a user name or password; write"),
     entry("address without brackets", "https://::1", "an IPv6 address must be in brackets", url="https://[::1]/"),
     entry(
@@ -472,9 +476,9 @@ ENTRIES: Final = [
     SetUp(
         name="entries that contradict each other",
         variables=relay(DESTINATIONS=f"{PROFILE},{PROFILE};required"),
-        check=says(1, f"two entries for {PROFILE} contradict each other; both are skipped"),
+        check=says(1, f"two entries for {PROFILE} contradict each other; both entries are skipped"),
         explain=says(1, "withheld: destination_not_listed", "the entry is skipped", "contradict each other"),
-        startup=("contradict each other; both are skipped",),
+        startup=("contradict each other; both entries are skipped",),
         line=(*NOT_LISTED, "contradicts another entry"),
     ),
     SetUp(
@@ -564,9 +568,9 @@ ENTRIES: Final = [
         variables=relay(DESTINATIONS="http://profile-service"),
         url="http://profile-service/",
         works=RISKY,
-        check=says(0, NO_PROBLEM, "Warnings", "http://profile-service sends tokens unencrypted"),
+        check=says(0, NO_PROBLEM, "Warnings", "http://profile-service receives unencrypted tokens"),
         explain=says(0, "relayed"),
-        startup=("http://profile-service sends tokens unencrypted",),
+        startup=("http://profile-service receives unencrypted tokens",),
         line=("decision=relayed",),
     ),
     SetUp(
@@ -574,18 +578,18 @@ ENTRIES: Final = [
         variables=relay(DESTINATIONS="http://profile-service"),
         url="http://profile-service/",
         arguments=("--strict",),
-        check=says(1, "1 warning, which --strict treats as problems", "sends tokens unencrypted"),
+        check=says(1, "1 warning, which --strict treats as problems", "receives unencrypted tokens"),
         explain=says(0, "relayed"),
-        startup=("sends tokens unencrypted",),
+        startup=("receives unencrypted tokens",),
         line=("decision=relayed",),
     ),
     SetUp(
         name="any host",
         variables=relay(DESTINATIONS="https://*"),
         works=RISKY,
-        check=says(0, NO_PROBLEM, "https://* sends every caller's token to any host"),
+        check=says(0, NO_PROBLEM, "https://* allows every caller's token to be sent to any host"),
         explain=says(0, "relayed", "entry: https://*"),
-        startup=("sends every caller's token to any host",),
+        startup=("allows every caller's token to be sent to any host",),
         line=("decision=relayed", "entry=https://*"),
     ),
 ]
@@ -595,7 +599,7 @@ ENTRIES: Final = [
 
 
 def call(name: str, destinations: str, url: str, difference: str, *, reason: str = "destination_not_listed") -> SetUp:
-    """The list is valid, but the application calls another origin."""
+    """Describe a setup with a valid list in which the application calls an origin that is not listed."""
     return SetUp(
         name=f"call: {name}",
         variables=relay(DESTINATIONS=destinations),
@@ -608,7 +612,7 @@ def call(name: str, destinations: str, url: str, difference: str, *, reason: str
 
 
 def unusable(name: str, url: str, *words: str) -> SetUp:
-    """Clients reject the URL."""
+    """Describe a setup with a URL that clients reject."""
     return SetUp(
         name=f"call: {name}",
         variables=relay(),
@@ -634,7 +638,7 @@ CALLS: Final = [
         "address of localhost",
         "http://localhost:8000",
         "http://127.0.0.1:8000/",
-        "127.0.0.1 and localhost are different origins, even if both are this machine",
+        "127.0.0.1 and localhost are different origins, even if both refer to this machine",
     ),
     call("excluded origin", "https://*.internal,https://pay.internal;never", "https://pay.internal/", ";never"),
     call(
@@ -663,7 +667,7 @@ CALLS: Final = [
 
 
 def cannot_start(name: str, variables: Mapping[str, str], *words: str, missing: str) -> SetUp:
-    """Verification is on, but a setting is missing, so every request is refused."""
+    """Describe a setup in which verification lacks a setting, so every request is rejected."""
     return SetUp(
         name=name,
         variables=variables,
@@ -679,8 +683,8 @@ def valid(issuer: Issuer) -> str:
     return make_token(claims(issuer.url))
 
 
-PLAIN_HTTP_ISSUER: Final = "http://login.example: keys are not fetched over plain http, unless plaintext_issuers"
-ISSUER_FORM: Final = "login.example: expected an https URL; an issuer with any other name requires jwks_uri"
+PLAIN_HTTP_ISSUER: Final = "http://login.example: keys are fetched over plain http only if plaintext_issuers"
+ISSUER_FORM: Final = "login.example: expected an https URL; any other issuer requires jwks_uri"
 
 VERIFICATION: Final = [
     cannot_start("no issuer", without(verifying(), ".ISSUERS"), missing="ISSUERS"),
@@ -692,7 +696,7 @@ VERIFICATION: Final = [
         variables=without(verifying(), ".VERIFY"),
         token=valid,
         works=RISKY,
-        check=says(0, NO_PROBLEM, f"{PREFIX}ISSUERS is set, but requests are not verified: set {PREFIX}VERIFY=enforce"),
+        check=says(0, NO_PROBLEM, f"{PREFIX}ISSUERS is set, but requests are not verified; set {PREFIX}VERIFY=enforce"),
         explain=says(0, "relayed"),
         verify=says(0, "accepted", f"note: {PREFIX}VERIFY is off, so the service does not verify any request"),
         startup=("ISSUERS is set, but requests are not verified",),
@@ -709,16 +713,16 @@ VERIFICATION: Final = [
     SetUp(
         name="verified tokens only, although verification cannot start in report mode",
         variables=relay(REQUIRE_VERIFIED="true", VERIFY="report"),
-        check=says(1, f"because {PREFIX}ISSUERS and {PREFIX}AUDIENCE have no valid value", "no request is verified"),
-        explain=says(1, "withheld: not_verified", "no request is verified"),
-        startup=("verification cannot start", "no request is verified"),
+        check=says(1, f"because {PREFIX}ISSUERS and {PREFIX}AUDIENCE have no valid value", "requests are not verified"),
+        explain=says(1, "withheld: not_verified", "requests are not verified"),
+        startup=("verification cannot start", "requests are not verified"),
         line=("decision=withheld", "reason=not_verified"),
     ),
     SetUp(
         name="verification is required but off",
         variables=relay(),
         arguments=("--require", "relay,verify"),
-        check=says(1, f"requests are not refused if they have no valid token: set {PREFIX}VERIFY=enforce"),
+        check=says(1, f"requests without a valid token are not refused: set {PREFIX}VERIFY=enforce"),
         explain=says(0, "relayed"),
         line=("decision=relayed",),
     ),
@@ -741,7 +745,7 @@ VERIFICATION: Final = [
 def rejected(
     name: str, token: Callable[[Issuer], str], reason: str, cause: str, advice: str, **variables: str
 ) -> SetUp:
-    """The set-up works, but not for this token. The log has the same cause as the command."""
+    """Describe a setup that works, but not for this token. The log contains the same cause as the command."""
     return SetUp(
         name=f"token: {name}",
         variables=verifying(**variables),
@@ -756,7 +760,7 @@ def rejected(
 
 
 def unreadable_token(name: str, token: Callable[[Issuer], str], line: tuple[str, ...], verify: Says) -> SetUp:
-    """The server reads no token from the header, so the log has the general cause."""
+    """Describe a setup in which the server reads no token from the header, so the log has the general cause."""
     return SetUp(
         name=f"token: {name}",
         variables=verifying(),
@@ -770,7 +774,7 @@ def unreadable_token(name: str, token: Callable[[Issuer], str], line: tuple[str,
 
 
 def changed(**changes: Any) -> Callable[[Issuer], str]:
-    """Return a function that creates a token with other claims."""
+    """Return a function that creates a token with changed claims."""
     return lambda issuer: make_token(claims(issuer.url, **changes))
 
 
@@ -789,7 +793,7 @@ TOKENS: Final = [
         "issuer in another case",
         lambda issuer: make_token(claims(f"{issuer.url}/realms/a")),
         "unknown_issuer",
-        "(upper and lower case differ)",
+        "(the capitalization differs)",
         EXACTLY,
         ISSUERS="{issuer}/Realms/a",
     ),
@@ -819,11 +823,15 @@ TOKENS: Final = [
         "audience of Entra",
         changed(aud="api://profile-service"),
         "wrong_audience",
-        "(the prefix api:// differs)",
+        "(the api:// prefix differs)",
         f"If this is one of this service's names, add it to {PREFIX}AUDIENCE",
     ),
     rejected(
-        "no audience", changed(aud=...), "missing_claim", "the token lacks aud", "The issuer must add them, for example"
+        "no audience",
+        changed(aud=...),
+        "missing_claim",
+        "the token lacks aud",
+        "The issuer must add the missing claims, for example",
     ),
     rejected(
         "another algorithm",
@@ -844,7 +852,7 @@ TOKENS: Final = [
         "not signed",
         lambda issuer: unsigned({"alg": "none", "typ": "at+jwt"}, claims(issuer.url)),
         "malformed",
-        "form: its signature is empty",
+        "form: the signature is empty",
         "The token is not signed",
     ),
     rejected(
@@ -852,7 +860,7 @@ TOKENS: Final = [
         lambda issuer: make_token(claims(issuer.url), typ="JWT"),
         "wrong_type",
         "typ: expected at+jwt; the token has JWT",
-        f"Set {PREFIX}PROFILE=generic if this issuer's access tokens have a different type",
+        f"Set {PREFIX}PROFILE=generic if this issuer's access tokens have a type other than at+jwt",
     ),
     rejected(
         "ID token",
@@ -902,57 +910,57 @@ TOKENS: Final = [
         "times in milliseconds",
         lambda issuer: make_token(claims(issuer.url, exp=soon(600) * 1000)),
         "invalid_claim",
-        "expected a number of seconds since 1970; the token has a larger number, such as a number of milliseconds",
-        "The issuer must send this claim in the form required by RFC 7519",
+        "expected a number of seconds since 1970; the token has a number that is too large",
+        "The issuer must send this claim in the format required by RFC 7519",
     ),
     rejected(
         "time as text",
         lambda issuer: make_token(claims(issuer.url, exp=str(soon(600)))),
         "invalid_claim",
         "exp: expected a number of seconds since 1970; the token has a string",
-        "The issuer must send this claim in the form required by RFC 7519",
+        "The issuer must send this claim in the format required by RFC 7519",
     ),
     rejected(
         "opaque",
         lambda issuer: OPAQUE,
         "malformed",
-        "form: it has one part; a signed token has three, separated by dots",
+        "form: the token has one part; a signed token has three parts, separated by dots",
         "Check that this is the access token. An opaque token has no parts",
     ),
     rejected(
         "encrypted",
         lambda issuer: "eyJhbGciOiJSU0EtT0FFUCJ9.a.b.c.d",
         "malformed",
-        "it has five parts, so it is an encrypted token (JWE)",
-        "Have the issuer only sign its tokens",
+        "the token has five parts, so it is an encrypted token (JWE)",
+        "Configure the issuer to sign tokens without encrypting them",
     ),
     rejected(
         "without its signature",
         lambda issuer: valid(issuer).rpartition(".")[0],
         "malformed",
-        "form: it has 2 parts",
+        "form: the token has 2 parts",
         "Copy the whole token again",
     ),
     rejected(
         "cut",
         lambda issuer: valid(issuer)[:-30],
         "bad_signature",
-        "signature: it was not made with the issuer's key k1, or the token was changed afterward",
+        "signature: the token was not signed with the issuer's key k1, or was modified afterward",
         "Copy the whole token again",
     ),
     rejected(
         "signed by another environment",
         lambda issuer: make_token(claims(issuer.url), name="second"),
         "bad_signature",
-        "it was not made with the issuer's key k1",
-        "Copy the whole token again. If it is complete, another system has signed it",
+        "the token was not signed with the issuer's key k1",
+        "Copy the whole token again. If the token is complete, a different system signed it",
     ),
     rejected(
         "unknown key",
         lambda issuer: make_token(claims(issuer.url), kid="k2"),
         "unknown_key",
         "kid: expected k1 from the issuer's key set; the token has k2",
-        "Check that the token comes from this issuer",
+        "Check that the token was not issued by a different environment",
     ),
     rejected(
         "no name of a key",
@@ -966,31 +974,31 @@ TOKENS: Final = [
         changed(cnf={"jkt": "x" * 43}),
         "sender_constrained",
         "cnf: expected a bearer token without cnf; the token is bound to DPoP (jkt)",
-        "Have the issuer send this client bearer tokens",
+        "Configure the issuer to send bearer tokens to this client",
     ),
     unreadable_token(
         "in quotes",
         lambda issuer: f'"{valid(issuer)}"',
         NOT_A_TOKEN,
-        says(1, "rejected: malformed", "it is in quotation marks", "Remove the quotation marks"),
+        says(1, "rejected: malformed", "the token is in quotation marks", "Remove the quotation marks"),
     ),
     unreadable_token(
         "Bearer twice",
         lambda issuer: f"Bearer {valid(issuer)}",
         NOT_A_TOKEN,
-        says(0, "accepted", 'The input begins with "Bearer", which was removed'),
+        says(0, "accepted", 'The "Bearer" prefix was removed from the input'),
     ),
     unreadable_token(
         "with a line break",
         lambda issuer: f"{valid(issuer)[:80]}\n{valid(issuer)[80:]}",
         NOT_A_TOKEN,
-        says(1, "rejected: malformed", "it contains line breaks"),
+        says(1, "rejected: malformed", "the token contains line breaks"),
     ),
     unreadable_token(
         "two",
         lambda issuer: f"{valid(issuer)}, {valid(issuer)}",
         ("reason=ambiguous", "or the header's value contains a comma"),
-        says(1, "rejected: malformed", "it contains white space"),
+        says(1, "rejected: malformed", "the token contains whitespace"),
     ),
     SetUp(
         name="token: too long",
@@ -999,7 +1007,7 @@ TOKENS: Final = [
         works=ONLY_THE_TOKEN,
         check=says(0, NO_PROBLEM, f"{PREFIX}MAX_LENGTH = 100"),
         explain=says(0, "relayed"),
-        verify=says(1, "rejected: too_long", "length: expected at most 100 characters", f"raise {PREFIX}MAX_LENGTH"),
+        verify=says(1, "rejected: too_long", "length: expected at most 100 characters", f"increase {PREFIX}MAX_LENGTH"),
         line=("verification=refused", "reason=too_long", f"The token is longer than {PREFIX}MAX_LENGTH characters"),
     ),
 ]
@@ -1009,7 +1017,7 @@ TOKENS: Final = [
 
 
 def issuer_of(name: str, fault: Callable[[Issuer], object] | None, *words: str, **changes: Any) -> SetUp:
-    """The issuer's endpoints cannot be used, so every request fails with 503."""
+    """Describe a setup with unusable issuer endpoints, in which every request fails with 503."""
     row: dict[str, Any] = {
         "name": f"issuer: {name}",
         "variables": verifying(),
@@ -1040,12 +1048,12 @@ ISSUERS: Final = [
     issuer_of(
         "metadata of another issuer",
         lambda issuer: issuer.metadata.update(issuer="https://login.example"),
-        "the document names another issuer",
+        "the document specifies a different issuer",
     ),
     issuer_of(
         "metadata with a slash",
         lambda issuer: issuer.metadata.update(issuer=f"{issuer.url}/"),
-        "the document names another issuer (an extra trailing slash)",
+        "the document specifies a different issuer (an extra trailing slash)",
     ),
     issuer_of("no jwks_uri", lambda issuer: issuer.metadata.pop("jwks_uri"), "the document has no jwks_uri"),
     issuer_of(
@@ -1117,12 +1125,12 @@ CORRECT: Final = "Correct the settings: see the problem below"
 
 
 def in_file(name: str, lines: tuple[str, ...], *words: str, **changes: Any) -> SetUp:
-    """The file switches the relay on, but its destinations cannot be read."""
+    """Describe a setup whose file enables the relay but contains unreadable destinations."""
     row: dict[str, Any] = {
         "name": f"file: {name}",
         "variables": FILE,
         "file": composite(*lines),
-        "check": says(1, "The relay is on", *words, "no destination is left"),
+        "check": says(1, "The relay is on", *words, "no valid destination remains"),
         "explain": says(1, "withheld: destination_not_listed", CORRECT, *words, never=("--pid", "Add the origin")),
         "startup": words,
         "line": NOT_LISTED,
@@ -1131,7 +1139,7 @@ def in_file(name: str, lines: tuple[str, ...], *words: str, **changes: Any) -> S
 
 
 def beside_a_relay(*words: str) -> dict[str, Any]:
-    """Return what the commands say if a key other than the destinations is wrong."""
+    """Return the output of the commands if a key other than the destinations is wrong."""
     return {
         "check": says(1, "The relay is on", *words),
         "explain": says(0, "relayed", *words),
@@ -1140,7 +1148,7 @@ def beside_a_relay(*words: str) -> dict[str, Any]:
 
 
 def broken(name: str, reason: str, **changes: Any) -> SetUp:
-    """The file cannot be read, and may contain settings."""
+    """Describe a setup whose file cannot be read and might contain settings."""
     words = (f"OTEL_CONFIG_FILE: the file cannot be read: {reason}", "no token is relayed and every request must have")
     row: dict[str, Any] = {
         "name": f"file: {name}",
@@ -1155,13 +1163,13 @@ def broken(name: str, reason: str, **changes: Any) -> SetUp:
 
 FILES: Final = [
     broken("missing", "No such file or directory"),
-    broken("not YAML", "it cannot be parsed (ParserError in line 1)", file="propagator: {token_relay: [}]}"),
-    broken("not JSON", "it cannot be parsed (JSONDecodeError in line 1)", file="{'token_relay'", suffix=".json"),
+    broken("not YAML", "it cannot be parsed (ParserError on line 1)", file="propagator: {token_relay: [}]}"),
+    broken("not JSON", "it cannot be parsed (JSONDecodeError on line 1)", file="{'token_relay'", suffix=".json"),
     SetUp(
         name="file: not YAML, without settings of ours",
         variables=FILE | relay(),
         file="tracer_provider: [",
-        check=says(1, "it cannot be parsed (ParserError in line 1); OpenTelemetry does not start"),
+        check=says(1, "it cannot be parsed (ParserError on line 1); OpenTelemetry does not start"),
         explain=says(0, "relayed", "OpenTelemetry does not start"),
         startup=("OpenTelemetry does not start",),
         line=("decision=relayed",),
@@ -1178,7 +1186,9 @@ FILES: Final = [
         "misspelled destinations",
         (f"destination: [{PROFILE}]",),
         f"{SECTION}.destination: unknown key; did you mean destinations?",
-        check=says(1, f"{SECTION}.destination: unknown key; did you mean destinations?", "no destination is left"),
+        check=says(
+            1, f"{SECTION}.destination: unknown key; did you mean destinations?", "no valid destination remains"
+        ),
         explain=says(1, "see the problem below", "did you mean destinations?", never=("--pid",)),
     ),
     in_file(
@@ -1207,7 +1217,7 @@ FILES: Final = [
     in_file(
         "variable that is not set",
         ("destinations: ['${PROFILE_URL}']",),
-        "the entry '' is skipped: it is empty; if it refers to a variable, that variable is not set",
+        "the entry '' is skipped: it is empty; if the entry is a reference to a variable, that variable is not set",
     ),
     in_file(
         "path",
@@ -1292,14 +1302,14 @@ SET_UPS: Final = [*PROPAGATORS, *NAMES, *VALUES, *ENTRIES, *CALLS, *VERIFICATION
 
 @pytest.fixture(scope="module", params=SET_UPS, ids=lambda set_up: set_up.name)
 def set_up(request: pytest.FixtureRequest) -> SetUp:
-    """One row. All tests of one row run after one another, so that each set-up runs once."""
+    """One row of the table. The tests of each row run in sequence, so that each setup runs once."""
     row: SetUp = request.param
     return row
 
 
 @pytest.fixture(scope="module")
 def found(set_up: SetUp, tmp_path_factory: pytest.TempPathFactory) -> Observed:
-    """What explains the set-up."""
+    """Return the output that explains the setup."""
     return observe(set_up, tmp_path_factory.mktemp("set-up"))
 
 
@@ -1314,12 +1324,12 @@ def assert_one_line(lines: tuple[str, ...], words: tuple[str, ...]) -> None:
 
 
 def test_the_table_has_many_rows_with_different_names() -> None:
-    """The issue asks for 60."""
+    """The table has at least 60 rows with different names."""
     assert len({set_up.name for set_up in SET_UPS}) == len(SET_UPS) >= 80
 
 
 def test_each_tool_names_the_cause(set_up: SetUp, found: Observed) -> None:
-    """The exit status and the words are those of the table. An empty cell means that the log has no line."""
+    """Each command's exit status and words match the table, and the log has no line for an empty cell."""
     assert_says(found.check, set_up.check)
     assert_says(found.explain, set_up.explain)
     assert_says(found.verify, set_up.verify)
@@ -1329,14 +1339,14 @@ def test_each_tool_names_the_cause(set_up: SetUp, found: Observed) -> None:
 
 
 def test_check_finds_no_problem_only_if_the_table_says_why(set_up: SetUp, found: Observed) -> None:
-    """The words agree with the exit status."""
+    """`check` finds no problem only if the table contains the reason, and its words match its exit status."""
     check = found.check
 
     assert (NO_PROBLEM in check.text) == (check.status == 0) == bool(set_up.works)
 
 
 def test_explain_and_the_relay_agree(found: Observed) -> None:
-    """explain prints relayed, and exits with 0, if and only if a request is served and its hop gets the token."""
+    """`explain` prints relayed and exits with 0 if and only if a request is served and its hop gets the token."""
     is_relayed = found.is_relayed and "requests get a 503 response" not in found.check.text
 
     assert found.explain.text.startswith("relayed\n") == is_relayed, found.explain.text
@@ -1344,7 +1354,7 @@ def test_explain_and_the_relay_agree(found: Observed) -> None:
 
 
 def test_no_output_contains_a_secret_or_a_traceback(found: Observed) -> None:
-    """Neither a password, nor 17 characters of a token in a row. All text is printable ASCII."""
+    """All output is printable ASCII without passwords or 17 consecutive characters of a token."""
     text = found.everything()
 
     assert SECRET not in text
@@ -1354,7 +1364,7 @@ def test_no_output_contains_a_secret_or_a_traceback(found: Observed) -> None:
     assert all(c == "\n" or " " <= c <= "~" for c in text)
 
 
-# What needs another process
+# Setups that need a separate process
 
 
 def run(*arguments: str, folder: Path, **environ: str) -> Output:
@@ -1395,7 +1405,7 @@ print("relayed" if value else "withheld")
 
 @pytest.fixture
 def foreign_context(tmp_path: Path) -> Iterator[Path]:
-    """A package with a runtime context that keeps only spans, as Datadog's."""
+    """A package with a runtime context that keeps only spans, as Datadog's does."""
     metadata = tmp_path / "spans_only-1.0.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: spans-only\nVersion: 1.0\n")
@@ -1405,7 +1415,7 @@ def foreign_context(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_runtime_context_that_loses_tokens(foreign_context: Path) -> None:
-    """No hop gets the token, and neither command says otherwise."""
+    """With a runtime context that loses tokens, no hop gets the token, and `check` and `explain` report this."""
     given = {"folder": foreign_context, "OTEL_PYTHON_CONTEXT": "spans_only"}
 
     hop = run("-c", HOP, **given)
@@ -1418,7 +1428,7 @@ def test_a_runtime_context_that_loses_tokens(foreign_context: Path) -> None:
 
 
 def test_the_environment_of_another_service(tmp_path: Path) -> None:
-    """With --pid, the problem is that of the service, not that of this shell."""
+    """With --pid, the reported problem is the service's, not that of the current shell."""
     wrong = {"OTEL_PROPAGATORS": "tracecontext"}
     with subprocess.Popen(["sleep", "60"], env=wrong) as service:
         try:

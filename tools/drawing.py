@@ -1,4 +1,4 @@
-"""Draw boxes, texts and arrows as SVG that follows the reader's color scheme and needs no font of its own."""
+"""Draw boxes, text, and arrows as SVG that follows the reader's color scheme and needs no font of its own."""
 
 from __future__ import annotations
 
@@ -61,11 +61,11 @@ def _style(theme: str | None) -> str:
 
 
 class Drawing:
-    """One picture.
+    """A picture.
 
     Args:
-        title: What it shows, in a few words.
-        description: All that it shows, for readers who cannot see it.
+        title: A short description of the picture.
+        description: A complete description for readers who cannot see the picture.
         theme: ``light`` or ``dark``; ``None`` for a picture that follows the reader's color scheme.
     """
 
@@ -81,22 +81,22 @@ class Drawing:
         ]
 
     def box(self, x: float, y: float, width: float, height: float, kind: str = "box") -> None:
-        """Add a rectangle. Kinds: ``box``, ``frame``, and a color after ``box``."""
+        """Add a rectangle of the ``box`` or ``frame`` kind, with an optional color after ``box``."""
         self._parts.append(f'<rect class="{kind}" x="{x}" y="{y}" width="{width}" height="{height}" rx="4"/>')
 
     def text(self, x: float, y: float, text: str, kind: str = "", *, anchor: str = "start") -> None:
-        """Add one line. Kinds: ``strong``, ``small``, ``code`` and colors."""
+        """Add one line of text in the ``strong``, ``small``, or ``code`` style or in a color."""
         self._parts.append(f'<text class="{kind}" x="{x}" y="{y}" text-anchor="{anchor}">{escape(text)}</text>')
 
     def labeled_box(self, x: float, y: float, width: float, height: float, *lines: str, kind: str = "box") -> None:
-        """Add a box with centered lines, of which the first is strong."""
+        """Add a box with centered lines, the first of which is bold."""
         self.box(x, y, width, height, kind)
         top = y + height / 2 - 9 * (len(lines) - 1) + 5
         for number, line in enumerate(lines):
             self.text(x + width / 2, top + 18 * number, line, "small" if number else "strong", anchor="middle")
 
     def columns(self, x: float, y: float, text: str, kind: str, advance: float) -> None:
-        """Add text whose characters are all *advance* wide, in every font."""
+        """Add text whose characters are all *advance* wide in every font."""
         self._parts.append(
             f'<text class="code {kind}" x="{x:.1f}" y="{y}" textLength="{advance * len(text):.1f}"'
             f' lengthAdjust="spacingAndGlyphs" xml:space="preserve">{escape(text)}</text>'
@@ -107,7 +107,7 @@ class Drawing:
         self._parts.append(f'<line class="rule" x1="{x}" y1="{y}" x2="{to_x}" y2="{to_y}"/>')
 
     def arrow(self, kind: str, *points: tuple[float, float], has_tip: bool = True) -> None:
-        """Add a line through *points*, with a tip at the end: a triangle, or a cross if nothing arrives (``bad``)."""
+        """Add a line through *points* that ends in a triangle, or in a cross if nothing arrives (``bad``)."""
         path = " L".join(f"{x} {y}" for x, y in points)
         self._parts.append(f'<path class="edge {kind}" d="M{path}"/>')
         if not has_tip:

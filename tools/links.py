@@ -1,9 +1,9 @@
-"""Check that each link between Markdown pages has a target: the file, and the heading if it names one.
+"""Check that each link between Markdown pages has a target file and, if the link contains an anchor, a target heading.
 
     python tools/links.py [PAGE ...]
 
-Nothing is requested: links to other sites are not checked, except those to files of this repository on GitHub.
-Headings have the anchors that GitHub gives them, and the site is configured to give them the same ones.
+The program sends no requests, so links to other sites are not checked, except those to this repository's files on
+GitHub. Headings have the same anchors as on GitHub, and the site is configured to use them too.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 ROOT = Path(__file__).parents[1]
-DOCS = ROOT / "docs"  # a page of the site links to files outside of it by their address on GitHub
+DOCS = ROOT / "docs"  # pages on the site use GitHub addresses to link to files outside the site
 FILES = re.compile(r"https://github\.com/otel-token-relay/otel-token-relay/(?:blob|tree)/main/")
 
 _LINK = re.compile(r"(?<!`)\[(?:[^\]\n]|\](?!\())*\]\(([^)\s]+)\)")
@@ -27,19 +27,19 @@ _ANCHOR = re.compile(r"<a (?:id|name)=\"([^\"]+)\"")
 
 
 def without_code(text: str) -> str:
-    """Return the text of a page without its fenced blocks; the lines keep their numbers."""
+    """Return a page's text without its fenced blocks, and keep the line numbers."""
     return re.sub(r"^ *```.*?^ *```", lambda match: "\n" * match[0].count("\n"), text, flags=re.M | re.S)
 
 
 def anchor_of(heading: str) -> str:
-    """Return the anchor that GitHub gives to a heading."""
-    text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading)  # a link counts as its text
+    """Return the anchor that GitHub assigns to a heading."""
+    text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading)  # replace a link with its text
     return re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-")
 
 
 @cache
 def anchors_of(page: Path) -> frozenset[str]:
-    """Return all anchors of a page. Repeated headings are numbered."""
+    """Return all anchors on a page. Repeated headings are numbered."""
     text = without_code(page.read_text("utf-8"))
     seen: Counter[str] = Counter()
     anchors = set(_ANCHOR.findall(text))
@@ -51,7 +51,7 @@ def anchors_of(page: Path) -> frozenset[str]:
 
 
 def broken_links(page: Path) -> Iterator[tuple[int, str]]:
-    """Yield the line and the target of each link on a page that leads nowhere."""
+    """Yield the line and the target of each broken link on a page."""
     text = without_code(page.read_text("utf-8"))
     for match in _LINK.finditer(text):
         target = match[1]
@@ -72,7 +72,7 @@ def broken_links(page: Path) -> Iterator[tuple[int, str]]:
 
 
 def main(arguments: list[str]) -> int:
-    """Print the links that lead nowhere, and return 1 if there are any."""
+    """Print the broken links, and return 1 if there are any."""
     if arguments:
         pages = [Path(argument).resolve() for argument in arguments]
     else:

@@ -4,8 +4,8 @@
     python tools/pictures.py --check     exit 1 if one of them is out of date
     python tools/pictures.py --record    run the demo, and keep the part of its output that the terminal shows
 
-The output of the demo is in docs/pictures/demo.ansi, with the escape sequences of its colors. A test compares it with
-the output of a real run.
+The docs/pictures/demo.ansi file contains the demo's output, with the escape sequences for its colors. A test
+compares it with the output of a real run.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ COSTS = FOLDER.parent / "performance.md"
 
 
 def draw_token_path() -> str:
-    """Draw which requests of a service carry the caller's token."""
+    """Draw which of a service's requests carry the caller's token."""
     picture = Drawing(
         720,
         390,
@@ -70,23 +70,23 @@ def draw_token_path() -> str:
 
 
 def draw_lease() -> str:
-    """Draw during which time the token of a request can be used."""
+    """Draw the period during which a request's token can be used."""
     begin, end, carried = 250, 470, 600
     picture = Drawing(
         720,
         330,
         "How long a token can be used",
-        "A time line. The lease begins when the request arrives and ends when the response is complete. During it,"
-        " tasks, threads, streaming responses and background tasks of the framework get the token. A task that"
-        " continues after the response gets nothing from then on: lease_ended. Work that was passed to carry with"
-        " seconds=30 gets the token for 30 seconds. The next request on the same connection has a lease of its own.",
+        "A timeline. The lease starts when the request arrives and ends with the complete response. During the lease,"
+        " tasks, threads, streaming responses, and the framework's background tasks get the token. A task that"
+        " continues after the response gets no token after the lease: lease_ended. Work that was passed to carry with"
+        " seconds=30 gets the token for 30 seconds. The next request on the same connection has its own lease.",
     )
     for x, label in ((begin, "request arrives"), (end, "response complete"), (carried, "30 s after carry")):
         picture.rule(x, 44, x, 314)
         picture.text(x, 32, label, "small", anchor="middle")
     rows: tuple[tuple[str, str, list[tuple[float, float, str, str]]], ...] = (
         ("The lease", "", [(begin, end, "good", "open")]),
-        ("Code of the request", "await, tasks, threads, executors", [(begin + 20, end - 40, "good", "token")]),
+        ("The request's code", "await, tasks, threads, executors", [(begin + 20, end - 40, "good", "token")]),
         ("Streaming response", "and BackgroundTasks", [(begin + 130, end, "good", "token")]),
         (
             "A task that continues",
@@ -112,16 +112,16 @@ def draw_lease() -> str:
 
 
 def draw_boundary() -> str:
-    """Draw where the boundary and the hop are, relative to server, instrumentation and middleware."""
+    """Draw the positions of the boundary and the hop relative to the server, instrumentation, and middleware."""
     picture = Drawing(
         720,
         372,
         "Where the boundary and the hop are",
         "From outside to inside: the server reads the request and calls the server boundary, which leases and verifies"
-        " the token. Inside it are OpenTelemetry's middleware, which extracts the trace, then the application's"
-        " middleware, then your code. An outgoing request passes OpenTelemetry's instrumentation of the client, which"
-        " begins the span and injects the trace, then the client, which follows redirects and retries, and for each"
-        " hop the decision of this package, the last step before the connection.",
+        " the token. Inside the boundary are OpenTelemetry's middleware, which extracts the trace, the application's"
+        " middleware, and your code. An outgoing request first enters OpenTelemetry's client instrumentation, which"
+        " starts the span and injects the trace. The client then follows redirects and retries. For each hop, this"
+        " package's decision is the last step before the connection.",
     )
     picture.text(228, 26, "A request comes in", "strong", anchor="middle")
     nested = (
@@ -152,7 +152,7 @@ def draw_boundary() -> str:
     return picture.render()
 
 
-# The rows of docs/troubleshooting.md: what the log of the calling or of the rejecting service contains, and the cause.
+# The rows of docs/troubleshooting.md: the log entry of the calling or rejecting service, and the cause.
 _NOT_SENT = (
     ("no line", "The relay is off."),
     ("destination_not_listed", "The entry differs or is misspelled."),
@@ -173,19 +173,19 @@ CAUSES = (*_NOT_SENT, *_REJECTED)
 
 
 def draw_decision_tree() -> str:
-    """Draw how to find the cause of a 401."""
+    """Draw the steps to find the cause of a 401."""
     rows = [f"{reason}: {cause}" for reason, cause in CAUSES]
     picture = Drawing(
         720,
         506,
         "How to find the cause of a 401",
-        "Read the body of the response. With unauthenticated, no token arrived: look up the reason in the log of the"
-        " service that calls. With invalid_token, a token was rejected: look up the reason in the log of the service"
-        " that rejects. With temporarily_unavailable and 503, the issuer does not respond. Any other body comes from"
-        f" the application or a gateway. The reasons and their causes: {' '.join(rows)}",
+        "Read the response body. With unauthenticated, no token arrived: look up the reason in the log of the calling"
+        " service. With invalid_token, a token was rejected: look up the reason in the log of the rejecting service."
+        " With temporarily_unavailable and 503, the issuer does not respond. The application or a gateway sent any"
+        f" other body. The reasons and their causes: {' '.join(rows)}",
     )
     picture.box(16, 12, 312, 36)
-    picture.text(28, 35, "401 or 503: read the body of the response", "small")
+    picture.text(28, 35, "401 or 503: read the response body", "small")
     groups = (
         (64, _NOT_SENT, "unauthenticated", ("No token arrived.", "Log of the caller:")),
         (278, _REJECTED, "invalid_token", ("It was rejected.", "Log of the receiver:")),
@@ -208,7 +208,7 @@ def draw_decision_tree() -> str:
             picture.text(430, at + 5, cause, "small" if cause[0].isupper() else "code")
     for top, body, cause in (
         (436, "temporarily_unavailable, 503", "The issuer does not respond: otel-token-relay check --online"),
-        (468, "anything else", "It comes from the application or from a gateway."),
+        (468, "anything else", "The application or a gateway sent the response."),
     ):
         picture.arrow("soft", (28, 48), (28, top + 14), (48, top + 14))
         picture.text(56, top + 19, body, "code" if "_" in body else "small")
@@ -222,7 +222,7 @@ _SEQUENCE = re.compile(r"\x1b\[([\d;]*)m")
 
 
 def draw_demo(theme: str) -> str:
-    """Draw the recorded output of the demo as a terminal."""
+    """Draw the demo's recorded output as a terminal."""
     lines = RECORDING.read_text("utf-8").splitlines()
     width = 32 + round(_ADVANCE * 80)
     picture = Drawing(
@@ -244,7 +244,7 @@ def draw_demo(theme: str) -> str:
 
 
 def _segments(line: str) -> Iterator[tuple[str, str]]:
-    """Yield the parts of a line, each with its style. Words are placed one by one where blanks are wide."""
+    """Yield the parts of a line, each with its style. Words are placed individually where blanks are wide."""
     kind = ""
     for part in re.split(r"(\x1b\[[\d;]*m)", line):
         if found := _SEQUENCE.fullmatch(part):
@@ -260,7 +260,7 @@ def plain(text: str) -> str:
     return re.sub(r"\x1b\[[?\d;]*[a-zA-Z]", "", text)
 
 
-# The parts of the output that the terminal shows: from a line that begins like this, so many lines.
+# The parts of the output in the terminal, each with its first line's beginning and its number of lines.
 _SHOWN = (
     ("caller ", 4),
     ("alice calls with her token", 7),
@@ -270,7 +270,7 @@ _SHOWN = (
 
 
 def record_demo() -> str:
-    """Run the demo, and return the part of its output that the terminal shows."""
+    """Run the demo, and return the part of its output that the terminal contains."""
     environ = os.environ | {"FORCE_COLOR": "1", "TTY_INTERACTIVE": "0", "TERM": "xterm", "COLUMNS": "80"}
     environ.pop("NO_COLOR", None)
     command = [sys.executable, "-m", "otel_token_relay", "demo"]
@@ -283,14 +283,14 @@ def record_demo() -> str:
 
 
 def read_costs() -> list[tuple[str, float]]:
-    """Return the rows of the first table of the page about costs: what is measured, and microseconds."""
+    """Return the measured operations and their microseconds from the first table on the page about costs."""
     section = COSTS.read_text("utf-8").partition("## In microseconds\n")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| ([^|]+) \| ([\d.]+) \|$", section, re.MULTILINE)
     return [(name.replace("`", ""), float(microseconds)) for name, microseconds in rows]
 
 
 def draw_costs() -> str:
-    """Draw the microseconds of the page about costs as bars."""
+    """Draw the microseconds from the page about costs as bars."""
     rows = read_costs()
     names = "; ".join(f"{name}: {microseconds:g} microseconds" for name, microseconds in rows)
     height = 60 + 30 * len(rows)

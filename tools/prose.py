@@ -1,11 +1,11 @@
-"""Check the language of code and pages for retired names, and for words and constructions that we do not use.
+"""Check code and pages for retired names and for unwanted words and constructions.
 
     python tools/prose.py [FILE ...]
 
-If no files are given, it checks every Python file and Markdown page that git knows. In Python files, it
-checks names, docstrings, comments and strings; in pages, everything except code. It prints one line per
-finding and exits with status 1 if there are any. ``tools/prose.toml`` contains the list of what to look for
-and what to write instead.
+If no files are given, the program checks every Python file and Markdown page that git tracks or does not ignore. In
+Python files, it checks names, docstrings, comments, and strings; in pages, it checks everything except code. The
+program prints one line per finding and exits with status 1 if there are any. ``tools/prose.toml`` lists the
+patterns to find and their replacements.
 """
 
 from __future__ import annotations
@@ -22,11 +22,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parent.parent
+# The program and its tests quote what they look for.
+UNCHECKED = (Path(__file__), ROOT / "tests" / "test_prose.py")
 RULES: dict[str, Any] = tomllib.loads((ROOT / "tools" / "prose.toml").read_text(encoding="utf-8"))
 
 
 class Finding(NamedTuple):
-    """A place that must be changed."""
+    """A word or construction that must be changed."""
 
     path: Path
     line: int
@@ -38,7 +40,7 @@ class Finding(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """A pattern and what to write instead."""
+    """A pattern and its replacement."""
 
     pattern: re.Pattern[str]
     instead: str
@@ -64,7 +66,7 @@ def check_text(path: Path, line: int, text: str) -> Iterator[Finding]:
 
 
 def check_python(path: Path, source: str) -> Iterator[Finding]:
-    """Find unwanted names, words and constructions in a program's names, docstrings, comments and strings."""
+    """Find unwanted names, words, and constructions in a program's names, docstrings, comments, and strings."""
     docstrings = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
@@ -82,15 +84,15 @@ def check_python(path: Path, source: str) -> Iterator[Finding]:
             yield from check_text(path, line, token.string)
         elif token.type in (tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)):
             text = token.string
-            if re.match("[rR]?[fF]", text):  # before Python 3.12, an f-string is one token, with the code in its braces
+            if re.match("[rR]?[fF]", text):  # before Python 3.12, an f-string is one token with its code
                 text = re.sub(r"\{[^{}]*\}", "", text)
-            is_data = " " not in text.strip()  # one word: a name, a key, a claim
+            is_data = " " not in text.strip()  # a single word is a name, a key, or a claim
             if line in docstrings or not is_data:
                 yield from check_text(path, line, text)
 
 
 def check_page(path: Path, source: str) -> Iterator[Finding]:
-    """Find unwanted names, words and constructions in a page, without checking the words in its code."""
+    """Find unwanted names, words, and constructions in a page, except for words in its code."""
     without_blocks = re.sub(r"^```.*?^```", lambda match: "\n" * match[0].count("\n"), source, flags=re.M | re.S)
     without_code = re.sub(r"`[^`\n]*`", lambda match: " " * len(match[0]), without_blocks)
     yield from check_text(path, 1, without_code)
@@ -119,7 +121,7 @@ def main(arguments: list[str]) -> int:
             cwd=ROOT,
         )
         paths = [ROOT / name for name in listed.stdout.split() if (ROOT / name).exists()]
-    findings = [finding for path in paths if path != Path(__file__) for finding in check(path)]
+    findings = [finding for path in paths if path not in UNCHECKED for finding in check(path)]
     print(*findings, sep="\n", end="\n" * bool(findings))
     return 1 if findings else 0
 

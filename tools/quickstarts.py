@@ -1,20 +1,20 @@
-"""Follow a page as its reader would: write its files, run its commands, and compare the output that it quotes.
+"""Follow a page as a reader would: write its files, run its commands, and compare their output with the page.
 
     python tools/quickstarts.py [PAGE ...]
 
-Without pages, it follows those that have a title on a fenced block. Each page gets a new folder and a new virtual
-environment outside the checkout. There, `pip install` runs as it is on the page, except that it installs the wheel of
-this checkout under the name otel-token-relay. The program prints one line for each page, and exits with 1 if a page
-is wrong.
+If no pages are given, the program follows those that have a title on a fenced block. Each page gets a new directory
+and a new virtual environment outside the checkout. `pip install` runs there as on the page, except that it installs
+this checkout's wheel as otel-token-relay. The program prints one line for each page, and exits with status 1 if a
+page is wrong.
 
-The first word after a fence is the language. What a block is for depends on its title:
+The first word after a fence is the language. A block's title determines its purpose:
 
 - `python title="NAME.py"`: a file
 - `sh title="Terminal N"`: commands that start a server, which runs until the page ends
-- `text title="Terminal N"`: lines that this terminal has printed, in this order
-- `sh` and `console` without a title: commands that end; after each line that begins with `$`, its output
+- `text title="Terminal N"`: lines that this terminal printed, in this order
+- `sh` and `console` without a title: commands that end, where each line that starts with `$` is followed by its output
 
-Ports are replaced by free ones, both in what is run and in what is compared.
+Ports are replaced with free ones, both in the commands and in the expected output.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ PORTS = re.compile(r"(?<![\w.])(8000|8001|8002|9400|50051)(?!\w)")
 
 _FENCE = re.compile(r"^```(\w+)(?: title=\"([^\"\n]+)\")?[ ]*\n(.*?)^```[ ]*$", re.DOTALL | re.MULTILINE)
 _MARK = "--- end of the command ---"
-# What differs between two runs: the time and the trace of a line, and the time that a request took.
+# Output that differs between two runs: a line's time and trace, and a request's duration.
 _VARIES = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z|(?<=trace_id=)[0-9a-f]{32}")
 
 
 class PageIsWrong(Exception):
-    """A command failed, or its output is not the one on the page."""
+    """A failed command, or output that differs from the page."""
 
 
 class Block(NamedTuple):
@@ -64,7 +64,7 @@ class Block(NamedTuple):
 
 
 def blocks_of(page: Path) -> list[Block]:
-    """Return the fenced blocks of a page."""
+    """Return the fenced blocks on a page."""
     return [Block(m[1], m[2] or "", m[3]) for m in _FENCE.finditer(page.read_text("utf-8"))]
 
 
@@ -75,7 +75,7 @@ def followed_pages() -> list[Path]:
 
 
 def sessions_of(text: str) -> list[tuple[str, str]]:
-    """Return each command of a console block with the output that the page shows for it."""
+    """Return each command in a console block with its output on the page."""
     parts = re.split(r"^\$ (.*)\n", text, flags=re.MULTILINE)
     if parts[0]:
         raise PageIsWrong(f"a console block must start with a command: {parts[0]!r}")
@@ -83,18 +83,18 @@ def sessions_of(text: str) -> list[tuple[str, str]]:
 
 
 def clean_environ(bin_folder: Path) -> dict[str, str]:
-    """Return the environment of a plain shell in which the virtual environment is active."""
+    """Return a plain shell's environment in which the virtual environment is active."""
     ours = ("OTEL_", "PYTHON", "VIRTUAL_ENV", "COVERAGE")
     environ = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     return environ | {"PATH": f"{bin_folder}{os.pathsep}{environ['PATH']}", "PYTHONUNBUFFERED": "1"}
 
 
 class Follower:
-    """A reader of one page, with a folder and a shell environment.
+    """A reader of one page, with a directory and a shell environment.
 
     Args:
-        folder: An empty folder for the files of the page.
-        environ: The environment of each command.
+        folder: An empty directory for the page's files.
+        environ: The environment for each command.
         installs: Whether to run `pip install`.
     """
 
@@ -107,10 +107,10 @@ class Follower:
         self._logs: dict[str, Path] = {}
 
     def follow(self, page: Path) -> int:
-        """Do what the page says, and return the number of blocks.
+        """Follow the page, and return the number of blocks.
 
         Raises:
-            PageIsWrong: Something on the page does not work as it says.
+            PageIsWrong: A command or an output differs from the page.
         """
         blocks = blocks_of(page)
         text = page.read_text("utf-8")
@@ -161,7 +161,7 @@ class Follower:
             process.wait(30)
 
     def _run(self, commands: list[tuple[str, str | None]]) -> None:
-        """Run commands in one shell, and compare their output; ``None`` for output that the page does not show."""
+        """Run commands in one shell, and compare their output; ``None`` means that the page contains no output."""
         lines = (f"{command}\nstatus=$?; echo '{_MARK}'; (exit $status)\n" for command, _ in commands)
         process = subprocess.Popen(
             ["bash", "-c", self._with_free_ports("".join(lines))],
@@ -176,7 +176,7 @@ class Follower:
         try:
             output, _ = process.communicate(timeout=SECONDS_TO_RUN)
         except subprocess.TimeoutExpired:
-            raise PageIsWrong(f"not finished after {SECONDS_TO_RUN} seconds: {commands[0][0]}") from None
+            raise PageIsWrong(f"did not finish within {SECONDS_TO_RUN} seconds: {commands[0][0]}") from None
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -190,7 +190,7 @@ class Follower:
                 raise PageIsWrong(f"$ {command}\n{got}\nexpected\n{shown}\n{self._all_logs()}")
 
     def _compare_log(self, block: Block) -> None:
-        """Find each line of the block in the log, in this order. It may be written a moment later."""
+        """Find each line of the block in the log, in this order. The program can write the line a moment later."""
         wanted = [_VARIES.sub("...", line) for line in block.text.splitlines()]
         deadline = time.monotonic() + 30
         while True:
@@ -200,7 +200,7 @@ class Follower:
             if not missing:
                 return
             if time.monotonic() > deadline:
-                raise PageIsWrong(f"{block.title} has not printed\n{missing[0]}\n{self._all_logs()}")
+                raise PageIsWrong(f"{block.title} did not print\n{missing[0]}\n{self._all_logs()}")
             time.sleep(0.1)
 
     def _all_logs(self) -> str:
@@ -216,7 +216,7 @@ class Follower:
 
 
 def _joined(text: str) -> list[str]:
-    """Return the lines of a block, with continued lines joined."""
+    """Return a block's lines, with continued lines joined."""
     return [line for line in re.sub(r"\\\n\s*", "", text).splitlines() if line]
 
 
@@ -225,7 +225,7 @@ def _same(shown: str, got: str) -> bool:
 
 
 def _unused_port() -> str:
-    # Below the range that the system uses for outgoing connections.
+    # These ports are below the range that the system uses for outgoing connections.
     while True:
         port = random.SystemRandom().randrange(20_000, 32_000)
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
@@ -245,7 +245,7 @@ def _wait_until_listening(port: int, process: subprocess.Popen[bytes], log: Path
 
 
 def build_wheel(target: Path) -> Path:
-    """Build the wheel of this checkout and return its path."""
+    """Build this checkout's wheel and return its path."""
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(target), str(ROOT)]
     subprocess.run(command, check=True)
     (wheel,) = target.glob("otel_token_relay-*.whl")
@@ -258,7 +258,7 @@ def _find_uv() -> str | None:
 
 
 def _files_in(record: str) -> set[str]:
-    """Return the lines of a RECORD file that describe modules of the package."""
+    """Return the lines in a RECORD file that describe modules of the package."""
     return {line for line in record.splitlines() if line.startswith("otel_token_relay/") and ".py," in line}
 
 
@@ -270,7 +270,7 @@ def follow_in_new_environment(page: Path, wheel: Path) -> int:
         venv.create(folder / "venv", with_pip=uv is None)
         environ = clean_environ(folder / "venv" / "bin") | {"PIP_QUIET": "1", "UV_FIND_LINKS": str(wheel.parent)}
         environ["PIP_FIND_LINKS"] = f"{environ.get('PIP_FIND_LINKS', '')} {wheel.parent}".strip()
-        if uv is not None:  # the same command, many times as fast
+        if uv is not None:  # the same command, but many times faster
             pip = folder / "venv" / "bin" / "pip"
             pip.write_text(f'#!/bin/sh\nexec {shlex.quote(uv)} pip "$@" --quiet --python "$(dirname "$0")/python"\n')
             pip.chmod(0o755)
@@ -282,7 +282,7 @@ def follow_in_new_environment(page: Path, wheel: Path) -> int:
             (record,) = (name for name in archive.namelist() if name.endswith(".dist-info/RECORD"))
             wanted = _files_in(archive.read(record).decode())
         if not wanted <= _files_in(installed.read_text("utf-8")):
-            raise PageIsWrong("another release of otel-token-relay was installed than this checkout's")
+            raise PageIsWrong("the installed release of otel-token-relay is not this checkout's")
         return count
 
 
@@ -298,7 +298,7 @@ def main(arguments: list[str]) -> int:
         wheel = build_wheel(Path(dist))
         for page in pages:
             try:
-                print(f"{page.name}: {follow_in_new_environment(page, wheel)} blocks are right", flush=True)
+                print(f"{page.name}: {follow_in_new_environment(page, wheel)} blocks are correct", flush=True)
             except PageIsWrong as error:
                 wrong += 1
                 print(f"{page.name}: {error}", flush=True)

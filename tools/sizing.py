@@ -1,10 +1,10 @@
-"""Estimate how many requests arrive at a token endpoint, and compare the estimate with the real cache.
+"""Estimate the number of requests to a token endpoint, and compare the estimate with the real cache.
 
     python tools/sizing.py            write the chart and the table of docs/exchange-sizing.md
     python tools/sizing.py --check    exit 1 if one of them is out of date
 
-`estimate` is the formula of that page. `simulate` lets random users send requests to processes, each of which has an
-`ExchangeCache` of its own with a clock that the simulation sets. The results are the same in every run.
+`estimate` is the formula on that page. `simulate` lets random users send requests to processes. Each process has
+its own `ExchangeCache` with a clock that the simulation sets. The results are the same in every run.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ class Load:
     Attributes:
         users: The number of users who are active at the same time.
         destinations: The number of destinations with ``;audience=…`` that each request calls.
-        processes: The number of processes of the service.
-        requests: How many requests each user sends per second.
-        used: For how many seconds a client uses a token before it gets a new one.
-        life: The life of the issued tokens, in seconds.
-        spare: For how many seconds a caller's token is still valid when its client replaces it.
-        is_sticky: Whether all requests of a user go to the same process.
-        restart: In how many seconds all processes restart, one after another; ``None`` for no restart.
+        processes: The number of the service's processes.
+        requests: The number of requests that each user sends per second.
+        used: The number of seconds for which a client uses a token before it gets a new one.
+        life: The issued tokens' lifetime, in seconds.
+        spare: The remaining lifetime, in seconds, of a caller's token when its client replaces it.
+        is_sticky: Whether all of a user's requests are sent to the same process.
+        restart: The number of seconds in which all processes restart, one after another; ``None`` for no restart.
         cache: The maximum number of results that a process caches.
     """
 
@@ -60,31 +60,31 @@ class Load:
 
     @property
     def cached(self) -> float:
-        """For how many seconds a process uses a result."""
+        """The number of seconds for which a process uses a result."""
         return self.life - min(MARGIN_SECONDS, self.life * MARGIN_SHARE)
 
     @property
     def homes(self) -> int:
-        """How many processes the requests of one user are distributed over."""
+        """The number of processes among which one user's requests are distributed."""
         return 1 if self.is_sticky else self.processes
 
 
 def estimate(load: Load) -> float:
-    """Return the expected number of exchanges per second, by the formula of the page."""
+    """Return the expected number of exchanges per second, according to the page's formula."""
     rate = load.requests / load.homes
-    # In the last seconds of a token's life, its results are used for a moment only.
+    # In the last seconds of a token's lifetime, its results are used only briefly.
     late = max(0.0, min(MARGIN_SECONDS, (load.used + load.spare) * MARGIN_SHARE) - load.spare)
     main = load.used - late
     for_one = _more_than(0, rate * late)
-    # A process exchanges a token at its first request, and again at the first request after each result has become too
-    # old. There is another exchange after a number of them if enough requests arrive while no result is cached.
+    # A process exchanges a token at its first request, and again at the first request after each result becomes too
+    # old. Another exchange follows several results if enough requests arrive while no result is cached.
     for earlier in range(math.ceil(main / load.cached)):
         for_one += _more_than(earlier, rate * (main - earlier * load.cached))
     return load.users * load.destinations * load.homes * for_one / load.used + _restart(load)
 
 
 def _more_than(number: int, expected: float) -> float:
-    """Return the probability that more than *number* requests arrive if *expected* do on average."""
+    """Return the probability that more than *number* requests arrive if *expected* arrive on average."""
     return 1 - math.exp(-expected) * sum(expected**k / math.factorial(k) for k in range(number + 1))
 
 
@@ -98,8 +98,8 @@ def simulate(load: Load, *, seconds: float | None = None, seed: int = 1) -> floa
 
     Args:
         load: The service and its users.
-        seconds: How long to count, after the caches have filled; ``None`` for twice the life of a token.
-        seed: Selects the random numbers.
+        seconds: The duration of the count after the caches have filled; ``None`` for twice a token's lifetime.
+        seed: The seed of the random number generator.
     """
     choice = random.Random(seed)  # must be reproducible, and need not be secret
     clock = 0.0
@@ -141,7 +141,7 @@ def simulate(load: Load, *, seconds: float | None = None, seed: int = 1) -> floa
 
 
 def _restarts(load: Load, begin: float) -> Iterator[tuple[float, int]]:
-    """Yield when each process restarts, at equal distances."""
+    """Yield the time of each process's restart, at equal intervals."""
     if load.restart is not None:
         for process in range(load.processes):
             yield begin + process * load.restart / load.processes, process
@@ -172,7 +172,7 @@ ROWS: tuple[tuple[str, Load], ...] = (
     ("all processes restart within 10 minutes", replace(EXAMPLE, restart=600.0)),
     ("3,000 users: too many for the cache", replace(EXAMPLE, users=3_000)),
 )
-"""What the table shows: a change to the example, and the load."""
+"""A row of the table: the change to the example, and the load."""
 
 
 SCALES = (1, 2, 4, 5, 10, 20)
@@ -181,14 +181,16 @@ _REQUESTS = 30_000
 
 @lru_cache
 def simulate_scaled(load: Load) -> float:
-    """Simulate a part of the users with the same part of the cache, which takes less time; return the rate of all."""
+    """Return the rate for all users by simulating a fraction of them with the same fraction of the cache, which is
+    faster.
+    """
     whole = load.users * load.requests * load.used * 3
     scale = next((scale for scale in SCALES if whole / scale <= _REQUESTS), SCALES[-1])
     return scale * simulate(replace(load, users=load.users // scale, cache=load.cache // scale))
 
 
 def table() -> str:
-    """Return the table of the page."""
+    """Return the page's table."""
     lines = ["| | formula | simulation |", "|---|---:|---:|"]
     lines += [f"| {name} | {estimate(load):.1f} | {simulate_scaled(load):.1f} |" for name, load in ROWS]
     return "\n".join(lines) + "\n"
@@ -208,7 +210,7 @@ _TITLE = "Exchanges per second as a function of the number of processes"
 
 
 def chart() -> str:
-    """Return the chart: one line for each life of the tokens, and a dot for each simulation."""
+    """Return the chart, with one line for each token lifetime and a dot for each simulation."""
     lines = {m: [estimate(_with_life(m, n)) for n in PROCESSES] for m in MINUTES}
     dots = {m: [simulate_scaled(_with_life(m, n)) for n in PROCESSES] for m in MINUTES}
     top = 50 * math.ceil(max(map(max, lines.values())) / 50)

@@ -1,10 +1,10 @@
-"""Run other projects' test suites with the relay off and on, and print the tests whose outcome differs.
+"""Run third-party test suites with the relay off and on, and print the tests whose outcomes differ.
 
     python -m tools.suites [--bound] [SUITE ...]
 
-Each suite comes from the project's source distribution and has an environment of its own below ``.suites``. The
-file ``suites.toml`` names the suites, and the differences that are expected, with reasons. The exit status is 1 if
-any other difference is found.
+Each suite is installed from the project's source distribution into its own environment in ``.suites``. The
+``suites.toml`` file lists the suites and the expected differences with their reasons. The exit status is 1 if any
+unexpected difference is found.
 """
 
 from __future__ import annotations
@@ -33,21 +33,23 @@ CONFIGURATION = Path(__file__).with_name("suites.toml")
 PLUGIN = Path(__file__).with_name("suites_plugin.py")
 SECONDS_FOR_A_TEST = 180
 SECONDS_FOR_A_SUITE = 3600
-# Tests that compare durations fail at random on a busy machine.
+# Repetitions exclude tests that compare durations and fail at random on a busy machine.
 REPETITIONS = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Suite:
-    """One project's tests.
+    """A project's test suite.
 
     Attributes:
-        name: The name on the command line and of the distribution on PyPI.
-        requires: What its environment needs in addition to the distribution itself. A version here overrides the pin.
-        extras: The extras of the distribution to install.
-        tests: The files and directories of the source distribution that contain the tests.
-        options: More arguments for pytest.
-        version_of: The distribution whose pinned version is used; by default, this one. Without a pin, the newest.
+        name: The suite's name on the command line and the distribution's name on PyPI.
+        requires: The environment's requirements in addition to the distribution itself. A version in this list
+            overrides the pin.
+        extras: The distribution's extras to install.
+        tests: The files and directories in the source distribution that contain the tests.
+        options: Additional arguments for pytest.
+        version_of: The distribution whose pinned version is used; by default, the suite's own. Without a pin, the
+            newest version is used.
     """
 
     name: str
@@ -60,11 +62,11 @@ class Suite:
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """Tests whose outcome is expected to differ.
+    """Tests whose outcomes are expected to differ.
 
     Attributes:
-        suite: The name of the suite.
-        tests: The names of the tests, in which ``*`` is any text.
+        suite: The suite's name.
+        tests: The tests' names, in which ``*`` matches any text.
         reason: One sentence.
         modes: The modes in which the outcome differs.
     """
@@ -75,20 +77,22 @@ class Expected:
     modes: tuple[str, ...] = ("listed", "bound")
 
     def matches(self, suite: str, mode: str, test: str) -> bool:
-        """Return whether this entry is about the test."""
+        """Return whether this entry applies to the test."""
         pattern = "|".join(".*".join(map(re.escape, one.split("*"))) for one in self.tests)
         return suite == self.suite and mode in self.modes and re.fullmatch(pattern, test) is not None
 
 
 class Outcome(NamedTuple):
-    """What happened to a test: its outcome and the first line of the error."""
+    """A test's outcome and the first line of its error."""
 
     outcome: str
     message: str
 
 
 class Difference(NamedTuple):
-    """A test with different outcomes. If a test exists in one mode only, its other outcome is ``absent``."""
+    """A test with different outcomes. If a test exists in only one mode, its outcome in the other mode is
+    ``absent``.
+    """
 
     test: str
     off: str
@@ -103,7 +107,7 @@ def read_configuration(text: str) -> tuple[dict[str, Suite], list[Expected]]:
     """Return the suites by name, and the expected differences.
 
     Raises:
-        ValueError: A key is unknown or missing, or an expected difference is about an unknown suite.
+        ValueError: A key is unknown or missing, or an expected difference refers to an unknown suite.
     """
     tables = tomllib.loads(text)
     try:
@@ -123,12 +127,12 @@ def _with_tuples(table: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_outcomes(lines: Iterable[str]) -> dict[str, Outcome]:
-    """Return the outcome of each test, which is the worst of its reports: a test may report subtests and a teardown."""
+    """Return each test's worst outcome, because subtests and a teardown have their own reports."""
     worst_last = ("absent", "skipped", "passed", "xfailed", "xpassed", "error", "failed")
     found: dict[str, Outcome] = {}
     for line in lines:
         test, outcome, message = json.loads(line)
-        # Some tests have parameters whose names contain an address in memory.
+        # Some tests have parameters whose names contain a memory address.
         test = re.sub(r"\b0x[0-9a-f]{6,}\b", "0x…", test)
         known = found.get(test)
         if known is None or worst_last.index(outcome) > worst_last.index(known.outcome):
@@ -137,7 +141,7 @@ def read_outcomes(lines: Iterable[str]) -> dict[str, Outcome]:
 
 
 def compare(off: Mapping[str, Outcome], on: Mapping[str, Outcome]) -> list[Difference]:
-    """Return the tests whose outcomes differ, sorted by name. Different messages alone are no difference."""
+    """Return the tests whose outcomes differ, sorted by name. Outcomes that differ only in their messages are equal."""
     absent = Outcome("absent", "")
     pairs = ((test, off.get(test, absent), on.get(test, absent)) for test in sorted({*off, *on}))
     return [
@@ -148,17 +152,17 @@ def compare(off: Mapping[str, Outcome], on: Mapping[str, Outcome]) -> list[Diffe
 
 
 def reason_for(expected: Iterable[Expected], suite: str, mode: str, difference: Difference) -> Expected | None:
-    """Return the entry about this difference; ``None`` if it is not expected."""
+    """Return the entry that explains this difference, or ``None`` if the difference is unexpected."""
     return next((one for one in expected if one.matches(suite, mode, difference.test)), None)
 
 
 def read_pins(text: str) -> dict[str, str]:
-    """Return the versions in a requirements file, by distribution."""
+    """Return each distribution's version in a requirements file."""
     return dict(re.findall(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)", text, re.MULTILINE))
 
 
 class CannotRun(Exception):
-    """A suite cannot be downloaded, installed or run."""
+    """An error for a suite that cannot be downloaded, installed, or run."""
 
 
 def _run(command: Sequence[str | Path]) -> None:
@@ -176,9 +180,9 @@ def _uv() -> str:
 
 
 def build_wheel() -> Path:
-    """Build a wheel of this checkout and return its path.
+    """Build this checkout's wheel and return its path.
 
-    The environments do not get the checkout itself, whose directories ``tests`` and ``docs`` would be found by imports.
+    The environments do not use the checkout itself, because imports would find its ``tests`` and ``docs`` directories.
     """
     target = CACHE / "wheel"
     shutil.rmtree(target, ignore_errors=True)
@@ -187,7 +191,7 @@ def build_wheel() -> Path:
 
 
 def fetch_source(suite: Suite, version: str | None, home: Path) -> Path:
-    """Download and unpack the source distribution, unless that is done already. Return its directory."""
+    """Download and unpack the source distribution, unless it already exists. Return its directory."""
     target = home / "source"
     wanted = f"{suite.name}=={version}" if version else suite.name
     ready = home / f"{wanted}.unpacked"
@@ -205,7 +209,7 @@ def fetch_source(suite: Suite, version: str | None, home: Path) -> Path:
 
 
 def _limit_configuration(source: Path) -> None:
-    """Keep pytest from using this project's configuration, which it looks for in all parent directories."""
+    """Keep pytest from using this project's configuration, which it would find in a parent directory."""
     tables = {"pytest.ini": "", "pyproject.toml": "[tool.pytest", "tox.ini": "[pytest]", "setup.cfg": "[tool:pytest]"}
     files = ((source / name, table) for name, table in tables.items())
     if not any(path.exists() and table in path.read_text(encoding="utf-8") for path, table in files):
@@ -213,13 +217,13 @@ def _limit_configuration(source: Path) -> None:
 
 
 def constraints(pins: Mapping[str, str], requirements: Iterable[str]) -> list[str]:
-    """Return the pins, except those of distributions for which the requirements name a version."""
+    """Return the pins, except those of distributions whose version the requirements specify."""
     versioned = {match[1] for one in requirements if (match := re.match(r"([A-Za-z0-9._-]+)(?:\[.*\])?[<>=!~]", one))}
     return [f"{name}=={version}" for name, version in pins.items() if name not in versioned]
 
 
 def make_environment(suite: Suite, source: Path, home: Path, pins: Mapping[str, str], wheel: Path) -> Path:
-    """Create the environment, unless it exists already, and install the current wheel. Return its Python."""
+    """Create the environment, unless it already exists, and install the current wheel. Return its Python."""
     python = home / "environment" / "bin" / "python"
     version = re.fullmatch(r".+-(\d[^-]*)", source.name)
     if version is None:
@@ -252,7 +256,7 @@ def run_tests(
         source: The unpacked source distribution.
         python: The environment's Python.
         home: The directory for the outcomes and the log.
-        only: The tests to run; by default, all.
+        only: The tests to run; by default, all tests.
 
     Raises:
         CannotRun: No test passed. The log of each run is next to the environment.
@@ -286,7 +290,7 @@ def run_tests(
         try:
             process.wait(SECONDS_FOR_A_SUITE)
         except subprocess.TimeoutExpired:
-            print(f"  {mode:7} ended after {SECONDS_FOR_A_SUITE} seconds; the remaining tests are absent")
+            print(f"  {mode:7} stopped after {SECONDS_FOR_A_SUITE} seconds; the remaining tests are absent")
         finally:
             _end(process)
     found = read_outcomes(outcomes.read_text(encoding="utf-8").splitlines()) if outcomes.exists() else {}
@@ -300,7 +304,7 @@ def differs_again(
 ) -> set[str]:
     """Run these tests again in both modes, and return those whose outcomes differ each time.
 
-    A test that fails at random does not. A test that does not exist in one of the modes is not run again.
+    This excludes tests that fail at random. A test that does not exist in one of the modes is not run again.
     """
     again = {one.test for one in differences if "absent" not in one and "…" not in one.test}
     kept = {one.test for one in differences} - again
@@ -312,7 +316,7 @@ def differs_again(
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End the process and everything that its tests have started and left behind."""
+    """End the process and all processes that its tests started and left running."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -325,7 +329,7 @@ def counts_of(outcomes: Mapping[str, Outcome]) -> str:
 
 
 def describe(reasons: Mapping[Difference, Expected | None], repeated: Collection[str]) -> Iterator[str]:
-    """Yield a line for each entry that applies, with the number of its tests, and one for each other difference."""
+    """Yield a line with the number of tests for each entry that applies, and a line for each unexpected difference."""
     for entry, count in Counter(entry for entry in reasons.values() if entry is not None).items():
         yield f"    expected    {count} of {', '.join(entry.tests)}: {entry.reason}"
     for one, reason in reasons.items():
@@ -336,7 +340,7 @@ def describe(reasons: Mapping[Difference, Expected | None], repeated: Collection
 def check(
     suite: Suite, modes: Sequence[str], expected: Sequence[Expected], pins: Mapping[str, str], wheel: Path
 ) -> bool:
-    """Run one suite in all modes and print the differences. Return whether all of them are expected."""
+    """Run one suite in all modes and print the differences. Return whether all differences are expected."""
     home = CACHE / suite.name
     home.mkdir(parents=True, exist_ok=True)
     source = fetch_source(suite, pins.get(suite.version_of or suite.name), home)
@@ -367,9 +371,9 @@ def check(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the suites. Return 1 if a difference is not expected, and 2 if a suite cannot be run."""
+    """Run the suites. Return 1 if a difference is unexpected, and 2 if a suite cannot be run."""
     suites, expected = read_configuration(CONFIGURATION.read_text(encoding="utf-8"))
-    parser = argparse.ArgumentParser(prog="python -m tools.suites", description="Run other projects' test suites.")
+    parser = argparse.ArgumentParser(prog="python -m tools.suites", description="Run third-party test suites.")
     parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"by default, all: {', '.join(suites)}")
     parser.add_argument("--bound", action="store_true", help="also run with a token bound to the whole process")
     options = parser.parse_args(arguments)

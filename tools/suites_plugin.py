@@ -1,8 +1,8 @@
-"""The pytest plugin that ``tools/suites.py`` loads into other projects' test suites.
+"""The pytest plug-in that ``tools/suites.py`` loads into third-party test suites.
 
-It runs in their environments, so it uses only pytest, the standard library and, unless the mode is ``off``, the
-package. SUITES_MODE is the mode, and SUITES_OUTCOMES is the file for the outcomes. If the run is ended early, the
-file contains the outcomes so far.
+The plug-in runs in the suites' environments, so it uses only pytest, the standard library, and, unless the mode is
+``off``, the package. The SUITES_MODE variable is the mode, and SUITES_OUTCOMES is the file for the outcomes. If the
+run ends early, the file contains the outcomes so far.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TOKEN = (
 
 
 def switch_on(mode: str) -> None:
-    """Install the relay, and for the mode ``bound``, bind a token to the context of the whole process."""
+    """Install the relay, and in the ``bound`` mode, bind a token to the context of the whole process."""
     if mode == "off":
         return
     from otel_token_relay import Settings, install, use_token
@@ -30,7 +30,7 @@ def switch_on(mode: str) -> None:
     install(Settings(destinations=EVERYWHERE))
     if mode == "bound":
         global _bound
-        _bound = use_token(TOKEN)  # kept, because the token would be released together with its context manager
+        _bound = use_token(TOKEN)  # a released context manager would also release the token
         _bound.__enter__()
 
 
@@ -38,18 +38,18 @@ _bound: Any = None
 
 
 class Outcomes:
-    """Write one line of JSON for each report: the test, its outcome and the first line of the error."""
+    """Write one line of JSON for each report: the test, its outcome, and the first line of the error."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Write the outcome of the test, or of its setup or teardown if that does not pass."""
+        """Write the outcome of the test, and of its setup or teardown if they do not pass."""
         if report.when == "call" or not report.passed:
             self._write(report.nodeid, outcome_of(report), report)
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        """Write the outcome of a module that cannot be collected, or that is skipped."""
+        """Write the outcome of a module that cannot be collected or is skipped."""
         if not report.passed:
             self._write(report.nodeid, "error" if report.failed else "skipped", report)
 
@@ -60,7 +60,7 @@ class Outcomes:
 
 
 def outcome_of(report: pytest.TestReport) -> str:
-    """Return the outcome: passed, failed, error, skipped, xfailed or xpassed."""
+    """Return the outcome: passed, failed, error, skipped, xfailed, or xpassed."""
     if report.failed:
         return "failed" if report.when == "call" else "error"
     if hasattr(report, "wasxfail"):
@@ -75,5 +75,5 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(Outcomes(open(path, "a", encoding="utf-8")))  # noqa: SIM115 - open until the end
 
 
-# On import, which is before any module of the suite and of its conftest.py.
+# This runs on import, before the import of any module of the suite or its conftest.py.
 switch_on(os.environ.get("SUITES_MODE", "off"))

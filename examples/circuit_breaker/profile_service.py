@@ -1,7 +1,8 @@
-"""profile-service and the archive: identifies the caller by the token, and fails on demand.
+"""The profile-service and archive services, which identify the caller by the token and fail on demand.
 
-After ``PUT /behavior/fail`` it responds with 503; after ``hang`` it waits for the next change of behavior
-before it responds with 503; after ``work`` it works. ``GET /callers`` returns the callers, oldest first.
+After ``PUT /behavior/fail``, the service responds with 503. After ``hang``, it waits for the next change of
+behavior and then responds with 503. After ``work``, it works normally. ``GET /callers`` returns the callers, oldest
+first.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import asyncio
 
 from fastapi import FastAPI, Header, HTTPException
 
-# For this example only. A real service verifies the token: see ../verify_fastapi.
+# These endpoints exist only for this example. A production service verifies the token; see ../verify_fastapi.
 USERS = {f"{name}-demo-token": name for name in ("alice", "bob")}
 
 app = FastAPI(title="profile-service")

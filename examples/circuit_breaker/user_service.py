@@ -1,6 +1,6 @@
-"""user-service: calls profile-service through a circuit breaker, and falls back to the archive.
+"""The user-service, which calls profile-service through a circuit breaker and falls back to the archive.
 
-The call runs in an executor with a time limit and is tried twice. The service contains no code for tokens.
+The call runs in an executor with a timeout and is tried twice. The service contains no code for tokens.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ RESET_TIMEOUT = float(os.environ.get("RESET_TIMEOUT", "10"))
 
 
 def is_client_error(error: BaseException) -> bool:
-    """Return whether the service works. A caller without a token must not open the breaker for other callers."""
+    """Return whether the service itself works. A caller without a token must not open the breaker for all callers."""
     return isinstance(error, httpx.HTTPStatusError) and error.response.status_code < 500
 
 
 def is_retryable(error: Exception) -> bool:
-    """Return whether another attempt may succeed, for example after the server closed an idle connection."""
+    """Return whether a second attempt might succeed, for example, after the server closed an idle connection."""
     return isinstance(error, httpx.HTTPError) and not is_client_error(error)
 
 
@@ -46,14 +46,14 @@ def fetch_profile(service: str) -> dict[str, Any]:
 
 
 def fetch_profile_in_time() -> dict[str, Any]:
-    """Return the profile, or raise after the time limit. The thread continues, because it cannot be stopped."""
+    """Return the profile, or raise an error after the timeout. The thread continues, because it cannot be stopped."""
     return executor.submit(fetch_profile, PROFILE_URL).result(timeout=TIME_LIMIT)
 
 
 def fetch_profile_or_fall_back() -> dict[str, Any]:
     """Return the profile and its source."""
     try:
-        # Not breaker.call(), which runs one call at a time: all callers would wait for one that hangs.
+        # breaker.call() runs one call at a time, so all callers would wait for a call that hangs.
         with breaker.calling():
             return {"source": "profile-service", **fetch_profile_in_time()}
     except (pybreaker.CircuitBreakerError, TimeoutError, httpx.HTTPError) as error:

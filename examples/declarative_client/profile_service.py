@@ -1,4 +1,4 @@
-"""profile-service: returns the caller's profile. Environment variables switch verification on."""
+"""The profile-service, which returns the caller's profile. Environment variables enable verification."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""user-service: calls profile-service through a declarative client, a circuit breaker and an executor, with a fallback.
+"""The user-service, which calls profile-service with a declarative client, a circuit breaker, an executor, and a
+fallback.
 
 The service contains no code for tokens.
 """
@@ -22,7 +23,7 @@ FALLBACK = {"source": "fallback", "name": "unknown"}
 
 @uplink.response_handler
 def raise_for_status(response: requests.Response) -> requests.Response:
-    """Raise for an error response, which would otherwise be returned as a profile."""
+    """Raise an error for an error response, which would otherwise be returned as a profile."""
     response.raise_for_status()
     return response
 
@@ -30,7 +31,7 @@ def raise_for_status(response: requests.Response) -> requests.Response:
 @raise_for_status
 @uplink.timeout(30)
 class ProfileService(uplink.Consumer):
-    """The interface of profile-service. uplink implements it, as Feign does in Java."""
+    """The interface of profile-service, which uplink implements as Feign does in Java."""
 
     @uplink.returns.json
     @uplink.get("profile")
@@ -39,7 +40,7 @@ class ProfileService(uplink.Consumer):
 
 
 def is_client_error(error: BaseException) -> bool:
-    """Return whether the service works. The breaker is shared by all callers, and must not open for one of them."""
+    """Return whether the service itself works. All callers share the breaker, so a single caller must not open it."""
     return isinstance(error, requests.HTTPError) and error.response.status_code < 500
 
 
@@ -51,9 +52,9 @@ executor = ThreadPoolExecutor(16, thread_name_prefix="profile")
 
 @app.get("/users/me")
 def read_me() -> dict[str, Any]:
-    """Return the caller's profile, or the fallback."""
+    """Return the caller's profile or the fallback."""
     try:
-        # Not breaker.call(), which runs one call at a time: all callers would wait for one that hangs.
+        # breaker.call() runs one call at a time, so all callers would wait for a call that hangs.
         with breaker.calling():
             profile = executor.submit(profile_service.read_profile).result(timeout=TIME_LIMIT)
     except (pybreaker.CircuitBreakerError, TimeoutError, requests.RequestException):

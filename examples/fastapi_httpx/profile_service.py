@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import Depends, FastAPI, HTTPException
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-# For this example only. A real service verifies the token: see ../verify_fastapi.
+# These tokens exist only for this example. A production service verifies the token; see ../verify_fastapi.
 SESSIONS = {"token-of-alice": "Alice", "token-of-bob": "Bob"}
 
 app = FastAPI()

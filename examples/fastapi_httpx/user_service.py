@@ -1,4 +1,4 @@
-"""The service that users call. It calls profile-service, and contains no code for the caller's token."""
+"""The service that users call. It calls profile-service and contains no code for the caller's token."""
 
 import os
 

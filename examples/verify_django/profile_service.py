@@ -14,15 +14,15 @@ from otel_token_relay.verification.wsgi import PRINCIPAL_KEY, BearerAuthMiddlewa
 OPTIONS = {"ROOT_URLCONF": __name__, "ALLOWED_HOSTS": ["*"], "SECRET_KEY": os.environ.get("SECRET_KEY", "unused")}
 if not settings.configured:
     settings.configure()
-# Under opentelemetry-instrument without DJANGO_SETTINGS_MODULE, Django is already configured with its
-# defaults and the middleware of the instrumentation. Setting each option separately keeps that middleware.
+# With opentelemetry-instrument and without DJANGO_SETTINGS_MODULE, Django is already configured with its defaults
+# and the instrumentation's middleware. Setting each option separately keeps that middleware.
 for name, value in OPTIONS.items():
     setattr(settings, name, value)
 django.setup()
 
 
 def current_principal(request: HttpRequest) -> Principal:
-    """Return the verified caller of the request."""
+    """Return the request's verified caller."""
     principal: Principal = request.META[PRINCIPAL_KEY]
     return principal
 
@@ -34,14 +34,14 @@ def me(request: HttpRequest) -> JsonResponse:
 
 
 def profile(request: HttpRequest, user: str) -> HttpResponse:
-    """Return a profile to a caller with the scope profiles:read."""
+    """Return a profile to a caller with the ``profiles:read`` scope."""
     if refusal := refuse_without(request.META, "profiles:read"):
         return HttpResponse(refusal.body, status=refusal.status, headers=refusal.headers)
     return JsonResponse({"profile": user, "seen_by": current_principal(request).subject})
 
 
 def healthz(request: HttpRequest) -> JsonResponse:
-    """Respond to the orchestrator, which has no token."""
+    """Respond to the orchestrator's health check, which has no token."""
     return JsonResponse({"status": "ok"})
 
 

@@ -25,11 +25,11 @@ def me(caller: Annotated[Principal, Depends(current_principal)]) -> dict[str, ob
 
 @app.get("/profiles/{user}")
 def profile(user: str, caller: Annotated[Principal, Depends(require_scopes("profiles:read"))]) -> dict[str, object]:
-    """Return a profile to a caller with the scope profiles:read."""
+    """Return a profile to a caller with the ``profiles:read`` scope."""
     return {"profile": user, "seen_by": caller.subject}
 
 
 @app.get("/healthz")
 def healthz() -> dict[str, str]:
-    """Respond to the orchestrator, which has no token."""
+    """Respond to the orchestrator's health check, which has no token."""
     return {"status": "ok"}

@@ -17,7 +17,7 @@ app.wsgi_app = BearerAuthMiddleware(app.wsgi_app, verifier, realm="profiles", ex
 
 
 def current_principal() -> Principal:
-    """Return the verified caller of the request."""
+    """Return the request's verified caller."""
     principal: Principal = request.environ[PRINCIPAL_KEY]
     return principal
 
@@ -31,7 +31,7 @@ def me() -> dict[str, object]:
 
 @app.get("/profiles/<user>")
 def profile(user: str) -> ResponseReturnValue:
-    """Return a profile to a caller with the scope profiles:read."""
+    """Return a profile to a caller with the ``profiles:read`` scope."""
     if refusal := refuse_without(request.environ, "profiles:read"):
         return refusal
     return {"profile": user, "seen_by": current_principal().subject}
@@ -39,5 +39,5 @@ def profile(user: str) -> ResponseReturnValue:
 
 @app.get("/healthz")
 def healthz() -> dict[str, str]:
-    """Respond to the orchestrator, which has no token."""
+    """Respond to the orchestrator's health check, which has no token."""
     return {"status": "ok"}

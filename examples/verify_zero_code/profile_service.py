@@ -1,4 +1,4 @@
-"""A FastAPI service without code for verification; environment variables switch it on."""
+"""A FastAPI service without verification code, in which environment variables enable verification."""
 
 from fastapi import FastAPI
 
@@ -17,5 +17,5 @@ def me() -> dict[str, object]:
 
 @app.get("/healthz")
 def healthz() -> dict[str, str]:
-    """Respond to the orchestrator, which has no token."""
+    """Respond to the orchestrator's health check, which has no token."""
     return {"status": "ok"}

@@ -1,7 +1,7 @@
-"""Hooks for aiohttp-client-cache, a cache in an aiohttp session.
+"""Hooks for aiohttp-client-cache, which caches responses in an aiohttp session.
 
-Unless ``cache_control=True`` is set, aiohttp-client-cache ignores response headers. A request that does not read the
-cache also does not wait for another request to the same URL.
+Unless ``cache_control=True`` is set, aiohttp-client-cache ignores response headers. A request that bypasses the cache
+does not wait for concurrent requests to the same URL.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 def patch_session(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     """Hook the sessions in *module*, which is ``aiohttp_client_cache.session``.
 
-    The hook lets the application see the server's headers, except in the application's own subclass, which may be a
-    cache itself.
+    The hook restores the server's headers for the application, unless the application defines its own session subclass,
+    which might be a cache itself.
     """
     if not runtime.settings.protect_caches:
         return

@@ -1,8 +1,8 @@
-"""Hooks for CacheControl, a cache in a requests adapter.
+"""Hooks for CacheControl, which caches responses in a requests adapter.
 
-CacheControl stores a response after its body has been read, possibly in a different context, so the hook checks the
-response's mark. CacheControl's heuristics replace the response's ``Cache-Control`` header, so ``no-store`` alone would
-not be enough.
+CacheControl stores a response after the response body has been read, which might happen in a different context. For
+this reason, the hook checks the response's mark instead of the context. CacheControl's heuristics can replace the
+``Cache-Control`` header, so ``no-store`` alone is not sufficient.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
     def build_update(original: Function) -> Function:
         def update_cached_response(self: Any, request: Any, response: Any) -> Any:
-            # This is a 304 response that the application itself has requested.
+            # This is a 304 response to conditions that the application itself has set.
             return response if is_personal(response) else original(self, request, response)
 
         return update_cached_response
@@ -62,7 +62,9 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
 
 def patch_adapter(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
-    """Hook the adapter in *module*, which is ``cachecontrol.adapter``, so that heuristics see the server's headers."""
+    """Hook the adapter in *module*, which is ``cachecontrol.adapter``, to restore the server's headers for
+    heuristics.
+    """
     if not runtime.settings.protect_caches:
         return
 

@@ -1,8 +1,8 @@
-"""Hooks for hishel 2: its transports for httpx and httpx2, and its adapter for requests.
+"""Hooks for the httpx and httpx2 transports and the requests adapter of hishel 2.
 
-Except in RFC mode, hishel ignores response headers. The hooks insert a layer below hishel that raises an exception with
-each personal response instead of returning the response, so that none of hishel's code sees it. The hooks then catch
-the exception and return the response.
+Except in RFC mode, hishel ignores response headers. The hooks insert a layer between hishel and the network. For each
+personal response, the layer raises an exception that contains the response, so hishel never processes personal
+responses. The hooks catch the exception and return the response.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 
 class _PersonalResponse(Exception, Generic[T]):
-    """Carries a personal response past the cache."""
+    """An exception that contains a personal response and bypasses the cache."""
 
     def __init__(self, response: T) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class _PersonalResponse(Exception, Generic[T]):
 
 
 class _Below:
-    """The transport below the cache. It raises personal responses in an exception instead of returning them."""
+    """The transport below the cache, which raises an exception for each personal response instead of returning it."""
 
     def __init__(self, transport: Any) -> None:
         self._transport = transport
@@ -108,14 +108,14 @@ def patch_transport(module: ModuleType, runtime: Runtime, patches: Patches) -> N
 
 
 def _above(transport: Any) -> Any:
-    """Return a copy of hishel's transport on top of a `_Below`. hishel's methods do not modify their transport."""
+    """Return a copy of hishel's transport that uses a `_Below` transport. Hishel does not modify its transport."""
     copy = shallow_copy(transport)
     copy.next_transport = _Below(transport.next_transport)
     return copy
 
 
 def _is_for_cache(status: int, headers: Any) -> bool:
-    """Return whether a response is an empty 304 response to conditions that the cache has added."""
+    """Return whether a response is a 304 response to conditions that the cache added to the request."""
     return status == 304 and not any(name in headers for name in _CONDITIONS)
 
 

@@ -1,4 +1,4 @@
-"""What hooks of different caches do in the same way."""
+"""Functions that the hooks for multiple caches share."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _CLIENTS: Final = {"requests.sessions": ("requests",)}
 
 
 def build_send(original: Function) -> Function:
-    """Return a wrapper of the ``send`` method of a requests adapter that restores a personal response's headers.
+    """Wrap a requests adapter's ``send`` method to hide a personal response's headers from unknown calling code.
 
-    If the caller of the adapter is not a session of requests, it may be another cache, so it must not see them.
+    Only the session class of requests gets the original headers, because any other class might be a cache.
     """
 
     def send(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
@@ -26,9 +26,9 @@ def build_send(original: Function) -> Function:
 
 
 def has_led_to(found: Any, may_send: Callable[[str, Callable[[str], bool]], bool]) -> bool:
-    """Return whether a redirect has led to a cached response, and a request to one of its URLs may carry a token.
+    """Return whether a cached response follows redirects and any of its URLs might be requested with a token.
 
-    If an unlisted host redirected to a listed one, the entry has the unlisted host's URL.
+    If an unlisted host redirected to a listed host, the cache stores the response under the unlisted host's URL.
 
     Args:
         found: The cached response, from requests or aiohttp.

@@ -1,4 +1,4 @@
-"""Report cache library releases that lack the modules to hook, because hooks for missing modules never run."""
+"""Detect releases of cache libraries that do not have the modules to hook. A missing module's hook would never run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from otel_token_relay.runtime import Runtime
 
 
 def checker(*modules: str) -> Callable[[ModuleType, Runtime, Patches], None]:
-    """Return a patch for a library's top-level module that raises an exception if any of *modules* is missing."""
+    """Return a hook for a library's top-level module. The hook raises an exception if any of *modules* is missing."""
 
     def check(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
         if not runtime.settings.protect_caches:

@@ -1,7 +1,7 @@
-"""Hooks for requests-cache, a cache in a requests session.
+"""Hooks for requests-cache, which caches responses in a requests session.
 
-Unless ``cache_control=True`` is set, requests-cache ignores response headers. A session follows redirects below its
-cache, so the hook checks the marks of all responses that led to the one to be stored.
+Unless ``cache_control=True`` is set, requests-cache ignores response headers. A session follows redirects before its
+cache stores the final response, so the hook checks that response and all preceding redirects for marks.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 def patch_backend(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     """Hook the storage in *module*, which is ``requests_cache.backends.base``.
 
-    If an unlisted host redirected to a listed one, the entry has the unlisted host's URL.
+    If an unlisted host redirected to a listed host, the cache stores the response under the unlisted host's URL.
     """
     relay = runtime.relay
     if not relay.settings.protect_caches:
@@ -64,8 +64,8 @@ def patch_backend(module: ModuleType, runtime: Runtime, patches: Patches) -> Non
 def patch_session(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     """Hook the sessions in *module*, which is ``requests_cache.session``.
 
-    The hook lets the application see the server's headers, except in the application's own subclass, which may be a
-    cache itself.
+    The hook restores the server's headers for the application, unless the application defines its own session subclass,
+    which might be a cache itself.
     """
     if not runtime.settings.protect_caches:
         return

@@ -1,5 +1,8 @@
-"""The hooks for each client: they determine where a request goes and which headers it has, and add a header.
+"""The hooks for each HTTP and gRPC client library.
 
-Each module supports one library and never imports that library: its ``patch`` function receives the library's module
-once the application has imported it. `otel_token_relay.relay` makes all decisions.
+A hook determines a request's destination, reads the request's headers, and adds the token's header if the request may
+carry the token.
+
+Each module supports one library and never imports that library. Instead, the ``patch`` function receives the library's
+module after the application has imported the library. `otel_token_relay.relay` makes all decisions.
 """

@@ -1,10 +1,10 @@
-"""The hook for aiohttp's client.
+"""The hooks for the aiohttp client.
 
 ``ClientRequest.send`` runs once for each outgoing request, including redirects and WebSocket handshakes. The session
-owns the request, and middleware may send it twice concurrently. Each ``send`` call therefore runs on a twin that shares
-the request's state but has its own headers. Responses and errors expose these headers, so the added header is removed
-once the headers have been written. If the destination requires a token exchange, the token is obtained before the
-connection is opened.
+owns the request object, and client middleware can send the same object twice concurrently. Each ``send`` call therefore
+runs on a *twin*, an object that shares the request's state but has its own headers. Responses and errors expose the
+twin's headers, so the hook removes the added header after the headers have been written. If the destination requires a
+token exchange, the hook obtains the token before the connection is opened.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from otel_token_relay.signed_urls import is_signed_query
 
 
 def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
-    """Hook requests in *module*, which is ``aiohttp.client_reqrep``."""
+    """Hook the request class in *module* (``aiohttp.client_reqrep``)."""
     relay = runtime.relay
-    # multidict lowercases a name of this type only once.
+    # multidict converts an `istr` to lowercase only once.
     name = type(module.hdrs.AUTHORIZATION)(relay.settings.header)
     replaces = relay.settings.on_conflict == "replace"
     has_retry = relay.policy.has_retry
 
     @functools.lru_cache(maxsize=16)
     def twin_class(kind: Any) -> Any:
-        # A slot takes precedence over the instance's dictionary, which the twin shares with its request.
+        # A slot takes precedence over the instance's dictionary, which the twin shares with the original request.
         slots = {"__slots__": ("_token_relay_covers", "headers"), "__module__": kind.__module__}
         return type(kind)(kind.__name__, (kind,), slots)
 
     def target_of(call: tuple[Any, Any]) -> Target:
         kind: Any = type(call[0])
-        twin_class(kind)  # if the application's class cannot be subclassed, the request gets no token
+        twin_class(kind)  # a request whose class cannot be subclassed gets no token
         return _target_of(call)
 
     async def value_of(call: tuple[Any, Any]) -> str | None:
@@ -61,7 +61,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
     def build_send(original: Function) -> Function:
         async def send(self: Any, conn: Any) -> Any:
-            # A CONNECT request goes to the proxy in plaintext.
+            # A CONNECT request is sent to the proxy in plaintext.
             if self.method == "CONNECT":
                 return await original(self, conn)
             value: Any
@@ -76,9 +76,9 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
             kind: Any = type(self)
             twin = object.__new__(twin_class(kind))
             twin.__dict__ = self.__dict__
-            # Error trackers send the local variables of every frame that an exception passes through or that is
-            # currently executing. Neither the value nor the headers may be among them; an aiohttp request's `repr`
-            # contains no headers.
+            # Error trackers capture the local variables of every frame in a traceback and of every frame that is
+            # currently executing. Local variables must therefore not contain the value or the headers. An aiohttp
+            # request's `repr` does not include the headers.
             twin.headers = self.headers.copy()
             twin._token_relay_covers = twin.headers.getall(name, []) if replaces else []
             twin.headers[name] = value
@@ -94,7 +94,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
     def build_trace(original: Function) -> Function:
         def _on_headers_request_sent(self: Any, method: str, url: Any, headers: Any) -> Any:
-            # Tracing callbacks are the application's own telemetry, so they see the headers that the application set.
+            # Tracing callbacks belong to the application, so they receive the headers that the application set.
             covered = getattr(self, "_token_relay_covers", None)
             if covered is not None:
                 headers = headers.copy()
@@ -108,7 +108,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
 
 def patch_responses(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
-    """Hook responses in *module*, ``aiohttp.client_reqrep``, so that no cache stores a personal response."""
+    """Hook the response class in *module* (``aiohttp.client_reqrep``) so that no cache stores a personal response."""
     if not runtime.relay.settings.protect_caches:
         return
     name = type(module.hdrs.AUTHORIZATION)(CACHE_CONTROL)
@@ -133,16 +133,16 @@ _NO_STORE_LINE: Final = CACHE_CONTROL.encode("ascii"), NO_STORE.encode("ascii")
 
 
 def show_headers(response: Any, headers: Any, raw_headers: Any) -> None:
-    """Replace a response's headers, including the copies that aiohttp has cached."""
+    """Replace a response's headers, including the copies that aiohttp caches."""
     response._headers, response._raw_headers = headers, raw_headers
     for name in ("headers", "raw_headers"):
         response._cache.pop(name, None)
 
 
 def patch_connector(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
-    """Hook connectors in *module*, which is ``aiohttp.connector``, if any tokens are exchanged.
+    """Hook the connector class in *module* (``aiohttp.connector``) if any entry requires a token exchange.
 
-    A request that is waiting for an exchange must not hold a connection that other requests could use.
+    A request that is waiting for an exchange must not occupy a connection that other requests could use.
     """
     relay = runtime.relay
     if not relay.policy.has_exchanged:
@@ -161,7 +161,7 @@ def patch_connector(module: ModuleType, runtime: Runtime, patches: Patches) -> N
 
 
 class _Attempt:
-    """The decisions for one of a session's requests and for its retry."""
+    """The decisions for a request and its retry."""
 
     __slots__ = ("again", "hop")
 
@@ -174,9 +174,9 @@ _attempt: Final[ContextVar[_Attempt | None]] = ContextVar("token_relay_attempt",
 
 
 def patch_session(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
-    """Hook sessions in *module*, which is ``aiohttp.client``, if any requests may be retried.
+    """Hook the session class in *module* (``aiohttp.client``) if any entry allows retries.
 
-    The hook is the innermost client middleware; aiohttp's own middleware retries requests in the same way.
+    The hook adds an innermost client middleware that retries requests.
     """
     has_middlewares = "middlewares" in signature(module.ClientSession._request).parameters  # since aiohttp 3.12
     if not (runtime.relay.policy.has_retry and has_middlewares):
@@ -227,7 +227,10 @@ def patch_session(module: ModuleType, runtime: Runtime, patches: Patches) -> Non
 
 
 async def _discard(response: Any) -> None:
-    """Read the rest of a response if it is short, so that its connection can be reused; otherwise, close it."""
+    """Drain a response so that its connection can be reused.
+
+    If the rest of the response is too long or arrives too slowly, the response is closed instead.
+    """
     size = 0
     try:
         async with asyncio.timeout(DISCARD_SECONDS):
@@ -241,7 +244,7 @@ async def _discard(response: Any) -> None:
 
 
 def _settle(own: Any, twin: Any, name: str) -> None:
-    """Remove the added header from the twin, and copy the headers that ``send`` has added to the application's own."""
+    """Remove the token's header from the twin, and transfer aiohttp's new headers to the original request."""
     headers = twin.headers
     _restore(headers, name, twin._token_relay_covers)
     if len(headers) != len(own):
@@ -257,15 +260,15 @@ def _restore(headers: Any, name: str, values: list[str]) -> None:
 
 def _target_of(call: tuple[Any, Any]) -> Target:
     request, connection = call
-    # The connector may have opened a Unix socket or a pipe.
+    # Some connectors open Unix sockets or pipes.
     if not is_ip_peer(connection.transport.get_extra_info("peername")):
-        raise ValueError("not a TCP connection")
+        raise ValueError("the connection is not a TCP connection")
     url = request.url
     if request.proxy and not request.is_ssl():
         return origin_of_proxied(str(url))
     if not url.raw_path_qs.startswith("/"):
         raise ValueError("the request target is not a path")
-    # Versions of aiohttp before 3.9 do not have this option.
+    # aiohttp versions before 3.9 do not have this option.
     if server_hostname := getattr(request, "server_hostname", None):
         check_tls_name(server_hostname, url.raw_host)
     return url.scheme, url.raw_host, url.port

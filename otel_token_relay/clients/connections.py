@@ -1,8 +1,8 @@
-"""Check whether a connection goes to the host in the URL.
+"""Check whether a client's connection goes to the host in the URL.
 
-For a Unix socket or a pipe, the host in the URL is only a placeholder. Adapters therefore check the connection:
-an open socket must be a TCP socket, and a connection that is not open yet must be one that the library's own
-code opens.
+If a client uses a Unix socket or a pipe, the host in the URL is only a placeholder. The hooks therefore check the
+connection. If the socket is already open, it must be a TCP socket. If the socket is not open yet, the library's own
+code must open the socket.
 """
 
 from __future__ import annotations
@@ -13,28 +13,28 @@ from typing import Any, Final, cast
 from otel_token_relay.origin import normalize_host
 from otel_token_relay.patching import Function, layers_of
 
-# A plain number, because comparing an enum member would take longer.
+# A plain integer is faster to compare than an enum member.
 TCP: Final = int(socket.IPPROTO_TCP)
 _IP_FAMILIES: Final = frozenset({socket.AF_INET, socket.AF_INET6})
 
 
 def is_tcp(opened: Any) -> bool:
-    """Return whether *opened* is a TCP socket, or a library's wrapper around one."""
-    # Reading `proto` takes a tenth as long as reading `family`, and only an IP socket's `proto` can be TCP. For a
-    # socket created without a protocol, `proto` is 0.
+    """Return whether *opened* is a TCP socket or a library's wrapper around a TCP socket."""
+    # Reading `proto` is ten times faster than reading `family`, and only an IP socket can have the TCP protocol. If a
+    # socket was created without a protocol, its `proto` is 0.
     try:
         if opened.proto == TCP:
             return True
     except AttributeError:
         pass
     family = getattr(opened, "family", None)
-    if family is None and hasattr(opened, "socket"):  # urllib3's wrappers for TLS within TLS and pyOpenSSL
+    if family is None and hasattr(opened, "socket"):  # urllib3's wrappers for TLS in TLS and for pyOpenSSL
         return is_tcp(opened.socket)
     return family in _IP_FAMILIES
 
 
 def is_ip_peer(peername: Any) -> bool:
-    """Return whether the ``peername`` of an asyncio transport is an IP address with a port.
+    """Return whether an asyncio transport's ``peername`` is an IP address with a port.
 
     The ``peername`` is a path or an empty string for a Unix socket, ``None`` for a pipe, and a pair of numbers for a VM
     socket.
@@ -43,15 +43,15 @@ def is_ip_peer(peername: Any) -> bool:
 
 
 def function_of(owner: type, name: str) -> Function:
-    """Return a method's function without any instrumentation proxies around it."""
+    """Return a method's underlying function, without the proxies that instrumentations add."""
     *_, (_, function) = layers_of(vars(owner)[name])
     return cast("Function", function)
 
 
 def check_tls_name(name: Any, host: str) -> None:
-    """Check a TLS server name that was set separately from the URL.
+    """Check a TLS server name that the application set separately from the URL.
 
-    The server's certificate is checked against this name, and proxies may use this name to route the request.
+    The client checks the server's certificate against this name, and proxies can use the name to route the request.
 
     Raises:
         ValueError: *name* does not match *host*.

@@ -1,12 +1,13 @@
-"""The hooks for gRPC channels, both sync and aio.
+"""The hooks for synchronous and asyncio gRPC channels.
 
-Our interceptor runs inside all other interceptors. The destination is the channel's target, with the scheme ``https``
-if the channel uses TLS and ``http`` if it does not. A target with no host or with multiple possible hosts gets no
-token.
+The hooks add an innermost interceptor to each channel. A call's destination is the channel's target. The scheme is
+``https`` if the channel uses TLS, and ``http`` otherwise. If the target does not identify exactly one host, calls on
+the channel do not carry the token.
 
-A call with ``wait_for_ready`` may still be waiting for a connection when its caller's request has ended. If such a call
-would carry the token, it therefore waits here, and the decision is made when the channel is ready. Such waiting is not
-possible for synchronous calls that return before the response arrives: futures and response streams.
+A call with ``wait_for_ready`` can still be waiting for a connection after the caller's request has ended. If such a
+call would carry the token, the interceptor waits until the channel is ready and then makes the decision. The
+interceptor cannot wait in a synchronous call that returns a future or a response stream, because such a call returns
+immediately.
 
 Source: https://github.com/grpc/grpc/blob/master/doc/naming.md
 """
@@ -30,47 +31,47 @@ from otel_token_relay.runtime import Runtime
 
 _logger = logging.getLogger("otel_token_relay")
 
-# The resolver uses this port if the target does not contain one, whether or not the channel uses TLS.
+# The resolver's default port, both with and without TLS.
 DEFAULT_PORT = 443
 
-# The interval, in seconds, at which the gRPC thread that watches a channel checks whether the channel has been closed.
+# How often to check whether a watched channel has been closed, in seconds.
 _WATCH_INTERVAL = 0.2
 
 _KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
 
-# A host or a bracketed address, with an optional port. It may start with `dns:` but must not specify a DNS server.
+# Matches a host or a bracketed address, with an optional port and an optional `dns:` prefix. A target that specifies a
+# DNS server does not match.
 _read_target = re.compile(
     r"(?:dns:(?:///)?)?(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(?P<port>[0-9]{1,5}))?"
 ).fullmatch
-# Only one address is allowed; a comma would add a second one.
+# Matches exactly one IP address. A target with multiple addresses contains a comma and does not match.
 _read_address = re.compile(r"ipv[46]:(?P<host>\[[0-9A-Fa-f:.]+\]|[0-9.]+)(?::(?P<port>[0-9]{1,5}))?").fullmatch
 _SCHEMES = frozenset(
     {"dns", "unix", "unix-abstract", "vsock", "ipv4", "ipv6", "xds", "xdstp", "google-c2p", "passthrough"}
 )
 
-# Types of channel credentials: first the types that use TLS but contain no call credentials, then the types that do
-# neither.
+# Channel credentials that use TLS but do not include call credentials.
 _TLS = frozenset({"SSLChannelCredentials"})
+# Channel credentials that do not use TLS or include call credentials.
 _PLAIN = frozenset({"LocalChannelCredentials", "InsecureChannelCredentials"})
 
-# The options that set a TLS server name other than the target's host.
+# The channel options that can set a TLS server name that differs from the target's host.
 _TLS_NAMES = frozenset({"grpc.ssl_target_name_override", "grpc.default_authority"})
 
 
 class _Channel(NamedTuple):
-    """A channel's target, and whether the channel adds credentials that interceptors cannot see."""
+    """A channel's target, and whether the channel adds call credentials that interceptors cannot see."""
 
     scheme: str
     target: str
     has_credentials: bool
-    # The position in aio's insecure_channel(target, options, compression, interceptors) or in secure_channel, which
-    # also takes credentials.
+    # The position of the `interceptors` parameter in `grpc.aio.insecure_channel` or `grpc.aio.secure_channel`.
     interceptors_position: int
     tls_names: tuple[Any, ...] = ()
 
 
 def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
-    """Hook the functions that create channels in *module*, which is ``grpc`` or ``grpc.aio``."""
+    """Hook the channel factories in *module* (``grpc`` or ``grpc.aio``)."""
     relay = runtime.relay
     join = _joiner_aio(module, relay) if module.__name__ == "grpc.aio" else _joiner(module, relay)
 
@@ -97,7 +98,7 @@ def _read_credentials(target: str, credentials: Any, options: tuple[Any, ...]) -
     if kind in _PLAIN:
         return _Channel("http", target, False, 4)
     names = tuple(option[1] for option in options if option[0] in _TLS_NAMES)
-    # Composite credentials add their own authorization metadata below every interceptor.
+    # Composite credentials add authorization metadata after all interceptors have run.
     return _Channel("https", target, kind not in _TLS, 4, names)
 
 
@@ -116,38 +117,42 @@ def _target_of(call: tuple[_Channel, Any]) -> Target:
 
 
 def _has_header(call: tuple[_Channel, Any], name: str) -> HasHeader:
-    # Metadata from call credentials is added below every interceptor, so it can be neither seen nor replaced here.
+    # gRPC adds the metadata from call credentials after all interceptors have run, so an interceptor cannot read or
+    # replace that metadata.
     if call[0].has_credentials or getattr(call[1], "credentials", None) is not None:
         return "fixed"
     return any(key.lower() == name for key, _ in call[1].metadata or ())
 
 
 def _decide(relay: Relay, channel: _Channel, details: Any) -> Any:
-    """Make the decision for a call that does not wait. Return the details with the token, or *details* unchanged."""
+    """Return a call's details with the token added, or *details* itself if the call does not carry the token."""
     value = relay.decide((channel, details), _target_of, _has_header)
     return details if value is None else _replace(details, _with_header(details, relay.header, value))
 
 
 def _decide_early(relay: Relay, channel: _Channel, details: Any) -> Hop | None:
-    """Make the decision for a call before the call waits for a connection."""
+    """Make the preliminary decision for a call that must wait for a connection."""
     return relay.decide((channel, details), _target_of, _has_header, is_final=False)
 
 
 def _with_header(details: Any, name: str, value: str) -> list[tuple[str, Any]]:
-    # gRPC rejects keys that are not lowercase.
+    # gRPC rejects metadata keys that contain uppercase letters.
     kept = [(key, held) for key, held in details.metadata or () if key.lower() != name]
     return [*kept, (name, value)]
 
 
 class _Wait(NamedTuple):
-    """The result of a call's wait: whether the channel is ready, and how much of the call's timeout is left."""
+    """The result of waiting for a channel: whether the channel is ready, and how much of the call's timeout remains."""
 
     is_ready: bool
     timeout: float | None
 
 
 def _metadata_after(wait: _Wait, details: Any, hop: Hop) -> Any:
-    """Return the metadata for a call that has waited. If the channel is not ready, gRPC does not send the call."""
+    """Return the metadata to send with a call that has waited for the channel.
+
+    The metadata includes the token only if the channel is ready and the token may still be sent.
+    """
     if not wait.is_ready or (wait.timeout is not None and wait.timeout <= 0) or not hop.confirm():
         return details.metadata
     return _with_header(details, hop.header, hop.reveal())
@@ -167,7 +172,8 @@ def _replace(details: Any, metadata: Any, **changed: Any) -> _Details:
     return _Details(**{**values, "metadata": metadata, **changed})
 
 
-# Creates a channel with our interceptor, given the channel's description, the original function, and its arguments.
+# A function that creates a channel with the added interceptor. The arguments are the channel's description, the
+# original function, and that function's positional and keyword arguments.
 Join = Callable[[_Channel, Function, Any, Any], Any]
 
 
@@ -181,13 +187,13 @@ def _joiner(module: Any, relay: Relay) -> Join:
             if wait is None:  # gRPC cancels waiting calls when their channel is closed
                 return _cancelled(module) or continuation(details, request)
             return continuation(_replace(details, _metadata_after(wait, details, hop), timeout=wait.timeout), request)
-        # Error trackers send the local variables of frames that are currently executing. None of our frames may hold
-        # metadata that contains the token; gRPC's own frames do.
+        # Error trackers capture the local variables of frames that are currently executing. This function therefore
+        # does not store the metadata with the token in a local variable, although gRPC's own functions do.
         return continuation(_decide(relay, self.channel, details), request)
 
     bases = tuple(getattr(module, f"{_camel(kind)}ClientInterceptor") for kind in _KINDS)
-    # The class is created once, not per channel: a class forms a reference cycle, which only the garbage collector
-    # frees.
+    # All channels share one class, because each class is part of a reference cycle that only the garbage collector can
+    # free.
     interceptor = _interceptor_class(bases, {f"intercept_{kind}": intercept for kind in _KINDS})
 
     def join(channel: _Channel, original: Function, args: Any, kwargs: Any) -> Any:
@@ -200,11 +206,14 @@ def _joiner(module: Any, relay: Relay) -> Join:
 
 
 def _is_blocking(continuation: Function) -> bool:
-    """Return whether the calling thread waits for the response. gRPC does not report this to interceptors."""
+    """Return whether the calling thread waits for the response.
+
+    gRPC does not provide this information to interceptors, so the check uses the name of a private function.
+    """
     return "_with_call.<locals>" in getattr(continuation, "__qualname__", "")
 
 
-# A closed channel raises ValueError. Any other error would come from a gRPC version whose private names differ.
+# A closed channel raises ValueError. Any other exception indicates a gRPC version with different private names.
 def _is_closed(channel: Any) -> bool:
     try:
         channel._channel.check_connectivity_state(False)
@@ -216,9 +225,9 @@ def _is_closed(channel: Any) -> bool:
 
 
 def _wait_until_ready(module: Any, channel: Any, timeout: float | None) -> _Wait | None:
-    """Wait until a synchronous channel has a connection. Return ``None`` if the channel is closed in the meantime.
+    """Wait until a synchronous channel is connected, and return ``None`` if the channel is closed during the wait.
 
-    ``channel_ready_future`` does not report that a channel is closed, so it would wait forever.
+    ``channel_ready_future`` is not used, because the future never completes if the channel is closed.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
     ready = module.ChannelConnectivity.READY.value[0]
@@ -231,18 +240,18 @@ def _wait_until_ready(module: Any, channel: Any, timeout: float | None) -> _Wait
             core.watch_connectivity_state(state, time.time() + left)
     except ValueError:
         return None
-    except Exception as error:  # the decision is then made before gRPC itself waits
+    except Exception as error:  # make the decision now, and let gRPC wait
         _logger.debug("cannot wait for a gRPC channel: %s", type(error).__name__)
     return _Wait(True, None if deadline is None else deadline - time.monotonic())
 
 
 def _cancelled(module: Any) -> Any:
-    """Return the result for a call whose channel was closed, or ``None`` if that result cannot be built."""
+    """Return gRPC's result for a call on a closed channel, or ``None`` if the result cannot be created."""
     try:
         kinds = module._channel
         state = kinds._RPCState((), (), (), module.StatusCode.CANCELLED, "Channel closed!")
         return kinds._InactiveRpcError(state)
-    except Exception:  # without these private names, gRPC raises ValueError, as it does for a new call
+    except Exception:  # without these private names, let gRPC raise ValueError
         return None
 
 
@@ -270,7 +279,7 @@ def _joiner_aio(module: Any, relay: Relay) -> Join:
             return await continuation(replace(details, _metadata_after(wait, details, hop), wait.timeout), request)
         return await continuation(await decide(self.channel, details), request)
 
-    # A channel sorts its interceptors by class and uses each one for only one kind of call.
+    # An aio channel groups its interceptors by class and uses each interceptor for only one kind of call.
     bases = {kind: getattr(module, f"{_camel(kind)}ClientInterceptor") for kind in _KINDS}
     interceptors = [_interceptor_class((base,), {f"intercept_{kind}": intercept}) for kind, base in bases.items()]
 
@@ -283,20 +292,20 @@ def _joiner_aio(module: Any, relay: Relay) -> Join:
             kwargs["interceptors"] = [*(kwargs.get("interceptors") or ()), *ours]
         made = original(*args, **kwargs)
         for one in ours:
-            one.inner = weakref.ref(made)  # the channel holds references to its interceptors
+            one.inner = weakref.ref(made)  # a weak reference, because the channel refers to its interceptors
         return made
 
     return join
 
 
 async def _wait_until_ready_aio(channel: Any, timeout: float | None) -> _Wait:
-    """Wait until an aio channel has a connection."""
+    """Wait until an aio channel is connected."""
     deadline = None if timeout is None else time.monotonic() + timeout
     is_ready = True
     try:
         async with asyncio.timeout(timeout):
             await channel.channel_ready()
-    except Exception as error:  # the wait timed out, or the channel is closed
+    except Exception as error:  # the wait timed out or the channel was closed
         is_ready = False
         _logger.debug("a gRPC channel did not become ready: %s", type(error).__name__)
     return _Wait(is_ready, None if deadline is None else deadline - time.monotonic())
@@ -305,7 +314,7 @@ async def _wait_until_ready_aio(channel: Any, timeout: float | None) -> _Wait:
 def _interceptor_class(bases: tuple[type, ...], methods: dict[str, Function]) -> Any:
     def __init__(self: Any, channel: _Channel) -> None:
         self.channel = channel
-        self.inner = lambda: None  # returns gRPC's own channel
+        self.inner = lambda: None  # replaced with a function that returns gRPC's own channel
 
     return type("TokenRelayInterceptor", bases, {"__init__": __init__, **methods})
 

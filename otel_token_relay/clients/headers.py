@@ -1,8 +1,8 @@
-"""Normalize header names, which applications write in different forms."""
+"""Normalize header names for comparison."""
 
 from __future__ import annotations
 
 
 def lower(name: str | bytes) -> str:
-    """Return *name* in lowercase. Clients based on http.client also accept bytes."""
+    """Return a header name in lowercase. Clients that are based on http.client also accept names as bytes."""
     return (name.decode("latin-1") if isinstance(name, bytes) else name).lower()

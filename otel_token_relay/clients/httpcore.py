@@ -1,11 +1,12 @@
 """The hook for httpcore and httpcore2 connections, through which httpx and httpx2 send requests.
 
-httpx transports make the decision before they request a connection from the pool, where a request may still be waiting
-when its caller's request has ended. ``_send_request_headers`` is the last httpcore method before the wire: the
-connection is open, tunnels and SOCKS handshakes are complete, and HTTP/2 has a free stream. There, the hook checks the
-transport's decision again and removes the header if the token may no longer be sent.
+The httpx hooks make the decision before a transport requests a connection from the pool. The request can still be
+waiting in the pool after the caller's request has ended. This hook therefore checks the decision again immediately
+before the request is sent, and removes the header if the token may no longer be sent. When httpcore calls
+``_send_request_headers``, the connection is open, tunnels and SOCKS handshakes are complete, and HTTP/2 has a free
+stream.
 
-Requests that do not come from a hooked transport are not changed.
+The hook does not modify requests from transports that are not hooked.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from otel_token_relay.relay import Hop, Relay
 from otel_token_relay.runtime import Runtime
 
 HOP: Final = "otel_token_relay.hop"
-"""The request extension that contains the transport's decision."""
+"""The name of the request extension that contains the transport's decision."""
 
-# The connection classes, and the parameters that each class's sending method must have.
+# The connection classes, and the expected parameters of each class's `_send_request_headers` method.
 _CONNECTIONS: Final = {
     "HTTP11Connection": ("self", "request"),
     "AsyncHTTP11Connection": ("self", "request"),
@@ -30,15 +31,15 @@ _CONNECTIONS: Final = {
     "AsyncHTTP2Connection": ("self", "request", "stream_id"),
 }
 
-# For each relay, the packages whose connections are hooked.
+# Maps each relay to the packages whose connection classes are hooked.
 _hooked: Final[WeakKeyDictionary[Relay, set[str]]] = WeakKeyDictionary()
 
 
 def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
-    """Hook the connection class in *module*, which is, for example, ``httpcore._sync.http11``."""
+    """Hook the connection class in *module* (such as ``httpcore._sync.http11``)."""
 
-    # Asynchronous methods are wrapped in plain functions. The decision is therefore checked when the method is called.
-    # That is also when the method starts, because httpcore awaits the call immediately.
+    # The wrapper of an asynchronous method is a plain function, so the wrapper checks the decision when the method is
+    # called. The method also starts at that time, because httpcore awaits the call immediately.
     def build_http1(original: Function) -> Function:
         def _send_request_headers(self: Any, request: Any) -> Any:
             hop = request.extensions.get(HOP)
@@ -65,7 +66,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
 
 def checks_when_sending(relay: Relay, pool: object) -> bool:
-    """Return whether *pool*'s connections check *relay*'s decisions again."""
+    """Return whether the connections in *pool* check the decisions of *relay* again."""
     packages = _hooked.get(relay, ())
     return any(_package_of(kind.__module__) in packages for kind in type(pool).__mro__)
 
@@ -75,8 +76,11 @@ def _package_of(module: str) -> str:
 
 
 def _confirmed(request: Any, hop: Hop) -> Any:
-    """Return the request to send: *request*, or a copy without the token. The body is always read from *request*."""
-    # A tunnel's CONNECT request has the same extensions, but it does not carry the token and needs no decision.
+    """Return *request*, or a copy without the token if the token may no longer be sent.
+
+    In both cases, httpcore reads the body from *request*.
+    """
+    # A tunnel's CONNECT request has the same extensions but does not carry the token.
     if request.method == b"CONNECT" or hop.confirm():
         return request
     header = hop.header.encode("ascii")

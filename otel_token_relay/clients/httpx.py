@@ -1,10 +1,11 @@
 """The hooks for httpx and httpx2 transports.
 
-The hooked transport method runs once for each outgoing request, including redirects, retries, and authentication flows.
-The caller's request is not changed: the transport gets a copy.
+A hooked transport method runs once for each outgoing request, including redirects, retries, and authentication flows.
+The hook does not modify the application's request object. Instead, the transport receives a copy.
 
-In a transport with a connection pool, the request may have to wait. The transport therefore passes the decision on in
-the copy's extensions, and `otel_token_relay.clients.httpcore` checks and records the decision when the request is sent.
+A request might have to wait for a connection from the transport's pool. The hook therefore stores the decision in the
+copy's extensions. When the request is sent, `otel_token_relay.clients.httpcore` checks the decision again and records
+the decision.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ from otel_token_relay.retries import DISCARD_SECONDS, MAX_DISCARDED, UNAUTHORIZE
 from otel_token_relay.runtime import Runtime
 from otel_token_relay.signed_urls import is_signed, is_signed_query
 
-# These transports send requests without a connection, so the requests do not wait.
+# These transports do not use connections, so their requests never wait.
 SYNC_TRANSPORTS = ("MockTransport", "WSGITransport")
 ASYNC_TRANSPORTS = ("MockTransport", "ASGITransport")
 
 
 def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
-    """Hook the transports in *module*, which is httpx or httpx2."""
+    """Hook the transport classes in *module* (``httpx`` or ``httpx2``)."""
     relay = runtime.relay
     headers_class, header = module.Headers, relay.settings.header
     line_name, wanted, length = header.encode("ascii"), relay.header.encode("ascii"), len(relay.header)
@@ -53,11 +54,11 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
         headers = request.headers
         if type(headers) is fast_class:
             return wanted in map(_lower_name_of, headers._list)
-        # `in` would first decode every header to determine the encoding, which is rarely cached.
+        # The `in` operator would first decode every header to determine the encoding, which is rarely cached.
         return wanted in [key.lower() for key, _ in headers.raw if len(key) == length]
 
     def with_header(request: Any, value: str) -> Any:
-        # The library's own way of copying a request drops the request's stream. This copy shares everything but the
+        # The library's own copies of a request do not include the stream. This copy shares everything except the
         # headers, so the transport reads the original body.
         copy = shallow_copy(request)
         if type(request.headers) is fast_class and not replaces:
@@ -72,8 +73,8 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
         if value is not None:
             copy[header] = value
         try:
-            # The copy lacks the encoding. The encoding is set only after our header has been added, because our header
-            # must be encoded as ASCII.
+            # The copy does not include the encoding. The encoding is set after the token's header, which must be
+            # encoded as ASCII.
             if (encoding := headers._encoding) is not None:
                 copy.encoding = encoding
         except AttributeError:
@@ -88,8 +89,8 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
         return copy
 
     def record_failed(transport: Any, hop: Hop) -> None:
-        # A request that failed before it was sent is not a hop. Without the httpcore hook, the request may have been
-        # sent.
+        # A request that failed before being sent is not recorded as a hop. Without the httpcore hook, it is unknown
+        # whether the request was sent, so the hop is recorded.
         if not hop.is_recorded and not checks_when_sending(relay, getattr(transport, "_pool", None)):
             hop.record()
 
@@ -130,7 +131,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
         return handle_async_request
 
     def frozen(request: Any) -> Any:
-        """Return a copy that the application cannot change before it is sent again, which may take seconds."""
+        """Return a copy of a request that the application cannot modify before a retry."""
         copy = shallow_copy(request)
         copy.headers, copy.extensions = copied(request.headers), {**request.extensions}
         return copy
@@ -207,7 +208,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
         return handle_async_request
 
     def can_repeat(request: Any, response: Any, hop: Hop) -> bool:
-        # A body that is in memory has this class, and so does an empty body.
+        # Bodies in memory and empty bodies are instances of this class.
         is_in_memory = type(request.stream) is module.ByteStream
         return is_in_memory and hop.may_repeat(request.method) and read_rejection(challenges_of(response)) is not None
 
@@ -218,8 +219,8 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     has_retry = relay.policy.has_retry
     held_stream, held_async_stream = _held_streams(module) if has_retry else (None, None)
 
-    # Error trackers send the local variables of every frame that an exception passes through, so the value
-    # is deleted before the request is sent.
+    # Error trackers capture the local variables of every frame in a traceback, so the value is deleted before the
+    # request is sent.
     def build_sync(original: Function) -> Function:
         def handle_request(self: Any, request: Any) -> Any:
             value = relay.decide((self, request), _target_of, has_header)
@@ -259,7 +260,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
         return build
 
     pooled, pooled_async, sync, asynchronous = build_pooled, build_pooled_async, build_sync, build_async
-    if has_retry:  # hops must not bear the cost of retries if no entry has ;retry=
+    if has_retry:  # avoid the cost of retries if no entry has ;retry=
         pooled, sync = (partial(build_retrying, target_of=locate) for locate in (_target_of_pooled, _target_of))
         pooled_async, asynchronous = (
             partial(build_retrying_async, target_of=locate) for locate in (_target_of_pooled, _target_of)
@@ -271,12 +272,12 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     for name in ASYNC_TRANSPORTS:
         patches.wrap(getattr(module, name), "handle_async_request", asynchronous)
     for client, method in ((module.Client, "handle_request"), (module.AsyncClient, "handle_async_request")):
-        if "_transport_for_url" in vars(client):  # private; without it, such transports get no token
+        if "_transport_for_url" in vars(client):  # without this private method, instrumented transports get no token
             patches.wrap(client, "_transport_for_url", router(method))
 
 
 def _held_streams(module: ModuleType) -> tuple[Any, Any]:
-    """Return classes for the body of a rejected response, part of which is in memory."""
+    """Return stream classes for a rejected response's body, part of which is already in memory."""
 
     class HeldStream(module.SyncByteStream):  # type: ignore[misc,name-defined]
         def __init__(self, chunks: list[bytes], rest: Any, stream: Any) -> None:
@@ -306,12 +307,12 @@ def _held_streams(module: ModuleType) -> tuple[Any, Any]:
 
 
 def _hold(response: Any, held_stream: Any) -> bool:
-    """Read the body of a rejected response, so that other requests can use its connection while a token is obtained.
+    """Read a rejected response's body, so that the connection is free while a new token is obtained.
 
     The application can still read the response.
 
     Returns:
-        Whether the whole body has been read; ``False`` if it is too long or arrives too slowly.
+        Whether the entire body was read. ``False`` if the body is too long or arrives too slowly.
     """
     deadline = time.monotonic() + DISCARD_SECONDS
     stream = response.stream
@@ -328,7 +329,7 @@ def _hold(response: Any, held_stream: Any) -> bool:
 
 
 async def _hold_async(response: Any, held_stream: Any) -> bool:
-    """Do the same as `_hold` for an asynchronous response."""
+    """Read a rejected asynchronous response's body, as `_hold` does for a synchronous response."""
     deadline = time.monotonic() + DISCARD_SECONDS
     stream = response.stream
     chunks: list[bytes] = []
@@ -347,22 +348,23 @@ _lower_name_of: Final = itemgetter(1)
 
 
 def _has_plain_lines(headers_class: Any) -> bool:
-    """Return whether the class stores each line as the original name, the lowercase name, and the value."""
+    """Return whether a headers class stores each line as a tuple of the original name, lowercase name, and value."""
     lines = getattr(headers_class({"Name": "value"}), "_list", None)
     return lines == [(b"Name", b"name", b"value")]
 
 
 def _reach_through(transport: Any, name: str, hooked: Mapping[Function, Function]) -> None:
-    """Hook a transport instance that has its own copy of the method from before the installation.
+    """Hook a transport instance that stores a reference to the unhooked method.
 
-    ``instrument_client`` permanently binds the class's current method to a proxy on the instance.
+    OpenTelemetry's ``instrument_client`` permanently stores a proxy for the class's current method on the instance.
     """
     *_, (proxy, method) = layers_of(vars(transport)[name])
     function = getattr(method, "__func__", None)
     if function is None or method.__self__ is not transport:
         return
     for original, replacement in hooked.items():
-        # A previous installation's function, which no longer has any effect, has the same code but a different closure.
+        # A function from a previous installation has the same code but a different closure, and no longer has any
+        # effect.
         is_former = function.__code__ is replacement.__code__ and function.__wrapped__ is original
         if function is original or (is_former and function is not replacement):
             bound = MethodType(replacement, transport)
@@ -373,9 +375,11 @@ def _reach_through(transport: Any, name: str, hooked: Mapping[Function, Function
             return
 
 
-# A path, with or without a query (RFC 9112, section 3.2.1). Two leading slashes could introduce an authority.
+# Matches a path with an optional query (RFC 9112, section 3.2.1). A path with two leading slashes does not match,
+# because the slashes could introduce an authority.
 _is_path: Final = re.compile(rb"/(?![/\\])[!-~]*").fullmatch
-# The httpcore network backends that have been used so far. These backends connect to the host that is passed to them.
+# The classes of httpcore's network backends that have been used so far. These backends always connect to the requested
+# host.
 _backends: Final[set[type]] = set()
 
 
@@ -389,16 +393,16 @@ def _target_of_pooled(call: tuple[Any, Any]) -> Target:
     except AttributeError:
         if _is_httpcores(type(pool)):
             raise
-        # If the pool is the application's own, the URL is the target, as for `MockTransport`.
+        # The application provides the pool, so the URL determines the target, as for `MockTransport`.
     return _target_of(call)
 
 
 def _target_of(call: tuple[Any, Any]) -> Target:
     request = call[1]
     if request.method == "CONNECT":
-        raise ValueError("a CONNECT request goes to a proxy")
+        raise ValueError("a CONNECT request is sent to a proxy")
     url, extensions = request.url, request.extensions
-    # The resolver gets raw_host, which is encoded according to IDNA 2008, regardless of how the URL was written.
+    # The resolver receives `raw_host`, which is always encoded according to IDNA 2008.
     target = url.scheme, url.raw_host.decode("ascii"), url.port
     if "target" in extensions:
         _check_request_target(extensions["target"], request, target)
@@ -408,7 +412,10 @@ def _target_of(call: tuple[Any, Any]) -> Target:
 
 
 def _learn(backend: type) -> None:
-    """Add one of httpcore's network backends. An application's classes are rejected: the set would keep them alive."""
+    """Add the class of one of httpcore's network backends.
+
+    An application's classes are rejected, because the set would prevent their garbage collection.
+    """
     if not _is_httpcores(backend):
         raise ValueError("the connection is not opened by httpcore")
     _backends.add(backend)
@@ -419,7 +426,9 @@ def _is_httpcores(kind: type) -> bool:
 
 
 def _check_request_target(request_target: Any, request: Any, target: Target) -> None:
-    """Check a request target that replaces the URL's path. A forward proxy reads the destination from this target.
+    """Check a request target that replaces the URL's path.
+
+    A forward proxy would read the destination from the request target.
 
     Raises:
         ValueError: The request target is not a path, or the ``Host`` header does not match the URL's host.

@@ -1,4 +1,4 @@
-"""Code that the hooks share to retry a request with a new token; see `otel_token_relay.retries`."""
+"""Shared code for hooks that retry a request with a new token; see `otel_token_relay.retries`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ _Request = TypeVar("_Request")
 
 
 def is_repeatable(body: object) -> bool:
-    """Return whether a body is in memory. A file may be shared, and an iterator has already been consumed."""
+    """Return whether a request's body is in memory, so that the request can be sent again.
+
+    A file might be shared, and an iterator cannot be consumed twice.
+    """
     return body is None or type(body) in (bytes, str, bytearray)
 
 
@@ -22,7 +25,7 @@ def check_target(hop: Hop, target_of: Callable[[_Request], Target], request: _Re
     """Check that a retried request goes to the same server as the original request.
 
     Raises:
-        ConnectionError: The request would not go to the same server, for example because a tunnel has been closed.
+        ConnectionError: The retry would go to a different server, for example, because a tunnel was closed.
     """
     try:
         is_same = hop.is_for(target_of(request))
@@ -33,10 +36,12 @@ def check_target(hop: Hop, target_of: Callable[[_Request], Target], request: _Re
 
 
 class Result:
-    """Report the result of a retried request, even if the retry fails: other requests are waiting for the result.
+    """A context manager that reports the result of a retry, even if the retry raises an exception.
+
+    Other requests wait for the result.
 
     Attributes:
-        status: The response status, to be set once it is known.
+        status: The status of the retry's response. Set this attribute after the response has arrived.
     """
 
     def __init__(self, hop: Hop) -> None:

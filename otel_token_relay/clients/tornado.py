@@ -1,10 +1,10 @@
-"""The hook for the default implementation of Tornado's AsyncHTTPClient, which does not use pycurl.
+"""The hooks for ``SimpleAsyncHTTPClient``, the default implementation of Tornado's ``AsyncHTTPClient``.
 
-Every hop has its own connection, and its headers are written once. Our header is not added until then, because Tornado
-copies a request's headers to the next hop of a redirect.
+Tornado opens a connection for each hop, and copies a request's headers to the next hop if the server responds with a
+redirect. The hook therefore adds the token's header only while the headers are being written.
 
-When a request finishes, the client starts a waiting request in the finished request's context. ``fetch_impl`` therefore
-stores each request's context, and ``run`` restores it.
+When a request finishes, the client starts the next queued request in the finished request's context. The hook for
+``fetch_impl`` therefore stores each request's own context, and the hook for ``run`` restores the stored context.
 """
 
 from __future__ import annotations
@@ -28,21 +28,22 @@ from otel_token_relay.signed_urls import is_signed, is_signed_query
 _CONTEXT_NAME = "_token_relay_context"
 _HOP_NAME = "_token_relay_hop"
 _AGAIN_NAME = "_token_relay_again"
-# The first status that is not an interim response, and the status that Tornado reports for a request without a
-# response.
+# The lowest status code of a final response.
 _FINAL = 200
+# The status code that Tornado reports if a request fails without a response.
 _FAILED = 599
 
 
 def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
-    """Hook connections in *module*, which is ``tornado.simple_httpclient``."""
+    """Hook the client and connection classes in *module* (``tornado.simple_httpclient``)."""
     relay = runtime.relay
 
     class WithToken(module.httputil.HTTPHeaders):  # type: ignore[misc,name-defined]
-        """A request's headers, to which our header is added while the headers are being written.
+        """A request's headers together with the token's header, for use while the headers are being written.
 
-        This object shares the original headers' state instead of copying it: Tornado's copy method rejects values
-        that Tornado would otherwise send, and the headers that Tornado sets while writing must stay on the request.
+        An instance shares the original headers' state. A copy is unsuitable, because Tornado's copy method rejects some
+        values that Tornado would otherwise send. In addition, headers that Tornado sets while writing must remain on
+        the request.
         """
 
         __slots__ = ("_headers", "_ours")
@@ -54,13 +55,13 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
         def get_all(self) -> Iterator[tuple[str, str]]:
             for name, value in self._headers.get_all():
-                if name.lower() != relay.header:  # our header replaces it
+                if name.lower() != relay.header:  # the token's header replaces this header
                     yield name, value
             yield self._ours
 
     def build_fetch(original: Function) -> Function:
         def fetch_impl(self: Any, request: Any, callback: Any) -> Any:
-            # *request* is a proxy for the caller's request, created only for this fetch.
+            # Tornado creates this proxy object for each fetch.
             vars(request)[_CONTEXT_NAME] = otel_context.get_current()
             return original(self, request, callback)
 
@@ -68,15 +69,16 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
     def build_run(original: Function) -> Function:
         async def run(self: Any) -> Any:
-            # If the request fails, Tornado's exception and its frames form a reference cycle. Neither the request nor
-            # this frame may keep the context, and with it the token, alive until the garbage collector runs.
+            # If the request fails, Tornado's exception and the exception's frames form a reference cycle. The request
+            # and this frame must not refer to the context, because the token would then remain in memory until the
+            # garbage collector runs.
             context = vars(self.request).pop(_CONTEXT_NAME, None)
-            if context is None:  # the request started before the installation
+            if context is None:  # the request started before the hooks were installed
                 return await original(self)
             attached = otel_context.attach(context)
             del context
             try:
-                # The function that writes the headers is synchronous, so it cannot wait for a token.
+                # The headers are written in a synchronous function, which cannot wait for a token.
                 if relay.policy.has_exchanged and (target := _read_target(self.request.url)) is not None:
                     has_signature = is_signed(self.request.url)
                     held: HasHeader = "fixed" if has_signature else relay.header in self.request.headers
@@ -107,7 +109,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
             await original(connection, first_line, headers)
             return
         callback = connection.final_callback
-        if callback is None:  # the request has timed out in the meantime
+        if callback is None:  # the request has already timed out
             again.settle(is_accepted=False)
             return
 
@@ -124,12 +126,12 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
             raise
         connection.final_callback = None
         connection._remove_timeout()
-        # The retry takes over the first attempt's slot, because requests that are waiting for the retry's result would
-        # not give up their slots.
+        # The retry takes over the first attempt's slot. Otherwise, requests that are waiting for the retry's result
+        # could occupy all slots.
         client.queue.rotate(1)
         connection._release()
-        # Tornado opens a connection for each request. If this connection were not detached, a body that has already
-        # arrived would still be passed to the application's streaming callback.
+        # Tornado never reuses connections, so this connection can be detached. Otherwise, Tornado would pass a body
+        # that has already arrived to the application's streaming callback.
         connection.connection.detach()
         connection._on_end_request()
 
@@ -155,7 +157,8 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
             write_headers = connection.write_headers
 
             def write_with_token(start_line: Any, headers: Any, *args: Any, **kwargs: Any) -> Any:
-                # Headers are written once. If the wrapper stayed, it and the connection would form a reference cycle.
+                # Headers are written only once, so the wrapper is removed to prevent a reference cycle with the
+                # connection.
                 connection.__dict__.pop("write_headers", None)
                 value: Any
                 if relay.policy.has_retry:
@@ -167,8 +170,8 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
                 if value is not None:
                     headers = WithToken(headers, relay.settings.header, value)
                     setattr(self, MARK, True)
-                    # Error trackers send the local variables of every frame that an exception passes through. The class
-                    # exposes our header only while the headers are being written.
+                    # Error trackers capture the local variables of every frame in a traceback. `WithToken` exposes the
+                    # token's header only while the headers are being written.
                     del value
                 return write_headers(start_line, headers, *args, **kwargs)
 
@@ -191,10 +194,10 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
     def _target_of(call: tuple[Any, Any]) -> Target:
         hop = call[0]
-        if not is_tcp(hop.stream.socket):  # the resolver may return a Unix socket
-            raise ValueError("not a TCP connection")
+        if not is_tcp(hop.stream.socket):  # a custom resolver can return a Unix socket
+            raise ValueError("the connection is not a TCP connection")
         _, port = module.httputil.split_host_and_port(hop.parsed.netloc.rpartition("@")[2])
-        # The host is encoded as the resolver will encode it: according to IDNA 2003.
+        # The resolver also encodes the host according to IDNA 2003.
         return hop.parsed.scheme, hop.parsed_hostname.encode("idna").decode("ascii"), port
 
     patches.wrap(module.SimpleAsyncHTTPClient, "fetch_impl", build_fetch)
@@ -205,7 +208,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
 
 def _read_target(url: str) -> Target | None:
-    """Return where a request will probably go. The decision is made later, when the connection is open."""
+    """Return a request's expected target. The decision is made later, when the connection is open."""
     origin = Origin.parse(url)
     return None if origin is None else (origin.scheme, origin.host, origin.port)
 

@@ -1,10 +1,10 @@
 """The hook for the standard library's urllib.request.
 
-``do_open`` runs once for each outgoing request, including redirects. A ``Request`` may be reused, even by
-another thread at the same time, so our header is added to a copy.
+``do_open`` runs once for each outgoing request, including redirects. An application can reuse a ``Request``, even in
+multiple threads simultaneously. The hook therefore adds the token's header to a copy.
 
-The connection determines where a request goes. If the connection's class is not from http.client, the
-connection is created for the decision and then used for the request.
+A request's destination depends on the connection. If the connection's class is not defined in http.client, the hook
+creates the connection to make the decision and then uses this connection for the request.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Call = tuple[Any, Function]
 
 
 def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
-    """Hook the handlers in *module*, which is ``urllib.request``."""
+    """Hook the request handlers in *module* (``urllib.request``)."""
     relay = runtime.relay
     destinations = Destinations(module)
     own_classes, target_of = destinations.classes, destinations.target_of
@@ -56,8 +56,8 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
             if value is None:
                 return original(self, http_class, req, **http_conn_args)
             req = with_header(req, value)
-            # Error trackers send the local variables of every frame that an exception passes through. A request's
-            # `repr` does not contain its headers.
+            # Error trackers capture the local variables of every frame in a traceback. A request's `repr` does not
+            # include the headers.
             del value
             return personal(original(self, http_class, req, **http_conn_args))
 
@@ -67,7 +67,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
         plain = build(original)
 
         def do_open(self: Any, http_class: Any, req: Any, **http_conn_args: Any) -> Any:
-            if http_class not in own_classes:  # its connection cannot be used twice
+            if http_class not in own_classes:  # such a connection cannot be used for a retry
                 return plain(self, http_class, req, **http_conn_args)
             hop = relay.decide((req, http_class), target_of, _has_header, is_final=False)
             if hop is None:
@@ -101,19 +101,19 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
 
 def _forbid_storing(response: Any) -> None:
-    del response.headers[CACHE_CONTROL]  # this deletes all lines of the header, if there are any
+    del response.headers[CACHE_CONTROL]  # deletes every occurrence of the header
     response.headers[CACHE_CONTROL] = NO_STORE
 
 
 def _frozen(request: Any) -> Any:
-    """Return a copy that another thread cannot change before it is sent again. The decision is about its address."""
+    """Return a copy of a request so that other threads cannot change the URL or the headers before a retry."""
     copy = shallow_copy(request)
     copy.headers, copy.unredirected_hdrs = dict(request.headers), dict(request.unredirected_hdrs)
     return copy
 
 
 def _once(http_class: Function, request: Any, arguments: dict[str, Any]) -> Function:
-    """Return a function that creates the connection on its first call and returns the same one on later calls."""
+    """Return a function that creates a connection on the first call and returns the same connection on later calls."""
     made: list[Any] = []
 
     def connection(*_: Any, **__: Any) -> Any:
@@ -125,10 +125,11 @@ def _once(http_class: Function, request: Any, arguments: dict[str, Any]) -> Func
 
 
 class Destinations:
-    """Determine where a request goes. Only http.client's own code may open the connection.
+    """Determine requests' destinations. Connections that are opened by code outside http.client are rejected.
 
     Attributes:
-        classes: http.client's connection classes. For these, only ``connect`` needs to be checked.
+        classes: The connection classes in http.client. Only the ``connect`` method of these classes needs to be
+            checked.
     """
 
     def __init__(self, module: ModuleType) -> None:
@@ -140,10 +141,10 @@ class Destinations:
         }
 
     def target_of(self, call: Call) -> Target:
-        """Return the destination of one request.
+        """Return a request's destination.
 
         Raises:
-            ValueError: The request has no destination, or more than one.
+            ValueError: The request does not have exactly one destination.
             KeyError: Code outside http.client opens the connection.
         """
         request, http_class = call
@@ -155,13 +156,13 @@ class Destinations:
             connection = http_class()
             scheme = self._scheme_of_connect[connection.connect.__func__]
             if connection._create_connection is not socket.create_connection:
-                raise ValueError("the connection replaces the function with which http.client connects")
+                raise ValueError("the connection does not use http.client's own connect function")
             if connection.sock is not None and not is_tcp(connection.sock):
-                raise ValueError("not a TCP connection")
+                raise ValueError("the connection is not a TCP connection")
             host, port = connection.host, connection.port
         target = request.selector
         if request._tunnel_host:
-            # A tunnel does not imply TLS: a request keeps its tunnel when its URL is changed.
+            # A tunnel does not imply TLS, because a request keeps its tunnel if the URL is changed.
             host, port = _split(request._tunnel_host)
         elif request.has_proxy():
             if len(request.get_method().split()) != 1:
@@ -169,14 +170,14 @@ class Destinations:
             return origin_of_proxied(target)
         if target and not target.startswith("/"):
             raise ValueError("the request target is not a path")
-        # Sockets encode hostnames according to IDNA 2003.
+        # Python's sockets encode hostnames according to IDNA 2003.
         if not host.isascii():
             host = host.encode("idna").decode("ascii")
         return scheme, host, port
 
 
 def _split(authority: str) -> tuple[str, int | None]:
-    """Return the host and the port, split in the same way as in http.client."""
+    """Split an authority into a host and a port, in the same way as http.client."""
     host, separator, port = authority.rpartition(":")
     if not separator or port.endswith("]"):
         host, port = authority, ""

@@ -1,10 +1,10 @@
-"""The hook for urllib3, and therefore for requests, botocore, and other libraries that use its pools.
+"""The hook for urllib3 and for libraries that use urllib3's connection pools, such as requests and botocore.
 
-``_make_request`` runs once for each attempt, below retries and redirects, and the pool passes the headers to it.
-Hooking ``urlopen`` would not work: it calls itself for a retry, so our header from the first attempt would be
-mistaken for the caller's.
+``_make_request`` receives the headers and runs once for each attempt, including retries and redirects. A hook in
+``urlopen`` would not work, because ``urlopen`` calls itself for each retry. The hook would then mistake the header from
+the first attempt for the application's own header.
 
-The connection, not the pool, determines where a request goes: even a pool for a Unix socket has a host.
+The destination is read from the connection, not from the pool, because even a pool for a Unix socket has a host.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from otel_token_relay.signed_urls import is_signed
 
 
 def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
-    """Hook the pools in *module*, which is ``urllib3.connectionpool``."""
+    """Hook the connection pools in *module* (``urllib3.connectionpool``)."""
     relay = runtime.relay
     target_of = destinations(module)
-    # urllib3 1.26 does not import this class into the module that defines the pools.
+    # In urllib3 1.26, *module* does not contain this class.
     multiple = sys.modules["urllib3._collections"].HTTPHeaderDict
     header = relay.settings.header
     replaces = relay.settings.on_conflict == "replace"
@@ -86,15 +86,15 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
         return _make_request
 
     def build(original: Function) -> Function:
-        # The arguments are passed on unchanged: naming them would double the cost of the call.
+        # The wrapper passes its arguments on without naming them, because named parameters would double the cost of the
+        # call.
         def _make_request(*args: Any, **kwargs: Any) -> Any:
-            if len(args) == 4:  # self, conn, method, url: every urllib3 release passes these four
+            if len(args) == 4:  # self, conn, method, and url, which every urllib3 version passes by position
                 headers = kwargs.get("headers")
                 value = relay.decide((args, headers), target_of, _has_header)
                 if value is not None:
-                    # Error trackers send the local variables of every frame that an exception passes through. The
-                    # header must not be in any of this frame's variables; it is in the variables of urllib3's own
-                    # frames.
+                    # Error trackers capture the local variables of every frame in a traceback. This frame's variables
+                    # must not contain the header, although the variables in urllib3's own frames do.
                     passed = [{**kwargs, "headers": with_header(headers, value)}]
                     del value
                     return personal(original(*args, **passed.pop()))
@@ -102,13 +102,16 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
         return _make_request
 
-    # Hops must not bear the cost of retries if no entry has ;retry=.
+    # Avoid the cost of retries if no entry has ;retry=.
     patches.wrap(module.HTTPConnectionPool, "_make_request", build_retrying if relay.policy.has_retry else build)
 
 
 def destinations(module: ModuleType) -> Callable[[tuple[Any, Any]], Target]:
-    """Return a function that determines where a request goes. Only urllib3's own code may open the connection."""
-    # These collections contain only urllib3's functions, so that an application's classes are not kept alive.
+    """Return a function that determines a request's destination.
+
+    The function rejects connections that are opened by code outside urllib3.
+    """
+    # These collections contain only urllib3's functions, so they do not keep an application's classes alive.
     scheme_of_connect = {
         function_of(module.HTTPConnection, "connect"): "http",
         function_of(module.HTTPSConnection, "connect"): "https",
@@ -116,7 +119,7 @@ def destinations(module: ModuleType) -> Callable[[tuple[Any, Any]], Target]:
     opens_socket = {function_of(module.HTTPConnection, "_new_conn")}
 
     def learn(kind: Any) -> str:
-        """Add the functions of a urllib3 module that was imported later (for SOCKS or HTTP/2); return the scheme."""
+        """Add the functions of a connection class from a SOCKS or HTTP/2 module, and return the scheme."""
         connect, new_conn = (function_of(_owner(kind, name), name) for name in ("connect", "_new_conn"))
         for function in (connect, new_conn):
             if not function.__globals__["__name__"].startswith("urllib3."):
@@ -130,7 +133,7 @@ def destinations(module: ModuleType) -> Callable[[tuple[Any, Any]], Target]:
         """Return a request's destination, given the positional arguments of ``_make_request`` and the headers.
 
         Raises:
-            ValueError: The request has no destination, or more than one.
+            ValueError: The request does not have exactly one destination.
             AttributeError: The connection is not a urllib3 connection.
         """
         _, connection, _, url = call[0]
@@ -143,11 +146,11 @@ def destinations(module: ModuleType) -> Callable[[tuple[Any, Any]], Target]:
             learn(kind)
         attributes = connection.__dict__
         if "connect" in attributes or "_new_conn" in attributes:
-            raise ValueError("the connection replaces a function with which urllib3 connects")
+            raise ValueError("the connection does not use urllib3's own connect functions")
         opened = connection.sock
-        # The second condition repeats the first check in `is_tcp` to save a call.
+        # The `proto` check repeats the first check in `is_tcp` to avoid a function call.
         if opened is not None and getattr(opened, "proto", None) != TCP and not is_tcp(opened):
-            raise ValueError("not a TCP connection")
+            raise ValueError("the connection is not a TCP connection")
         tunnel = connection._tunnel_host
         own: Target
         if tunnel is None:
@@ -164,7 +167,7 @@ def destinations(module: ModuleType) -> Callable[[tuple[Any, Any]], Target]:
 
 
 def _target_of_proxied(own: Target, connection: Any, url: str) -> Target:
-    """Return the destination of a request that uses a proxy or has a complete URL as its target."""
+    """Return the destination of a request that uses a proxy or whose target is a complete URL."""
     proxy = connection.proxy
     if url.startswith("/"):
         if connection._tunnel_host is None:
@@ -179,10 +182,10 @@ def _target_of_proxied(own: Target, connection: Any, url: str) -> Target:
 
 
 def _can_repeat(connection: Any, response: Any, kwargs: dict[str, Any]) -> bool:
-    """Return whether a request can be sent once more on its connection."""
+    """Return whether a request can be sent again on the same connection."""
     if not is_repeatable(kwargs.get("body")) or type(getattr(response, "_original_response", None)) is not HTTPResponse:
         return False
-    # A closed tunnel would be reopened without the CONNECT request to the proxy.
+    # urllib3 would reopen a closed tunnel without sending the CONNECT request to the proxy.
     return connection._tunnel_host is None or _is_short(connection, response._original_response)
 
 
@@ -191,8 +194,12 @@ def _is_short(connection: Any, raw: HTTPResponse) -> bool:
 
 
 def _discard(connection: Any, response: Any) -> None:
-    """Read the rest of a response if it is short; otherwise, close the connection, which urllib3 then reopens."""
-    # Otherwise, the response would return the connection to the pool or close it while the second request is using it.
+    """Drain a response so that its connection can be reused.
+
+    If the rest of the response is too long or arrives too slowly, close the connection. urllib3 then reopens the
+    connection for the retry.
+    """
+    # The response must not return the connection to the pool or close the connection while the retry is using it.
     response._connection = None
     raw, opened = response._original_response, connection.sock
     try:
@@ -202,8 +209,8 @@ def _discard(connection: Any, response: Any) -> None:
         opened.settimeout(DISCARD_SECONDS)
         _read(raw)
         opened.settimeout(timeout)
-        # A tunnel is not checked here: TLS can make a connection readable at any time, and a tunnel could not be
-        # reopened.
+        # A tunnel is not checked, because TLS messages can make a connection readable at any time and urllib3 could not
+        # reopen a tunnel.
         if not raw.isclosed() or (connection._tunnel_host is None and not connection.is_connected):
             connection.close()
     except Exception:  # the connection is no longer usable
@@ -213,12 +220,12 @@ def _discard(connection: Any, response: Any) -> None:
 
 
 def _read(raw: HTTPResponse) -> None:
-    """Read the rest of a response until it is too long, or has taken too long."""
+    """Read the rest of a response, up to a maximum size and time."""
     deadline, size = time.monotonic() + DISCARD_SECONDS, 0
     while not raw.isclosed() and size <= MAX_DISCARDED and time.monotonic() < deadline:
         chunk = raw.read1(MAX_DISCARDED)
         if not chunk:
-            raw.read()  # at the end; http.client notices it only now
+            raw.read()  # lets http.client detect the end of the response
             return
         size += len(chunk)
 
@@ -240,21 +247,21 @@ def _has_header(call: tuple[Any, Any], name: str) -> HasHeader:
 
 
 def _copy(headers: Any, header: str, multiple: Function) -> Any:
-    """Return a mutable copy of *headers*. *multiple* is a class that keeps repeated names."""
+    """Return a mutable copy of *headers*. The *multiple* class supports repeated header names."""
     if _is_requests(headers):
         return dict(headers._store.values())
     try:
         copy = headers.copy()
         copy[header] = ""
-    except Exception:  # some mappings have no `copy` method, or theirs returns an immutable mapping
+    except Exception:  # some mappings have no `copy` method or return an immutable copy
         return multiple(headers.items())
     return copy
 
 
 def _is_requests(headers: Any) -> bool:
-    """Return whether *headers* is an object from the ``requests`` library.
+    """Return whether *headers* is the ``requests`` library's headers mapping.
 
-    Its ``_store`` maps lowercase names to (name, value) pairs. Reading ``_store`` takes a fraction of the time that the
-    public methods take.
+    The mapping's ``_store`` attribute maps lowercase names to pairs of a name and a value. Reading this attribute is
+    much faster than calling the public methods.
     """
     return type(headers).__module__ == "requests.structures"

@@ -1,7 +1,8 @@
-"""The ``otel-token-relay`` commands, one per module. Each module defines ``add_parser`` and ``run``.
+"""The ``otel-token-relay`` commands, with one module for each command.
 
-``run`` returns one of the exit statuses below. For a usage error, argparse exits with status 2, and a command that
-detects the error itself raises `UsageError`.
+Each module defines ``add_parser`` and ``run``. The ``run`` function returns one of the exit statuses below. If argparse
+detects a usage error, the program exits with status 2. If a command detects a usage error, the command raises
+`UsageError`.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ OK: Final = 0
 PROBLEM: Final = 1
 USAGE_ERROR: Final = 2
 NO_RESPONSE: Final = 3
-INTERRUPTED: Final = 130  # the shell convention: 128 plus the signal number of SIGINT
+INTERRUPTED: Final = 130  # Shells report 128 plus the signal number; SIGINT is signal 2.
 
 
 class UsageError(Exception):
-    """The command cannot run with these arguments or this input. The message explains why and is safe to print."""
+    """An error in the command's arguments or input. The error message explains the problem but contains no token."""

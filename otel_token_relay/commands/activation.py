@@ -1,4 +1,7 @@
-"""Determine from outside a process whether the relay is on. Entry points are looked up by name only."""
+"""Determine whether a process's environment turns on the relay.
+
+This module looks up entry points by name but does not load them.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +21,10 @@ _DEFAULT_CONTEXT: Final = "contextvars_context"
 
 
 def relay_problem(environ: Mapping[str, str]) -> str | None:
-    """Return a sentence that states why no tokens are relayed and what to set; ``None`` if the relay is on.
+    """Return an explanation of why the relay is off and how to turn it on, or ``None`` if the relay is on.
 
-    An application can also turn the relay on by calling `otel_token_relay.install`, which cannot be detected from
-    outside.
+    An application can also turn on the relay by calling `otel_token_relay.install`. This function cannot detect such a
+    call.
     """
     known = {point.name for point in entry_points(group="opentelemetry_propagator")}
     names = [name.strip() for name in (environ.get(VARIABLE) or _DEFAULT).split(",")]
@@ -33,19 +36,22 @@ def relay_problem(environ: Mapping[str, str]) -> str | None:
     elif environ.get(FILE_VARIABLE, "").strip():
         proposal = f"add {KEY} to propagator.composite in the configuration file, or {proposal}"
     is_on = file.names_propagator
-    # OpenTelemetry loads the propagators one by one and stops at the first "none".
+    # OpenTelemetry loads the propagators in order and stops at the first "none".
     for name in names:
         if name.lower() == "none":
             off = "contains none before any"
             break
         if name not in known:
-            return f"{VARIABLE} contains {_unknown(name, known)} The application does not start: {proposal}"
+            return f"{VARIABLE} contains {_unknown(name, known)} The application cannot start: {proposal}"
         is_on = is_on or name == KEY
     return None if is_on else f"the relay is off, because {VARIABLE} {off} {KEY}: {proposal}, or call install()"
 
 
 def context_problem(environ: Mapping[str, str]) -> str | None:
-    """Return the problem with the context that OTEL_PYTHON_CONTEXT selects; ``None`` for the default context."""
+    """Return the problem with the context implementation that OTEL_PYTHON_CONTEXT selects.
+
+    Return ``None`` for the default context implementation.
+    """
     name = environ.get(_CONTEXT) or _DEFAULT_CONTEXT
     if name == _DEFAULT_CONTEXT:
         return None
@@ -64,13 +70,13 @@ def _unknown(name: str, known: Collection[str]) -> str:
 
 
 def _meant(name: str, known: Collection[str]) -> str | None:
-    """Return the name of the propagator that resembles *name*; ``None`` if no propagator does."""
+    """Return the propagator name that most closely resembles *name*, or ``None`` if no name is similar."""
     plain = name.strip("\"'").replace("-", "_").replace(" ", "_").replace(".", "_")
     return next(iter({plain.lower()} & {KEY}), None) or nearest(plain, [KEY, *sorted(known)])
 
 
 def _proposal(names: Sequence[str], known: Collection[str]) -> str:
-    """Return the list with the relay added, misspelled names corrected, and names that cannot be loaded removed."""
+    """Return the list of propagators with misspelled names corrected, unknown names removed, and the relay added."""
     meant = dict.fromkeys(name if name in known else _meant(name, known) for name in names)
     kept = [name for name in meant if name is not None and name not in (KEY, "none")]
     return ",".join([*(kept or _DEFAULT.split(",")), KEY])

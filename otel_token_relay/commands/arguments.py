@@ -1,7 +1,7 @@
-"""Parse arguments without repeating a credential that was passed by mistake.
+"""Parse command-line arguments without printing a credential that a user passed by mistake.
 
-Other users of the machine can read a program's arguments, and argparse quotes unexpected arguments in its error
-messages. A token must therefore not be passed as an argument, and an error message must not copy a token into a log.
+Users must not pass a token as an argument, because other users of the machine can read a program's arguments. By
+default, argparse quotes unexpected arguments in its error messages, so a log could contain a token.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from otel_token_relay.redaction.scrubber import MASK, Scrubber
 from otel_token_relay.redaction.token_search import NOTHING
 from otel_token_relay.redaction.unknown_tokens import BUILT_IN_RULES
 
-# No command or option name is longer than this.
+# Every command name and option name is shorter than this limit.
 _MAX_SHOWN: Final = 40
 
 _has_dotted_parts = re.compile(r"[\w-]{8,}\.[\w-]{8,}\.[\w-]*", re.ASCII).search
 _is_option = re.compile(r"--?[a-z][a-z-]*", re.ASCII).fullmatch
-# In this message, argparse quotes the value in `--json=value`, regardless of the value's content.
+# For an argument such as `--json=value`, argparse quotes the entire value in this error message.
 _EXPLICIT: Final = re.compile(r"(?<=ignored explicit argument ).*", re.DOTALL)
 _WORD: Final = re.compile(r"[^\s'\"(),]+")
 
 
 def looks_like_token(argument: str) -> bool:
-    """Return whether an argument may be or contain a credential."""
+    """Return whether an argument contains text that looks like a credential."""
     return (
         looks_like_credential(argument)
         or bool(BUILT_IN_RULES.intervals_in(argument))
@@ -38,31 +38,31 @@ def looks_like_token(argument: str) -> bool:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors mask arguments that are long or look like credentials. Its subparsers do the same."""
+    """An argument parser that masks long arguments and possible credentials in its error messages."""
 
     def error(self, message: str) -> NoReturn:
-        """Print the usage and the masked *message*, and exit with status 2."""
+        """Print the usage and the masked *message*, and then exit with status 2."""
         super().error(mask_arguments(message))
 
 
 def mask_arguments(message: str) -> str:
-    """Mask every argument in argparse's *message* that is long or looks like a credential."""
+    """Mask long arguments and possible credentials in an error message from argparse."""
     message = Scrubber().clean_text(_EXPLICIT.sub(MASK, message), NOTHING)
     return escape(_WORD.sub(lambda word: _mask_word(word[0]), message))
 
 
 def conceal(text: str) -> str:
-    """Mask everything in *text* that looks like a credential, such as a token in a setting."""
+    """Mask possible credentials in *text*, such as a token in a setting."""
     text = Scrubber().clean_text(text, NOTHING)
     return _WORD.sub(lambda word: MASK if looks_like_token(word[0]) and "://" not in word[0] else word[0], text)
 
 
 def describe_unrecognized(arguments: Sequence[str], instead: str | None) -> str:
-    """Return the error message for arguments that the command does not support.
+    """Return the error message for unrecognized arguments.
 
     Args:
         arguments: The unrecognized arguments.
-        instead: The message to return if any of the arguments is not an option; ``None`` to list the arguments.
+        instead: The message to return if any argument is not an option, or ``None`` to always list the arguments.
     """
     names = [argument.partition("=")[0] if argument.startswith("-") else argument for argument in arguments]
     if instead is not None and not all(map(_is_option, names)):

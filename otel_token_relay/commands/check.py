@@ -1,4 +1,4 @@
-"""``otel-token-relay check``: report what is configured and whether it works."""
+"""Implement the ``check`` command, which reports whether the configuration works."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ PARTS: Final = ("relay", "verify")
 
 _EXAMPLES = """\
 exit status:
-  0  everything that is configured works
+  0  the configuration works
   1  something does not work, nothing is configured, or a required part is off
   2  usage error
   3  an endpoint does not respond (with --online)
@@ -59,10 +59,10 @@ class Setting:
     """A setting that differs from its default.
 
     Attributes:
-        name: The environment variable.
+        name: The name of the environment variable.
         value: The effective value.
-        source: Where the value comes from: ``environment``, or a path in the configuration file.
-        is_replaced: Whether the configured value is invalid and has been replaced with the strict value.
+        source: The source of the value, which is ``environment`` or a path in the configuration file.
+        is_replaced: Whether the strict value replaces an invalid configured value.
     """
 
     name: str
@@ -73,16 +73,16 @@ class Setting:
 
 @dataclass(slots=True)
 class Report:
-    """The findings of `check`.
+    """The results of the ``check`` command.
 
     Attributes:
         relay: Whether the relay is on.
-        verify: The effective value of ``…_VERIFY``.
-        problems: One sentence for each part of the configuration that does not work.
-        warnings: One sentence for each part that works but is probably unintended.
+        verify: The effective value of the ``OTEL_PYTHON_TOKEN_RELAY_VERIFY`` variable.
+        problems: The problems that prevent the configuration from working, one sentence each.
+        warnings: The likely mistakes in a configuration that works, one sentence each.
         libraries: The installed clients, servers, and frameworks.
         settings: The settings that differ from their defaults.
-        issuers: The responses from the issuers' endpoints; empty without ``--online``.
+        issuers: The results from the issuers' endpoints; empty unless the user specifies ``--online``.
     """
 
     relay: bool
@@ -94,13 +94,13 @@ class Report:
     issuers: list[IssuerReport] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the report in the JSON format that `docs/command-line.md` describes."""
+        """Return the report in the JSON format that ``docs/command-line.md`` describes."""
         return asdict(replace(self, issuers=[])) | {"issuers": [issuer.as_dict() for issuer in self.issuers]}
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command to the parser."""
-    summary = "report whether everything that is configured works"
+    """Add the ``check`` command to the command-line parser."""
+    summary = "report whether the configuration works"
     parser = commands.add_parser(
         "check",
         help=summary,
@@ -111,9 +111,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--online", action="store_true", help="fetch the issuers' metadata and keys, and look up a token"
     )
-    parser.add_argument("--pid", type=int, metavar="N", help="check the environment of process N instead of this one")
+    parser.add_argument("--pid", type=int, metavar="N", help="use the environment of process N (Linux)")
     parser.add_argument(
-        "--require", type=_parts, default=(), metavar="PARTS", help="fail if one of relay,verify is not switched on"
+        "--require", type=_parts, default=(), metavar="PARTS", help="fail if a listed part (relay or verify) is off"
     )
     parser.add_argument("--strict", action="store_true", help="fail if there are warnings")
     parser.add_argument("--all", action="store_true", help="import every installed library and try its hooks")
@@ -129,8 +129,8 @@ def _parts(text: str) -> tuple[str, ...]:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run the command with its parsed *options*."""
-    # Without this handler, problems that are printed here would also be logged to stderr.
+    """Run the ``check`` command and return its exit status."""
+    # This handler prevents Python from logging the printed problems to stderr as well.
     logging.getLogger("otel_token_relay").addHandler(logging.NullHandler())
     report = build_report(environment_of(options.pid), options)
     status = _status(report, options)
@@ -153,7 +153,7 @@ def _unreachable(report: Report) -> list[str]:
 
 
 def build_report(environ: Mapping[str, str], options: argparse.Namespace) -> Report:
-    """Check the settings in *environ* and the libraries installed in this environment."""
+    """Check the settings in *environ* and the libraries that are installed in this Python environment."""
     settings = Settings.load(environ)
     report = Report(relay=relay_problem(environ) is None, verify=settings.verify)
     report.settings = list(_differing(environ, settings))
@@ -175,10 +175,10 @@ def build_report(environ: Mapping[str, str], options: argparse.Namespace) -> Rep
 
 
 def _ask_issuers(settings: Settings, report: Report) -> list[IssuerReport]:
-    """Query the issuers, and add a problem for each issuer whose response cannot be used."""
+    """Query the issuers, and report a problem for each unusable response."""
     if settings.verification_problem is not None or missing_packages():
         return []
-    # Imported here because PyJWT is optional and takes 60 ms to import.
+    # These imports are local because PyJWT is optional and takes 60 ms to import.
     from otel_token_relay.verification.authenticator import client_from
     from otel_token_relay.verification.endpoints import describe_clock
     from otel_token_relay.verification.issuer_endpoints import ask_issuers
@@ -203,7 +203,10 @@ def _ask_issuers(settings: Settings, report: Report) -> list[IssuerReport]:
 
 
 def _ask_token_endpoints(settings: Settings, report: Report) -> list[IssuerReport]:
-    """Query the token endpoints if tokens are exchanged, and add a problem for each endpoint that cannot be used."""
+    """Query the token endpoints if a destination requires an exchange.
+
+    Report a problem for each unusable response.
+    """
     exchanges = any(entry.needs_exchange for entry in settings.entries)
     if not exchanges or settings.exchange_problem is not None or missing_packages():
         return []
@@ -213,7 +216,7 @@ def _ask_token_endpoints(settings: Settings, report: Report) -> list[IssuerRepor
 
 
 def _failures(issuers: Iterable[IssuerReport], effect: str) -> Iterator[str]:
-    """Yield a problem for each issuer whose response cannot be used."""
+    """Yield a problem for each issuer that returned an unusable response."""
     for issuer in issuers:
         if issuer.state == "problem":
             failed = _results([issuer], ("no_response", "problem"))
@@ -230,17 +233,20 @@ def _differing(environ: Mapping[str, str], settings: Settings) -> Iterator[Setti
     for name, variable in VARIABLES.items():
         value = getattr(settings, name)
         found = [source for source in sources if name in source.values]
-        # For protective settings, the strictest value takes effect rather than the first one.
+        # The strictest value of a protective setting takes effect, even if the value comes from a later source.
         source = next((source for source in found if source.values[name] == value), found[0] if found else None)
         if source is not None and (value != getattr(default, name) or name in source.invalid):
             yield Setting(variable.name, conceal(_shown(value)), source.name, name in source.invalid)
 
 
 def _install_hooks() -> list[str]:
-    """Install the hooks, which also loads the propagators in OTEL_PROPAGATORS as an application does at startup."""
+    """Install the hooks, and return any problems.
+
+    The installation also loads the propagators in OTEL_PROPAGATORS, as an application does at startup.
+    """
     try:
         install(Settings())
-    except Exception as error:  # OTEL_PROPAGATORS may contain a propagator from any package
+    except Exception as error:  # A propagator from another package can raise any exception.
         return [f"OTEL_PROPAGATORS cannot be loaded, so the application would not start: {error}"]
     return []
 
@@ -254,12 +260,12 @@ def _problems(
         yield relay_off
     if relay_off is None and not settings.destinations:
         yield (
-            "no destination is left, so no token is relayed: see the problems above"
+            "no valid destination remains, so no token is relayed: see the problems above"
             if settings.problems and are_given("destinations", load_sources(environ))
             else f"no destination is listed, so no token is relayed: set {VARIABLES['destinations'].name}"
         )
     if "verify" in options.require and settings.verify != "enforce":
-        yield f"requests are not refused if they have no valid token: set {VARIABLES['verify'].name}=enforce"
+        yield f"requests without a valid token are not refused: set {VARIABLES['verify'].name}=enforce"
     if relay_off is not None and not is_configured and settings.verify == "off" and not settings.problems:
         yield (
             "nothing is configured: to relay tokens, set OTEL_PROPAGATORS=tracecontext,baggage,token_relay and"
@@ -271,7 +277,7 @@ def _problems(
 def _problems_of_environment(
     environ: Mapping[str, str], settings: Settings, report: Report, options: argparse.Namespace
 ) -> Iterator[str]:
-    """Yield the problems that the installed packages cause."""
+    """Yield the problems with the installed packages."""
     if settings.verify != "off" and (missing := missing_packages()):
         yield f"requests cannot be verified because {missing} is missing: pip install 'otel-token-relay[verify]'"
     elif settings.verify != "off" and (clauses := unmet("verify")):
@@ -286,8 +292,8 @@ def _problems_of_environment(
         for library in report.libraries
     ):
         yield (
-            "no client, server, or framework with a hook is installed in this environment, only Python's own: run this"
-            " command in the environment of the service"
+            "this environment has no client, server, or framework with a hook, except Python's standard library: run"
+            " this command in the service's environment"
         )
     for library in report.libraries:
         if not library.is_covered and library.state != NOT_COVERED:
@@ -327,7 +333,7 @@ def _warnings(
                 "no token is exchanged unless the application verifies it in code: set"
                 f" {VARIABLES['verify'].name}=enforce, or use BearerAuthMiddleware"
             )
-    if options.pid is None and not options.online:  # another process may see different files
+    if options.pid is None and not options.online:  # A different process might see different files.
         yield from _credential_problems(settings)
     yield from describe_overridden(load_sources(environ), VARIABLES)
     if settings.verify == "report":
@@ -337,7 +343,7 @@ def _warnings(
 
 
 def _credential_problems(settings: Settings) -> Iterator[str]:
-    """Yield the reasons why this service's credentials cannot be used now. No requests are sent."""
+    """Yield a warning for each service credential that cannot be used, without sending any requests."""
     exchanges = any(entry.needs_exchange for entry in settings.entries)
     if settings.verification_problem is not None and not (exchanges and settings.exchange_problem is None):
         return
@@ -380,7 +386,7 @@ def _print(report: Report, options: argparse.Namespace) -> None:
 
 
 def _line_of(kind: Kind, covered: Sequence[Library]) -> str:
-    """Return one line that lists the libraries of one kind; empty if there are none."""
+    """Return a line that lists the libraries of one kind, or an empty string if there are none."""
     names = [f"{library.name} {library.version or '(standard library)'}" for library in covered if library.kind == kind]
     return f"{KINDS[kind]}: {', '.join(names)}" if names else ""
 
@@ -408,7 +414,7 @@ def _verdict(report: Report, options: argparse.Namespace) -> str:
         return f"{_count(report.warnings, 'warning')}, which --strict treats as problems. {state}"
     if unreachable := _unreachable(report):
         return f"No response from {', '.join(unreachable)}. {state}"
-    return f"No problem found. {state}"
+    return f"No problems found. {state}"
 
 
 def _count(lines: Sequence[str], noun: str) -> str:

@@ -1,7 +1,7 @@
 """Determine which installed libraries have hooks.
 
-`installed_libraries` imports nothing: it reads the installed packages' metadata and looks for the modules that have
-hooks. `try_hooks` imports every installed library, as an application does, and returns the results.
+`installed_libraries` reads package metadata and locates the modules to hook, but does not import them. `try_hooks`
+imports every installed library that has hooks, and checks whether the hooks work.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ KINDS: Final[dict[Kind, str]] = {
     "signal": "redacted signals",
 }
 
-# Clients that send requests themselves but have no hooks. Libraries built on a hooked client are not listed.
-# `docs/servers-and-clients.md` contains the same list.
+# These clients have no hooks and do not send requests through a hooked client. `docs/servers-and-clients.md` contains
+# the same list.
 UNCOVERED_CLIENTS: Final = (
     "curl_cffi",
     "geventhttpclient",
@@ -48,21 +48,21 @@ UNCOVERED_CLIENTS: Final = (
     "websocket-client",
     "websockets",
 )
-NOT_COVERED: Final = "no hook; name the destination with to_destination()"
+NOT_COVERED: Final = "no hook; specify the destination with to_destination()"
 CAN_BE_HOOKED: Final = "can be hooked"
 HOOKED: Final = "hooked"
 
 
 @dataclass(frozen=True, slots=True)
 class Library:
-    """One installed library.
+    """An installed library.
 
     Attributes:
-        kind: The library's purpose.
-        name: The package name or, for the standard library, the module name.
-        version: The installed version; ``None`` for the standard library.
-        state: `CAN_BE_HOOKED`, `HOOKED`, `NOT_COVERED`, or the reason why the library is not hooked.
-        is_covered: Whether the library is or will be hooked.
+        kind: The library's category.
+        name: The package name, or the module name for a module in the standard library.
+        version: The installed version, or ``None`` for a module in the standard library.
+        state: `CAN_BE_HOOKED`, `HOOKED`, `NOT_COVERED`, or the reason that the library cannot be hooked.
+        is_covered: Whether the library is hooked or can be hooked.
     """
 
     kind: Kind
@@ -76,14 +76,14 @@ class Library:
 
 
 def installed_libraries() -> list[Library]:
-    """Return the libraries installed in this environment without importing any of them."""
+    """Return the installed libraries without importing them."""
     return [*_libraries(_state_of_modules), *_uncovered()]
 
 
 def try_hooks() -> list[Library]:
-    """Import every installed library that has hooks, and return whether each library's hooks were applied.
+    """Import the installed libraries that have hooks, and return the state of each library.
 
-    The caller must install the hooks first.
+    Call `otel_token_relay.installation.install` before this function.
     """
     for hook in (*CLIENT_HOOKS, *SERVER_HOOKS):
         if hook.distribution is None or version_of(hook.distribution) is not None:
@@ -103,16 +103,16 @@ def try_hooks() -> list[Library]:
 
 
 def installed_caches() -> dict[str, str]:
-    """Return the names and versions of the installed caches that have hooks, without importing any of them."""
+    """Return the installed version of each cache that has hooks, keyed by package name."""
     names = dict.fromkeys(hook.distribution for hook in CACHE_HOOKS)
     return {name: version for name in names if name is not None and (version := version_of(name)) is not None}
 
 
 def try_caches() -> list[Library]:
-    """Import the installed caches, try their hooks, and return the results. No hooks remain in place.
+    """Import the installed caches, apply and remove their hooks, and return the results.
 
-    Only an import reveals whether the installed release contains the code that must be hooked. If the code is missing,
-    one user may receive another user's response.
+    Only an import reveals whether the installed release contains the code to hook. Without the hooks, a cache
+    might return one user's response to another user.
     """
     installed = installed_caches()
     runtime = Runtime(Settings()) if installed else None
@@ -126,10 +126,14 @@ def try_caches() -> list[Library]:
 
 
 def _try_patch(hook: Hook, runtime: Runtime | None) -> str | None:
-    """Return why *hook* cannot be applied; ``None`` if it can be applied or if the module cannot be imported."""
+    """Apply and remove *hook*, and return the error message.
+
+    Return ``None`` if the hook works or if the module cannot be imported.
+    """
     _import(hook.module)
     module = sys.modules.get(hook.module)
-    if module is None or runtime is None:  # a hishel module that is unusable without its client
+    # For example, a module in hishel cannot be imported if the module's HTTP client is not installed.
+    if module is None or runtime is None:
         return None
     patches = Patches()
     try:
@@ -142,7 +146,7 @@ def _try_patch(hook: Hook, runtime: Runtime | None) -> str | None:
 
 
 def try_redaction(settings: Settings) -> list[Library]:
-    """Import the SDK, redact a test token in each signal, and return the results; empty if the SDK is missing."""
+    """Import the OpenTelemetry SDK if it is installed, redact a test token in each signal, and return the results."""
     version = version_of("opentelemetry-sdk")
     if version is None:
         return []
@@ -155,13 +159,13 @@ def try_redaction(settings: Settings) -> list[Library]:
 
 
 def _import(module: str) -> None:
-    with contextlib.suppress(Exception), warnings.catch_warnings():  # importing a library may raise any exception
+    with contextlib.suppress(Exception), warnings.catch_warnings():  # An import can raise any exception.
         warnings.simplefilter("ignore")
         importlib.import_module(module)
 
 
 def version_of(distribution: str) -> str | None:
-    """Return a package's installed version; ``None`` if the package is not installed."""
+    """Return a package's installed version, or ``None`` if the package is not installed."""
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
@@ -169,10 +173,10 @@ def version_of(distribution: str) -> str | None:
 
 
 def has_module(name: str) -> bool:
-    """Return whether a module is installed without importing its package."""
+    """Return whether a module is installed, without importing the module's package."""
     root, *rest = name.split(".")
-    # Other finders may have side effects. For example, this package's own finder starts verification before a server is
-    # imported.
+    # Use only PathFinder, because other finders can have side effects. For example, this package's own finder starts
+    # verification before a server is imported.
     spec = None if root in sys.modules and not sys.modules[root] else PathFinder.find_spec(root)
     if spec is None or not rest:
         return spec is not None
@@ -183,12 +187,12 @@ def has_module(name: str) -> bool:
     return False
 
 
-# The packages that verification requires, keyed by module.
+# The packages that verification requires, keyed by module name.
 _TO_VERIFY: Final = {"jwt": "PyJWT", "urllib3": "urllib3"}
 
 
 def missing_packages() -> str:
-    """Return the missing packages that verification requires; empty if all of them are installed."""
+    """Return the names of the packages that verification requires but that are not installed, or an empty string."""
     return " and ".join(package for module, package in _TO_VERIFY.items() if not has_module(module))
 
 

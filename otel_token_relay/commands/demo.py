@@ -1,4 +1,4 @@
-"""``otel-token-relay demo``: demonstrate the package with servers on loopback."""
+"""Implement the ``demo`` command, which demonstrates the package with servers on the loopback interface."""
 
 from __future__ import annotations
 
@@ -9,16 +9,14 @@ from otel_token_relay.commands import USAGE_ERROR
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command to the parser."""
+    """Add the ``demo`` command to the command-line parser."""
     parser = commands.add_parser("demo", help="run three services and an authorization server on loopback")
-    parser.add_argument(
-        "--record", metavar="FILE", help="write the spans of the run to FILE as OTLP JSON, for `picture`"
-    )
+    parser.add_argument("--record", metavar="FILE", help="write the run's spans to FILE as OTLP JSON, for `picture`")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run the command, which requires the `demo` extra."""
+    """Run the ``demo`` command, which requires the ``demo`` extra, and return its exit status."""
     from otel_token_relay.demo import run as run_demo
 
     try:

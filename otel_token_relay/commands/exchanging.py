@@ -1,4 +1,4 @@
-"""Try an exchange for ``otel-token-relay explain --online``. The destination itself is never contacted."""
+"""Obtain a token for ``otel-token-relay explain --online`` without contacting the destination."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _NO_RESPONSE = ("unavailable", "timeout")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """The result of an exchange. All text is printable ASCII.
+    """The result of an attempt to obtain a token. All strings contain only printable ASCII characters.
 
     Attributes:
-        error: An `ExchangeError`, or ``rejected`` if this service does not accept the caller's token; ``None`` if a
-            token was issued.
-        detail: The problem, or the known properties of the issued token.
-        advice: The recommended action; ``None`` if a token was issued.
+        error: An `ExchangeError`, ``rejected`` if this service rejects the caller's token, or ``None`` if the server
+            issued a token.
+        detail: A description of the problem or of the issued token.
+        advice: The recommended action, or ``None`` without a recommendation.
     """
 
     error: str | None
@@ -39,7 +39,7 @@ class Attempt:
 
     @property
     def has_no_response(self) -> bool:
-        """Whether the authorization server did not respond."""
+        """Whether the authorization server failed to respond."""
         return self.error in _NO_RESPONSE
 
     def as_dict(self) -> dict[str, str | None]:
@@ -48,18 +48,18 @@ class Attempt:
 
 
 def try_exchange(settings: Settings, destination: Destination, value: str | None) -> Attempt:
-    """Obtain a token for *destination*, as a hop would.
+    """Obtain a token for *destination* in the same way that a hop does.
 
     Args:
-        settings: The settings, which must be complete.
+        settings: The settings, including all settings that an exchange requires.
         destination: The destination's entry.
-        value: The caller's token; ``None`` for the service's own token.
+        value: The caller's token, or ``None`` to obtain the service's own token.
     """
     from otel_token_relay.exchange.advice import ADVICE
 
     issuer = build_token_source(settings)
     if issuer is None:
-        return Attempt(error="unavailable", detail="no token can be exchanged with these settings")
+        return Attempt(error="unavailable", detail="tokens cannot be exchanged with these settings")
     try:
         caller = None if value is None else _caller(settings, value)
     except KeysUnavailable:
@@ -80,12 +80,12 @@ def try_exchange(settings: Settings, destination: Destination, value: str | None
     return Attempt(error=None, detail=_describe(claims_of(obtained.token.reveal())))
 
 
-# The server recognizes this service but refuses the random token.
+# These errors indicate that the server authenticated this service but rejected the random token.
 _AS_EXPECTED = ("invalid_request", "invalid_grant", "invalid_scope", "invalid_target", "interaction_required")
 
 
 def ask_token_endpoints(settings: Settings) -> list[IssuerReport]:
-    """Ask each token endpoint to exchange a random token."""
+    """Ask each token endpoint to exchange a random token, and return a report on each endpoint."""
     from otel_token_relay.exchange.engine import DEFAULT_TIMEOUT
     from otel_token_relay.exchange.tokens import DestinationTokens
     from otel_token_relay.verification.endpoints import EndpointReport
@@ -101,7 +101,7 @@ def ask_token_endpoints(settings: Settings) -> list[IssuerReport]:
         started = time.monotonic()
         try:
             engine.ask(request, DEFAULT_TIMEOUT)
-            result = "it issues a token in exchange for a random one"
+            result = "it issues a token in exchange for a random token"
         except ExchangeFailed as failure:
             result = f"{failure.error} ({failure.detail})" if failure.detail else failure.error
             if failure.error in _AS_EXPECTED:
@@ -117,7 +117,7 @@ def ask_token_endpoints(settings: Settings) -> list[IssuerReport]:
 
 def _caller(settings: Settings, value: str) -> BearerToken:
     token = BearerToken(value, lease=Lease())
-    verification: Verification = AssumedVerification()  # if tokens are verified only in the application's code
+    verification: Verification = AssumedVerification()  # Only the application's code verifies tokens.
     if settings.verify != "off":
         from otel_token_relay.verification.authenticator import verifier_from
 
@@ -127,7 +127,7 @@ def _caller(settings: Settings, value: str) -> BearerToken:
 
 
 def _describe(claims: Mapping[str, Any] | None) -> str:
-    """Describe what the issued token is for, without identifying the user."""
+    """Describe the issued token's audience, lifetime, and actor, without identifying the user."""
     if claims is None:
         return "The server issued an opaque token."
     audience = claims.get("aud")

@@ -1,4 +1,4 @@
-"""``otel-token-relay explain``: print the decision for each URL, the reason for it, and the closest entry."""
+"""Implement the ``explain`` command, which prints the decision for each URL, the reason, and the closest entry."""
 
 from __future__ import annotations
 
@@ -31,8 +31,7 @@ from otel_token_relay.urls import ReadUrl, read_url
 
 _EPILOG: Final = """\
 The settings come from this shell's environment or, with --pid, from the environment in which a running process was
-started. In a shell, put entries with parameters and URLs in single quotes: an unquoted ; ends the command, and the rest
-of the value is lost.
+started. In a shell, enclose URLs and entries with parameters in single quotes, because an unquoted ; ends the command.
 
 examples:
   export OTEL_PROPAGATORS=tracecontext,baggage,token_relay
@@ -48,23 +47,24 @@ NOT_VERIFIABLE: Final = (
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command to the parser."""
+    """Add the ``explain`` command to the command-line parser."""
     parser = commands.add_parser(
         "explain",
-        help="print whether the token would be relayed to a URL; exit with 1 if not",
-        description="Print the decision for a request to each URL, assuming a valid token that has been verified if"
-        " this service verifies tokens.",
+        help="print whether the token would be relayed to a URL; exit with status 1 if not",
+        description="Print the decision for a request to each URL, assuming that the caller's token is valid.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("urls", metavar="URL", nargs="+", help="a URL as the application passes it to its client")
     parser.add_argument(
-        "--without-user", action="store_true", help="explain a call that is made while no request is served"
+        "--without-user",
+        action="store_true",
+        help="explain a call that the service makes while it is not handling a request",
     )
     parser.add_argument(
         "--online",
         action="store_true",
-        help="exchange a token from standard input for the destinations that need one of their own",
+        help="exchange a token from standard input for each destination that requires its own token",
     )
     parser.add_argument("--pid", type=int, metavar="N", help="use the environment of process N (Linux)")
     parser.add_argument("--json", action="store_true", help="print one JSON object on one line for each URL")
@@ -72,7 +72,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run the command with its parsed *options*."""
+    """Run the ``explain`` command and return its exit status."""
     if any("://" not in url and looks_like_token(url) for url in options.urls):
         raise UsageError("expected URLs; one argument looks like a token")
     return explain(
@@ -94,18 +94,20 @@ def explain(
     as_json: bool = False,
     is_online: bool = False,
 ) -> int:
-    """Print the decision for each URL and the reason for it.
+    """Print the decision for each URL and the reason for the decision.
 
     Args:
-        urls: The URLs, as passed to a client.
+        urls: The URLs that the application passes to its client.
         environ: The environment variables that contain the settings.
-        pid: The process to which *environ* belongs; ``None`` for this shell.
-        without_user: Whether to explain calls that are made while no requests are being served.
+        pid: The ID of the process to which *environ* belongs, or ``None`` for the current process.
+        without_user: Whether to explain calls that the service makes while it is not handling any requests.
         as_json: Whether to print JSON.
-        is_online: Whether to exchange a token from standard input or obtain the service's own token.
+        is_online: Whether to obtain tokens from the authorization server, in exchange for a token from standard input
+            if necessary.
 
-    Returns: 0 if a token would be sent to all of the URLs, 1 if a token would be withheld from any of them, and 3 if
-    the only problem is that an authorization server does not respond.
+    Returns:
+        The exit status: 0 if a token would be sent to every URL, 1 if a token would be withheld from at least one URL,
+        or 3 if the only problem is an authorization server that does not respond.
 
     Raises:
         NoToken: Standard input contains no token.
@@ -145,10 +147,10 @@ def explain(
 
 
 def _exchange(settings: Settings, results: list[_Result], *, without_user: bool) -> list[_Result]:
-    """Try the exchange for each result that needs one."""
+    """Obtain a token for each result whose destination requires its own token."""
     tried = [result.may_exchange for result in results]
     token = read_token("otel-token-relay explain --online URL")[0] if any(tried) and not without_user else None
-    # Without this handler, Python would also print the package's warnings, which the result covers in more detail.
+    # This handler prevents Python from printing the package's warnings, because the result is more detailed.
     logging.getLogger("otel_token_relay").addHandler(logging.NullHandler())
     return [
         replace(result, attempt=try_exchange(settings, result.explanation.entry, token))
@@ -159,16 +161,16 @@ def _exchange(settings: Settings, results: list[_Result], *, without_user: bool)
 
 
 def _relay_off(environ: Mapping[str, str], settings: Settings) -> str | None:
-    """Return why no tokens are relayed to any destination; ``None`` if the relay is on."""
+    """Return the reason that no tokens are relayed, or ``None`` if the relay is on."""
     context = context_problem(environ)
-    # The other possible problem, a context that no installed package provides, does not stop the relay.
+    # A context implementation that no installed package provides does not turn off the relay.
     off = relay_problem(environ) or (context if context == CONTEXT_PROBLEM else None)
     cannot_verify = settings.rejects and bool(settings.missing_to_verify or missing_packages())
     return off or (NOT_VERIFIABLE if cannot_verify else None)
 
 
 def _read(url: str, environ: Mapping[str, str], pid: int | None) -> ReadUrl:
-    """Parse *url*, and add a note about the netrc entry for its host, if there is such an entry."""
+    """Parse *url*, and add a note if a netrc entry exists for the URL's host."""
     read = read_url(url)
     netrc_note = "" if read.origin is None else describe_netrc(read.origin.host, environ, pid)
     note = f"{read.note} {netrc_note}".strip()
@@ -176,14 +178,14 @@ def _read(url: str, environ: Mapping[str, str], pid: int | None) -> ReadUrl:
 
 
 def _no_destinations(environ: Mapping[str, str], settings: Settings, pid: int | None) -> str:
-    """Return the likely reason why no destinations are set."""
+    """Return the most likely reason that no destinations are set."""
     if are_given("destinations", load_sources(environ)):
         return "Correct the settings: see the problem below." if settings.problems else f"{DESTINATIONS} is empty."
     if pid is not None:
         return f"{DESTINATIONS} is not set in the environment of process {pid}."
     return (
-        f"{DESTINATIONS} is not set in this environment. explain reads the environment of this shell: use --pid with"
-        " the process id of the running service, or export the service's variables first."
+        f"{DESTINATIONS} is not set in this environment. explain reads this shell's environment: use --pid with"
+        " the process ID of the running service, or export the service's variables first."
     )
 
 
@@ -194,10 +196,10 @@ class _Result:
     Attributes:
         url: The URL.
         explanation: The relay's decision.
-        relay_problem: Why the relay is off, and what to set; ``None`` if the relay is on.
-        unset: Why no destinations are set; ``None`` if any are.
-        exchange_problem: Why tokens cannot be exchanged; ``None`` if the settings are complete.
-        attempt: The result of the exchange; ``None`` if no exchange was attempted.
+        relay_problem: The reason that the relay is off and how to turn it on, or ``None`` if the relay is on.
+        unset: The most likely reason that no destinations are set, or ``None`` if at least one destination is set.
+        exchange_problem: The reason that tokens cannot be exchanged, or ``None`` if the exchange settings are complete.
+        attempt: The result of the exchange, or ``None`` if no exchange was attempted.
     """
 
     url: ReadUrl
@@ -209,7 +211,7 @@ class _Result:
 
     @property
     def may_exchange(self) -> bool:
-        """Whether a hop would obtain a token for this destination."""
+        """Whether a hop would request a token for this destination from the authorization server."""
         reason = self.explanation.decision.reason
         return self.relay_problem is None and reason in (Reason.EXCHANGED, Reason.OWN)
 
@@ -233,7 +235,7 @@ class _Result:
             return f"Correct {SOURCE_HEADERS}: no token is read from any request."
         closest = self.explanation.closest
         if closest is not None and closest.is_deliberate:
-            return "Nothing, if this is intended. Otherwise, remove the entry, or its ;never."
+            return "Nothing, if this is intended. Otherwise, remove the entry or its ;never parameter."
         if closest is not None and closest.is_skipped:
             return "Correct the entry: see the problem below."
         if self.unset is not None:
@@ -243,7 +245,7 @@ class _Result:
         return _plain(self.explanation.decision.reason.advice)
 
     def as_json(self) -> dict[str, object]:
-        """Return the result with the keys that ``docs/command-line.md`` describes, except ``problems``."""
+        """Return the JSON object that ``docs/command-line.md`` describes, without the ``problems`` key."""
         explanation = self.explanation
         return {
             "url": self.url.shown,
@@ -266,7 +268,7 @@ class _Result:
         return Reason.NOT_VERIFIED if self.attempt.error == "rejected" else Reason.EXCHANGE_FAILED
 
     def print(self, *, with_url: bool) -> None:
-        """Print the decision first, and then the reason and the recommended action."""
+        """Print the decision, the reason, and the recommended action."""
         reason = self._reason
         off = "requests get 503" if self.relay_problem == NOT_VERIFIABLE else "the relay is off"
         headline = _verdict(reason) if self.relay_problem is None else f"withheld: {off}"
@@ -299,11 +301,11 @@ def _verdict(reason: Reason) -> str:
     return f"withheld: {reason}" if outcome == "withheld" else outcome
 
 
-# What a request would contain. `Reason.meaning` describes requests that have already been sent.
+# These sentences describe future requests, whereas `Reason.meaning` describes requests that have already been sent.
 _MEANINGS: Final = {
-    Reason.EXCHANGED: "A request carries a token that is obtained for this destination in exchange for the caller's, if"
-    " it is sent while the caller's request is served and has no credential of its own.",
-    Reason.OWN: "A request that is sent while no request is served carries a token of the service's own.",
+    Reason.EXCHANGED: "A request carries a token that the service obtains in exchange for the caller's token, if the"
+    " request is sent while the caller's request is served and has no credential of its own.",
+    Reason.OWN: "A request that the service sends while it is not handling a request carries the service's own token.",
     Reason.RELAYED: "A request carries the token if it is sent while the caller's request is served and has no"
     " credential of its own.",
 }

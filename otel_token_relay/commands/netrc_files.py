@@ -1,6 +1,6 @@
-"""Find the netrc entry that makes a client add its own credential, which takes precedence over the token.
+"""Find the netrc entry for a host, because some clients send that entry's credential instead of the token.
 
-This module reads the files but neither stores nor prints their contents.
+This module reads netrc files but does not store or print their contents.
 """
 
 from __future__ import annotations
@@ -10,28 +10,28 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-# The file names that Requests looks for in the home directory, in this order.
+# Requests looks for these files in the home directory, in this order.
 _NAMES: Final = (".netrc", "_netrc")
 
 
 def describe_netrc(host: str, environ: Mapping[str, str], pid: int | None) -> str:
-    """Return a message about the netrc entry for *host* and the entry's effect; empty without such an entry.
+    """Return a message about the effect of a netrc entry for *host*, or an empty string if *host* has no entry.
 
     Args:
         host: The request's host.
-        environ: The environment of the client process.
-        pid: The ID of the client process, which may see different files; ``None`` for the current process.
+        environ: The client process's environment variables.
+        pid: The ID of the client process, which might see different files, or ``None`` for the current process.
     """
     names = [environ["NETRC"]] if "NETRC" in environ else [f"{environ.get('HOME', '~')}/{name}" for name in _NAMES]
     name = next((name for name in names if _file(name, pid).exists()), None)
     try:
         if name is None or not any(netrc.netrc(_file(name, pid)).authenticators(host) or ()):
             return ""
-    except (netrc.NetrcParseError, OSError, UnicodeDecodeError):  # clients ignore such files
+    except (netrc.NetrcParseError, OSError, UnicodeDecodeError):  # Clients ignore unreadable netrc files.
         return ""
     return (
-        f"{name} has an entry for this host. requests, and aiohttp with trust_env, send it as Authorization: Basic, so"
-        " such a request does not carry the token (explicit_credential)."
+        f"{name} has an entry for this host. The requests library and aiohttp (with trust_env) send the entry as"
+        " Authorization: Basic, so such a request does not carry the token (explicit_credential)."
     )
 
 

@@ -1,4 +1,4 @@
-"""Print text to a terminal: wrap lines to the terminal's width, and escape all characters except printable ASCII."""
+"""Print text with long lines wrapped and with all characters except printable ASCII escaped."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ _MAX_WIDTH: Final = 120
 
 
 def say(text: str = "", *, indent: int = 0) -> None:
-    """Print one paragraph. Wrap the text only if standard output is a terminal, so that programs can parse the output.
+    """Print one paragraph.
+
+    The text is wrapped only if standard output is a terminal, so that programs can parse redirected output.
 
     Args:
         text: A sentence or a list item.
-        indent: The number of spaces before the first line. Continuation lines are indented by two more spaces.
+        indent: The number of spaces before the first line. Continuation lines are indented by two additional spaces.
     """
     text = escape(text)
     first = " " * indent
@@ -41,9 +43,9 @@ def say(text: str = "", *, indent: int = 0) -> None:
 
 
 def emphasize(text: str) -> str:
-    """Return *text*, in bold if standard output is a terminal and NO_COLOR is not set.
+    """Return *text*, formatted in bold if standard output is a terminal and NO_COLOR is not set.
 
-    Do not pass the result to `say`.
+    Do not pass the result to `say`, which escapes the formatting characters.
     """
     is_plain = not sys.stdout.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
     return text if is_plain else f"\x1b[1m{text}\x1b[0m"

@@ -1,4 +1,4 @@
-"""``otel-token-relay picture FILE``: draw a recorded run as an HTML page or a Mermaid diagram."""
+"""Implement the ``picture`` command, which draws a recorded run as an HTML page or a Mermaid diagram."""
 
 from __future__ import annotations
 
@@ -10,20 +10,23 @@ from typing import Final
 from otel_token_relay.commands import OK, USAGE_ERROR
 
 MAX_BYTES: Final = 128 * 1024 * 1024
-"""Larger recordings do not fit in memory on small machines. 10,000 spans take about 20 MB."""
+"""The maximum size of a recording, which limits memory use. The size of a recording of 10,000 spans is about 20 MB."""
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command to the parser."""
+    """Add the ``picture`` command to the command-line parser."""
     parser = commands.add_parser("picture", help="draw a recorded run: which hops carried a token, and why")
     parser.add_argument("file", metavar="FILE", help="a recording of `demo --record`, or spans in OTLP JSON")
     parser.add_argument("--mermaid", action="store_true", help="write a Mermaid sequence diagram instead of a page")
-    parser.add_argument("-o", dest="output", metavar="PAGE", help="the file to write; otherwise, standard output")
+    parser.add_argument("-o", dest="output", metavar="PAGE", help="the file to write (default: standard output)")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run the command. Its messages quote neither the file's contents nor its name: either may contain a token."""
+    """Run the ``picture`` command and return its exit status.
+
+    Error messages do not quote the file's name or contents, because either can contain a token.
+    """
     from otel_token_relay.pictures import mermaid, page, runs, spans
 
     try:
@@ -32,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
         return _fail(str(error))
     except UnicodeDecodeError:
         return _fail("the file is not UTF-8 text; expected spans in OTLP JSON")
-    except (OSError, ValueError) as error:  # ValueError if the name contains NUL
+    except (OSError, ValueError) as error:  # A null character in the name raises ValueError.
         return _fail(f"the file cannot be read: {getattr(error, 'strerror', None) or 'its name is invalid'}")
     limit, write = (mermaid.MAX_HOPS, mermaid.write_mermaid) if options.mermaid else (page.MAX_HOPS, page.write_page)
     drawn = write(runs.build_run(recording, max_hops=limit))
@@ -49,7 +52,7 @@ def _read(name: str) -> str:
     with open(name, "rb") as file:
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
-        raise NotARecording(f"the file has more than {MAX_BYTES // 1024 // 1024} MiB; pass a shorter recording")
+        raise NotARecording(f"the file is larger than {MAX_BYTES // 1024 // 1024} MiB; pass a shorter recording")
     return data.decode("utf-8-sig")
 
 

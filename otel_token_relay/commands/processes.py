@@ -1,4 +1,4 @@
-"""Read another process's environment for ``--pid``. None of that process's code is imported or run."""
+"""Read another process's environment for the ``--pid`` option, without running any of that process's code."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from otel_token_relay.configuration_file import FILE_VARIABLE
 
 
 class ProcessUnreadable(UsageError):
-    """The process's environment cannot be read."""
+    """The error for a process whose environment cannot be read."""
 
 
 def environment_of(pid: int | None) -> Mapping[str, str]:
-    """Return the environment variables that a process was started with, or this process's if *pid* is ``None``.
+    """Return a process's initial environment variables, or the current process's variables if *pid* is ``None``.
 
     The result includes the variables that ``opentelemetry-instrument`` sets from its command-line flags. The
-    configuration file's name is replaced with a path through which this process can read the same file, even if the
-    other process runs in a container.
+    configuration file's path is rewritten so that the current process can read the file, even if the other process runs
+    in a container.
 
     Raises:
         ProcessUnreadable: The process does not exist or belongs to a different user, or the system is not Linux.
@@ -31,7 +31,7 @@ def environment_of(pid: int | None) -> Mapping[str, str]:
         raise ProcessUnreadable("--pid requires Linux: it reads /proc/PID/environ")
     path = Path("/proc", str(pid), "environ")
     try:
-        # The environment file of a process that has just started is empty until the process executes its program.
+        # A new process's environment file is empty until the process executes its program.
         content = path.read_bytes() or _read_later(path)
     except FileNotFoundError:
         raise ProcessUnreadable(f"process {pid} does not exist") from None

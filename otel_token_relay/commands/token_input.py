@@ -9,25 +9,28 @@ from typing import Final
 
 from otel_token_relay.commands import UsageError
 
-# Larger input is not a token. The verifier's own limit is much lower.
+# Larger input is not a token. The limit that the verifier enforces is much lower.
 MAX_BYTES: Final = 1024 * 1024
-# The maximum length of a line that a terminal passes to a program on Linux and macOS (N_TTY, MAX_CANON).
+# The maximum length of a line of terminal input on Linux (N_TTY) and macOS (MAX_CANON).
 _LONGEST_TYPED: Final = {"linux": 4095, "darwin": 1024}
 
 _PREFIX: Final = re.compile(r"(?:authorization[ \t]*:[ \t]*)?bearer[ \t]+", re.IGNORECASE)
 
 
 class NoToken(UsageError):
-    """Standard input contains no token."""
+    """The error for standard input that does not contain a usable token."""
 
 
 def read_token(command: str) -> tuple[str, list[str]]:
-    """Return the token, without surrounding whitespace or the ``Bearer`` prefix, and a note about each correction.
+    """Read a token from standard input, and remove surrounding whitespace and the ``Bearer`` prefix.
 
-    If standard input is a terminal, the token is not displayed while it is being typed.
+    If standard input is a terminal, the token is not displayed while the user types.
 
     Args:
-        command: The command as the user types it, for use in the error message.
+        command: The command that error messages suggest.
+
+    Returns:
+        The token, and a note about each correction.
 
     Raises:
         NoToken: The input is empty, too large, or truncated by the terminal.
@@ -36,17 +39,17 @@ def read_token(command: str) -> tuple[str, list[str]]:
     notes = []
     if (prefix := _PREFIX.match(text)) is not None:
         text = text[prefix.end() :]
-        notes.append('The input begins with "Bearer", which was removed.')
+        notes.append('The "Bearer" prefix was removed from the input.')
     if not text:
-        raise NoToken(f"standard input contains no token; pass it as in: {command} < token.txt")
+        raise NoToken(f"standard input contains no token; pass a token, for example: {command} < token.txt")
     return text, notes
 
 
 def _read() -> str:
     data = b"" if sys.stdin is None else sys.stdin.buffer.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
-        raise NoToken(f"standard input has more than {MAX_BYTES} bytes; expected one token")
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):  # the encoding in which PowerShell writes files
+        raise NoToken(f"standard input is larger than {MAX_BYTES} bytes; expected one token")
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):  # PowerShell writes files in this encoding.
         return data.decode("utf-16", "replace")
     return data.decode("utf-8-sig", "replace")
 
@@ -57,5 +60,7 @@ def _ask(command: str) -> str:
     except EOFError:
         return ""
     if len(text) >= _LONGEST_TYPED.get(sys.platform, MAX_BYTES):
-        raise NoToken(f"a terminal truncates long lines; pass the token as in: {command} < token.txt")
+        raise NoToken(
+            f"the terminal truncates long lines; pass the token from a file, for example: {command} < token.txt"
+        )
     return text

@@ -1,6 +1,6 @@
-"""``otel-token-relay verify``: read a token from standard input, and report whether this service accepts it.
+"""Implement the ``verify`` command, which reports whether this service accepts a token from standard input.
 
-The output never contains any part of the token. Values from the token are masked, escaped, and truncated.
+The output never contains any part of the encoded token. Claim values are masked, escaped, and truncated.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from otel_token_relay.verification.claims import look_up
 from otel_token_relay.verification.concealment import Concealment
 from otel_token_relay.verification.malformations import read_unverified
 
-if TYPE_CHECKING:  # these modules import PyJWT, which may be missing
+if TYPE_CHECKING:  # These modules require PyJWT, which might not be installed.
     from otel_token_relay.verification.issuer_endpoints import InThread, IssuerReport
     from otel_token_relay.verification.verifier import TokenVerifier
 
 Result = Literal["accepted", "rejected", "unavailable", "not_configured"]
 
 NO_ARGUMENTS: Final = (
-    "the token is read from standard input, not from the arguments, which other users of this machine can read;"
-    " pass it as in: otel-token-relay verify < token.txt"
+    "the token is read from standard input, because other users of this machine can read command-line arguments;"
+    " for example: otel-token-relay verify < token.txt"
 )
 _EXAMPLES: Final = """\
 examples:
@@ -54,11 +54,11 @@ _WITHOUT_EXTRA: Final = "tokens cannot be verified because PyJWT is missing: pip
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command to the parser."""
+    """Add the ``verify`` command to the command-line parser."""
     parser = commands.add_parser(
         "verify",
-        help="read a token from standard input; print whether it is accepted or why not; exit with 1 if not",
-        description="Read a token from standard input, and verify it as the service with this environment would.",
+        help="report whether this service accepts a token from standard input; exit with status 1 if not",
+        description="Read a token from standard input, and verify the token with the settings in this environment.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -69,17 +69,17 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run the command with its parsed *options*."""
+    """Run the ``verify`` command and return its exit status."""
     options.claims = [name for names in options.claims for name in names.split(",") if name]
     if (position := _find_token(options.claims)) is not None:
         raise UsageError(f"argument {position} of --claims looks like a token; {NO_ARGUMENTS}")
-    # Without this handler, Python would also print the package's warnings, which the result covers in more detail.
+    # This handler prevents Python from printing the package's warnings, because the result is more detailed.
     logging.getLogger("otel_token_relay").addHandler(logging.NullHandler())
     try:
         outcome = _verify(environment_of(options.pid), options.claims)
     except UsageError:
         raise
-    except Exception as error:  # a traceback or a message could contain the token
+    except Exception as error:  # A traceback or an error message could contain the token.
         message = f"the token could not be verified: {type(error).__name__}"
         print(f"otel-token-relay verify: error: {message}", file=sys.stderr)
         return PROBLEM
@@ -92,21 +92,21 @@ def run(options: argparse.Namespace) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """The result of the command. All text is printable ASCII.
+    """The result of the ``verify`` command. All strings contain only printable ASCII characters.
 
     Attributes:
-        result: Whether the token is accepted.
-        reason: The reason for the rejection, as in `TokenRejected.reason`.
-        summary: Further information about the result; empty if there is none.
+        result: ``accepted``, ``rejected``, ``unavailable``, or ``not_configured``.
+        reason: The reason for the rejection; see `TokenRejected.reason`.
+        summary: Additional information about the result; can be empty.
         cause: The cause of the rejection, with the expected and actual values.
         asked: The names of the claims to print.
         claims: The values of the requested claims that are present in the token.
         issuers: The responses from the issuers' endpoints.
-        clock_difference: The number of seconds by which the issuer's clock is ahead; ``None`` if it is not clear which
-            issuer issued the token or if that issuer's clock is unknown.
+        clock_difference: The number of seconds by which the issuer's clock is ahead of this machine's clock; ``None``
+            if the issuer or the issuer's time is unknown.
         advice: The recommended action.
         problems: Problems in the settings.
-        notes: Remarks about the input and the settings.
+        notes: Notes about the input and the settings.
     """
 
     result: Result
@@ -122,7 +122,7 @@ class Outcome:
     notes: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the outcome in the JSON format that `docs/command-line.md` describes."""
+        """Return the outcome in the JSON format that ``docs/command-line.md`` describes."""
         return {
             "result": self.result,
             "reason": self.reason,
@@ -198,14 +198,14 @@ def _not_configured(advice: str, problems: tuple[str, ...]) -> Outcome:
 
 
 def _find_token(names: Sequence[str]) -> int | None:
-    """Return the 1-based position of the first name that may be a token."""
+    """Return the 1-based position of the first name that looks like a token, or ``None`` if no name does."""
     return next(
         (at for at, name in enumerate(names, 1) if len(name) > _MAX_NAME_LENGTH or looks_like_token(name)), None
     )
 
 
 class _Verification:
-    """One run of the verifier, during which the issuer's endpoints are also queried."""
+    """A verification of one token that also queries the issuer's endpoints."""
 
     def __init__(self, settings: Settings, verifier: TokenVerifier, token: str, names: tuple[str, ...]) -> None:
         self._settings = settings
@@ -254,10 +254,10 @@ class _Verification:
         return "accepted", None, None, (f"exp: {describe_time(expires)}, {expires - time.time():.0f} s from now",)
 
     def _ask_issuers(self) -> InThread[tuple[IssuerReport, ...]] | None:
-        """Query the token's issuer or, if that issuer is not trusted, all trusted issuers.
+        """Query the token's issuer, or all trusted issuers if the token's issuer is not trusted.
 
-        If the token does not identify an issuer, only introspection can verify it, so no issuers are queried unless
-        there is an introspection endpoint.
+        Only introspection can verify a token that does not identify its issuer. For such a token, query the issuers
+        only if an introspection endpoint is configured.
         """
         from otel_token_relay.verification.authenticator import client_from
         from otel_token_relay.verification.issuer_endpoints import InThread, ask_issuers
@@ -287,8 +287,8 @@ class _Verification:
         return found
 
     def _conceal_report(self, report: IssuerReport) -> IssuerReport:
-        # The issuer chooses its key IDs, and a forged token's signature can contain one, so the results are concealed
-        # too.
+        # The results can contain the issuer's key IDs. A forged token's signature can contain one of these IDs, so
+        # the results must also be concealed.
         endpoints = [
             replace(endpoint, result=self._concealment.text(endpoint.result, MAX_CLAIM_LENGTH))
             for endpoint in report.endpoints
@@ -299,7 +299,7 @@ class _Verification:
         return self._concealment.text(name, _MAX_NAME_LENGTH)
 
     def _conceal(self, value: Any) -> Any:
-        """Return a claim's value for printing: numbers and constants unchanged, and all other values as text."""
+        """Return a claim's value as concealed text, except for numbers and constants, which are returned unchanged."""
         shown = self._concealment.value(value, MAX_CLAIM_LENGTH)
         is_plain = value is None or isinstance(value, (bool, int, float))
         return value if is_plain and shown == json.dumps(value) else shown
@@ -322,7 +322,10 @@ def _advise(
 
 
 def _advise_about_clocks(reason: str | None, difference: float | None) -> str | None:
-    """Return advice based on the measured clock difference; ``None`` if the clocks are not the cause."""
+    """Return advice for a token that has expired or is not yet valid, based on the measured clock difference.
+
+    Return ``None`` if the clocks did not cause the rejection.
+    """
     from otel_token_relay.verification.endpoints import MIN_CLOCK_DIFFERENCE
 
     if difference is None or reason not in ("expired", "not_yet_valid"):

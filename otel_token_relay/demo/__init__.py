@@ -1,8 +1,8 @@
-"""A demonstration on loopback: three services, a third party, and an authorization server.
+"""Demonstrate the relay with three services, a third party, and an authorization server.
 
-Everything except the users is real: processes, HTTP, OpenTelemetry, an OAuth server, and its signed
-tokens. The servers listen only on loopback, because the authorization server has fixed client secrets
-and no login page. Importing this package does not load any of the servers.
+The demo simulates only the users. The processes, HTTP requests, OpenTelemetry instrumentation, OAuth server, and signed
+tokens are real. The servers listen only on the loopback interface, because the authorization server has hard-coded
+client secrets and no login page. Importing this package does not load any of the servers.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import importlib.util
 import signal
 from typing import Final
 
-# One module for each package in the extra, so that a missing package is reported before anything starts.
+# These modules come from the packages in the ``demo`` extra. The demo checks for these modules before it starts.
 _NEEDED: Final = (
     "authlib",
     "cryptography",
@@ -29,18 +29,17 @@ _NEEDED: Final = (
     "uvicorn",
 )
 
-_START: Final = "Starting an authorization server, three services and a third party on loopback."
+_START: Final = "Starting an authorization server, three services, and a third party on loopback."
 
 
 def run(record: str | None = None) -> int:
     """Run the demo and return its exit status.
 
     Args:
-        record: The file to write the calls' spans to; ``None`` to write no file.
+        record: The path of the file to which the demo writes the calls' spans, or ``None`` to write no file.
 
     Returns:
-        0 if every token reached only services that may receive it and every invalid token was rejected;
-        130 after Ctrl-C; 1 otherwise, including if a process did not start.
+        0 if the demo found no faults, 130 if the user pressed Ctrl+C, or 1 if the demo found a fault or could not run.
 
     Raises:
         ModuleNotFoundError: A package from the ``demo`` extra is missing.
@@ -52,7 +51,7 @@ def run(record: str | None = None) -> int:
         from otel_token_relay.demo.processes import keep_standard_streams_open
 
         keep_standard_streams_open()
-        # Importing the other modules takes a second, so first show the user what is happening.
+        # Print a message first, because importing the other modules takes about a second.
         print(_START, flush=True)  # noqa: T201
         from otel_token_relay.demo.runner import run_demo
 

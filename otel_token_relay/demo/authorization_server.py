@@ -1,7 +1,8 @@
-"""An in-memory authorization server for the demo and for tests, built with Authlib and Flask.
+"""Run an in-memory authorization server, built with Authlib and Flask, for the demo and for tests.
 
-It has two users, alice and bob, but no login page: it assumes that the user in ``login_hint`` has signed in and given
-consent. Therefore, the server listens only on loopback and stores nothing on disk. Access tokens are signed with RS256.
+The server has two users, alice and bob, but no login page. The server assumes that the user in ``login_hint`` has
+signed in and given consent, so it listens only on the loopback interface. The server signs access tokens with RS256 and
+stores nothing on disk.
 
     python -m otel_token_relay.demo.authorization_server --port 9400
 
@@ -10,7 +11,7 @@ only), RFC 9068 (JWT access tokens), RFC 8707 (``resource`` specifies the audien
 exchange), RFC 7662 (introspection), RFC 7009 (revocation), and RFC 8414 (metadata).
 """
 
-# Authlib has no type hints, and its documented types differ from those that pyright infers.
+# Authlib has no type hints, and its documented types differ from the types that pyright infers.
 # pyright: reportIncompatibleMethodOverride=false
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class Client(ClientMixin):
     """A registered client. A client without a secret is public and must use PKCE.
 
     Attributes:
-        lifetime: The lifetime of the client's access tokens in seconds; ``None`` for the server's default.
+        lifetime: The lifetime of the client's access tokens, in seconds, or ``None`` for the server's default.
     """
 
     client_id: str
@@ -86,7 +87,7 @@ class Client(ClientMixin):
 
 WEB: Final = Client(CLIENT_ID, ("authorization_code", "refresh_token"))
 KIOSK: Final = Client("kiosk", ("authorization_code",), lifetime=1)
-"""A public terminal, whose tokens must have expired by the time the next user arrives."""
+"""A client on a public terminal, whose tokens must expire before the next user arrives."""
 SERVICES: Final = tuple(
     Client(name, ("client_credentials", token_exchange.GRANT_TYPE), f"{name}-secret")
     for name in ("user-service", "profile-service", "billing-service")
@@ -96,10 +97,11 @@ CLIENTS: Final = {client.client_id: client for client in (WEB, KIOSK, *SERVICES)
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """A person with an account. The user's name is the ``sub`` claim in all of the user's tokens.
+    """A registered user. Each of the user's tokens contains the user's name in the ``sub`` claim.
 
     Attributes:
-        actor: The service that acts for the user, as in the ``act`` claim; ``None`` if the user acts directly.
+        actor: The ``act`` claim, which identifies the service that acts for the user, or ``None`` if the user
+            acts directly.
     """
 
     name: str
@@ -111,7 +113,7 @@ class User:
 
 @dataclass(slots=True)
 class Code(AuthorizationCodeMixin):
-    """An authorization code, which can be used only once and expires after a minute."""
+    """A single-use authorization code that expires after one minute."""
 
     code: str
     client_id: str
@@ -131,7 +133,7 @@ class Code(AuthorizationCodeMixin):
 
 @dataclass(slots=True)
 class Grant(TokenMixin):
-    """An access token and the refresh token that was issued with it, if any."""
+    """An access token and the optional refresh token that was issued with it."""
 
     client_id: str
     user: User | None
@@ -168,7 +170,7 @@ class Grant(TokenMixin):
 
 
 class Keys:
-    """The signing keys. Only the newest key signs tokens; older keys may stay in the key set."""
+    """The signing keys. Only the newest key signs tokens, but older keys can remain in the key set."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -186,7 +188,7 @@ class Keys:
         """Create a new signing key.
 
         Args:
-            keep: Whether the existing keys stay in the key set, so that existing tokens can still be verified.
+            keep: Whether to keep the old keys in the key set so that existing tokens can still be verified.
 
         Returns:
             The new key's ``kid``.
@@ -202,7 +204,7 @@ def _new_key() -> RSAKey:
 
 
 class Store:
-    """All issued codes and tokens. Safe to share between threads."""
+    """A thread-safe store for the issued codes and tokens."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -214,7 +216,7 @@ class Store:
             self._codes[code.code] = code
 
     def take_code(self, code: str) -> Code | None:
-        """Return the code and remove it, because a code must not be used twice (RFC 6749, section 4.1.2)."""
+        """Remove and return a code, which a client must not use more than once (RFC 6749, section 4.1.2)."""
         with self._lock:
             found = self._codes.pop(code, None)
         return found if found is not None and time.time() < found.expires_at else None
@@ -232,16 +234,16 @@ class Store:
         return grant if grant is not None and grant.access_token == token else None
 
     def find_valid_token(self, token: str) -> Grant | None:
-        """Return the grant of an access token that has neither expired nor been revoked."""
+        """Return an access token's grant, or ``None`` if the token is unknown, expired, or revoked."""
         grant = self.find_access_token(token)
         return grant if grant is not None and not (grant.is_expired() or grant.is_revoked()) else None
 
 
 class Tokens(JWTBearerTokenGenerator):
-    """Generate the tokens.
+    """The server's token generator.
 
     Args:
-        lifetime: The lifetime of access tokens in seconds, for clients that do not specify one.
+        lifetime: The default lifetime of access tokens, in seconds.
     """
 
     def __init__(self, issuer: str, keys: Keys, lifetime: int) -> None:
@@ -263,7 +265,7 @@ class Tokens(JWTBearerTokenGenerator):
 
 
 def _requested_audiences() -> list[str]:
-    """Return the services that the token is requested for (RFC 8707, section 2; RFC 8693, section 2.1)."""
+    """Return the services for which the client requests a token (RFC 8707, section 2; RFC 8693, section 2.1)."""
     return [*request.form.getlist("resource"), *request.form.getlist("audience")]
 
 
@@ -295,7 +297,7 @@ class _AuthorizationCode(grants.AuthorizationCodeGrant):
         return found if found is not None and found.client_id == client.client_id else None
 
     def delete_authorization_code(self, authorization_code: Code) -> None:
-        """Do nothing: `query_authorization_code` has already removed the code."""
+        """Do nothing, because `query_authorization_code` has already removed the code."""
 
     def authenticate_user(self, authorization_code: Code) -> User:
         return authorization_code.user
@@ -304,7 +306,7 @@ class _AuthorizationCode(grants.AuthorizationCodeGrant):
 class _Pkce(CodeChallenge):
     def validate_code_challenge(self, grant: Any, redirect_uri: str) -> None:
         super().validate_code_challenge(grant, redirect_uri)
-        # RFC 9700, section 2.1.1: "plain" reveals the verifier in the authorization request.
+        # The "plain" method reveals the verifier in the authorization request (RFC 9700, section 2.1.1).
         if grant.request.payload.data.get("code_challenge_method") != "S256":
             raise InvalidRequestError("'code_challenge_method' must be S256")
 
@@ -354,7 +356,7 @@ class _TokenExchange(grants.BaseGrant, grants.TokenEndpointMixin):
 
 class _Introspection(IntrospectionEndpoint):
     def query_token(self, token_string: str, token_type_hint: str | None) -> Grant | None:
-        # Ignore refresh tokens: otherwise, a resource server would accept one as an access token.
+        # Ignore refresh tokens. Otherwise, a resource server would accept a refresh token as an access token.
         return _store(self).find_access_token(token_string)
 
     def check_permission(self, token: Grant, client: Client, request: Any) -> bool:
@@ -392,12 +394,12 @@ def _store(part: Any) -> Store:
 
 
 class Server(AuthorizationServer):
-    """The authorization server without its routes, which `create_app` adds.
+    """The authorization server. The `create_app` function adds the routes.
 
     Args:
-        issuer: The server's URL as clients use it, without a trailing slash.
+        issuer: The URL at which clients reach the server, without a trailing slash.
         clients: The registered clients, keyed by ``client_id``.
-        lifetime: The lifetime of access tokens in seconds, for clients that do not specify one.
+        lifetime: The default lifetime of access tokens, in seconds.
     """
 
     def __init__(self, issuer: str, *, clients: Mapping[str, Client] = CLIENTS, lifetime: int = 300) -> None:
@@ -430,7 +432,7 @@ class Server(AuthorizationServer):
 
 
 def create_app(server: Server) -> Flask:
-    """Return the Flask application that serves *server*."""
+    """Return a Flask application with *server*'s endpoints."""
     app = Flask("authorization_server")
 
     @app.get("/.well-known/openid-configuration")
@@ -495,19 +497,19 @@ def _metadata(issuer: str) -> dict[str, Any]:
 
 class _QuietHandler(WSGIRequestHandler):
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
-        """Log nothing, because a redirect's request line contains an authorization code."""
+        """Log nothing, because the URL of a redirected request contains an authorization code."""
 
 
 def serve(build: Callable[[str], WSGIApplication], *, port: int = 0, fd: int | None = None) -> None:
-    """Print the ``ready URL`` line, then serve on loopback until the process ends.
+    """Print ``ready`` and the server's URL, and then serve requests on the loopback interface.
 
     Args:
-        build: A callable that returns the application for the URL.
-        port: The port to listen on; 0 for any free port.
-        fd: The file descriptor of a listening socket, used instead of the port.
+        build: A callable that accepts the server's URL and returns the application.
+        port: The port to listen on, or 0 for any free port.
+        fd: The file descriptor of a listening socket to use instead of the port.
     """
     server = make_server("127.0.0.1", port, Flask(""), threaded=True, request_handler=_QuietHandler, fd=fd)
-    # The issuer contains the port, which is not known before this point.
+    # The issuer URL contains the port, which is unknown until the socket is bound.
     issuer = f"http://127.0.0.1:{server.port}"
     server.app = build(issuer)
     print(f"ready {issuer}", flush=True)  # noqa: T201
@@ -515,11 +517,11 @@ def serve(build: Callable[[str], WSGIApplication], *, port: int = 0, fd: int | N
 
 
 def main() -> None:
-    """Run the authorization server with the command-line options."""
+    """Parse the command-line options, and run the authorization server."""
     parser = argparse.ArgumentParser(prog="python -m otel_token_relay.demo.authorization_server")
-    parser.add_argument("--port", type=int, default=0, help="the port; 0, the default, for any free one")
-    parser.add_argument("--fd", type=int, help="file descriptor of a listening socket, used instead of a port")
-    parser.add_argument("--lifetime", type=int, default=300, metavar="SECONDS", help="lifetime of access tokens")
+    parser.add_argument("--port", type=int, default=0, help="the port to listen on (default: any free port)")
+    parser.add_argument("--fd", type=int, help="the file descriptor of a listening socket to use instead of a port")
+    parser.add_argument("--lifetime", type=int, default=300, metavar="SECONDS", help="the lifetime of access tokens")
     options = parser.parse_args()
     serve(lambda issuer: create_app(Server(issuer, lifetime=options.lifetime)), port=options.port, fd=options.fd)
 

@@ -1,4 +1,4 @@
-"""The service that receives exchanged tokens: it accepts only tokens that are issued for it, not callers' tokens."""
+"""A service that accepts only tokens that are issued for billing-service. Callers' tokens must be exchanged."""
 
 import logging
 import os
@@ -11,7 +11,7 @@ from starlette.routing import Route
 from otel_token_relay.verification import AsyncTokenVerifier
 from otel_token_relay.verification.asgi import BearerAuthMiddleware
 
-# Rejected callers are not told the reason, which is logged at this level.
+# At this level, the log contains the reason for each rejection, which the response omits.
 logging.basicConfig()
 logging.getLogger("otel_token_relay").setLevel(logging.DEBUG)
 

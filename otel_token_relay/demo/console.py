@@ -1,4 +1,4 @@
-"""The demo's console output, which requires at least 80 columns and is plain text when piped."""
+"""Print the demo's results to a console with at least 80 columns, without formatting if the output is redirected."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from otel_token_relay.demo.hops import MISSING, Hop
 from otel_token_relay.demo.token_checks import Outcome, find_fault
 
 COLUMNS: Final = ("user", "from", "to", "via", "decision", "reason", "token")
-CHECK_COLUMNS: Final = ("token", "response", "reason in its log")
-TOKEN_COLUMNS: Final = ("received by", "user", "audience of the token")
+CHECK_COLUMNS: Final = ("token", "response", "logged reason")
+TOKEN_COLUMNS: Final = ("received by", "user", "token audience")
 NO_USER: Final = "anon"
 NO_TOKEN: Final = "none"
 
@@ -24,20 +24,19 @@ _STYLES: Final = {"relayed": "green", "exchanged": "green", "withheld": "yellow"
 _ASCII: Final = str.maketrans(
     {"─": "-", "┬": "+", "├": "+", "└": "+", "▶": ">", "↪": ">", "✓": "OK", "✗": "NO", "…": "..."}
 )
-# On a narrower console, the margin is dropped and columns are one space apart.
+# A narrower console has no margin and only one space between columns.
 _ROOMY: Final = 96
 
 
 class Report:
-    """Print the demo's results part by part.
+    """A report that prints the results of each step of the demo.
 
     Args:
-        console: The console to print to. Its width, its encoding, and whether it is a terminal determine the
-            layout.
+        console: The console to print to. The layout depends on the console's width and encoding.
 
     Attributes:
-        hops: The hops printed so far.
-        outcomes: The token check outcomes printed so far.
+        hops: The hops that have been printed.
+        outcomes: The outcomes of the token checks that have been printed.
     """
 
     def __init__(self, console: Console) -> None:
@@ -47,23 +46,23 @@ class Report:
         self.outcomes: list[Outcome] = []
 
     def print_introduction(self, settings: Mapping[str, str], names: Mapping[str, str]) -> None:
-        """Describe the processes and their settings.
+        """Print a description of the processes and their settings.
 
         Args:
             settings: The environment variables that configure user-service.
-            names: The service name for each URL that appears in a variable's value.
+            names: The names of the services, keyed by URL.
         """
         lines = (
             Text("otel-token-relay demo", "bold"),
             Text(),
             Text.assemble("caller ──▶ ", ("user-service", "cyan"), " ─┬─▶ profile-service ", ("  listed", "green")),
-            Text.assemble(" " * 25, "├─▶ billing-service", ("   listed, gets a token of its own", "green")),
+            Text.assemble(" " * 25, "├─▶ billing-service", ("   listed, gets its own token", "green")),
             Text.assemble(" " * 25, "├─▶ third-party", ("       not listed", "yellow")),
             Text.assemble(" " * 25, "└─▶ profile-service ──▶ third-party", ("   redirect", "yellow")),
             Text(),
-            Text("Each is a separate process on loopback, as is the authorization server, where"),
-            Text("alice and bob have signed in. user-service is plain FastAPI and httpx. It runs"),
-            Text("under opentelemetry-instrument, and only these variables configure the relay:"),
+            Text("The services and the authorization server are separate processes on loopback."),
+            Text("alice and bob are signed in. user-service uses FastAPI and httpx."),
+            Text("user-service runs under opentelemetry-instrument with these relay settings:"),
             Text(),
             *(line for name, value in settings.items() for line in self._variable(name, value, names)),
             Text(),
@@ -79,7 +78,7 @@ class Report:
         self._print_table(title, dict(zip(COLUMNS, widths, strict=True)), rows, has_header=has_header)
 
     def print_tokens(self, title: str, user: str) -> None:
-        """Print a table of the tokens that each service has received for *user*, one row per service and token."""
+        """Print a table with one row for each token that a service has received for *user*."""
         rows = [
             (Text(hop.note.receiver), Text(token.subject), Text(token.audience))
             for hop in self.hops
@@ -107,7 +106,7 @@ class Report:
         gap = 2 if self._is_roomy else 1
         table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), show_header=has_header, header_style="dim")
         for name, width in widths.items():
-            # Use the same widths in every part, so that the parts look like one table.
+            # Use the same column widths in every table so that the columns align.
             table.add_column(name, min_width=width if self._console.width >= 80 else None, overflow="fold")
         for row in rows:
             table.add_row(*map(self._fit, row))
@@ -117,7 +116,7 @@ class Report:
         """Print the faults or, if there are none, a summary.
 
         Args:
-            exchanged: The service that must receive exchanged tokens, which are issued for that service.
+            exchanged: The service for which callers' tokens must be exchanged.
             unlisted: The service that must not receive any tokens.
         """
         if faults:
@@ -129,23 +128,23 @@ class Report:
                 for is_own in (False, True)
             )
             lines = [
-                Text.assemble(("✓ No service received a token that it must not have.", "bold green")),
-                Text(f"  {len(self.hops)} hops. {relayed} had the token of the user who had called."),
-                Text(f"  {own} went to {exchanged}, each with another token for the same user."),
-                Text(f"  {unlisted} was called {len(to_unlisted)} times and received no token."),
-                Text("  The spans and logs of the services contain no token."),
-                Text("✓ profile-service accepted every valid token and rejected every other one.", "bold green"),
-                Text(f"✓ {exchanged} accepted its own tokens and rejected the one that alice sends.", "bold green"),
+                Text.assemble(("✓ No service received a token that it must not receive.", "bold green")),
+                Text(f"  {len(self.hops)} hops. {relayed} carried the calling user's token."),
+                Text(f"  {own} carried a token that was exchanged for {exchanged}."),
+                Text(f"  {unlisted} received {len(to_unlisted)} requests, all without a token."),
+                Text("  The services' spans and logs contain no tokens."),
+                Text("✓ profile-service accepted every valid token and rejected every invalid token.", "bold green"),
+                Text(f"✓ {exchanged} accepted exchanged tokens and rejected alice's original token.", "bold green"),
             ]
         self._print(Text(), *lines)
 
     def print_failure(self, message: str) -> None:
-        """Print the reason why the demo cannot run."""
+        """Print the reason that the demo cannot run."""
         self._print(Text(f"✗ {message}", "red"))
 
     @staticmethod
     def _variable(name: str, value: str, names: Mapping[str, str]) -> list[Text]:
-        """Return one line or, for a list of URLs, one line for the name and one line for each URL."""
+        """Return the variable on one line, or return the name on one line and each URL on a separate line."""
         parts = re.split(r"(?<=,)", value) if "://" in value else [value]
         meanings = [names.get(part.rstrip(",").partition(";")[0], "") for part in parts]
         width = max(map(len, parts))
@@ -161,7 +160,7 @@ class Report:
         return Text(cell, _STYLES.get(cell, ""))
 
     def _fit(self, text: Text) -> Text:
-        """Replace characters that the console's encoding does not support."""
+        """Replace characters that the console's encoding cannot represent."""
         if not self._console.options.ascii_only:
             return text
         fitted = text.copy()
@@ -179,7 +178,7 @@ class Report:
 
 
 def hop_cells(hop: Hop) -> tuple[str, ...]:
-    """Return a hop's table cells: user, sender, receiver, client, decision, reason, and received token."""
+    """Return a hop's user, sender, receiver, client, decision, reason, and received token for a table row."""
     receiver = hop.note.receiver
     return (
         hop.call.user or NO_USER,
@@ -193,5 +192,5 @@ def hop_cells(hop: Hop) -> tuple[str, ...]:
 
 
 def check_cells(outcome: Outcome) -> tuple[str, str, str]:
-    """Return a token check's table cells: token description, response, and reason."""
+    """Return a token check's token description, response, and reason for a table row."""
     return outcome.check.what, f"{outcome.status} {outcome.error or outcome.name}".rstrip(), outcome.reason

@@ -1,8 +1,8 @@
-"""Match the senders' decisions to the received requests, and find faults.
+"""Match the senders' decisions with the received requests, and find faults.
 
-The decisions come from the senders' telemetry, as CLIENT spans written by OpenTelemetry's console exporter.
-The received requests come from the recorders' notes. Each request contains its sender's span ID, which is
-used to match the two. This module performs no I/O.
+OpenTelemetry's console exporter writes the senders' CLIENT spans, which contain the decisions. The recorders' notes
+describe the received requests. Each note contains the span ID from the request, which identifies the sender's span.
+This module performs no I/O.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from otel_token_relay.decisions import DECISION_ATTRIBUTE, REASON_ATTRIBUTE
 from otel_token_relay.demo.recorder import Note
 
 MISSING = "?"
-"""The decision and reason shown for a span that has neither, which means that the relay did not run."""
+"""The placeholder for a missing decision or reason. A missing decision indicates that the relay did not run."""
 ANONYMOUS = "anonymous"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """A request from outside, which starts a trace.
+    """A request from outside the demo's services. Each call starts a trace.
 
     Attributes:
-        user: The calling user; ``None`` for an anonymous caller.
+        user: The user who sends the request, or ``None`` for an anonymous caller.
         token: The digest of the user's token; see `recorder.digest`.
         receiver: The called service.
     """
@@ -37,7 +37,7 @@ class Call:
     receiver: str = "user-service"
 
     def traceparent(self) -> str:
-        """Return the value of the ``traceparent`` header, which starts the trace."""
+        """Return a ``traceparent`` header value that starts the trace."""
         return f"00-{self.trace_id}-{secrets.token_hex(8)}-01"
 
 
@@ -65,7 +65,7 @@ class Hop:
 
 
 def read_spans(text: str) -> Iterator[dict[str, Any]]:
-    """Yield the spans that the console exporter has written, except for an incomplete last span."""
+    """Yield the spans in the console exporter's output, except for an incomplete span at the end."""
     decoder = json.JSONDecoder()
     position = text.find("{")
     while position >= 0:
@@ -78,10 +78,10 @@ def read_spans(text: str) -> Iterator[dict[str, Any]]:
 
 
 def join_hops(calls: Iterable[Call], spans: Iterable[dict[str, Any]], notes: Iterable[Note]) -> list[Hop] | None:
-    """Return all hops of *calls*, in the order in which the hops began.
+    """Match the spans and notes of *calls*.
 
     Returns:
-        The hops, or ``None`` if any hop's span or note is still missing.
+        The hops in chronological order, or ``None`` if the span or note of a hop is still missing.
     """
     by_trace = {call.trace_id: call for call in calls}
     sent = {}
@@ -89,7 +89,7 @@ def join_hops(calls: Iterable[Call], spans: Iterable[dict[str, Any]], notes: Ite
         if span["kind"] == "SpanKind.CLIENT" and _hex(span["context"]["trace_id"]) in by_trace:
             sent[_hex(span["context"]["span_id"])] = span
     received = {note.span_id: note for note in notes if note.trace_id in by_trace}
-    # The first request of a trace has no CLIENT span, because the caller has no telemetry.
+    # The first request in a trace has no CLIENT span, because the caller is not instrumented.
     entries = {note.span_id for note in received.values() if note.receiver == by_trace[note.trace_id].receiver}
     if sent.keys() != received.keys() - entries or len(entries) != len(by_trace):
         return None
@@ -124,13 +124,13 @@ def find_faults(
     listed: frozenset[str],
     exchanged: frozenset[str] = frozenset(),
 ) -> list[str]:
-    """Return a description of each fault, such as a token that is missing or was received by mistake.
+    """Return a description of each fault, such as a missing token or a token that the wrong service received.
 
     Args:
         notes: All notes, including notes about requests that are not hops.
         listed: The receivers that may receive the caller's token.
-        exchanged: The receivers that must each receive an exchanged token, which is issued for the caller and has the
-            receiver's name as its only audience.
+        exchanged: The receivers that must receive an exchanged token. The token's subject must be the caller, and the
+            receiver must be the token's only audience.
     """
     by_trace = {call.trace_id: call for call in calls}
     faults = [fault for note in notes for fault in _find_misdirected(note, by_trace, listed, exchanged)]

@@ -1,15 +1,15 @@
-"""Kill a program and everything that it has started as soon as the program's parent exits, even if it is killed.
+"""Kill a program and the program's process group when the parent process exits, even if the parent is killed.
 
-The parent holds the write end of a pipe, which the operating system closes when the parent exits. This file runs as
-a script between the parent and the program: it forks a guard, which waits for the pipe to close, and then becomes the
-program, so the program has the process ID that the parent expects. A closed pipe stays closed, so it does not matter
-whether the parent exits before or after the guard starts to wait.
+The parent keeps the write end of a pipe open. The operating system closes the write end when the parent exits. The
+parent runs this file as a script, which forks a guard process and then executes the program. The program has the
+process ID that the parent expects, because the program replaces the script. The guard waits for the pipe to
+close. A closed pipe stays closed, so the guard also works if the parent exits before the guard starts to wait.
 
-The program must lead a process group (``start_new_session=True``). The guard belongs to that group and kills all of
-it. The guard ignores the signals that ask programs to exit, so the parent must finally send SIGKILL to the group.
+The program must be the leader of a process group (``start_new_session=True``). The guard belongs to the same group and
+kills every process in the group. The guard ignores the signals that ask a program to exit, so the parent must send
+SIGKILL to the group at the end.
 
-Importing this module loads nothing else from this package, because loading the rest would take longer than running
-the script.
+This module imports nothing else from this package, because additional imports would take longer than the script itself.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ import signal
 import sys
 from collections.abc import Sequence
 
-# The program inherits only file descriptors that its parent specifies, which are below this number. On systems
-# without the `close_range` call, closing all possible descriptors would take a long time.
+# The script inherits only file descriptors below this number. On systems without the `close_range` system call, closing
+# all possible file descriptors would take a long time.
 _ABOVE_ALL_FDS = 1 << 16
 
 
 def tie(command: Sequence[str], lifeline: int) -> list[str]:
-    """Return the command that runs *command* only as long as the process that holds the pipe's write end is alive.
+    """Return a command that runs *command* until the process with the pipe's write end exits.
 
     Args:
-        lifeline: The read end of the pipe, which the program must inherit (``pass_fds``). Only the parent may hold
-            the write end.
+        lifeline: The pipe's read end, which the program must inherit (``pass_fds``). Only the parent may keep the
+            write end open.
     """
     return [sys.executable, "-I", "-S", __file__, str(lifeline), *command]
 
 
 def main() -> None:
-    """Fork the guard, then become the program."""
+    """Fork the guard, and then execute the program."""
     lifeline = int(sys.argv[1])
     if os.fork() == 0:
         _guard(lifeline)
@@ -47,7 +47,7 @@ def _guard(lifeline: int) -> None:
     try:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
-        # Keep neither the program's output nor its listener open.
+        # Close the file descriptors that the guard inherited, such as the program's output and listening socket.
         os.closerange(0, lifeline)
         os.closerange(lifeline + 1, _ABOVE_ALL_FDS)
         os.read(lifeline, 1)

@@ -1,4 +1,4 @@
-"""Start programs, each in its own process group, and kill them all at the end, even if this process is killed."""
+"""Start programs in separate process groups, and kill all programs at the end, even if this process is killed."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from otel_token_relay.demo.lifeline import tie
 
 
 class StartFailed(Exception):
-    """The demo cannot run. If a program exited or was not ready in time, the message quotes the end of its log."""
+    """An error that prevents the demo from running. The message can quote the end of a program's log."""
 
 
 class Signals:
-    """Within the block, raise an exception when a termination signal arrives, unless signals are `held`.
+    """A context manager that raises an exception when a termination signal arrives, except while `held` defers signals.
 
     ``SIGINT`` raises `KeyboardInterrupt`; the other signals raise `SystemExit`. Only the first signal
     raises an exception, because a second signal must not interrupt the cleanup.
@@ -61,7 +61,7 @@ class Signals:
 
     @contextmanager
     def held(self) -> Generator[None, None, None]:
-        """Postpone signals until the end of the block."""
+        """Defer signals until the block ends."""
         before = self._received
         self._is_held = True
         try:
@@ -73,14 +73,14 @@ class Signals:
 
 
 class Processes:
-    """The programs in one run. Leaving the block kills them and every process that they have started.
+    """A context manager that starts programs and kills the programs' process groups when the block ends.
 
-    If this process is killed instead, the same processes are killed; see `otel_token_relay.demo.lifeline`.
+    The process groups are also killed if this process is killed; see `otel_token_relay.demo.lifeline`.
 
     Args:
-        folder: The folder for each program's output: ``NAME.out`` and ``NAME.err``.
-        signals: The `Signals` to hold while a program is being started; otherwise, a signal could arrive before the
-            program is recorded.
+        folder: The folder for each program's output files, ``NAME.out`` and ``NAME.err``.
+        signals: The `Signals` object that defers signals while a program starts. Otherwise, a signal could arrive
+            before the program is recorded.
     """
 
     def __init__(self, folder: Path, signals: Signals) -> None:
@@ -97,7 +97,7 @@ class Processes:
     ) -> None:
         with self._signals.held():
             for process in self._running.values():
-                # Use SIGKILL, because the programs have nothing to save.
+                # SIGKILL is safe, because the programs have no data to save.
                 with suppress(ProcessLookupError, PermissionError):
                     os.killpg(process.pid, signal.SIGKILL)
             for process in self._running.values():
@@ -111,7 +111,7 @@ class Processes:
         """Start a program.
 
         Args:
-            listener: A socket that the program inherits under the same file descriptor.
+            listener: A socket that the program inherits with the same file descriptor.
         """
         inherited = (self._lifeline,) if listener is None else (self._lifeline, listener.fileno())
         with self.output(name).open("wb") as out, self.log(name).open("wb") as err, self._signals.held():
@@ -129,7 +129,7 @@ class Processes:
         """Wait until a program is ready.
 
         Args:
-            is_ready: A callable that is called repeatedly until it returns true.
+            is_ready: A callable that returns whether the program is ready.
 
         Raises:
             StartFailed: The program exited or was not ready in time.
@@ -138,17 +138,17 @@ class Processes:
         while not is_ready():
             status = self._running[name].poll()
             if status is not None:
-                raise StartFailed(f"{name} ended with status {status}.\n{self._end_of_log(name)}")
+                raise StartFailed(f"{name} exited with status {status}.\n{self._end_of_log(name)}")
             if time.monotonic() > deadline:
                 raise StartFailed(f"{name} was not ready after {seconds:.0f} s.\n{self._end_of_log(name)}")
             time.sleep(0.03)
 
     def output(self, name: str) -> Path:
-        """Return the file that contains a program's standard output."""
+        """Return the path of the file that contains a program's standard output."""
         return self._folder / f"{name}.out"
 
     def log(self, name: str) -> Path:
-        """Return the file that contains a program's standard error."""
+        """Return the path of the file that contains a program's standard error."""
         return self._folder / f"{name}.err"
 
     def _end_of_log(self, name: str) -> str:
@@ -157,7 +157,7 @@ class Processes:
 
 @contextmanager
 def temporary_folder(signals: Signals) -> Generator[Path, None, None]:
-    """Create a folder and remove it at the end of the block. No signal interrupts either operation.
+    """Create a temporary folder, and remove the folder when the block ends. Signals do not interrupt these operations.
 
     Raises:
         StartFailed: The folder cannot be created.
@@ -175,10 +175,10 @@ def temporary_folder(signals: Signals) -> Generator[Path, None, None]:
 
 
 def keep_standard_streams_open() -> None:
-    """Replace each closed standard stream with the null device.
+    """Open the null device in place of each closed standard stream.
 
-    Otherwise, the next file or socket would get the stream's file descriptor, which a program would then use as a
-    standard stream, and `sys.stdout` would be ``None``.
+    Otherwise, the next file or socket would get the closed stream's file descriptor, and a program would use that file
+    or socket as a standard stream. In addition, `sys.stdout` would be ``None``.
     """
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(fd, True)
@@ -190,21 +190,21 @@ def keep_standard_streams_open() -> None:
 
 
 def listen() -> tuple[socket.socket, str]:
-    """Listen on a free loopback port. Return the socket, which can be passed to a program, and its URL.
+    """Listen on a free loopback port, and return the socket and its URL.
 
-    The port is reserved immediately, so no other process can take it before the program is ready.
+    A program can inherit the socket, so no other process can take the port before the program is ready.
 
     Raises:
-        StartFailed: No ports can be used.
+        StartFailed: The loopback interface has no usable port.
     """
     try:
         listener = socket.create_server(("127.0.0.1", 0))
-        # Connecting fails if the loopback interface is down, whereas binding to its addresses succeeds even then.
+        # Test a connection, because binding to a loopback address succeeds even if the interface is down.
         with socket.create_connection(listener.getsockname(), 5), listener.accept()[0]:
             pass
     except OSError as error:
         reason = "no port is free" if error.errno == errno.EADDRINUSE else error.strerror or type(error).__name__
         raise StartFailed(f"The demo cannot listen on 127.0.0.1: {reason}.") from None
-    # Connections inherit this option. uvicorn cannot set it on a socket that it receives.
+    # Accepted connections inherit this option, which uvicorn cannot set on an inherited socket.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener, f"http://127.0.0.1:{listener.getsockname()[1]}"

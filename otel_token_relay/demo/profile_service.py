@@ -1,4 +1,4 @@
-"""The service that user-service calls. It requires a valid token; its code does not mention the relay."""
+"""A service that user-service calls. The service requires a valid token but contains no code for the relay."""
 
 import asyncio
 import logging
@@ -15,15 +15,16 @@ from otel_token_relay.verification.fastapi import Principal, current_principal
 ISSUER = os.environ["ISSUER"]
 THIRD_PARTY = os.environ["THIRD_PARTY"]
 
-# Rejected callers are not told the reason, which is logged at this level.
+# At this level, the log contains the reason for each rejection, which the response omits.
 logging.basicConfig()
 logging.getLogger("otel_token_relay").setLevel(logging.DEBUG)
 
 verifier: AsyncTokenVerifier = AsyncTokenVerifier(
     issuers=[ISSUER],
     audience="profile-service",
-    leeway=0,  # all processes use the same clock; the default of 30 seconds allows for clock skew
-    # Each token is also introspected, because a JWT does not show whether it has been revoked.
+    # All processes use the same clock, so the default leeway of 30 seconds for clock differences is unnecessary.
+    leeway=0,
+    # Introspect each token, because a JWT does not indicate whether it has been revoked.
     introspection_endpoint=f"{ISSUER}/introspect",
     client_id="profile-service",
     client_secret=os.environ["CLIENT_SECRET"],
@@ -35,7 +36,7 @@ app.add_middleware(BearerAuthMiddleware, verifier=verifier, realm="profiles", ex
 
 @app.get("/profile")
 async def profile(caller: Annotated[Principal, Depends(current_principal)]) -> dict[str, str | None]:
-    await asyncio.sleep(0.05)  # about as long as a database query
+    await asyncio.sleep(0.05)  # Simulate the duration of a database query.
     return {"name": caller.subject}
 
 

@@ -1,6 +1,6 @@
 """Record every request that a service receives, without changing the service.
 
-A note contains the subject, the audience, and the SHA-256 digest of each token, but never the token itself.
+A note contains each token's subject, audience, and SHA-256 digest, but never the token itself.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ APP_VARIABLE = "DEMO_APP"
 NAME_VARIABLE = "DEMO_RECEIVER"
 NOTES_VARIABLE = "DEMO_NOTES"
 
-# This pattern matches a signed JWT, whose header begins with {" encoded as base64url.
+# This pattern matches a signed JWT. The "eyJ" prefix is the base64url encoding of {" in the JWT header.
 find_tokens: Callable[[bytes], list[bytes]] = re.compile(rb"eyJ[\w-]+\.[\w-]+\.[\w-]+").findall
 _read_traceparent = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}").match
 
 
 class SeenToken(NamedTuple):
-    """The information in a note about an unverified token.
+    """The information that a note contains about an unverified token.
 
     Attributes:
         digest: See `digest`.
-        subject: The ``sub`` claim; ``?`` if the claim cannot be read.
-        audience: The ``aud`` claim, as comma-separated names; ``?`` if the claim cannot be read.
+        subject: The ``sub`` claim, or ``?`` if the claim cannot be read.
+        audience: The ``aud`` claim as comma-separated names, or ``?`` if the claim cannot be read.
     """
 
     digest: str
@@ -43,15 +43,15 @@ class SeenToken(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Note:
-    """One received request.
+    """A note about a received request.
 
     Attributes:
         receiver: The service that received the request.
-        trace_id: The trace ID, 32 hexadecimal digits; empty if the request has no ``traceparent`` header.
-        span_id: The sender's span ID, 16 hexadecimal digits; empty if the request has no ``traceparent`` header.
+        trace_id: The trace ID in hexadecimal; empty if the request has no ``traceparent`` header.
+        span_id: The sender's span ID in hexadecimal; empty if the request has no ``traceparent`` header.
         client: The first word of the ``User-Agent`` header, such as ``python-httpx/0.28.1``.
-        credentials: The number of Authorization header lines.
-        tokens: All tokens found in the target, headers, and body.
+        credentials: The number of ``Authorization`` header lines.
+        tokens: All tokens in the request's target, headers, and body.
     """
 
     receiver: str
@@ -84,7 +84,7 @@ class Recorder:
         while messages[-1].get("more_body"):
             messages.append(await receive())
         note = take_note(self._receiver, scope, b"".join(message.get("body", b"") for message in messages))
-        # Make one short write in append mode, so that lines from multiple processes are not interleaved.
+        # A single short write in append mode prevents the interleaving of lines from different processes.
         with open(self._path, "a", encoding="utf-8", buffering=1) as notes:
             notes.write(json.dumps(asdict(note)) + "\n")
 
@@ -95,7 +95,7 @@ class Recorder:
 
 
 def take_note(receiver: str, scope: Scope, body: bytes) -> Note:
-    """Return a note about a request, after searching every part of the request for tokens."""
+    """Search every part of a request for tokens, and return a note about the request."""
     headers: list[tuple[bytes, bytes]] = list(scope["headers"])
     first = {name: value.decode("latin-1") for name, value in reversed(headers)}
     trace = _read_traceparent(first.get(b"traceparent", ""))
@@ -111,12 +111,12 @@ def take_note(receiver: str, scope: Scope, body: bytes) -> Note:
 
 
 def digest(token: bytes) -> str:
-    """Return an identifier for a token that does not reveal the token."""
+    """Return a token's SHA-256 digest, which identifies the token without revealing it."""
     return hashlib.sha256(token).hexdigest()
 
 
 def read_token(token: bytes) -> SeenToken:
-    """Return the information that a note contains about a token, without verifying the token."""
+    """Return a token's digest, subject, and audience without verifying the token."""
     claims: Any = None
     try:
         payload = token.split(b".")[1]
@@ -130,6 +130,6 @@ def read_token(token: bytes) -> SeenToken:
 
 
 def build() -> Recorder:
-    """Return a recorder around the application that the environment specifies, for ``uvicorn --factory``."""
+    """Return a recorder that wraps the application in `APP_VARIABLE`, for ``uvicorn --factory``."""
     app = import_from_string(os.environ[APP_VARIABLE])
     return Recorder(app, os.environ[NAME_VARIABLE], os.environ[NOTES_VARIABLE])

@@ -1,7 +1,7 @@
-"""Convert the demo services' spans to OTLP JSON, for ``demo --record`` and `otel_token_relay.pictures`.
+"""Convert the demo services' spans to OTLP JSON for ``demo --record``.
 
-The third party and billing-service have no telemetry, so each CLIENT span gets the name of the service that
-received its request, as recorded in the recorders' notes. This module performs no I/O.
+The third party and billing-service have no telemetry. This module therefore adds the receiver's name, which comes from
+the recorders' notes, to each CLIENT span. This module performs no I/O.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ USER_ATTRIBUTE: Final = "demo.user"
 RECEIVER_ATTRIBUTE: Final = "service.peer.name"
 _KINDS: Final = ("UNSPECIFIED", "INTERNAL", "SERVER", "CLIENT", "PRODUCER", "CONSUMER")
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-# The only resource attribute that a picture needs; the other attributes describe this machine.
+# A picture needs only this resource attribute. The other resource attributes describe the machine.
 _RESOURCE: Final = "service.name"
 
 
 def write_recording(calls: Iterable[Call], spans: Iterable[Mapping[str, Any]], notes: Iterable[Note]) -> str:
-    """Return the spans of *calls* as one ExportTraceServiceRequest per service, each on its own line.
+    """Return the spans of *calls* as lines of OTLP JSON. Each line is an ExportTraceServiceRequest for one service.
 
     Args:
-        spans: The spans, as written by OpenTelemetry's console exporter.
+        spans: The spans from the output of OpenTelemetry's console exporter.
     """
     users = {call.trace_id: call.user or "an anonymous caller" for call in calls}
     receivers = {(note.trace_id, note.span_id): note.receiver for note in notes if note.span_id}
@@ -68,7 +68,7 @@ def _to_otlp(
 
 
 def _attribute(key: str, value: object) -> dict[str, Any]:
-    # The numbers in these spans are ports and status codes. OTLP JSON represents 64-bit numbers as strings.
+    # OTLP JSON represents integers, such as ports and status codes, as strings.
     if type(value) is int:
         return {"key": key, "value": {"intValue": str(value)}}
     return {"key": key, "value": {"stringValue": value if isinstance(value, str) else json.dumps(value)}}

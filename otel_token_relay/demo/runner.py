@@ -33,23 +33,23 @@ PROFILE_SERVICE: Final = "profile-service"
 BILLING_SERVICE: Final = "billing-service"
 THIRD_PARTY: Final = "third-party"
 
-# This program does the same as ``opentelemetry-instrument uvicorn``, but starts Python only once.
+# This program is equivalent to ``opentelemetry-instrument uvicorn``, but it starts only one Python interpreter.
 _INSTRUMENTED_UVICORN: Final = (
     "from opentelemetry.instrumentation.auto_instrumentation import initialize; initialize(); "
     "from uvicorn import main; main()"
 )
 
-# The paths that require a token.
+# The path of each service that requires a token.
 _PATHS: Final = {PROFILE_SERVICE: "/profile", BILLING_SERVICE: "/invoices"}
 
 _INSTRUMENTED: Final = frozenset({"fastapi", "httpx", "threading"})
 
-# Prefixes of variables in the user's shell that must not affect the demo.
+# Environment variables with these prefixes must not affect the demo.
 _FOREIGN: Final = ("OTEL_", "DEMO_", "UVICORN_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 
 
 def run_demo(record: str | None = None) -> int:
-    """Run the demo on standard output; see `otel_token_relay.demo.run`."""
+    """Run the demo, and print the results to standard output; see `otel_token_relay.demo.run`."""
     report = Report(console := Console())
     if os.name != "posix":
         report.print_failure("the demo passes open sockets to its processes, which requires Linux or macOS")
@@ -61,7 +61,7 @@ def run_demo(record: str | None = None) -> int:
             Processes(folder, signals) as processes,
         ):
             if record is not None:
-                open(record, "a").close()  # report an unusable path now instead of at the end
+                open(record, "a").close()  # Detect an unusable path before the demo runs.
             runner = Runner(folder, processes, report, console)
             status = runner.run()
             if record is not None and not runner.has_leaked:
@@ -73,10 +73,10 @@ def run_demo(record: str | None = None) -> int:
 
 
 class Runner:
-    """One run of the demo: its processes, users, and calls.
+    """A single run of the demo.
 
     Args:
-        folder: The folder for output and notes, which is removed when the demo ends.
+        folder: The temporary folder for the services' output and the recorders' notes.
     """
 
     def __init__(self, folder: Path, processes: Processes, report: Report, console: Console) -> None:
@@ -88,14 +88,14 @@ class Runner:
         self._console = console
         self._urls: dict[str, str] = {}
         self._tokens: dict[str, str] = {}
-        # The user and value of every token. None of the tokens may appear in the services' output.
+        # Each pair contains a user and one of the user's tokens. No token may appear in the services' output.
         self._known: list[tuple[str, str]] = []
         self._calls: list[Call] = []
         self.has_leaked: bool = False
 
     def run(self) -> int:
         """Run all steps and return the exit status."""
-        with self._console.status("Waiting until the processes respond …"):
+        with self._console.status("Waiting for the processes to respond …"):
             settings = self._start()
         self._report.print_introduction(settings, {url: name for name, url in self._urls.items()})
         faults = asyncio.run(self._relay_tokens())
@@ -114,10 +114,10 @@ class Runner:
         return 1 if faults else 0
 
     def _start(self) -> dict[str, str]:
-        """Start the five processes, then sign in alice and bob.
+        """Start the five processes, and then sign in alice and bob.
 
         Returns:
-            The variables that configure user-service, for display.
+            The environment variables that configure user-service, with a shortened path to the client secret.
         """
         with ExitStack() as ours:
             listeners = {}
@@ -138,7 +138,7 @@ class Runner:
         return settings | {env.OTEL_PYTHON_TOKEN_RELAY_CLIENT_SECRET_FILE: f"…/{self._secret.name}"}
 
     def _exchange_settings(self) -> dict[str, str]:
-        """Write user-service's client secret to a file, and return the variables for relaying and exchanging tokens."""
+        """Write user-service's client secret to a file, and return the settings for relaying and exchanging tokens."""
         self._secret.touch(mode=0o600)
         self._secret.write_text(f"{USER_SERVICE}-secret\n")
         profile_service, billing_service = self._urls[PROFILE_SERVICE], self._urls[BILLING_SERVICE]
@@ -156,7 +156,7 @@ class Runner:
         self._processes.start(AUTHORIZATION_SERVER, command, _environment(), listener)
 
     def _start_application(self, name: str, listener: socket.socket, settings: Mapping[str, str] | None = None) -> None:
-        """Start an application, and run it under OpenTelemetry if it has relay settings."""
+        """Start an application, with OpenTelemetry instrumentation if the application has relay settings."""
         program = ["-m", "uvicorn"] if settings is None else ["-c", _INSTRUMENTED_UVICORN]
         command = [sys.executable, *program, "--fd", str(listener.fileno()), "--timeout-keep-alive", "60"]
         command += ["--factory", "otel_token_relay.demo.recorder:build"]
@@ -189,7 +189,7 @@ class Runner:
                 results = await asyncio.gather(*(self._call(connection, call) for call in calls))
                 faults += [fault for fault in results if fault]
                 self._report.print_part(title, await self._wait_for_hops(calls), has_header=number == 0)
-        self._report.print_tokens("alice's tokens: profile-service gets hers, billing-service another one", "alice")
+        self._report.print_tokens("alice's tokens: billing-service receives an exchanged token", "alice")
         return faults
 
     def _check_tokens(self) -> list[str]:
@@ -205,7 +205,7 @@ class Runner:
         self._known.append(("alice", tampered))
         time.sleep(max(0, expires_at - time.time()))
         self._run_checks(
-            "profile-service verifies tokens: direct calls with valid and invalid ones",
+            "profile-service verifies tokens: direct calls with valid and invalid tokens",
             self._prepare_check("alice's", "alice", alice),
             self._prepare_check("alice's, expired 1 s after it was issued", "alice", short_lived, "expired"),
             self._prepare_check("alice's, issued for billing-service", "alice", for_billing, "wrong_audience"),
@@ -217,7 +217,7 @@ class Runner:
         httpx.post(f"{issuer}/keys/rotate", trust_env=False, timeout=10).raise_for_status()
         bob = self._sign_in("bob")
         self._run_checks(
-            "the authorization server signs with a new key and still publishes the old one",
+            "the authorization server signs with a new key and still publishes the old key",
             self._prepare_check("bob's, signed with the new key", "bob", bob),
             self._prepare_check("alice's, signed with the old key", "alice", alice),
         )
@@ -252,7 +252,7 @@ class Runner:
         return call
 
     async def _call(self, connection: httpx.AsyncClient, call: Call) -> str | None:
-        """Call user-service as the user of *call*, and return the fault, if any."""
+        """Call user-service as the user of *call*, and return a description of any fault."""
         headers = {"traceparent": call.traceparent()}
         if call.user is not None:
             headers["authorization"] = f"Bearer {self._tokens[call.user]}"
@@ -267,7 +267,7 @@ class Runner:
         return None
 
     async def _wait_for_hops(self, calls: Sequence[Call]) -> list[Hop]:
-        """Wait until the calls' spans have been exported, then return the hops."""
+        """Wait until the services have exported the calls' spans, and then return the hops."""
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
             hops = join_hops(calls, self._read_spans(), self._read_notes())
@@ -291,12 +291,12 @@ class Runner:
         return [recorder.Note.from_json(line) for line in self._notes.read_text().splitlines()]
 
     def _find_leaks(self) -> list[str]:
-        """Return a fault for each file whose spans, logs, or notes contain a token."""
+        """Return a fault for each user's token that appears in a file of spans, logs, or notes."""
         faults = []
         for path in sorted(self._folder.iterdir()):
             content = path.read_bytes()
             users = [user for user, token in self._known if token.encode() in content]
-            # Only user-service and billing-service have the exchanged tokens.
+            # The runner does not have the exchanged tokens, so search for anything that looks like a token.
             users += [recorder.read_token(token).subject for token in recorder.find_tokens(content)]
             faults += [f"{path.name} contains {user}'s token" for user in dict.fromkeys(users)]
         return faults
@@ -307,14 +307,14 @@ def _environment() -> dict[str, str]:
 
 
 def _telemetry() -> dict[str, str]:
-    """Return the variables that send spans to standard output and disable the other exporters."""
+    """Return the environment variables that direct spans to standard output and disable the other exporters."""
     others = {entry.name for entry in entry_points(group="opentelemetry_instrumentor")} - _INSTRUMENTED
     return {
         "OTEL_TRACES_EXPORTER": "console",
         "OTEL_METRICS_EXPORTER": "none",
         "OTEL_LOGS_EXPORTER": "none",
         "OTEL_BSP_SCHEDULE_DELAY": "50",
-        # Each of these would import a library that the demo does not use, which takes seconds if many are installed.
+        # These instrumentations would import libraries that the demo does not use, which can take several seconds.
         "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": ",".join(sorted(others)),
     }
 

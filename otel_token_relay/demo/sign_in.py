@@ -1,4 +1,4 @@
-"""Sign demo users in and out. This module acts as the browser.
+"""Sign demo users in and out by sending the requests that a browser would send.
 
 Source: RFC 6749, section 4.1; RFC 7636, section 4; RFC 7009.
 """
@@ -16,20 +16,20 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 
 CLIENT_ID = "web"
 REDIRECT_URI = "http://127.0.0.1/signed-in"
-"""The URI that receives the code. No server listens there: `sign_in` reads the code from the redirect."""
+"""The redirect URI. No server listens at this URI, because `sign_in` reads the code from the redirect."""
 
 
 def sign_in(
     issuer: str, user: str, *, client_id: str = CLIENT_ID, scope: str = "profile", resource: str | Sequence[str] = ()
 ) -> str:
-    """Return a new access token for *user*, obtained with an authorization code and PKCE.
+    """Sign in *user* with an authorization code and PKCE, and return a new access token.
 
     Args:
         client_id: The ID of a public client.
-        resource: The service or services that the token is for (RFC 8707). If empty, the token is for profile-service.
+        resource: The token's audience, which is one or more services (RFC 8707). The default is profile-service.
 
     Raises:
-        RuntimeError: The authorization server rejected the request. The message does not quote the response.
+        RuntimeError: The authorization server rejected the request. The error message does not quote the response.
     """
     verifier = secrets.token_urlsafe(48)
     state = secrets.token_urlsafe(16)
@@ -62,10 +62,10 @@ def sign_in(
 
 
 def sign_out(issuer: str, token: str, *, client_id: str = CLIENT_ID) -> None:
-    """Revoke an access token as the client to which it was issued.
+    """Revoke an access token on behalf of the client that received the token.
 
     Raises:
-        RuntimeError: The authorization server rejected the request. The message does not quote the response.
+        RuntimeError: The authorization server rejected the request. The error message does not quote the response.
     """
     form = {"token": token, "token_type_hint": "access_token", "client_id": client_id}
     response = _send(issuer, "POST", "/revoke", form)
@@ -82,7 +82,7 @@ class _Response(NamedTuple):
 def _send(issuer: str, method: str, target: str, form: Mapping[str, str | Sequence[str]] | None = None) -> _Response:
     """Send one request without following redirects.
 
-    The relay does not hook this HTTP client, and tests do not mock it.
+    This function uses ``http.client``, which the relay does not hook and tests do not mock.
     """
     connection = HTTPConnection(urlsplit(issuer).netloc, timeout=10)
     try:
@@ -96,5 +96,5 @@ def _send(issuer: str, method: str, target: str, form: Mapping[str, str | Sequen
 
 
 def code_challenge(verifier: str) -> str:
-    """Return the ``S256`` challenge for a verifier (RFC 7636, section 4.2)."""
+    """Return the ``S256`` challenge for a code verifier (RFC 7636, section 4.2)."""
     return base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=").decode()

@@ -1,4 +1,4 @@
-"""A server outside the organization. It has no telemetry, is not a listed destination, and must not receive tokens."""
+"""A server outside the organization, which is not a listed destination and must not receive tokens."""
 
 from typing import Any
 

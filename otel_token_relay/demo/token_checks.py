@@ -1,4 +1,4 @@
-"""Call a service with valid and invalid tokens, and compare each response with the expected one."""
+"""Call a service with valid and invalid tokens, and compare each response with the expected response."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _find_reasons = re.compile(r"request rejected: (\w+)").findall
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenCheck:
-    """One request that is sent directly to a service.
+    """A request to send directly to a service, and the expected result.
 
     Attributes:
         what: A description of the token.
-        call: The called service, the user, and the request's trace.
-        token: The token to send; ``None`` for a request without a token.
-        reason: The expected reason for rejection; empty if the token must be accepted.
+        call: The service to call, the user, and the trace ID.
+        token: The token to send, or ``None`` to send a request without a token.
+        reason: The expected reason for the rejection, or an empty string if the service must accept the token.
     """
 
     what: str
@@ -37,8 +37,8 @@ class Outcome:
     """The result of a token check.
 
     Attributes:
-        error: The error code in the challenge (RFC 6750, section 3.1); empty if there is none.
-        name: The user that the service identified; empty if the service rejected the request.
+        error: The error code in the challenge (RFC 6750, section 3.1); empty if the challenge has no error code.
+        name: The user whom the service identified, or an empty string if the service rejected the request.
         reason: The reason for the rejection, from the service's log.
     """
 
@@ -54,7 +54,7 @@ def run_check(check: TokenCheck, client: httpx.Client, log: Path, path: str = "/
 
     Args:
         client: A client whose base URL is the service's URL.
-        log: The service's log file. The service logs the reason before it responds.
+        log: The service's log file, to which the service writes the reason before it responds.
         path: A path that requires a token.
     """
     headers = {"traceparent": check.call.traceparent()}
@@ -76,13 +76,13 @@ def run_check(check: TokenCheck, client: httpx.Client, log: Path, path: str = "/
 
 
 def find_fault(outcome: Outcome) -> str | None:
-    """Return a description of how the outcome differs from the expected one; ``None`` if it does not differ."""
+    """Return a description of any difference from the expected outcome, or ``None`` if the outcomes are equal."""
     check = outcome.check
     actual = (outcome.status, outcome.error, outcome.name, outcome.reason)
     if not check.reason:
         expected = (200, "", check.call.user, "")
     else:
-        # RFC 6750, section 3.1: no error code in the response to a request without a token.
+        # The response to a request without a token contains no error code (RFC 6750, section 3.1).
         expected = (401, "invalid_token" if check.token else "", "", check.reason)
     if actual == expected:
         return None
@@ -94,6 +94,6 @@ def _join(parts: tuple[object, ...]) -> str:
 
 
 def tamper(token: str) -> str:
-    """Return the token with the first character of its signature changed."""
+    """Change the first character of a token's signature, and return the invalid token."""
     head, _, signature = token.rpartition(".")
     return f"{head}.{'B' if signature[0] == 'A' else 'A'}{signature[1:]}"

@@ -1,7 +1,7 @@
-"""The demo authorization server's rules for token exchange (RFC 8693), which Authlib does not implement.
+"""Implement token exchange (RFC 8693), which Authlib does not support, for the demo's authorization server.
 
-A service exchanges an access token that it has received for a token that is intended for a different service. The
-subject stays the same. If the service sends its own access token as ``actor_token``, the issued token's ``act`` claim
+A service exchanges an access token that the service has received for a token with a different audience. Both tokens
+have the same subject. If the service sends its own access token as ``actor_token``, the issued token's ``act`` claim
 identifies the service.
 """
 
@@ -19,13 +19,13 @@ _TYPES: Final = (ACCESS_TOKEN, "urn:ietf:params:oauth:token-type:jwt")
 
 
 class InvalidTargetError(OAuth2Error):
-    """The token is requested for an unknown service (RFC 8693, section 2.2.2)."""
+    """The error for a request that specifies an unknown service (RFC 8693, section 2.2.2)."""
 
     error: str | None = "invalid_target"
 
 
 class IssuedToken(Protocol):
-    """The properties of an issued access token that these rules use."""
+    """The properties of an issued access token that an exchange requires."""
 
     @property
     def client_id(self) -> str: ...
@@ -38,12 +38,12 @@ class IssuedToken(Protocol):
 
 
 class Exchange(NamedTuple):
-    """The token that the server must issue.
+    """The properties of the token to issue.
 
     Attributes:
         subject: The ``sub`` claim.
-        actor: The ``act`` claim; ``None`` to omit it.
-        scope: The scopes, separated by spaces.
+        actor: The ``act`` claim, or ``None`` to omit the claim.
+        scope: The space-separated scopes.
     """
 
     subject: str
@@ -59,48 +59,49 @@ def read_exchange(
     services: Collection[str],
     find_token: Callable[[str], IssuedToken | None],
 ) -> Exchange:
-    """Check a request to the token endpoint, and return the token that it requests.
+    """Validate a token exchange request, and return the properties of the token to issue.
 
     Args:
         form: The request's parameters.
         client_id: The authenticated client.
         audiences: The values of the ``audience`` and ``resource`` parameters.
-        services: The names of the services that tokens are issued for. A service's URI is ``https://`` plus its name.
-        find_token: A callable that looks up an issued access token by its value. The callable returns ``None`` unless
-            the token is valid.
+        services: The names of the services for which tokens can be issued. A service's URI is ``https://`` plus the
+            service's name.
+        find_token: A callable that finds an issued access token by its value. The callable returns ``None`` for an
+            invalid token.
 
     Raises:
-        OAuth2Error: The request is not acceptable.
+        OAuth2Error: The request is invalid.
 
     Source: RFC 8693, sections 2.1 and 2.2.2.
     """
     if form.get("requested_token_type", ACCESS_TOKEN) not in _TYPES:
-        raise InvalidRequestError("'requested_token_type' must be that of an access token")
+        raise InvalidRequestError("'requested_token_type' must be an access token type")
     subject = _find_token(form, "subject_token", find_token)
     if subject is None:
         raise InvalidRequestError("Missing 'subject_token' in request.")
     actor = _find_token(form, "actor_token", find_token)
     if actor is not None and actor.client_id != client_id:
-        raise InvalidRequestError("'actor_token' was issued to another client")
+        raise InvalidRequestError("'actor_token' was issued to a different client")
     if any(audience.removeprefix("https://") not in services for audience in audiences):
         raise InvalidTargetError("The requested service is unknown.")
     scope = form.get("scope") or subject.scope
     if not set(scope.split()) <= set(subject.scope.split()):
-        raise InvalidScopeError("The requested scope exceeds that of the subject token.")
+        raise InvalidScopeError("The requested scope exceeds the subject token's scope.")
     return Exchange(subject.subject, _actor_claim(subject, actor), scope)
 
 
 def _find_token(
     form: Mapping[str, str], name: str, find_token: Callable[[str], IssuedToken | None]
 ) -> IssuedToken | None:
-    """Return the token in a parameter; ``None`` if the parameter is missing."""
+    """Return the token in a request parameter, or ``None`` if the parameter is missing."""
     if name not in form:
         return None
     if form.get(f"{name}_type") not in _TYPES:
-        raise InvalidRequestError(f"'{name}_type' must be that of an access token")
+        raise InvalidRequestError(f"'{name}_type' must be an access token type")
     found = find_token(form[name])
     if found is None:
-        # RFC 8693, section 2.2.2, requires this error, not invalid_grant.
+        # RFC 8693, section 2.2.2, requires this error rather than invalid_grant.
         raise InvalidRequestError(f"'{name}' is invalid or has expired")
     return found
 

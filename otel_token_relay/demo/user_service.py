@@ -1,4 +1,4 @@
-"""The service that users call. Its code does not mention tokens or the relay."""
+"""A service that users call. The service contains no code for tokens or the relay."""
 
 import os
 

@@ -1,8 +1,8 @@
-"""Exchange the caller's token for one that is intended for a single destination (RFC 8693).
+"""Exchange the caller's token for a token that is intended for a single destination (RFC 8693).
 
-`TokenExchanger` and `AsyncTokenExchanger` require the ``exchange`` extra. These classes are imported on first access,
-because `TokenUnavailable`, which a call to a ``;required`` destination raises, must be available even without that
-extra.
+`TokenExchanger` and `AsyncTokenExchanger` require the ``exchange`` extra. Both classes are imported on first access, so
+that applications can import `TokenUnavailable` without the extra. A request to a ``;required`` destination can raise
+`TokenUnavailable` even if no token exchange is configured.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What to do about each exchange error, for `explain --online` and ``docs/exchange.md``."""
+"""Advice for each exchange error, which `explain --online` and ``docs/exchange.md`` contain."""
 
 from __future__ import annotations
 

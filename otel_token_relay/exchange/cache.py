@@ -1,10 +1,12 @@
-"""A cache of exchanged tokens that cannot mix up users. This module performs no I/O, and the clocks are passed in.
+"""A cache for exchanged tokens that never returns one user's token for a different user.
 
-A result can be found only with the token for which it was obtained, so any code that looks up a result already holds
-that token. Nothing is stored by user, session, or name: published caches that did so returned other users' tokens.
+This module performs no I/O and does not read the system clocks directly.
 
-Failures are stored and limited separately from successes. A caller that sends made-up tokens can therefore neither
-displace a success nor make the server refuse the same token over and over.
+Cache keys contain the digest of the caller's token, so only code that has this token can look up a result. Keys never
+contain users, sessions, or names, because published caches with such keys have returned the wrong user's token.
+
+Failures are stored in a separate cache with its own size limit. Therefore, a caller that sends invalid tokens cannot
+evict successful results. While a failure is cached, the same token is not sent to the server again.
 """
 
 from __future__ import annotations
@@ -23,16 +25,16 @@ DEFAULT_SIZE: Final = 4096
 _SUBJECT_LENGTH: Final = 32
 _MAX_FAILURES: Final = 1024
 
-# Because a hop takes time, a result is not used in the last 30 s of its lifetime, or in the last tenth if it is
-# short-lived.
+# A request takes time, so a result is not used in the last 30 seconds of its lifetime. If the lifetime is short, the
+# margin is one tenth of the lifetime.
 _MARGIN_SECONDS: Final = 30.0
 _MARGIN_SHARE: Final = 0.1
-# The result's lifetime if neither the result nor the caller's token contains an expiration time.
+# The maximum lifetime of a result if an expiration time is unknown.
 _UNKNOWN_SECONDS: Final = 60.0
 _RENEWAL_SHARE: Final = 0.8
 _FAILURE_SECONDS: Final = 5.0
 _OUTAGE_SECONDS: Final = 1.0
-# A response from a proxy or a restarting server does not indicate whether the token is at fault.
+# These errors can be caused by a proxy or a restarting server, so they do not indicate that the token is invalid.
 _OUTAGES: Final[frozenset[ExchangeError]] = frozenset({"unavailable", "timeout", "bad_response"})
 
 
@@ -40,11 +42,10 @@ class Exchanged(NamedTuple):
     """A cached result.
 
     Attributes:
-        value: The issued token.
-        until: The time on the monotonic clock, in seconds, until which the token may be used.
-        expires_at: The time on the wall clock, in seconds since the epoch, from which the token must no longer be used;
-            ``None`` if unknown.
-        renew_at: The time on the monotonic clock, in seconds, from which the service's own token is renewed in advance.
+        value: The value of the issued token.
+        until: The time until which the token can be used, in seconds on the monotonic clock.
+        expires_at: The token's expiration time, in seconds since the epoch; ``None`` if the expiration time is unknown.
+        renew_at: The time after which the service's own token is renewed in advance, in seconds on the monotonic clock.
     """
 
     value: str
@@ -62,29 +63,32 @@ class _Failure(NamedTuple):
 
 
 def endpoint_hash(endpoint: str, client_id: str, request: Request) -> bytes:
-    """Return the hash of those parts of a key that are the same for all users. Compute it once for each destination."""
+    """Return the hash of the parts of a key that are the same for all users.
+
+    Call this function once for each destination.
+    """
     parts = (endpoint, client_id, request.grant, request.audience, request.resource, request.scope, *request.expected)
     return _hash(*(None if part is None else part.encode() for part in parts))
 
 
 def key_of(subject: bytes, endpoint: bytes, actor: bytes = b"") -> bytes:
-    """Return the cache key. Its parts have fixed lengths, so no two combinations of parts have the same key.
+    """Return a cache key. Keys are unique, because the parts of a key have fixed lengths.
 
     Args:
-        subject: The digest of the caller's token; 32 zero bytes for the service's own token.
-        endpoint: The result of `endpoint_hash` for the destination.
-        actor: The digest of the service's own token; empty if none is sent.
+        subject: The digest of the caller's token; 32 zero bytes if the request is for the service's own token.
+        endpoint: The destination's hash, which `endpoint_hash` returns.
+        actor: The digest of the service's own token; empty if no actor token is sent.
     """
     return subject + endpoint + actor
 
 
 class ExchangeCache:
-    """Successes and failures of token exchanges. Safe to share between threads.
+    """A cache for the results and failures of token exchanges. This class is thread-safe.
 
     Args:
-        size: The maximum number of successes.
-        now: The wall clock, in seconds since the epoch.
-        monotonic: A clock in seconds that never goes backward.
+        size: The maximum number of cached results.
+        now: A clock that returns the seconds since the epoch.
+        monotonic: A clock that returns seconds and never goes backward.
     """
 
     def __init__(self, size: int = DEFAULT_SIZE, *, now: Clock = time.time, monotonic: Clock = time.monotonic) -> None:
@@ -98,46 +102,47 @@ class ExchangeCache:
         return f"ExchangeCache({len(self._successes)} results)"
 
     def get(self, key: bytes) -> Exchanged | None:
-        """Return the result for a key if it may still be used."""
+        """Return the result for a key; ``None`` if the cache contains no usable result."""
         found = self._successes.get(key)
         if found is None:
             return None
-        # The wall clock may be changed, and the monotonic clock may stop while the machine sleeps, so both clocks must
-        # agree.
+        # Check both clocks, because the wall clock can be changed, and the monotonic clock can stop while the machine
+        # sleeps.
         is_valid = self._monotonic() < found.until and (found.expires_at is None or self._now() < found.expires_at)
         return found if is_valid else None
 
     def keep(self, key: bytes, result: Exchanged) -> None:
-        """Store a result that has been stored under another key."""
+        """Store an existing result under an additional key."""
         self._successes.put(key, result)
 
     def drop(self, key: bytes, rejected: BearerToken) -> None:
-        """Remove the result for a key if it is the token that its destination has rejected."""
+        """Remove the result for a key, provided that the result is the rejected token."""
         found = self._successes.get(key)
         if found is not None and BearerToken.from_parsed(found.value) == rejected:
             self._successes.drop(key)
 
     def failure(self, key: bytes) -> ExchangeFailed | None:
-        """Return the failure of the last exchange if it happened too recently to try again."""
+        """Return the failure of the last exchange if it is too recent for a retry."""
         found = self._failures.get(key)
         return found.failure if found is not None and self._monotonic() < found.until else None
 
     def has_succeeded(self, key: bytes) -> bool:
-        """Return whether an exchange of the same token has already succeeded for any destination."""
+        """Return whether the same token has been exchanged successfully for any destination."""
         return self._subjects.get(key[:_SUBJECT_LENGTH]) is not None
 
     def put(self, key: bytes, issued: Issued, subject_expires_at: float | None, *, is_own: bool = False) -> Exchanged:
         """Store a result.
 
         Args:
-            key: The exchange's key; see `key_of`.
+            key: The cache key. See `key_of`.
             issued: The server's response.
-            subject_expires_at: When the caller's token expires, in seconds since the epoch; ``None`` if unknown.
-            is_own: Whether the service acts on its own behalf, in which case only the server's response limits the
-                result's lifetime.
+            subject_expires_at: The expiration time of the caller's token, in seconds since the epoch; ``None`` if the
+                time is unknown.
+            is_own: Whether the result is the service's own token. If so, only the server's response limits the
+                lifetime.
 
         Returns:
-            The result, which may already be too old to be used again.
+            The cached result, which might have no remaining lifetime.
         """
         now = self._now()
         ends = [end for end in (issued.expires_at, subject_expires_at) if end is not None]
@@ -158,15 +163,18 @@ class ExchangeCache:
         return result
 
     def put_failure(self, key: bytes, failure: ExchangeFailed) -> None:
-        """Store a failure for a short time, so that a caller that retries does not immediately repeat the exchange."""
+        """Store a failure for a short time, so that a retry by the caller does not immediately repeat the exchange."""
         seconds = _OUTAGE_SECONDS if failure.error in _OUTAGES else _FAILURE_SECONDS
-        # The copy has no traceback, because the traceback's frames contain tokens.
+        # Store a copy without the traceback, because the traceback's frames contain tokens.
         kept = ExchangeFailed(failure.error, failure.detail, claims_challenge=failure.claims_challenge)
         self._failures.put(key, _Failure(kept, self._monotonic() + seconds))
 
 
 def _hash(*parts: bytes | None) -> bytes:
-    """Hash parts of any length so that no two sequences of parts produce the same hash input."""
+    """Return the hash of a sequence of parts.
+
+    Different sequences have different hash inputs, because the length of each part is included.
+    """
     digest = hashlib.sha256()
     for part in parts:
         digest.update(b"-" if part is None else b"%d:%b" % (len(part), part))

@@ -1,11 +1,12 @@
-"""Send requests to one token endpoint: in worker threads, without duplicates, and limited in number.
+"""Send requests to one token endpoint from a limited number of worker threads.
 
-The logic is implemented once, as a generator (see `verification.drivers`). Requests run in worker threads, so an event
-loop never blocks, and a slow server delays only the callers that are waiting for it. Callers that need the same token
-at the same time share one request.
+The same generator is used in threads and in event loops (see `verification.drivers`). Worker threads send the requests,
+so an event loop never blocks, and a slow server delays only the callers that need its tokens. Callers that need the
+same token at the same time share a single request.
 
-Callers choose their tokens, but every request is made with this service's credential. Tokens that have not yet been
-exchanged may therefore use only a few of the workers, and a refused token is not sent again for a few seconds.
+Any caller can send an invalid token, but every exchange uses this service's credential. Therefore, only a few workers
+exchange new tokens, which are tokens that have not been exchanged before. After the server refuses a token, the token
+is not sent again for a few seconds.
 """
 
 from __future__ import annotations
@@ -44,9 +45,9 @@ _logger = logging.getLogger("otel_token_relay")
 MAX_CONCURRENT: Final = 64
 """The maximum number of concurrent requests to one endpoint."""
 MAX_NEW: Final = 8
-"""The maximum number of these requests that may be for tokens that have not yet been exchanged."""
+"""The maximum number of concurrent requests for tokens that have not been exchanged before."""
 DEFAULT_TIMEOUT: Final = 4.0
-# The maximum number of requests, in each of the two groups, that may be running or waiting for a worker.
+# The maximum number of running and waiting requests in each worker pool.
 _MAX_PENDING: Final = 512
 _WARNING_SECONDS: Final = 10.0
 _PROBE_SECONDS: Final = 1.0
@@ -62,13 +63,13 @@ _duration: Final = LazyHistogram(
 
 
 class Job(NamedTuple):
-    """One request for a token.
+    """A single request for a token.
 
     Attributes:
         key: The cache key.
-        request: What is requested.
-        subject: The caller's token; ``None`` for the service's own token.
-        actor: The service's own token, which identifies it as the actor; ``None`` to send none.
+        request: The parameters of the request.
+        subject: The caller's token; ``None`` to request the service's own token.
+        actor: The service's own token, which identifies the service as the actor; ``None`` to send no actor token.
     """
 
     key: bytes
@@ -77,26 +78,29 @@ class Job(NamedTuple):
     actor: BearerToken | None = None
 
     def with_claims(self, claims: str) -> Job:
-        """Return the same job for a token with these claims.
+        """Return a job that also requests the given claims.
 
-        It has another key: the endpoint may refuse the claims, and then it has not refused the token without them.
+        The new job has a different cache key, so that a failure to obtain the claims does not affect requests without
+        claims.
         """
         hashed = hashlib.sha256(claims.encode()).digest()
         return self._replace(key=self.key + b"claims" + hashed, request=replace(self.request, claims=claims))
 
     def __repr__(self) -> str:
-        # The key is omitted: it is a plain hash, so anyone who reads the log could test whether a given token appears
-        # in it.
+        # The key is omitted because it contains an unkeyed hash of the token. A person who can read the logs could use
+        # the hash to test whether a given token appears in them.
         return f"Job({self.request})"
 
 
 class ExchangeEngine:
-    """The workers, breaker, and cache for one token endpoint. Safe to share between threads, tasks, and event loops.
+    """The workers, circuit breaker, and cache for one token endpoint.
+
+    Instances can be shared between threads, tasks, and event loops.
 
     Args:
         endpoint: The token endpoint.
         credential: This service's credential at the endpoint.
-        timeout: The maximum number of seconds that a call waits.
+        timeout: The maximum number of seconds that a call waits for a token.
         max_length: The maximum length of an issued token, in characters.
         cache_size: The maximum number of results to cache.
         http: The client that sends the requests.
@@ -104,7 +108,7 @@ class ExchangeEngine:
         monotonic: A clock that returns seconds and never goes backward.
 
     Raises:
-        ConfigurationError: *timeout* is not a positive number.
+        ConfigurationError: The *timeout* is not a positive number.
     """
 
     def __init__(
@@ -147,7 +151,10 @@ class ExchangeEngine:
         return f"ExchangeEngine({self.endpoint}, client_id={self.client_id!r})"
 
     def hash_of(self, request: Request) -> bytes:
-        """Return the part of a key that is the same for all callers. Compute it once for each destination."""
+        """Return the part of a cache key that is the same for all callers.
+
+        Call this method once for each destination.
+        """
         return endpoint_hash(self.endpoint.identity, self.client_id, request)
 
     def job(
@@ -156,37 +163,40 @@ class ExchangeEngine:
         """Return the job for a request.
 
         Args:
-            request: What is requested.
-            hashed: The result of `hash_of` for the request.
-            subject: The caller's token; ``None`` for the service's own token.
+            request: The parameters of the request.
+            hashed: The request's hash, which `hash_of` returns.
+            subject: The caller's token; ``None`` to request the service's own token.
             actor: See `Job`.
         """
         return Job(_key(hashed, subject, actor), request, subject, actor)
 
     def find(self, hashed: bytes, subject: BearerToken | None, actor: BearerToken | None = None) -> Exchanged | None:
-        """Return the cached result. The arguments are the same as for `job`."""
+        """Return the cached result; ``None`` if no usable result is cached. See `job` for the arguments."""
         return self._cache.get(_key(hashed, subject, actor))
 
     def drop(self, job: Job, rejected: BearerToken) -> None:
-        """Remove a job's cached result if it is the token that its destination has rejected."""
+        """Remove a job's cached result, provided that the result is the rejected token."""
         self._cache.drop(job.key, rejected)
 
     def keep(self, job: Job, found: Exchanged) -> None:
-        """Use this result for a job from now on."""
+        """Cache an existing result for a job."""
         self._cache.keep(job.key, found)
 
     def failure(self, job: Job) -> ExchangeFailed | None:
-        """Return the failure of the last attempt if it happened too recently to try again."""
+        """Return the failure of the last attempt if it is too recent for a retry."""
         return self._cache.failure(job.key)
 
     def renew(self, job: Job) -> None:
-        """Obtain a new token in the background, unless an attempt has just failed. This never raises an exception."""
+        """Obtain a new token in the background, unless a recent attempt failed.
+
+        This method never raises an exception.
+        """
         with contextlib.suppress(ExchangeFailed), self._lock:
             if job.key not in self._pending and self._cache.failure(job.key) is None:
                 self._start(job)
 
     def steps(self, job: Job) -> Generator[Wait, None, tuple[Exchanged, ExchangeResult]]:
-        """Run a job. `drive` or `drive_async` runs this generator.
+        """Run a job. Call `drive` or `drive_async` to run this generator.
 
         Raises:
             ExchangeFailed: No token could be obtained.
@@ -197,7 +207,7 @@ class ExchangeEngine:
             future = self._pending.get(job.key)
             is_shared = future is not None
             if future is None:
-                # An exchange that another caller was waiting for may have finished since the cache was last checked.
+                # A different caller's exchange might have finished after the first cache lookup.
                 if (cached := self._recall(job)) is not None:
                     return cached, "hit"
                 future = self._start(job)
@@ -208,10 +218,10 @@ class ExchangeEngine:
         return found, "joined" if is_shared else "miss"
 
     def _recall(self, job: Job) -> Exchanged | None:
-        """Return the cached result.
+        """Return the cached result; ``None`` if no usable result is cached.
 
         Raises:
-            ExchangeFailed: The last attempt failed a moment ago.
+            ExchangeFailed: The last attempt failed, and the failure is too recent for a retry.
         """
         cached = self._cache.get(job.key)
         if cached is None and (failure := self._cache.failure(job.key)) is not None:
@@ -219,27 +229,31 @@ class ExchangeEngine:
         return cached
 
     def _start(self, job: Job) -> Future[_Result]:
-        """Start a request unless too many are waiting. The lock must be held, and no equal request may be running."""
+        """Start a request, unless too many requests are waiting.
+
+        The calling code must hold the lock and check that no request with the same key is running.
+        """
         is_known = job.subject is None or self._cache.has_succeeded(job.key)
         workers = self._known if is_known else self._new
         if workers.load >= _MAX_PENDING:
-            raise ExchangeFailed("unavailable", "too many exchanges are waiting")
+            raise ExchangeFailed("unavailable", "too many token exchanges are waiting")
         if not self._breaker.allows(job.key):
-            raise ExchangeFailed("unavailable", "the token endpoint did not respond a moment ago")
+            raise ExchangeFailed("unavailable", "the token endpoint recently failed to respond")
         future: Future[_Result] = Future()
         self._pending[job.key] = future
         workers.load += 1
         deadline = self._monotonic() + self._timeout
         try:
             workers.executor.submit(self._run, workers, job, future, deadline)
-        except RuntimeError:  # no thread can be started: the process has reached its limit or is exiting
-            # The executor may have queued the call anyway, and would run it once it has a thread.
+        except RuntimeError:  # the process has reached its thread limit or is exiting
+            # The executor might have queued the call, and would run the call when a thread becomes available.
             if future.cancel():
                 del self._pending[job.key]
                 workers.load -= 1
                 self._breaker.cancel(job.key)
                 if not workers.load:
-                    # The executor's queue might never be emptied, so tokens could accumulate in it.
+                    # Replace the executor, because its queue might never be emptied, and tokens could accumulate in the
+                    # queue.
                     workers.start_over()
                 raise ExchangeFailed("unavailable", "no thread can be started") from None
         return future
@@ -251,12 +265,12 @@ class ExchangeEngine:
         found: _Result = ExchangeFailed("unavailable")
         try:
             if self._monotonic() >= deadline or not self._breaker.still_allows(job.key):
-                found = ExchangeFailed("timeout", "the exchange was not started in time")
+                found = ExchangeFailed("timeout", "the exchange did not start in time")
                 probe_is_due = self._breaker.record_failure(job.key)
             else:
                 found = self._attempt(job)
                 probe_is_due = self._note(job.key, found)
-        finally:  # so that waiting callers do not have to wait for the timeout
+        finally:  # otherwise, waiting callers would wait until the timeout
             with self._lock:
                 self._pending.pop(job.key, None)
                 workers.load -= 1
@@ -265,9 +279,12 @@ class ExchangeEngine:
             self._breaker.end_probe(succeeded=self._probe(job.request))
 
     def _attempt(self, job: Job) -> _Result:
-        """Return the result, or the failure without its traceback and its causes, whose frames contain tokens.
+        """Return the result or the failure.
 
-        Nothing is logged while such an exception is being handled, because error trackers would then report it.
+        The failure has no traceback and no causes, because their frames contain tokens.
+
+        Log errors only outside the exception handler. Otherwise, an error tracker would report the exception and its
+        frames.
         """
         try:
             return self._measured(job)
@@ -275,12 +292,15 @@ class ExchangeEngine:
             return _fresh(failure)
         except Exception as error:
             kind = type(error).__name__
-        with contextlib.suppress(Exception):  # the application's logging filter may raise; the worker must continue
+        with contextlib.suppress(Exception):  # log filters can raise exceptions, but the worker must continue
             _logger.error("a token exchange raised %s", kind)
         return ExchangeFailed("unavailable")
 
     def _note(self, key: bytes, found: _Result) -> bool:
-        """Report an attempt to the breaker, the cache, and the log. Return whether the endpoint must be probed."""
+        """Report an attempt to the circuit breaker, the cache, and the log.
+
+        Return whether a probe of the endpoint is due.
+        """
         if isinstance(found, Exchanged):
             self._breaker.record_success()
             return False
@@ -288,7 +308,7 @@ class ExchangeEngine:
         self._warn(found)
         if found.error in ("unavailable", "timeout"):
             return self._breaker.record_failure(key)
-        # The server responds, so the failure concerns this token or this service's credential.
+        # The server responded, so the token or this service's credential caused the failure.
         self._breaker.record_success()
         return False
 
@@ -341,7 +361,7 @@ class ExchangeEngine:
             return response.status, None
 
     def _probe(self, request: Request) -> bool:
-        """Return whether the server responds to the exchange of a random token, which it must refuse."""
+        """Return whether the server responds to an exchange request for a random token."""
         try:
             self.ask(request, min(self._timeout, _PROBE_SECONDS))
         except ExchangeFailed as failure:
@@ -349,10 +369,11 @@ class ExchangeEngine:
         return True
 
     def ask(self, request: Request, timeout: float) -> None:
-        """Send a random token, which the server must refuse, or obtain the service's own token. This blocks.
+        """Request the exchange of a random token, or request the service's own token. This method blocks.
 
         Raises:
-            ExchangeFailed: The server refuses the request, its response cannot be used, or the server does not respond.
+            ExchangeFailed: The server refuses the request, does not respond, or returns an unusable response. A server
+                must refuse a random token.
         """
         subject = None if request.grant == "client-credentials" else secrets.token_urlsafe(32)
         status, members = self._post(request, subject, None, timeout)
@@ -360,7 +381,7 @@ class ExchangeEngine:
         read_response(status, members, request, given, self._max_length)
 
     def _warn(self, failure: ExchangeFailed) -> None:
-        # Otherwise, callers could fill the log by sending tokens that are refused.
+        # Limit the number of warnings, because callers could otherwise fill the log by sending invalid tokens.
         now = self._monotonic()
         level = logging.WARNING if now >= self._warn_at else logging.DEBUG
         if level == logging.WARNING:
@@ -375,7 +396,8 @@ class ExchangeEngine:
         self._warn_of_actor_at = now + 60 * _WARNING_SECONDS
         with contextlib.suppress(Exception):
             _logger.warning(
-                "%s: the server accepts an actor token, but the issued token names no actor (act)", self.endpoint
+                "%s: the server accepted an actor token, but the issued token does not identify an actor (act)",
+                self.endpoint,
             )
 
 
@@ -389,5 +411,5 @@ def _key(hashed: bytes, subject: BearerToken | None, actor: BearerToken | None) 
 
 
 def _fresh(failure: ExchangeFailed) -> ExchangeFailed:
-    """Return a copy, because multiple callers may raise the same failure at the same time."""
+    """Return a copy of the failure, because multiple callers can raise the same failure at the same time."""
     return ExchangeFailed(failure.error, failure.detail, claims_challenge=failure.claims_challenge)

@@ -1,4 +1,4 @@
-"""Exchange callers' tokens at one token endpoint from application code."""
+"""Exchange callers' tokens in application code."""
 
 from __future__ import annotations
 
@@ -25,21 +25,20 @@ class ExchangerCore:
     Args:
         token_endpoint: The URL of the authorization server's token endpoint.
         client_id: This service's client ID at that server.
-        client_secret: The client secret, or a callable that returns it. One of the following arguments can be used
-            instead; see `ClientCredential`.
-        client_secret_file: A file that contains the secret. This file, like the other files, is read again when it
-            changes.
-        client_key_file: A file that contains the private key for signing this service's assertions.
-        client_key_id: The ``kid`` to include in the assertions.
-        client_assertion: A callable that returns an assertion to send as is.
-        client_assertion_file: A file that contains an assertion to send as is.
-        client_cert_file: A file that contains a certificate.
-        client_auth: How to send the credential; ``None`` to use the default for that kind of credential.
+        client_secret: The client secret, or a callable that returns the secret. For alternatives to a client secret,
+            see `ClientCredential`.
+        client_secret_file: A file that contains the client secret. All files are read again when they change.
+        client_key_file: A file that contains the private key that signs this service's assertions.
+        client_key_id: The ``kid`` of the assertions.
+        client_assertion: A callable that returns an assertion, which is sent unchanged.
+        client_assertion_file: A file that contains an assertion, which is sent unchanged.
+        client_cert_file: A file that contains this service's certificate.
+        client_auth: The authentication method; ``None`` to use the default method for the type of credential.
         issuer: The authorization server's issuer, which is the audience of ``private_key_jwt`` assertions.
         grant: ``token-exchange`` (RFC 8693) or ``on-behalf-of`` (Microsoft Entra).
-        allow_unverified: Whether to exchange tokens that no verifier has accepted in this request. If so, anyone can
-            make this service send requests with its credential.
-        timeout: The maximum number of seconds that a call waits.
+        allow_unverified: Whether to exchange tokens that no verifier has accepted during the current request. If
+            ``True``, any caller can make this service send requests with its own credential.
+        timeout: The maximum number of seconds that a call waits for a token.
         max_length: The maximum length of an issued token, in characters.
         cache_size: The maximum number of results to cache.
         http: The client that sends the requests; ``None`` to use the default client.
@@ -47,7 +46,7 @@ class ExchangerCore:
         monotonic: A clock that returns seconds and never goes backward.
 
     Raises:
-        ConfigurationError: An argument is invalid; the error identifies it.
+        ConfigurationError: An argument is invalid. The error identifies the argument.
     """
 
     def __init__(
@@ -87,7 +86,7 @@ class ExchangerCore:
             cert_file=client_cert_file,
         )
         if credential is None:
-            raise ConfigurationError("client_id", "expected the name of this service at the authorization server")
+            raise ConfigurationError("client_id", "expected this service's client ID at the authorization server")
         credential.check_use(issuer, token_endpoint)
         if grant not in GRANTS:
             raise ConfigurationError("grant", f"expected one of {', '.join(GRANTS)}")
@@ -116,10 +115,11 @@ class ExchangerCore:
         return Request(self._grant, audience=audience, resource=resource, scope=scope, expected=expected)
 
     def steps(self, token: BearerToken, request: Request) -> Generator[Wait, None, BearerToken]:
-        """Exchange a token. `drive` or `drive_async` runs this generator.
+        """Exchange a token. Call `drive` or `drive_async` to run this generator.
 
         Returns:
-            The issued token. It shares *token*'s lease, so neither token can be used after the request has ended.
+            The issued token, which has the same lease as *token*. Therefore, the issued token cannot be used after the
+            request has ended.
 
         Raises:
             TokenUnavailable: *token* must not be exchanged.
@@ -128,13 +128,14 @@ class ExchangerCore:
         self._check_subject(token)
         found, result = yield from self._engine.steps(self._engine.job(request, self._engine.hash_of(request), token))
         if result != "hit":
-            self._check_subject(token)  # the request may have ended, or the token may have been revoked
+            # During the exchange, the request might have ended, or the token might have been revoked.
+            self._check_subject(token)
         issued = BearerToken.from_parsed(found.value, lease=token.lease)
         announce_obtained(issued)
         return issued
 
     def _check_subject(self, token: BearerToken) -> None:
-        """Raise an exception unless a token may be exchanged now."""
+        """Raise `TokenUnavailable` unless the token can be exchanged now."""
         reason = self._reason_against(token)
         if reason is not None:
             raise TokenUnavailable(reason, self._endpoint)
@@ -155,7 +156,7 @@ class ExchangerCore:
 
 
 class TokenExchanger(ExchangerCore):
-    """Exchange tokens in threads. Create one exchanger per process and share it."""
+    """Exchange tokens in threads. Create a single exchanger for each process."""
 
     def exchange(
         self,
@@ -166,28 +167,28 @@ class TokenExchanger(ExchangerCore):
         scope: str | None = None,
         expect: Sequence[str] = (),
     ) -> BearerToken:
-        """Return a token for another service, issued in exchange for the caller's *token*.
+        """Exchange the caller's *token* for a token that a different service accepts.
 
         Args:
             token: The caller's token, for example from `current_token`.
-            audience: The logical name of the other service.
-            resource: The URI of the other service.
-            scope: The scopes of the result, separated by spaces.
-            expect: Audiences that the result may have instead of *audience* or *resource*.
+            audience: The logical name of the service that will receive the issued token.
+            resource: The URI of the service that will receive the issued token.
+            scope: The requested scopes, separated by spaces.
+            expect: Other acceptable audiences of the issued token, in addition to *audience* and *resource*.
 
         Returns:
-            The issued token, for use with `use_token`. It shares *token*'s lease.
+            The issued token, which has the same lease as *token*. Pass the issued token to `use_token`.
 
         Raises:
-            ConfigurationError: None of *audience*, *resource*, and *scope* is specified.
+            ConfigurationError: The *audience*, *resource*, and *scope* arguments are all missing.
             TokenUnavailable: *token* must not be exchanged.
-            ExchangeFailed: No token could be obtained. The caller's own token must not be sent instead.
+            ExchangeFailed: No token could be obtained. Do not send the caller's token instead.
         """
         return drive(self.steps(token, self._request(audience, resource, scope, expect)))
 
 
 class AsyncTokenExchanger(ExchangerCore):
-    """Exchange tokens in asyncio or trio tasks, without ever blocking the event loop."""
+    """Exchange tokens in asyncio or trio tasks without blocking the event loop."""
 
     async def exchange(
         self,
@@ -198,5 +199,5 @@ class AsyncTokenExchanger(ExchangerCore):
         scope: str | None = None,
         expect: Sequence[str] = (),
     ) -> BearerToken:
-        """Do the same as `TokenExchanger.exchange`."""
+        """Exchange the caller's *token*. See `TokenExchanger.exchange` for the arguments and exceptions."""
         return await drive_async(self.steps(token, self._request(audience, resource, scope, expect)))

@@ -1,8 +1,9 @@
-"""The form of an exchange request for each grant. This module performs no I/O and reads no settings.
+"""The parameters of exchange requests for each grant. This module performs no I/O and does not read any settings.
 
-* ``token-exchange``: RFC 8693, section 2.1. The subject and the result are access tokens.
-* ``on-behalf-of``: Microsoft Entra's grant, which is a JWT bearer assertion (RFC 7523, section 2.1) with
-  ``requested_token_use``.
+* ``token-exchange``: Token exchange according to RFC 8693, section 2.1. Both the subject token and the issued token are
+  access tokens.
+* ``on-behalf-of``: Microsoft Entra's grant, which consists of a JWT bearer assertion (RFC 7523, section 2.1) and the
+  ``requested_token_use`` parameter.
 """
 
 from __future__ import annotations
@@ -20,16 +21,17 @@ Form = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is requested in exchange for a caller's token.
+    """The parameters of a request for a token.
 
     Attributes:
-        grant: The grant to use; ``client-credentials`` to obtain the service's own token without a caller's token.
-        audience: The logical name of the service that will receive the result; ``None`` to send none.
-        resource: The URI of that service; ``None`` to send none.
-        scope: The scopes of the result, separated by spaces; ``None`` to send none.
-        expected: Audiences that the result may have instead of the requested one.
-        has_actor: Whether to identify this service as the actor.
-        claims: The claims that the result must have, as JSON text. Only Entra supports this parameter.
+        grant: The grant. With ``client-credentials``, the service obtains its own token, and no caller's token is
+            required.
+        audience: The logical name of the service that will receive the issued token; ``None`` to omit the parameter.
+        resource: The URI of the service that will receive the issued token; ``None`` to omit the parameter.
+        scope: The requested scopes, separated by spaces; ``None`` to omit the parameter.
+        expected: Other acceptable audiences of the issued token, in addition to the requested audience.
+        has_actor: Whether the request identifies this service as the actor.
+        claims: The requested claims, in JSON format. Only Microsoft Entra supports this parameter.
     """
 
     grant: Grant | Literal["client-credentials"] = "token-exchange"
@@ -38,26 +40,26 @@ class Request:
     scope: str | None = None
     expected: tuple[str, ...] = ()
     has_actor: bool = False
-    claims: str | None = field(default=None, repr=False)  # it may identify the user
+    claims: str | None = field(default=None, repr=False)  # the claims can identify the user
 
     def of_client(self) -> Request:
-        """Return the request for the service's own token for the same destination."""
+        """Return a request for the service's own token for the same destination."""
         if self.grant == "on-behalf-of":
             return Request("client-credentials", scope=self._entra_scope(), expected=self.expected)
         return replace(self, grant="client-credentials", has_actor=False)
 
     @property
     def audiences(self) -> frozenset[str]:
-        """The audiences, one of which a JWT result must contain; empty if any audience is acceptable."""
+        """The acceptable audiences of an issued JWT; empty if all audiences are acceptable."""
         asked = [name for name in (self.audience, self.resource) if name is not None]
         return frozenset([*asked, *self.expected]) if asked else frozenset()
 
     def form(self, subject: str | None, actor: str | None = None) -> Form:
-        """Return the request parameters without the client's credentials.
+        """Return the parameters of the request, excluding this service's credential.
 
         Args:
             subject: The caller's token; ``None`` for ``client-credentials``.
-            actor: This service's own token (RFC 8693, section 2.1), which only ``token-exchange`` can send.
+            actor: This service's own token (RFC 8693, section 2.1). Only ``token-exchange`` supports this parameter.
         """
         if self.grant == "client-credentials":
             own = (
@@ -69,7 +71,7 @@ class Request:
             )
             return tuple((name, value) for name, value in own if value is not None)
         if subject is None:
-            raise ValueError("an exchange needs a subject token")
+            raise ValueError("a token exchange requires a subject token")
         if self.grant == "on-behalf-of":
             return (
                 ("grant_type", "urn:ietf:params:oauth:grant-type:jwt-bearer"),
@@ -92,5 +94,8 @@ class Request:
         return tuple((name, value) for name, value in parameters if value is not None)
 
     def _entra_scope(self) -> str:
-        """Return the scopes, or else all permissions at the audience: Entra accepts audiences only within scopes."""
+        """Return the requested scopes or, if there are none, the scope for all permissions.
+
+        In Entra, the scope contains the audience.
+        """
         return self.scope or f"{self.audience or self.resource or ''}/.default"

@@ -1,9 +1,11 @@
-"""Limit how often rejected tokens are renewed. This module performs no I/O, and the clock is passed in.
+"""Limit how often rejected tokens are renewed. This module performs no I/O and does not read the system clock directly.
 
-A destination may reject every token. The first request whose token is rejected therefore starts a trial: it obtains a
-new token and is sent again. Other requests with the rejected token wait for the result and are sent again only if the
-new token has been accepted. For 30 seconds, no other trial is started for the same caller's token and destination. A
-destination that always responds with 401 therefore receives at most one additional request in that time.
+When a destination rejects a token, the first affected request starts a trial. The relay obtains a new token for that
+request and sends the request again. Other requests with the rejected token wait for the trial's result. They are sent
+again only if the destination accepts the new token.
+
+At most one trial starts every 30 seconds for each combination of caller's token and destination. Therefore, a
+destination that rejects every token receives at most one additional request in 30 seconds.
 """
 
 from __future__ import annotations
@@ -18,19 +20,19 @@ from otel_token_relay.token import Clock
 from otel_token_relay.verification.cache import Cache
 
 TRIAL_SECONDS: Final = 30.0
-"""The minimum number of seconds between two trials."""
+"""The minimum number of seconds between two trials for the same caller's token and destination."""
 WAIT_SECONDS: Final = 5.0
 """The maximum number of seconds that a request waits for another request's trial."""
 _SIZE: Final = 4096
 
 
 class Trial:
-    """A trial of whether a destination accepts a new token.
+    """An attempt to use a new token after a destination has rejected a token.
 
     Attributes:
-        result: Becomes ``True`` when the new token has been accepted, and ``False`` when it has been rejected or the
-            request could not be sent.
-        has_ended: Whether the new token has since been rejected.
+        result: A future whose result is ``True`` if the destination accepted the new token, and ``False`` if the
+            destination rejected the token or the request could not be sent.
+        has_ended: Whether the destination has rejected the new token after accepting it.
     """
 
     __slots__ = ("_lock", "has_ended", "result", "started_at")
@@ -42,23 +44,23 @@ class Trial:
         self._lock = threading.RLock()
 
     def settle(self, is_accepted: bool) -> None:
-        """Report the result. Only the first call has an effect."""
+        """Set the trial's result. Only the first call has an effect."""
         with self._lock:
             if not self.result.done():
                 self.result.set_result(is_accepted)
 
     @property
     def is_accepted(self) -> bool:
-        """Whether requests with an older token may be sent again with the new one."""
+        """Whether requests with an older token can be sent again with the new token."""
         return not self.has_ended and self.result.done() and self.result.result()
 
 
 class Renewals:
-    """The trials from the last 30 seconds. Safe to share between threads.
+    """A collection of all trials from the last 30 seconds. This class is thread-safe.
 
     Args:
         monotonic: A clock in seconds that never goes backward.
-        size: The maximum number of trials.
+        size: The maximum number of trials in the collection.
     """
 
     def __init__(self, monotonic: Clock = time.monotonic, size: int = _SIZE) -> None:
@@ -72,7 +74,10 @@ class Renewals:
         self._trials: Cache[Trial] = Cache(self._size)
 
     def join(self, key: bytes) -> tuple[Trial, bool]:
-        """Return the trial for a key, and whether this call has started it, so that the calling code must settle it."""
+        """Return the trial for a key, and whether this call started the trial.
+
+        If so, the calling code must settle the trial.
+        """
         now = self._monotonic()
         with self._lock:
             trial = self._trials.get(key)

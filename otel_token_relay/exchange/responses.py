@@ -1,7 +1,8 @@
-"""Validate the token endpoint's response to an exchange request. This module performs no I/O and reads no settings.
+"""Validate a token endpoint's response. This module performs no I/O and does not read any settings.
 
-A response is used only if it clearly states that it contains a new bearer token for the requested audience: a server
-may ignore the audience, return the subject token itself, or return a different kind of token with status 200.
+A response is accepted only if it contains a new bearer token, and a JWT must be for the requested audience. These
+checks are necessary because some servers ignore the requested audience, return the subject token unchanged, or return a
+different type of token.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ _ERRORS: Final[Mapping[str, ExchangeError]] = {
     "temporarily_unavailable": "unavailable",
     "server_error": "unavailable",
     "slow_down": "unavailable",
-    # Some servers use other endpoints' error codes: RFC 6750, section 3.1, and RFC 6749, section 4.1.2.1.
+    # Some servers return error codes that are defined for other endpoints (RFC 6750, section 3.1; RFC 6749, section
+    # 4.1.2.1).
     "invalid_token": "invalid_grant",
     "insufficient_scope": "invalid_scope",
     "access_denied": "unauthorized_client",
@@ -39,18 +41,17 @@ _ERRORS: Final[Mapping[str, ExchangeError]] = {
     "token_revoked": "invalid_grant",
     "scope_escalation": "invalid_scope",
 }
-# The maximum length of a claims challenge. Entra's challenges have a few hundred characters.
+# The maximum length of a claims challenge. Entra's challenges contain a few hundred characters.
 _MAX_CHALLENGE: Final = 4096
 
 
 class Issued(NamedTuple):
-    """A token that was issued in exchange for a caller's token.
+    """A token that a token endpoint issued.
 
     Attributes:
-        token: The b64token.
-        expires_in: The number of seconds for which the token remains valid; ``None`` if the server does not specify
-            this.
-        expires_at: A JWT's ``exp`` claim, in seconds since the epoch; ``None`` for any other token.
+        token: The value of the token, which is a b64token.
+        expires_in: The token's lifetime in seconds; ``None`` if the response does not specify the lifetime.
+        expires_at: The ``exp`` claim of a JWT, in seconds since the epoch; ``None`` if the token has no ``exp`` claim.
         has_claims: Whether the token is a JWT.
         has_actor: Whether the token is a JWT that identifies an actor (``act``, RFC 8693, section 4.1).
     """
@@ -68,18 +69,18 @@ class Issued(NamedTuple):
 def read_response(
     status: int, members: Mapping[str, Any] | None, request: Request, given: tuple[str, ...], max_length: int
 ) -> Issued:
-    """Return the issued token.
+    """Validate a response and return the issued token.
 
     Args:
-        status: The HTTP status.
-        members: The JSON object in the body; ``None`` if the body is anything else.
-        request: What was requested.
-        given: The tokens that were sent: the subject token and, if there is one, the actor token.
+        status: The HTTP status code.
+        members: The JSON object in the body; ``None`` if the body does not contain a JSON object.
+        request: The request for the token.
+        given: The tokens that the request contained, such as the subject token and the actor token.
         max_length: The maximum length of the issued token, in characters.
 
     Raises:
-        ExchangeFailed: The server refused the request, or its response cannot be used. The message does not quote the
-            response.
+        ExchangeFailed: The server refused the request, or the response cannot be used. The error message does not quote
+            the response.
     """
     if status != 200:
         raise _refusal(status, members or {})
@@ -117,7 +118,7 @@ def _check_claims(claims: Mapping[str, Any], request: Request) -> None:
     audience = claims.get("aud")
     found = audience if isinstance(audience, list) else [audience]
     if request.audiences and request.audiences.isdisjoint(name for name in found if isinstance(name, str)):
-        raise ExchangeFailed("wrong_audience", "the issued token is for another audience")
+        raise ExchangeFailed("wrong_audience", "the issued token is for a different audience")
 
 
 def _refusal(status: int, members: Mapping[str, Any]) -> ExchangeFailed:
@@ -126,7 +127,8 @@ def _refusal(status: int, members: Mapping[str, Any]) -> ExchangeFailed:
     if status >= 500 or status == 429:
         return ExchangeFailed("unavailable", f"status {status}")
     if known is None:
-        # An unknown error may concern the token, so the error must not lead operators to check the credential.
+        # Without an error code, status 401 means that the server rejected this service's credential. An unknown error
+        # code can have a different cause.
         known = "invalid_client" if status == 401 and error is None else "bad_response"
     challenge = members.get("claims")
     is_usable = isinstance(challenge, str) and 0 < len(challenge) <= _MAX_CHALLENGE and challenge.isprintable()
@@ -144,7 +146,7 @@ def _number(value: object) -> float | None:
 
 
 def _seconds(value: object) -> float | None:
-    """Return a lifetime in seconds; some servers send the lifetime as a string."""
+    """Return a lifetime in seconds. Some servers send the lifetime as a string."""
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 12:
         value = int(value)
     number = _number(value)

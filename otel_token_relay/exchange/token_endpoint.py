@@ -1,4 +1,4 @@
-"""The URL of a token endpoint, either configured by an operator or read from the issuer's metadata."""
+"""Determine a token endpoint's URL, which is either configured or read from the issuer's metadata."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from otel_token_relay.verification.metadata import (
 )
 
 _RETRY_SECONDS: Final = 5.0
-# The maximum time that a request waits for the metadata to be fetched again.
+# The maximum number of seconds that a request waits while the metadata is fetched again.
 _REFRESH_SECONDS: Final = 1.0
 
 
 class TokenEndpoint:
-    """The URL to which this service sends callers' tokens and its own credential. Safe to share between threads.
+    """A token endpoint, which receives callers' tokens and this service's credential. This class is thread-safe.
 
     Args:
-        url: The URL; ``None`` to read it from the issuer's metadata.
-        issuer: The issuer; ``None`` if it is not known.
+        url: The endpoint's URL; ``None`` to read the URL from the issuer's metadata.
+        issuer: The issuer; ``None`` if the issuer is unknown.
         http: The client that fetches the metadata.
-        monotonic: A clock in seconds that never goes backward.
+        monotonic: A clock that returns seconds and never goes backward.
 
     Attributes:
         issuer: The issuer.
-        identity: A string that distinguishes this endpoint from other endpoints, even before its URL is known.
+        identity: A string that uniquely identifies this endpoint, even if the URL is not yet known.
     """
 
     def __init__(
@@ -49,20 +49,20 @@ class TokenEndpoint:
         return self._url or f"the token endpoint of {self.issuer}"
 
     def locate(self, timeout: float) -> str:
-        """Return the URL. This may fetch the issuer's metadata, so call it in a worker thread.
+        """Return the URL. Call this method in a worker thread, because it can fetch the issuer's metadata.
 
         Raises:
-            ExchangeFailed: The URL is not known.
+            ExchangeFailed: The URL could not be read from the issuer's metadata.
         """
         known, now = self._url, self._monotonic()
         if known is None:
             return self._discover(timeout)
         if now >= self._until:
-            # If discovery fails, a URL that was valid a moment ago is better than none. Other threads use that URL in
-            # the meantime.
+            # The known URL is used if discovery fails. Other threads use the known URL while this thread fetches the
+            # metadata.
             self._until = now + _RETRY_SECONDS
             try:
-                # The rest of the time is reserved for the request to the endpoint.
+                # Reserve the rest of the time for the request to the endpoint.
                 return self._discover(min(timeout / 2, _REFRESH_SECONDS))
             except ExchangeFailed:
                 self._until = self._monotonic() + _RETRY_SECONDS
@@ -92,12 +92,12 @@ class TokenEndpoint:
         )
 
     def _read(self, response: Response) -> tuple[Claims, str | None]:
-        """Return the document in a response and, if the document cannot be used, the reason."""
+        """Return the document in a response, and the reason why the document is unusable; ``None`` if it is usable."""
         if response.status != 200:
             return {}, describe_status(response.status)
         try:
             document = parse_object(response.body)
-        except ValueError:  # probably a web application that serves its start page at every path
+        except ValueError:  # some web applications return the same HTML page for every path
             return {}, "the response is not a JSON object"
         hosts = self._http.plaintext_hosts
         return document, problem_with_metadata(document, str(self.issuer), hosts, "token_endpoint")

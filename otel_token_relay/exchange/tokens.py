@@ -1,11 +1,11 @@
-"""Tokens for destinations that need their own tokens, as configured in the settings.
+"""Obtain tokens for destinations that the settings configure for token exchange.
 
-A token is exchanged only at its own issuer's endpoint, and each endpoint has an `ExchangeEngine`. A hop looks for its
-token in three places, in this order:
+A token is exchanged only at its own issuer's endpoint, and each endpoint has an `ExchangeEngine`. A hop searches for a
+token in the following order:
 
-1. The caller's `BearerToken`, for results from the same request: only code that holds that token can find them there.
-2. The engine's cache, for results for the same token from any request in this process.
-3. The token endpoint.
+1. The caller's `BearerToken` contains results from the same request. Only code that has this token can access them.
+2. The engine's cache contains results from all requests in this process for the same caller's token.
+3. The token endpoint issues a new token.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _ACTOR: Final = Request("client-credentials")
 
 
 class _Plan(NamedTuple):
-    """The request for one destination at one endpoint, which is the same for all callers."""
+    """The part of an exchange that is the same for all callers: the engine, the request, and the request's hash."""
 
     engine: ExchangeEngine
     request: Request
@@ -47,10 +47,10 @@ class _Plan(NamedTuple):
 
 @dataclass(slots=True)
 class _Held:
-    """A token that a request's other hops may use, along with its source and destination.
+    """A token that later hops of the same request can use, along with its source and destination.
 
-    The objects themselves are stored, because a caller's token can outlive the settings and thus their destinations,
-    and an ``id`` could then be reused for a later object.
+    Store references to the source and the destination, not only the ``id`` of each. A caller's token can outlive these
+    objects, and Python can reuse the ``id`` of a deleted object.
     """
 
     source: DestinationTokens
@@ -61,21 +61,23 @@ class _Held:
 
     @property
     def token(self) -> BearerToken:
-        """The token; see `BearerToken.reveal_all`."""
+        """The token, which `BearerToken.reveal_all` requires."""
         return self.obtained.token
 
 
 class DestinationTokens:
-    """Obtain tokens for individual destinations. Safe to share between threads, tasks, and event loops.
+    """A source of tokens for individual destinations.
+
+    Instances can be shared between threads, tasks, and event loops.
 
     Args:
         settings: The settings.
-        http: The client that sends the requests; ``None`` to use the client that the settings configure.
-        now: The wall clock, in seconds since the epoch.
-        monotonic: A clock in seconds that never goes backward.
+        http: The client that sends the requests; ``None`` to create a client from the settings.
+        now: A clock that returns the seconds since the epoch.
+        monotonic: A clock that returns seconds and never goes backward.
 
     Raises:
-        ConfigurationError: The settings are not sufficient for exchanges.
+        ConfigurationError: The settings do not allow token exchange.
     """
 
     def __init__(
@@ -114,19 +116,20 @@ class DestinationTokens:
         made = {issuer.issuer: engine(issuer.token_endpoint, issuer) for issuer in self._trusted}
         self._engines = {name: engine for name, engine in made.items() if engine is not None}
         self._lone = None if self._trusted else engine(settings.token_endpoint, None)
-        # Destinations are compared by value: equal settings share this object, but each has its own destinations.
+        # Plans are keyed by destination, and destinations are compared by value. Equal settings share this object, but
+        # each has its own destination objects.
         self._renewals = Renewals(monotonic)
         self._plans: dict[tuple[ExchangeEngine, Destination, bool], _Plan] = {}
 
     def requests(self) -> Iterator[tuple[ExchangeEngine, Request]]:
-        """Yield each engine with the request for the first destination that needs an exchange."""
+        """Yield each engine, along with the request for the first destination that requires token exchange."""
         destination = next((entry for entry in self._settings.entries if entry.needs_exchange), None)
         if destination is not None:
             request = self._request(destination, is_own=False)
             yield from ((engine, request) for engine in filter(None, (*self._engines.values(), self._lone)))
 
     def cached(self, caller: BearerToken | None, destination: Destination) -> Obtained | None:
-        """Return a token that can be sent without waiting, if there is one."""
+        """Return a token that is available without waiting; ``None`` if no such token exists."""
         if caller is not None and caller.obtained is not None:
             held: _Held | None = caller.obtained.get(id(destination))
             if (
@@ -156,31 +159,31 @@ class DestinationTokens:
         return self._hand_out(caller, destination, found, "hit")
 
     def obtain(self, caller: BearerToken | None, destination: Destination) -> Obtained:
-        """Return a token, blocking until one is available."""
+        """Return a token. This method blocks until a token is available."""
         return drive(self._steps(caller, destination))
 
     async def obtain_async(self, caller: BearerToken | None, destination: Destination) -> Obtained:
-        """Do the same as `obtain` without blocking the event loop."""
+        """Return a token without blocking the event loop. See `obtain`."""
         return await drive_async(self._steps(caller, destination))
 
     def renew(
         self, caller: BearerToken | None, destination: Destination, rejected: BearerToken, rejection: Rejection
     ) -> Renewed | None:
-        """Return a new token in place of a rejected one, blocking until one is available."""
+        """Return a new token to replace a rejected token. This method blocks until a token is available."""
         return drive(self._renewal(caller, destination, rejected, rejection))
 
     async def renew_async(
         self, caller: BearerToken | None, destination: Destination, rejected: BearerToken, rejection: Rejection
     ) -> Renewed | None:
-        """Do the same as `renew` without blocking the event loop."""
+        """Return a new token without blocking the event loop. See `renew`."""
         core = self._renewal(caller, destination, rejected, rejection)
         try:
             return await drive_async(core)
         finally:
-            core.close()  # if the task is canceled, the trial ends now
+            core.close()  # end the trial immediately if the task is canceled
 
     def failure(self, caller: BearerToken | None, destination: Destination) -> ExchangeFailed | None:
-        """Return the failure of a recent attempt; ``None`` if no recent attempt has failed."""
+        """Return the failure of a recent attempt; ``None`` if no recent attempt failed."""
         try:
             plan = self._plan(caller, destination)
         except ExchangeFailed as failure:
@@ -210,7 +213,7 @@ class DestinationTokens:
             found = plan.engine.find(plan.hashed, caller, actor) if trial.is_accepted else None
             if found is None:
                 return None
-            if rejected == BearerToken.from_parsed(found.value):  # accepted before, but rejected now
+            if rejected == BearerToken.from_parsed(found.value):  # the destination accepted it earlier
                 trial.has_ended = True
                 return None
             return Renewed(self._hand_out(caller, destination, found, "hit"), trial.settle)
@@ -249,7 +252,7 @@ class DestinationTokens:
     def _hand_out(
         self, caller: BearerToken | None, destination: Destination, found: Exchanged, result: ExchangeResult
     ) -> Obtained:
-        """Return the token for this request's hops, under the same lease as the caller's token."""
+        """Return a token that the request's hops can use. The token has the same lease as the caller's token."""
         token = BearerToken.from_parsed(found.value, lease=None if caller is None else caller.lease)
         announce_obtained(token)
         if caller is not None:
@@ -286,10 +289,10 @@ class DestinationTokens:
         return _Plan(plan.engine, _ACTOR, plan.engine.hash_of(_ACTOR))
 
     def _engine_for(self, caller: BearerToken | None) -> ExchangeEngine:
-        """Return the engine for the token's own issuer.
+        """Return the engine for the token's issuer.
 
         Raises:
-            ExchangeFailed: No such engine exists, or the engine cannot be determined.
+            ExchangeFailed: No engine exists for the token's issuer, or the issuer is unknown.
         """
         if self._lone is not None:
             return self._lone
@@ -298,14 +301,14 @@ class DestinationTokens:
             engine = self._engines.get(issuer) or self._engine_of_tenant(issuer, tenant)
         elif len(self._trusted) == 1:
             engine = self._engines.get(self._trusted[0].issuer)
-        else:  # the service's own token, or an opaque one, which could be from any of the issuers
+        else:  # any of the issuers could have issued the token
             engine = None
         if engine is None:
             raise ExchangeFailed("unavailable", "no credential is configured for the token's issuer")
         return engine
 
     def _engine_of_tenant(self, issuer: str, tenant: object) -> ExchangeEngine | None:
-        """Return the engine for the multitenant entry that covers *issuer*."""
+        """Return the engine for the multitenant entry that matches *issuer*."""
         for trusted in self._trusted:
             if trusted.is_any_tenant and fill_tenant(trusted.issuer, tenant, self._settings.tenants) == issuer:
                 return self._engines.get(trusted.issuer)
@@ -313,17 +316,22 @@ class DestinationTokens:
 
 
 def _place() -> int:
-    """Return an identifier for the trace or, if there is none, for the thread: redaction finds tokens by either."""
+    """Return an identifier for the current trace or, without a trace, for the current thread.
+
+    Redaction uses this identifier to find tokens.
+    """
     span: Any = get_current().get(SPAN_KEY)
     trace_id: int = 0 if span is None else span.get_span_context().trace_id
     return trace_id or -threading.get_ident()
 
 
 def _issuer_and_tenant(token: BearerToken) -> tuple[str | None, object]:
-    """Return the issuer, according to the verification or otherwise the token itself, and the ``tid`` claim.
+    """Return a token's issuer and its ``tid`` claim.
 
-    An application's own verifier may not report the issuer. Even a token whose issuer has not been verified must not be
-    sent to a different issuer.
+    The issuer is unverified if the verifier does not report an issuer.
+
+    The unverified issuer is used because a token must never be sent to a different issuer's endpoint. For example, an
+    application's own verifier might not report the issuer.
     """
     verified = token.claims or {}
     issuer: object = getattr(token.verification, "issuer", None) or verified.get("iss")

@@ -1,5 +1,5 @@
-"""Draw a recorded run: services as lanes, and each hop as an arrow with its decision.
+"""Draw a recorded run as a diagram in which services are lanes and hops are arrows.
 
-`spans` reads OTLP JSON, `runs` turns the spans into hops, and `page` and `mermaid` render them. All of these modules
-are pure, and assume that an attacker has chosen every string in the recording.
+`spans` reads OTLP JSON, `runs` converts the spans to hops, and `page` and `mermaid` render the hops. These modules have
+no side effects and treat every string in the recording as untrusted input.
 """

@@ -1,7 +1,8 @@
 """Render a run as a Mermaid sequence diagram in ASCII.
 
-Mermaid uses escapes instead of quotes: ``#59;`` is the character with code 59. Every character except letters, digits,
-spaces, and a few punctuation marks is escaped, so that no string can end a statement or start a directive.
+Mermaid represents special characters as numeric escapes, such as ``#59;`` for a semicolon. This module escapes all
+characters except letters, digits, spaces, and a few punctuation marks, so no string can end a statement or start a
+directive.
 """
 
 from __future__ import annotations
@@ -14,18 +15,18 @@ from otel_token_relay.pictures.runs import INCOMING, UNDECIDED, WITHHELD, Hop, R
 from otel_token_relay.printable import shorten
 
 MAX_HOPS: Final = 250
-"""Mermaid rejects diagrams with more than 500 arrows or 50,000 characters."""
+"""The maximum number of hops. Mermaid rejects diagrams with more than 500 arrows or 50,000 characters."""
 _MAX_NAME: Final = 40
 _MAX_CHARACTERS: Final = 45_000
 
-# Dotted arrows are hops to which the relay added no token.
+# A dotted arrow represents a hop to which the relay did not add a token.
 _ARROWS: Final = {WITHHELD: "--x", UNDECIDED: "-->>", INCOMING: "->>"}
 _LABELS: Final = {INCOMING: "request", UNDECIDED: "no decision"}
 _SPECIAL: Final = re.compile(r"[^A-Za-z0-9 ,._/-]")
 
 
 def write_mermaid(run: Run) -> str:
-    """Return the diagram's source."""
+    """Return the diagram's Mermaid source code."""
     ids = {lane: f"p{number}" for number, lane in enumerate(run.lanes)}
     lines = ["sequenceDiagram", f"    %% {run.summary()}"]
     lines += [f"    participant {ids[lane]} as {escape(lane, _MAX_NAME)}" for lane in run.lanes]
@@ -39,13 +40,13 @@ def write_mermaid(run: Run) -> str:
             else:
                 left_out += 1
     if left_out:
-        lines.insert(2, f"    %% {left_out:,} more lines are left out, because Mermaid limits the length of a diagram.")
+        lines.insert(2, f"    %% {left_out:,} more lines are omitted, because Mermaid limits the length of a diagram.")
     return "\n".join(lines) + "\n"
 
 
 def escape(text: str, limit: int) -> str:
-    """Return *text*, truncated to *limit* characters and escaped."""
-    # An empty or blank string would be a syntax error.
+    """Truncate *text* to *limit* characters, and escape special characters."""
+    # Replace an empty or blank string, which would cause a syntax error.
     return _SPECIAL.sub(lambda found: f"#{ord(found[0])};", shorten(text, limit)).strip() or "#32;"
 
 

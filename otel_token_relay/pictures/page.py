@@ -1,7 +1,7 @@
-"""Render a run as a single HTML page that loads nothing and sends nothing.
+"""Render a run as a self-contained HTML page that makes no network requests.
 
-The page contains the run as JSON, from which its script builds all elements. Text is inserted only through
-``textContent``. The page's content security policy allows only this script and this style sheet, by their hashes. The
+The page contains the run as JSON. The page's script builds all elements from the JSON and inserts text only through
+``textContent``. The page's content security policy uses hashes to allow only the page's own script and style sheet. The
 page contains only ASCII characters.
 """
 
@@ -19,20 +19,20 @@ from otel_token_relay.pictures.runs import Hop, Run, Trace
 from otel_token_relay.reasons import Reason
 
 MAX_HOPS: Final = 2000
-"""A browser shows this many hops without a noticeable delay."""
+"""The maximum number of hops. Browsers display this many hops without a noticeable delay."""
 
 _REASONS: Final = {reason.value: reason for reason in Reason}
 _SLOT: Final = re.compile(r"\{\{(\w+)\}\}")
-# Only "<" can end a script element (HTML, section "Restrictions for contents of script elements"). The other
-# characters are escaped so that the data is inert elsewhere too, such as in a page that quotes this page.
+# Only "<" can end a script element (HTML, section "Restrictions for contents of script elements"). Escaping the other
+# characters makes the data safe in other contexts, such as a page that quotes this page.
 _UNSAFE: Final = re.compile(r"[<>&'`]")
 
 
 def write_page(run: Run) -> str:
-    """Return the page."""
+    """Return the HTML page for *run*."""
     style, script = _part("page.css"), _part("page.js")
     slots = {"policy": _policy(style, script), "style": style, "script": script, "data": _embed(_describe(run))}
-    # Substitute all slots in a single pass, so that no data is mistaken for a slot.
+    # Fill all slots in a single pass so that data cannot be mistaken for a slot.
     return _SLOT.sub(lambda slot: slots[slot[1]], _part("page.html"))
 
 

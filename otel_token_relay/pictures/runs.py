@@ -1,6 +1,6 @@
-"""Turn spans into a run: the services, and each trace's hops in the order in which they happened.
+"""Convert spans to a run, which consists of the services and the hops of each trace.
 
-Hops are ordered by the call hierarchy. Only siblings are ordered by time, because the services' clocks may differ.
+Hops follow the call hierarchy. Only siblings are ordered by time, because the services' clocks can differ.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ WITHHELD: Final = "withheld"
 INCOMING: Final = "incoming"
 UNDECIDED: Final = "undecided"
 OUTCOMES: Final = (RELAYED, EXCHANGED, OWN, WITHHELD, INCOMING, UNDECIDED)
-"""The outcomes of a hop: the four decisions, a request from outside the recording, and a call without a decision."""
+"""The possible outcomes of a hop: the four decisions, an incoming request, and a call without a decision."""
 
 CALLER: Final = "caller"
-"""The lane for clients that have recorded no spans."""
+"""The lane for clients whose spans are not in the recording."""
 UNKNOWN_RECEIVER: Final = "unknown"
 RECEIVER_ATTRIBUTES: Final = ("service.peer.name", "peer.service")
-"""The attributes that contain the name of the service that a client span calls: the current name and an older name."""
+"""The current attribute and the older attribute that contain the name of the service that a client calls."""
 USER_ATTRIBUTE: Final = "demo.user"
-"""The attribute that contains the caller's name, on the first span of each trace that the demo has recorded."""
+"""The attribute in which the demo records the caller's name."""
 
-# Conventions for the address that a client connects to, newest first.
+# The attributes that contain the server's address and port, from the newest convention to the oldest.
 _ADDRESSES: Final = (("server.address", "server.port"), ("net.peer.name", "net.peer.port"))
 _HOP_KINDS: Final = ("CLIENT", "PRODUCER")
 _SERVED_KINDS: Final = ("SERVER", "CONSUMER")
@@ -47,15 +47,15 @@ _DECISIONS: Final = frozenset({RELAYED, EXCHANGED, OWN, WITHHELD})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hop:
-    """One arrow. All strings are cleaned; see `texts.clean`.
+    """A hop, which a picture displays as an arrow. All strings are sanitized by `texts.clean`.
 
     Attributes:
         outcome: One of `OUTCOMES`.
-        reason: The reason for the decision, or an incoming request's verification outcome; may be empty.
-        entry: The matching entry, or the origin if no entry matches; may be empty.
-        exchange: The source of an exchanged token; may be empty.
+        reason: The reason for the decision, or an incoming request's verification outcome; can be empty.
+        entry: The matching entry, or the origin if no entry matches; can be empty.
+        exchange: How the exchanged token was obtained; can be empty.
         name: The span's name.
-        at: The start time in nanoseconds after the trace's first span started, according to the sender's clock.
+        at: The start time according to the sender's clock, in nanoseconds after the start of the trace's first span.
         duration: The duration in nanoseconds.
     """
 
@@ -72,13 +72,13 @@ class Hop:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trace:
-    """One trace, limited to the hops that are shown.
+    """A trace, limited to the hops that the picture displays.
 
     Attributes:
-        trace_id: The trace ID, cleaned.
-        user: The caller's name, if the recording contains it; otherwise empty.
-        hidden: The number of hops in this trace that are not shown.
-        notes: Notes about this trace for readers, one sentence each.
+        trace_id: The sanitized trace ID.
+        user: The caller's name, or an empty string if the recording does not contain the name.
+        hidden: The number of hops in this trace that the picture omits.
+        notes: Notes about this trace, one sentence each.
     """
 
     trace_id: str
@@ -90,13 +90,13 @@ class Trace:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """The content of a picture.
+    """The data that a picture displays.
 
     Attributes:
-        lanes: The services, in the order in which they appear.
-        all_traces: The number of traces with hops, including traces that are not shown.
-        all_hops: The number of hops, including hops that are not shown.
-        notes: Notes about the recording for readers, one sentence each.
+        lanes: The services in order of appearance.
+        all_traces: The number of traces with hops, including traces that the picture omits.
+        all_hops: The number of hops, including hops that the picture omits.
+        notes: Notes about the recording, one sentence each.
     """
 
     lanes: tuple[str, ...]
@@ -111,11 +111,11 @@ class Run:
 
     @property
     def counts(self) -> Mapping[str, int]:
-        """The number of shown hops with each outcome."""
+        """The number of displayed hops for each outcome."""
         return Counter(hop.outcome for trace in self.traces for hop in trace.hops)
 
     def summary(self) -> str:
-        """Return a sentence about how much of the recording is shown."""
+        """Return a sentence that states how many hops and traces the picture displays."""
         hops, traces = _count(self.all_hops, "hop"), _count(self.all_traces, "trace")
         if self.shown_hops == self.all_hops:
             return f"{hops} in {traces}."
@@ -127,10 +127,10 @@ def _count(number: int, noun: str) -> str:
 
 
 def build_run(recording: Recording, *, max_hops: int) -> Run:
-    """Return the run that a recording contains.
+    """Build a run from a recording.
 
     Args:
-        max_hops: The maximum number of hops to show. Traces that started earlier take precedence.
+        max_hops: The maximum number of hops to display. Earlier traces take precedence.
     """
     by_trace: defaultdict[str, list[Span]] = defaultdict(list)
     for span in recording.spans:
@@ -163,7 +163,7 @@ def _notes(recording: Recording, hops: int) -> Iterator[str]:
     if not hops:
         yield "None of the spans is a request to or from another service."
     if recording.skipped:
-        yield f"{_count(recording.skipped, 'span')} skipped: without an identifier, or a duplicate of another one."
+        yield f"Skipped {_count(recording.skipped, 'span')} because of missing identifiers or duplicates."
     if recording.is_cut:
         yield "The end of the file is missing or cannot be read."
 
@@ -173,14 +173,14 @@ def _start_of(spans: Sequence[Span]) -> int:
 
 
 class _ReceiverNames:
-    """The names of the services that client spans call."""
+    """The names of the services that receive the clients' requests."""
 
     def __init__(self, spans: Sequence[Span]) -> None:
         served = [span for span in spans if span.kind in _SERVED_KINDS and span.parent_id]
         self._served = {(span.trace_id, span.parent_id): span for span in reversed(served)}
 
     def server_span(self, span: Span) -> Span | None:
-        """Return the span of the server that received the request; ``None`` if that span is not in the recording."""
+        """Return the receiving server's span, or ``None`` if the recording does not contain that span."""
         return self._served.get((span.trace_id, span.span_id))
 
     def name_of(self, span: Span) -> str:
@@ -198,7 +198,7 @@ class _ReceiverNames:
 
 
 class _TraceReader:
-    """Find the hops of one trace."""
+    """A reader that finds the hops of one trace."""
 
     def __init__(self, spans: Sequence[Span], names: _ReceiverNames) -> None:
         self._spans = {span.span_id: span for span in spans}
@@ -206,7 +206,7 @@ class _TraceReader:
         self._names = names
 
     def hop_spans(self) -> Iterator[Span]:
-        """Yield the spans that are hops: calls to other services, and requests from outside the recording."""
+        """Yield the spans that represent calls to other services or incoming requests from unrecorded clients."""
         for span in self._ordered():
             if span.kind in _HOP_KINDS or DECISION_ATTRIBUTE in span.attributes or self._is_incoming(span):
                 yield span
@@ -225,14 +225,17 @@ class _TraceReader:
         return span.kind in _SERVED_KINDS and span.parent_id not in self._spans
 
     def _ordered(self) -> Iterator[Span]:
-        """Yield each span once: parents before children, siblings by time. Parents may be missing or form a cycle."""
+        """Yield each span once, with parents before children and siblings in chronological order.
+
+        A parent can be missing, and a span can be its own ancestor.
+        """
         children: defaultdict[str, list[Span]] = defaultdict(list)
         roots: list[Span] = []
         for span in sorted(self._spans.values(), key=lambda span: span.start):
             is_child = span.parent_id in self._spans and span.parent_id != span.span_id
             (children[span.parent_id] if is_child else roots).append(span)
         seen: set[str] = set()
-        # Spans in a cycle have no root, so the traversal also starts at each span that has not been reached.
+        # A cycle of spans has no root, so the traversal also starts from each span that it has not visited.
         for first in (*roots, *self._spans.values()):
             waiting = [first]
             while waiting:
@@ -273,4 +276,4 @@ class _TraceReader:
             pair = (clean(span.service), clean(server.service))
             if not span.start <= server.start <= span.end and pair not in noted:
                 noted.add(pair)
-                yield f"The clocks of {pair[0]} and {pair[1]} differ; hops are in the order of the calls."
+                yield f"The clocks of {pair[0]} and {pair[1]} differ, so hops are in call order."

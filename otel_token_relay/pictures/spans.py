@@ -1,6 +1,6 @@
-"""Read spans from OTLP JSON, as written by the OpenTelemetry Collector's file exporter and ``demo --record``.
+"""Read spans from OTLP JSON files that the OpenTelemetry Collector's file exporter or ``demo --record`` writes.
 
-A file contains one or more ExportTraceServiceRequests, one per line. Requests with logs or metrics are skipped.
+A file contains one or more ExportTraceServiceRequest messages, one per line. Messages with logs or metrics are ignored.
 
 Source: OpenTelemetry Protocol 1.10, section "JSON Protobuf Encoding".
 """
@@ -14,28 +14,28 @@ from typing import Any, Final
 
 _KINDS: Final = ("UNSPECIFIED", "INTERNAL", "SERVER", "CLIENT", "PRODUCER", "CONSUMER")
 _UNKNOWN_SERVICE: Final = "unknown_service"
-# A request contains one of these members. Each member has two spellings, both of which a reader must accept.
+# A request contains one of these keys. A reader must accept both camelCase keys and snake_case keys.
 _SPANS: Final = ("resourceSpans", "resource_spans")
 _OTHER_SIGNALS: Final = ("resourceLogs", "resource_logs", "resourceMetrics", "resource_metrics", "resourceProfiles")
 
 
 class NotARecording(Exception):
-    """The file is not a recording. The message does not quote the file."""
+    """The error for a file that is not a recording. The message does not quote the file's contents."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Span:
-    """The parts of a span that a picture needs. All strings are exactly as in the file.
+    """The properties of a span that a picture needs. All strings are copied from the file without changes.
 
     Attributes:
-        trace_id: An identifier; never empty.
-        span_id: An identifier; never empty.
-        parent_id: The parent's `span_id`; empty if there is none.
+        trace_id: The trace ID, which is never empty.
+        span_id: The span ID, which is never empty.
+        parent_id: The ID of the parent span, or an empty string for a root span.
         service: The name of the service that recorded the span.
         kind: ``CLIENT``, ``SERVER``, or another OpenTelemetry span kind.
         start: The start time in nanoseconds since the epoch, according to the service's clock; 0 if unknown.
-        end: The end time, in the same format.
-        attributes: The attributes whose values are strings or integers, as strings.
+        end: The end time in nanoseconds since the epoch; 0 if unknown.
+        attributes: The string and integer attributes, with all values converted to strings.
     """
 
     trace_id: str
@@ -54,9 +54,9 @@ class Recording:
     """The spans in a file.
 
     Attributes:
-        spans: Each span once, in file order.
+        spans: The spans in file order, without duplicates.
         skipped: The number of spans that were skipped because they have no identifiers or are duplicates.
-        is_cut: Whether the end of the file is missing, as in a file that is still being written.
+        is_cut: Whether the file is truncated, which can occur while an exporter is writing the file.
     """
 
     spans: tuple[Span, ...]
@@ -65,10 +65,10 @@ class Recording:
 
 
 def read_recording(text: str) -> Recording:
-    """Return the spans in a file's content.
+    """Parse the contents of a file, and return the spans.
 
     Raises:
-        NotARecording: The file does not contain OTLP JSON, or contains no spans.
+        NotARecording: The file does not contain any spans in OTLP JSON.
     """
     documents, is_cut = _read_documents(text)
     spans: dict[tuple[str, str], Span] = {}
@@ -92,7 +92,8 @@ def _read_documents(text: str) -> tuple[list[Mapping[str, Any]], bool]:
     while position < len(text):
         try:
             document, position = decoder.raw_decode(text, position)
-        except (ValueError, RecursionError):  # also raised for numbers with thousands of digits and for deep nesting
+        # Numbers with thousands of digits and deep nesting also raise these errors.
+        except (ValueError, RecursionError):
             if documents:
                 return documents, True
             raise NotARecording(
@@ -112,12 +113,12 @@ def _read_documents(text: str) -> tuple[list[Mapping[str, Any]], bool]:
 
 
 def _is_request(document: object) -> bool:
-    # An export without any data is an empty object.
+    # An export without data is an empty JSON object.
     return isinstance(document, dict) and (not document or any(key in document for key in (*_SPANS, *_OTHER_SIGNALS)))
 
 
 def _spans_in(document: Mapping[str, Any]) -> Iterator[Span | None]:
-    """Yield the spans in one request; ``None`` for each span that has no identifiers."""
+    """Yield each span in a request, or ``None`` for a span without identifiers."""
     for resource_spans in _objects(document, *_SPANS):
         resource = _member(resource_spans, "resource")
         attributes = _read_attributes(resource if isinstance(resource, dict) else {})
@@ -163,7 +164,7 @@ def _read_kind(value: object) -> str:
 
 
 def _read_time(value: object) -> int:
-    """Return a 64-bit number, which OTLP JSON represents as a string or as a number."""
+    """Parse a 64-bit timestamp, which OTLP JSON represents as a string or a number."""
     text = _text(value)
     return int(text) if text.isascii() and text.isdecimal() and len(text) <= 19 else 0
 
@@ -179,6 +180,6 @@ def _member(owner: Mapping[str, Any], *names: str) -> object:
 
 
 def _objects(owner: Mapping[str, Any], *names: str) -> list[dict[str, Any]]:
-    """Return the objects in a list, ignoring the list's other items."""
+    """Return the JSON objects in a list, and ignore all other items."""
     value = _member(owner, *names)
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []

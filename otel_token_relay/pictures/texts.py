@@ -1,4 +1,4 @@
-"""Make a recording's text safe to display: mask tokens, limit the length, and escape characters that affect layout."""
+"""Mask credentials in a recording's strings, limit their length, and escape characters that affect the layout."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ from otel_token_relay.redaction.scrubber import MASK, Scrubber
 from otel_token_relay.redaction.token_search import NOTHING
 
 MAX_LENGTH: Final = 160
-"""The maximum number of characters of a string in a picture. Each escape counts as one."""
-# Longer strings are truncated before they are searched, because a recording can contain many of them.
+"""The maximum length of a string in a picture, in characters before escaping."""
+# Truncate longer strings before searching for credentials, because a recording can contain many long strings.
 _MAX_SEARCHED: Final = 4096
 
 _SCRUBBER: Final = Scrubber()
 _WORD: Final = re.compile(r"[^\s'\"(),;/?&=]+")
-# Marks that reorder the text around them, and line breaks that are not control characters.
+# These characters reorder the surrounding text or break the line but are not control characters.
 _REORDERING: Final = frozenset("\u061c\u200e\u200f\u2028\u2029\ufeff" + "".join(map(chr, range(0x202A, 0x202F))))
 _ISOLATING: Final = frozenset(map(chr, range(0x2066, 0x206A)))
 
 
 @lru_cache(maxsize=10_000)
 def clean(text: str) -> str:
-    """Return *text* escaped and truncated to `MAX_LENGTH`, with everything that looks like a credential masked."""
+    """Mask possible credentials in *text*, truncate the result to `MAX_LENGTH`, and escape layout characters."""
     found = _SCRUBBER.clean_text(text[:_MAX_SEARCHED], NOTHING)
+    # The end of a short result is the end of the searched text, which might contain part of a truncated token.
     if len(text) > _MAX_SEARCHED and len(found) <= MAX_LENGTH:
-        return MASK  # nearly everything was masked, so a token at the end may have been truncated
+        return MASK
     found = _WORD.sub(lambda word: MASK if looks_like_credential(word[0]) else word[0], found)
     return "".join(map(_escape, shorten(found, MAX_LENGTH)))
 

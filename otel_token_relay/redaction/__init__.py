@@ -1,8 +1,8 @@
 """Keep tokens out of spans, log records, and metrics.
 
-Redaction is on by default (``OTEL_PYTHON_TOKEN_RELAY_REDACTION``). The classes in this package are for pipelines built
-by hand, and `redact` is for values that do not pass through a pipeline. All of these names are imported on first
-access, because two of the classes need the SDK, which the rest of the package does not.
+Redaction is enabled by default (see ``OTEL_PYTHON_TOKEN_RELAY_REDACTION``). Use the classes in this package for
+pipelines that the application builds itself, and use `redact` for values outside a pipeline. The names are imported on
+first access, because only the span processor and the span exporter require the SDK.
 """
 
 from __future__ import annotations

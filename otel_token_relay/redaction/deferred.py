@@ -1,17 +1,17 @@
 """Create records that are redacted on first access.
 
-Redacting a span's contents takes longer than all other redaction work, and the thread that ends the
-span is serving a request. A batch processor queues the record without reading it, so the exporter's thread
-redacts it. If a processor reads the record immediately, the record is redacted immediately.
+Redacting a span's contents is the most expensive part of redaction, and the thread that ends a span is still processing
+a request. A batch processor queues the record without reading the contents, so the record is redacted in the exporter's
+thread. If a processor reads the record immediately, the record is redacted immediately.
 
 Invariants:
 
-* The record does not store raw content in its attributes. Accessing any attribute, public or private, first redacts all
-  attributes. The record is then an ordinary instance of the SDK's own class.
-* A field that is set before the record is first accessed becomes part of the raw record, so it is redacted too.
+* A record's attributes never contain raw content. Reading any field that can contain text redacts the entire record.
+  After redaction, the record is an ordinary instance of the SDK's own class.
+* If a field is set before redaction, the new value is also redacted.
 * The known tokens are collected in the thread that creates the record, while the record's context is current.
-* No locks are used, since a fork could leave a lock held. If two threads access a record at the same time, both redact
-  it, with the same result.
+* Records do not use locks, because a lock could remain locked in a forked child process. If two threads read a record
+  simultaneously, both threads redact the record, with the same result.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final, NoReturn
 
 DEFERRED: Final = "_token_relay_deferred"
-"""The name of the attribute whose value `deferred_class` turns into the redacted record.
+"""The name of the attribute whose value `deferred_class` uses to create the redacted record.
 
 The value must not reveal raw content to code that prints or traverses the record's attributes.
 """
 
 
 class DeferredRecord:
-    """A raw record and its known tokens. The object has no ``__dict__`` to traverse and cannot be pickled."""
+    """A raw record and its known tokens. Instances have no ``__dict__`` and cannot be pickled."""
 
     __slots__ = ("known", "raw")
 
@@ -42,11 +42,11 @@ class DeferredRecord:
         raise TypeError("cannot pickle a record that has not been redacted yet")
 
     def __getstate__(self) -> None:
-        """Return nothing. The default implementation would expose the raw record to code that dumps objects."""
+        """Return ``None``, because the default implementation would expose the raw record."""
 
 
 class _Changes(DeferredRecord):
-    """The `DEFERRED` value of a record after fields have been set, which includes the fields' new values."""
+    """The `DEFERRED` value of a record whose fields were set before redaction, including the new values."""
 
     __slots__ = ("fields",)
 
@@ -56,10 +56,10 @@ class _Changes(DeferredRecord):
 
 
 class _RedactOnAccess:
-    """A descriptor that redacts the record when the field is read, and that stores assigned values until then.
+    """A descriptor that redacts the record when the field is read. Until then, the descriptor stores assigned values.
 
-    Each field has its own descriptor, since a single ``__getattr__`` would make every access to an existing
-    attribute ten times slower.
+    Each field has its own descriptor, because a single ``__getattr__`` would make every access to an existing attribute
+    ten times slower.
     """
 
     def __init__(self, name: str, redact_now: Callable[[Any], None]) -> None:
@@ -86,14 +86,17 @@ class _RedactOnAccess:
 def deferred_class(
     base: type, fields: Iterable[str], finish: Callable[[Any, dict[str, Any]], Any], plain: Iterable[str] = ()
 ) -> type:
-    """Return the class that a record has before the first access. The caller sets `DEFERRED` on each instance.
+    """Return the class for records that have not been redacted yet.
+
+    The code that creates an instance must set `DEFERRED` on the instance.
 
     Args:
-        base: The SDK class that the record has after the first access.
-        fields: The names of a *base* instance's fields.
-        finish: A callable that creates a redacted *base* instance from the `DEFERRED` value and the fields that have
-            been set in the meantime. The callable must not raise an exception, and may be called twice.
-        plain: The names of the fields that the caller sets on each instance, because they contain no text.
+        base: The SDK class of a redacted record.
+        fields: The names of the fields in a *base* instance.
+        finish: A function that returns a redacted *base* instance. The arguments are the `DEFERRED` value and a
+            dictionary of the fields that were set before redaction. The function must not raise exceptions, and must be
+            safe to call twice.
+        plain: The names of fields that do not contain text. The code that creates an instance sets these fields.
     """
 
     def redact_now(record: Any) -> None:
@@ -101,7 +104,7 @@ def deferred_class(
         deferred = present.get(DEFERRED)
         if deferred is None:  # another thread has already redacted the record
             return
-        # A processor may have replaced a plain field, or set a field without using its descriptor.
+        # A processor might have replaced a plain field or bypassed a field's descriptor.
         changes = {name: value for name, value in present.items() if name != DEFERRED}
         raw = deferred
         if isinstance(deferred, _Changes):

@@ -1,8 +1,8 @@
-"""Wrap processors and exporters, using only public methods, as a fallback for an SDK that lacks a conversion point.
+"""Wrap processors and exporters through public methods, as a fallback for an SDK without a conversion point.
 
-The command `otel-token-relay check` reports whether the fallback is used, because the fallback is weaker: processors
-that were registered earlier are not wrapped, and metrics are redacted only when they are exported, so each token still
-creates a series.
+The `otel-token-relay check` command reports whether this fallback is used. The fallback has two limitations. Processors
+that were registered earlier are not wrapped. Metrics are redacted only on export, so each token still creates a
+separate time series.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def patch_spans(module: ModuleType, scrubber: Scrubber, patches: Patches) -> Non
 
     def build(original: Function) -> Function:
         def add_span_processor(self: Any, span_processor: Any) -> None:
-            # Imported here because `processors` needs the SDK, which may be imported later than this module.
+            # `processors` requires the SDK, which might be imported later than this module.
             from otel_token_relay.redaction.processors import wrapped
 
             original(self, wrapped(span_processor, scrubber))
@@ -58,7 +58,7 @@ def patch_metrics(module: ModuleType, scrubber: Scrubber, patches: Patches) -> N
 
 
 class _Wrapper:
-    """Delegate to the wrapped object, except for the methods that a subclass overrides."""
+    """A wrapper that delegates to the wrapped object every attribute that a subclass does not define."""
 
     def __init__(self, wrapped: Any, scrubber: Scrubber) -> None:
         self._wrapped = wrapped
@@ -101,6 +101,6 @@ class _MetricExporter(_Wrapper):
                 )
                 for e in point.exemplars
             ]
-        except Exception:  # fail closed, but keep the number
+        except Exception:  # fail closed, but keep the data point's value
             attributes, exemplars = {"redaction": FAILED}, []
         return dataclasses.replace(point, attributes=attributes, exemplars=exemplars)

@@ -1,9 +1,9 @@
 """Install redaction in this process as soon as the application imports the SDK.
 
-This module never imports the SDK itself. Each signal is hooked at its conversion point and tested once with
-a test token. If the SDK lacks the conversion point, or if the self-test fails, the public methods that
-register processors and exporters are hooked instead. Resources, scopes, and instruments, which the signals
-share, are hooked where they are created and have no fallback.
+This module never imports the SDK itself. Each signal is hooked at its conversion point, and a self-test sends a test
+token through the hook. If the SDK does not have the conversion point or the self-test fails, the public methods that
+register processors and exporters are hooked instead. Resources, scopes, and instruments, which multiple signals share,
+are redacted when they are created and have no fallback.
 """
 
 from __future__ import annotations
@@ -31,15 +31,16 @@ Patch = Callable[[ModuleType, Scrubber, Patches], None]
 
 @dataclass(frozen=True, slots=True)
 class Signal:
-    """One kind of telemetry, or a component that multiple kinds share.
+    """A telemetry signal, or a component that multiple signals share.
 
     Attributes:
         name: The name that ``otel-token-relay check`` prints.
         module: The SDK module that contains the conversion point.
-        patch: Hooks the conversion point.
-        try_out: Runs the self-test and returns whether the test token was redacted.
-        public_module: The SDK module that contains the public methods.
-        fall_back: Hooks the public methods instead of the conversion point; ``None`` if the signal has no such methods.
+        patch: A function that hooks the conversion point.
+        try_out: A function that runs the self-test and returns whether the test token was redacted.
+        public_module: The SDK module that contains the public methods for the fallback.
+        fall_back: A function that hooks the public methods instead of the conversion point. ``None`` if the signal has
+            no fallback.
     """
 
     name: str
@@ -103,7 +104,7 @@ def _patch(signal: Signal, module: ModuleType, patches: Patches) -> str:
     try:
         signal.patch(module, scrubber, patches)
         problem = None if signal.try_out() else "self-test failed: the test token was not redacted"
-    except Exception as error:  # the application's import continues
+    except Exception as error:  # let the application's import continue
         problem = f"{type(error).__name__}: {error}"
     if problem is None:
         return HOOKED
@@ -120,9 +121,11 @@ _active: _Redaction | None = None
 
 
 def start(settings: Settings) -> None:
-    """Start redacting with these settings in all SDK modules that are already imported. Idempotent.
+    """Start redacting in all SDK modules that are already imported.
 
-    Call `watch_imports` afterward to cover an SDK that is imported later.
+    Repeated calls with the same settings have no effect.
+
+    To include SDK modules that are imported later, call `watch_imports` afterward.
     """
     global _active
     with _hooks.lock:
@@ -137,7 +140,10 @@ def start(settings: Settings) -> None:
 
 
 def watch_imports() -> None:
-    """Extend redaction to an SDK that is imported later. The caller must not hold a lock; see `when_imported`."""
+    """Extend redaction to SDK modules that are imported later.
+
+    Do not call this function while holding a lock; see `when_imported`.
+    """
     _hooks.watch()
 
 
@@ -153,7 +159,10 @@ def stop() -> None:
 
 
 def states() -> dict[str, str]:
-    """Return how each signal is redacted, or why it is not. Shared components are listed only if unhooked."""
+    """Return how each signal is redacted, or why the signal is not redacted.
+
+    Shared components are included only if they are not hooked.
+    """
     with _hooks.lock:
         if _active is None:
             return {signal.name: "not redacted" for signal in SIGNALS}
@@ -163,17 +172,21 @@ def states() -> dict[str, str]:
 
 
 def _fall_back(signal: Signal, scrubber: Scrubber, patches: Patches, problem: str) -> str:
-    """Hook the public methods and log an error, since processors and exporters registered earlier are not wrapped."""
+    """Hook the public methods, and log an error.
+
+    Processors and exporters that were registered earlier are not wrapped.
+    """
     try:
         if signal.fall_back is None:
             raise LookupError("no public method to fall back to")
         signal.fall_back(sys.modules[signal.public_module], scrubber, patches)
-    except Exception as error:  # the application continues
+    except Exception as error:  # let the application continue
         _logger.error("token relay cannot redact %s: %s; %s: %s", signal.name, problem, type(error).__name__, error)
         return f"NOT redacted ({problem})"
     _logger.error(
-        "token relay: this opentelemetry-sdk is not supported for %s (%s). Falling back to wrapping the processors and"
-        " exporters that are registered from now on; those registered earlier receive unredacted data.",
+        "token relay: this version of opentelemetry-sdk is not supported for %s (%s). Only processors and exporters"
+        " that are registered from now on are wrapped. Processors and exporters"
+        " that were registered earlier receive unredacted data.",
         signal.name,
         problem,
     )

@@ -1,21 +1,23 @@
-"""Decide which tokens each record is searched for: its own request's tokens and remembered tokens.
+"""Decide which tokens to search for in each record: the tokens of the record's own request, and remembered tokens.
 
-A span may end long after its request's context is gone, and a log record may come from a thread that
-never had the context. In such cases, the trace or the thread identifies the tokens.
+A span can end long after the request's context is gone, and a log record can be created in a thread that never had the
+context. In such cases, tokens are looked up by trace or by thread.
 
-Callers choose their tokens and may choose their traces, so not every token is remembered:
+Callers choose their tokens and can choose their trace IDs, so not every token is remembered:
 
-* A record's *own* tokens are the token that is bound in its context (while the lease is open), any tokens obtained in
-  exchange for that token during the request, and the tokens that the record's span holds because they were bound when
-  the span started or while the span was current. All of these tokens are masked, even if they are plain words.
-* Other records are searched only for *lasting* tokens, which are looked up by trace, by thread, or among the most
-  recent tokens bound without a trace. A lasting token looks like a credential (`looks_like_credential`) or has been
-  accepted by a verifier. What it masks in other records is also limited; see `token_search`.
-* A request's unused credentials (`otel_token_relay.unused_credentials`) are treated like its token, but they never
-  displace other tokens.
+* A record's *own* tokens are masked even if they are plain words. These tokens include the token that is bound in the
+  record's context (while the lease is open) and any tokens that were obtained in exchange for the bound token during
+  the request. Tokens that were bound when the record's span started, or while that span was current, are also the
+  record's own tokens.
+* Other records are searched only for *lasting* tokens, which look like credentials (see `looks_like_credential`) or
+  have been accepted by a verifier. Lasting tokens are looked up by trace, by thread, or among the most recent tokens
+  bound without a trace. In other records, only some parts of a lasting token are masked; see `token_search`.
+* A request's unused credentials (`otel_token_relay.unused_credentials`) are treated like the request's token, but they
+  never displace other tokens.
 
-Reading takes no lock, since records are read during exports and collections, while the SDK holds its own locks.
-Writing takes a reentrant lock: a finalizer that ends a span can run at any point, even while the lock is held.
+Lookups do not acquire a lock, because they run during exports and collections, while the SDK holds its own locks.
+Updates acquire a reentrant lock, because a finalizer that ends a span can run at any time, even while its thread holds
+the lock.
 """
 
 from __future__ import annotations
@@ -49,25 +51,25 @@ _MAX_CHARACTERS: Final = 8_388_608
 _MAX_OF_TRACE: Final = 8
 _MAX_WITHOUT_TRACE: Final = 64
 _MAX_OF_THREAD: Final = 8
-# Each of these tokens slows down every record that has neither a trace nor a token.
+# This limit is low, because each such token slows down every record that has neither a trace nor a token.
 _MAX_IN_USE_OF_THREAD: Final = 16
 _MAX_OF_SPAN: Final = 8
 _MAX_VERIFIED: Final = 512
 
-# The name of the Python attribute in which a span object holds its own tokens.
+# The name of the Python attribute that stores a span's own tokens on the span object.
 HELD: Final = "_token_relay_known"
 
 _NO_DEADLINE: Final = math.inf
 
 
 class RememberedTokens:
-    """Lasting tokens from recent requests, in bounded collections. Safe to share between threads.
+    """Bounded collections of lasting tokens from recent requests. This class is thread-safe.
 
-    ``recent_traces`` and ``older_traces`` contain each trace's tokens, ``_without_trace`` the most recent tokens bound
-    while no span was current, ``_of_thread`` the tokens that each thread bound most recently, and ``_verified`` the
-    tokens that a verifier accepted. A token whose lease is open is displaced last; see `recent_tokens`. Unused
-    credentials are added only to a trace or a thread that has room for them, and displace nothing. Each record is
-    compared with its own tokens and unused credentials, if any, and with these remembered tokens:
+    ``recent_traces`` and ``older_traces`` contain each trace's tokens. ``_without_trace`` contains the most recent
+    tokens that were bound while no span was current. ``_of_thread`` contains the tokens that each thread bound most
+    recently. ``_verified`` contains the tokens that a verifier accepted. A token whose lease is open is displaced last;
+    see `recent_tokens`. Unused credentials are added to a trace or a thread only if there is room, and never displace
+    tokens. Each record is searched for its own tokens, for unused credentials, and for the following remembered tokens:
 
     ======================== ================================== ====================================================
     signal                   remembered tokens                  reason
@@ -95,8 +97,8 @@ class RememberedTokens:
     ======================== ================================== ====================================================
 
     Args:
-        traces: The minimum number of traces to remember; the maximum is twice as many. Traces are kept in two
-            generations, and when the recent generation is full, the older generation is dropped.
+        traces: The minimum number of traces to remember. The maximum is twice that number, because traces are stored in
+            two generations. When the recent generation is full, the older generation is discarded.
     """
 
     def __init__(self, traces: int = _MAX_RECENT_TRACES) -> None:
@@ -105,7 +107,7 @@ class RememberedTokens:
         self.forget()
 
     def renew_lock(self) -> None:
-        """Replace the lock. In a forked child, the thread that held the old lock does not exist."""
+        """Replace the lock in a forked child process, where the thread that held the old lock does not exist."""
         self._lock = threading.RLock()
 
     def forget(self) -> None:
@@ -125,15 +127,15 @@ class RememberedTokens:
         return f"RememberedTokens({len(self.recent_traces) + len(self.older_traces)} traces)"
 
     def is_lasting(self, token: BearerToken) -> bool:
-        """Return whether a token may be remembered beyond the records of its own request."""
+        """Return whether a token is lasting, so that other requests' records are also searched for the token."""
         return self.was_lasting(token.reveal()) or token.verification is not None
 
     def was_lasting(self, value: str) -> bool:
-        """Return whether a token was already lasting when it was bound, before this request verified it."""
+        """Return whether a token is lasting even without a verification in the current request."""
         return looks_like_credential(value) or value in self._verified
 
     def remember_verified(self, value: str) -> None:
-        """Treat a token as lasting whenever it is bound again."""
+        """Treat a verified token as lasting from now on."""
         with self._lock:
             self._verified.add(value)
 
@@ -156,7 +158,7 @@ class RememberedTokens:
         return known
 
     def remember_unused(self, trace_id: int, words: tuple[str, ...]) -> None:
-        """Add a request's unused credentials to the request's trace, if any, and to this thread if there is room."""
+        """Add a request's unused credentials to this thread and to the request's trace, if there is room."""
         for word in filter(self.was_lasting, words):
             own = self._own_of_thread()
             if own["tokens"].add_if_room(word):
@@ -170,7 +172,7 @@ class RememberedTokens:
 
     def remember_without_trace(self, value: str) -> None:
         """Add a token that was bound while no span was current."""
-        # During a request, each boundary and each call to `extract` binds the same token again.
+        # During a request, each server boundary and each call to `extract` binds the same token again.
         if value == self._last_without_trace:
             return
         with self._lock:
@@ -195,9 +197,9 @@ class RememberedTokens:
         return own
 
     def of_thread(self) -> KnownTokens:
-        """Return the last tokens that this thread bound.
+        """Return the tokens that this thread bound most recently.
 
-        A server may log a request after the request has ended, when the request's trace is no longer current.
+        A server can log a request after the request has ended and the request's trace is no longer current.
         """
         own = self._of_thread.__dict__
         if not own:
@@ -212,7 +214,10 @@ class RememberedTokens:
         return known_with_remembered((), self._without_trace.values())
 
     def of_trace(self, trace_id: int) -> KnownTokens:
-        """Return a trace's tokens. The next write moves a trace in the older generation to the recent generation."""
+        """Return a trace's tokens.
+
+        If the trace is in the older generation, the next update moves the trace to the recent generation.
+        """
         known = self.recent_traces.get(trace_id)
         if known is not None:
             return known
@@ -223,14 +228,14 @@ class RememberedTokens:
         return known
 
     def all_tokens(self) -> KnownTokens:
-        """Return all traces' tokens and the tokens bound without a trace. This method is expensive."""
+        """Return the tokens of all traces and the tokens that were bound without a trace. This method is slow."""
         traces = [*self.older_traces.copy().values(), *self.recent_traces.copy().values()]
         values = [value for known in traces for value in known.values]
         return KnownTokens((), tuple(dict.fromkeys([*self._without_trace.values(), *values])))
 
     def _keep(self, trace_id: int, known: KnownTokens) -> None:
         self.recent_traces[trace_id] = known
-        # Callers choose traces and tokens, so the total number of characters is limited as well.
+        # Callers choose trace IDs and tokens, so the total number of characters is also limited.
         self._recent_characters += sum(map(len, known.values))
         if len(self.recent_traces) > self._max_recent or self._recent_characters > _MAX_CHARACTERS:
             self.older_traces, self.recent_traces, self._recent_characters = self.recent_traces, {}, 0
@@ -243,7 +248,7 @@ _lock = threading.RLock()
 
 
 def listen() -> None:
-    """Remember every lasting token that is bound from now on."""
+    """Start remembering lasting tokens when they are bound."""
     global _listeners
     with _lock:
         _listeners += 1
@@ -254,7 +259,7 @@ def listen() -> None:
 
 
 def stop_listening() -> None:
-    """Undo one call to `listen`. When every call has been undone, all tokens are forgotten."""
+    """Undo one call to `listen`. After all calls have been undone, all tokens are forgotten."""
     global _listeners
     with _lock:
         _listeners = max(0, _listeners - 1)
@@ -267,7 +272,7 @@ def stop_listening() -> None:
 
 
 def _trace_id_of(span: Any) -> int:
-    """Return the trace ID of a context's span, or 0 if there is none. Tests may use fake spans."""
+    """Return a span's trace ID, or 0 if the trace ID is missing or not an integer, as in tests with fake spans."""
     if span is None:
         return 0
     try:
@@ -308,7 +313,7 @@ def _remember_verified(token: BearerToken) -> None:
 
 
 def _add_to_span(span: Any, value: str) -> None:
-    """Store a token in a recording span itself, which may outlive thousands of traces."""
+    """Store a token on a recording span, because the span can outlive thousands of traces."""
     if not span.is_recording():
         return
     held = getattr(span, HELD, None)
@@ -316,17 +321,17 @@ def _add_to_span(span: Any, value: str) -> None:
         held = known_from_one(value)
     elif value not in held.values:
         held = known_from(*within_limit((*held.values, value), _MAX_OF_SPAN, REMEMBERED.in_use))
-    with contextlib.suppress(AttributeError):  # not an SDK span; its trace may still have the token
+    with contextlib.suppress(AttributeError):  # not an SDK span, but the trace might have the token
         setattr(span, HELD, held)
 
 
 def _hold_words(span: Any, words: tuple[str, ...]) -> None:
-    """Store a request's unused credentials in a span, unless the span already holds too many tokens."""
+    """Store a request's unused credentials on a span, unless the span already has too many tokens."""
     held = getattr(span, HELD, None)
     if not isinstance(held, KnownTokens):
         held = NOTHING
     if len(held.values) <= _MAX_OF_SPAN:
-        with contextlib.suppress(AttributeError):  # not an SDK span; its trace may still have the words
+        with contextlib.suppress(AttributeError):  # not an SDK span, but the trace might have the credentials
             setattr(span, HELD, _with_words(held, words))
 
 
@@ -346,22 +351,22 @@ def note_start(span: Any, context: Context | None) -> None:
 
 
 def hold_unused(span: Any, context: Context) -> None:
-    """Store the unused credentials in *context* in an SDK span that is starting, and in the span's trace."""
+    """Store a context's unused credentials on a starting SDK span, and add them to the span's trace."""
     if words := _unused_words(context):
         REMEMBERED.remember_unused(span._context.trace_id, words)
         _hold_words(span, words)
 
 
 def _unused_words(context: Context) -> tuple[str, ...]:
-    """Return a context's unused credentials, if the context still belongs to their request."""
+    """Return a context's unused credentials, or an empty tuple if their request has ended."""
     unused: Any = context.get(UNUSED_KEY)
     return unused.words if unused is not None and unused.is_open else ()
 
 
 def hold_token(span: Any, token: Any, trace_id: int) -> None:
-    """Store a `BearerToken` in an SDK span that is starting, and in the span's trace if the token is lasting."""
+    """Store a `BearerToken` on a starting SDK span. If the token is lasting, add it to the span's trace."""
     known = REMEMBERED.recent_traces.get(trace_id)
-    # The usual case: the token's request is being served, and its trace has only this token. This code runs for each
+    # In the usual case, the token's request has not ended, and the trace has only this token. This code runs for each
     # span, so it avoids function calls. Sharing the object speeds up the comparison in `tokens_of_span`.
     lease, value = token.lease, token._value
     if known is not None and known.values == (value,) and (lease is None or lease._deadline == _NO_DEADLINE):
@@ -375,10 +380,10 @@ def hold_token(span: Any, token: Any, trace_id: int) -> None:
 
 
 def tokens_of_span(span: Any, trace_id: int) -> KnownTokens:
-    """Return a span's tokens: its own, its trace's, and the token in the context in which the span ends.
+    """Return the tokens of a span, of its trace, and of the context in which the span ends.
 
-    If there are none, return the tokens that the thread bound most recently: the attributes of a span outside a
-    request may have been set while a token was bound.
+    If there are no such tokens, return the tokens that the thread bound most recently. The attributes of a span outside
+    a request might have been set while one of those tokens was bound.
     """
     known = REMEMBERED.recent_traces.get(trace_id)
     held: KnownTokens | None = getattr(span, HELD, None)
@@ -396,7 +401,7 @@ def tokens_of_span(span: Any, trace_id: int) -> KnownTokens:
 
 
 def with_later_tokens(known: KnownTokens, trace_id: int | None) -> KnownTokens:
-    """Add the tokens that have been bound in the trace since *known* was collected."""
+    """Return *known* with the tokens that were bound in the trace after *known* was collected."""
     present = REMEMBERED.recent_traces.get(trace_id) if trace_id else None
     if present is None or present is known:
         return known
@@ -409,7 +414,7 @@ def tokens_in_context(context: Context, trace_id: int | None = None) -> KnownTok
 
     Args:
         context: The context that contains the token and the span.
-        trace_id: The trace ID, if known; ``None`` to use the trace of the span in *context*.
+        trace_id: The trace ID. By default, the trace ID of the span in *context* is used.
     """
     if UNUSED_KEY in context:
         words = _unused_words(context)
@@ -418,7 +423,7 @@ def tokens_in_context(context: Context, trace_id: int | None = None) -> KnownTok
     token: Any = context.get(TOKEN_KEY)
     span: Any = context.get(SPAN_KEY)
     if trace_id is None:
-        # Handle the usual case here, to avoid the cost of an extra call for each measurement.
+        # Handle the usual case here to avoid a function call for each measurement.
         try:
             trace_id = 0 if span is None else span.get_span_context().trace_id
         except Exception:
@@ -435,7 +440,8 @@ def tokens_in_context(context: Context, trace_id: int | None = None) -> KnownTok
     known = REMEMBERED.recent_traces.get(trace_id) or REMEMBERED.of_trace(trace_id)
     if known is NOTHING:
         if isinstance(held := getattr(span, HELD, None), KnownTokens):
-            # The span may have outlived its remembered trace. A word that the span holds is masked only in the span.
+            # The span might have outlived its remembered trace. Words that are stored on the span are masked only in
+            # the span.
             known = known_from(*filter(looks_like_credential, held.values))
         elif token is None:
             return NOTHING
@@ -456,7 +462,7 @@ def lasting_tokens() -> KnownTokens:
 
 
 def _combine(held: KnownTokens, token: BearerToken | None, of_trace: KnownTokens) -> KnownTokens:
-    """Return a record's known tokens: the tokens of its span, its context, and its trace."""
+    """Return the known tokens of a record, which are the tokens of its span, its context, and its trace."""
     own, remembered = held.values, of_trace.values
     if token is not None and _is_own(token):
         own = tuple(dict.fromkeys((*own, *token.reveal_all())))
@@ -468,10 +474,10 @@ def _combine(held: KnownTokens, token: BearerToken | None, of_trace: KnownTokens
 
 
 def _is_own(token: BearerToken) -> bool:
-    """Return whether a context that contains this token still belongs to the token's request.
+    """Return whether a token's request is still in progress.
 
-    Work that a request started, such as in a pool thread, keeps the request's context after the request ends.
+    Work that a request started, such as in a thread pool, keeps the request's context after the request has ended.
     """
     lease = token.lease
-    # The deadline is checked first to save a call: the deadline is nearly always infinite until the lease ends.
+    # Checking the deadline first avoids a function call, because an open lease's deadline is nearly always infinite.
     return lease is None or lease._deadline == _NO_DEADLINE or lease.is_open

@@ -1,4 +1,4 @@
-"""Filter the records of ``logging`` handlers outside OpenTelemetry, such as handlers for files and consoles."""
+"""A filter for ``logging`` handlers outside OpenTelemetry, such as file and console handlers."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from otel_token_relay.redaction.scrubber import FAILED, MASK
 from otel_token_relay.redaction.token_search import LONGEST_SURVIVOR
 from otel_token_relay.settings import Settings
 
-# Every record has the standard attributes. The application can add more (``extra=``) and chooses the values of
-# `_NAMES`.
+# The standard attributes whose values the application chooses.
 _NAMES: Final = frozenset({"funcName", "name", "processName", "taskName", "threadName"})
+# The attributes that every record has. The application can add more attributes (``extra=``).
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 # Since Python 3.12, a filter can return a different record.
@@ -26,23 +26,23 @@ _MAY_REPLACE: Final = sys.version_info >= (3, 12)
 
 _exceptions = logging.Formatter()
 
-# A callable that returns a value with its tokens masked, or the same object if the value contains no tokens.
+# A function that returns a value with its tokens masked, or the same object if the value contains no tokens.
 Clean = Callable[[Any], Any]
 
 
 class RedactingFilter(logging.Filter):
-    """Mask tokens in a handler's records.
+    """A filter that masks tokens in a handler's records.
 
-    The number of a record's arguments does not change, numbers stay numbers, and a mapping keeps its class, so that
-    the access logs of uvicorn, gunicorn, and hypercorn continue to work. An object whose string form
-    contains a token is replaced by the masked string.
+    The filter preserves the number of a record's arguments, numeric arguments, and the classes of mappings. The access
+    logs of uvicorn, gunicorn, and hypercorn depend on these properties. If an object's string representation contains a
+    token, the object is replaced with the masked string.
 
-    On Python 3.11, a filter cannot replace the record, so the record itself is modified, and subsequent handlers
+    On Python 3.11, a filter cannot replace a record. The record itself is therefore modified, and subsequent handlers
     also receive the masked record.
 
     Args:
-        settings: ``None`` to use the installed settings or, if none are installed, the settings from the
-            environment. The ``redaction`` setting is ignored.
+        settings: The settings that apply. By default, the installed settings apply, or the settings from the
+            environment if none are installed. The ``redaction`` setting has no effect.
     """
 
     def __init__(self, settings: Settings | None = None) -> None:
@@ -51,11 +51,11 @@ class RedactingFilter(logging.Filter):
         listen()
 
     def filter(self, record: logging.LogRecord) -> bool | logging.LogRecord:  # type: ignore[override]  # since 3.12
-        """Accept every record, with its tokens masked."""
+        """Mask the record's tokens, and accept the record."""
         try:
             known = tokens_in_context(get_current())
             changes = _changes(record, partial(self._find_scrubber().redact, known=known))
-        except Exception:  # fail closed; the application continues
+        except Exception:  # fail closed, and let the application continue
             changes = _wiped(record)
         if not changes:
             return True
@@ -75,7 +75,7 @@ def _wiped(record: logging.LogRecord) -> dict[str, Any]:
 
 
 def _changes(record: logging.LogRecord, clean: Clean) -> dict[str, Any]:
-    """Return the attributes to replace in order to mask the tokens in a record."""
+    """Return new values for the record's attributes that contain tokens."""
     changes = {
         name: new
         for name, value in record.__dict__.items()
@@ -114,14 +114,14 @@ def _changed_message(record: logging.LogRecord, clean: Clean) -> dict[str, Any]:
 
 
 def _changed_together(message: Any, args: Any, clean_message: Any, clean_args: Any, clean: Clean) -> dict[str, Any]:
-    """Mask tokens that are recognizable only after the message has been formatted, as in ``"Bearer %s"``.
+    """Mask tokens that are recognizable only in the formatted message, as in ``"Bearer %s"``.
 
     Args:
-        message: The message as logged.
-        args: The arguments as logged.
-        clean_message: The message, masked by itself.
-        clean_args: The arguments, each masked by itself.
-        clean: A callable that masks the tokens in a value.
+        message: The original message.
+        args: The original arguments.
+        clean_message: The separately masked message.
+        clean_args: The separately masked arguments.
+        clean: A function that masks the tokens in a value.
     """
     if not args:
         return {}
@@ -138,7 +138,8 @@ def _changed_together(message: Any, args: Any, clean_message: Any, clean_args: A
             masked: Any = _with_items(clean_args, {key: mask(arg) for key, arg in items.items()}, clean)
             if _is_clean(message, masked, clean):
                 return {"msg": message, "args": masked}
-        # If the mapping does not use its own stored values, only the formatted message can be masked.
+        # Some mappings return values other than their stored items. With such a mapping, only the formatted message can
+        # be masked.
         return {"msg": clean_text, "args": None}
     args = tuple(_masked_part(arg, text, clean_text) for arg in clean_args)
     if _is_clean(message, args, clean):
@@ -152,9 +153,9 @@ def _changed_together(message: Any, args: Any, clean_message: Any, clean_args: A
 
 
 def _masked_part(arg: Any, text: str, clean_text: str) -> Any:
-    """Return the mask if an argument is part of a token that was found in the formatted message.
+    """Mask an argument that is part of a token in the formatted message.
 
-    An argument such as a JWT's signature may look harmless once the rest of the token has been masked.
+    An argument, such as a JWT's signature, can look harmless after the rest of the token has been masked.
     """
     if not isinstance(arg, str) or len(arg) <= LONGEST_SURVIVOR or clean_text == MASK:
         return arg
@@ -162,17 +163,17 @@ def _masked_part(arg: Any, text: str, clean_text: str) -> Any:
 
 
 class _MaskedItems(dict[Any, Any]):
-    """The masked items of a mapping that cannot be copied. Any other key is looked up in the mapping itself.
+    """The masked items of a mapping that cannot be copied. Other keys are looked up in the original mapping.
 
-    The mapping may return a default for missing keys, or accept multiple spellings of a key. The value that it returns
-    is masked.
+    The original mapping might return a default for missing keys or accept multiple spellings of a key. Values from the
+    original mapping are masked on lookup.
     """
 
     __slots__ = ("_look_up",)
 
     def __init__(self, items: Any, mapping: Any, clean: Clean) -> None:
         super().__init__(items)
-        # The mapping is kept in a function, because neither a function's repr nor its attributes reveal the mapping.
+        # The mapping is stored in a closure, so that it does not appear in a repr.
         self._look_up: Callable[[Any], Any] = lambda key: _clean_named(key, mapping[key], clean)
 
     def __missing__(self, key: Any) -> Any:
@@ -180,9 +181,10 @@ class _MaskedItems(dict[Any, Any]):
 
 
 def _with_items(mapping: Any, items: Any, clean: Clean) -> Any:
-    """Return a copy of a mapping argument that has different items but keeps its class's behavior.
+    """Return a copy of a mapping argument with different items and the same behavior.
 
-    The servers' access logs format a subclass of ``dict`` whose ``__getitem__`` returns ``-`` for missing keys.
+    In some servers' access logs, the argument is a ``dict`` subclass whose ``__getitem__`` returns ``-`` for missing
+    keys.
     """
     if type(mapping) is dict:
         return items
@@ -190,11 +192,11 @@ def _with_items(mapping: Any, items: Any, clean: Clean) -> Any:
         return _MaskedItems(items, mapping, clean)
     try:
         changed = copy.copy(mapping)
-        # An immutable mapping may be its own copy. If a key contains a token, the copy and the masked items have
-        # different keys.
+        # Copying an immutable mapping can return the same object. If a key contains a token, the keys of the copy and
+        # of the masked items differ.
         if changed is mapping or type(changed) is not type(mapping) or dict.keys(changed) != items.keys():
             return _MaskedItems(items, mapping, clean)
-    except Exception:  # the mapping's own code may raise any error
+    except Exception:  # the mapping's class can raise any exception
         return _MaskedItems(items, mapping, clean)
     for key, value in items.items():
         dict.__setitem__(changed, key, value)
@@ -215,7 +217,8 @@ def _changed_traceback(record: logging.LogRecord, clean: Clean) -> dict[str, Any
         text = _exceptions.formatException(record.exc_info)
     if not text or (new := clean(text)) is text:
         return {}
-    # Formatters prefer exc_text. If they formatted the exception, they would print the token.
+    # A formatter uses `exc_text` if this attribute is set. Otherwise, the formatter would format the exception and
+    # print the token.
     return {"exc_text": new, "exc_info": None}
 
 

@@ -1,8 +1,8 @@
-"""Redact each log record when a processor converts it into the record that its exporter receives.
+"""Redact log records when a processor converts them into records for an exporter.
 
-``ReadableLogRecord.__init__`` runs once for each processor, in the thread that logs. The hook collects
-the known tokens. The record is created and redacted on first access, including any attributes that other
-processors have added by then. The application's own record is not modified.
+``ReadableLogRecord.__init__`` runs once for each processor, in the thread that emits the log record. During this call,
+the hook only collects the known tokens. The readable record is created and redacted on first access, so the readable
+record includes attributes that other processors have added by then. The application's own record is not modified.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
     """Hook ``opentelemetry.sdk._logs._internal``.
 
     Raises:
-        AttributeError: The SDK lacks this conversion point.
+        AttributeError: The SDK does not have this conversion point.
     """
     record_class = module.ReadableLogRecord
     fields = [field.name for field in dataclasses.fields(record_class)]
@@ -37,7 +37,7 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
     def clean(readable: Any, known: KnownTokens) -> Any:
         try:
             redact(readable, scrubber, with_later_tokens(known, readable.log_record.trace_id))
-        except Exception:  # fail closed; the application continues
+        except Exception:  # fail closed, and let the application continue
             wipe(readable)
         return readable
 
@@ -51,14 +51,14 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
                 original(self, log_record, resource, instrumentation_scope, limits)
                 wipe(self)
                 return
-            if type(self) is not record_class:  # a subclass keeps its class
+            if type(self) is not record_class:  # redact an instance of a subclass immediately
                 original(self, log_record, resource, instrumentation_scope, limits)
                 clean(self, known)
                 return
 
             def make(
                 changes: dict[str, Any],
-            ) -> Any:  # a function's repr and attributes do not reveal the raw record
+            ) -> Any:  # a function's repr does not reveal the raw record
                 readable = object.__new__(record_class)
                 original(readable, log_record, resource, instrumentation_scope, limits)
                 for name, value in changes.items():
@@ -75,12 +75,15 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
 
 
 def tokens_of_record(record: Any) -> KnownTokens:
-    """Return a log record's known tokens: its trace's tokens and the token in the context of the record."""
+    """Return a log record's known tokens: the tokens of its trace and the token in its context."""
     return tokens_in_context(record.context or get_current(), record.trace_id)
 
 
 def redact(readable: Any, scrubber: Scrubber, known: KnownTokens) -> None:
-    """Redact a record before other code has a reference to it. Objects that it contains are replaced, not modified."""
+    """Redact a record that no other code can access yet.
+
+    Objects in the record are replaced, not modified.
+    """
     record = readable.log_record
     if is_suspect(record, scrubber, known):
         _set(readable, "log_record", _cleaned(record, scrubber, known))
@@ -91,7 +94,7 @@ def redact(readable: Any, scrubber: Scrubber, known: KnownTokens) -> None:
 
 
 def is_suspect(record: Any, scrubber: Scrubber, known: KnownTokens) -> bool:
-    """Return whether a log record needs the thorough stage."""
+    """Return whether a log record requires the thorough redaction stage."""
     strings: list[str] = []
     suspect = False
     for text in (record.event_name, record.severity_text):
@@ -114,7 +117,7 @@ def is_suspect(record: Any, scrubber: Scrubber, known: KnownTokens) -> bool:
 
 def _cleaned(record: Any, scrubber: Scrubber, known: KnownTokens) -> Any:
     texts = {name: scrubber.clean(getattr(record, name), known) for name in ("body", "event_name", "severity_text")}
-    # The attributes already describe the exception. The exception object refers to frames and their values.
+    # The attributes already describe the exception. The exception object refers to frames and their local variables.
     exception = {"exception": None} if hasattr(record, "exception") else {}
     return with_changes(record, attributes=clean_attributes(record.attributes, scrubber, known), **texts, **exception)
 

@@ -1,8 +1,8 @@
-"""Redact measurements before they are aggregated, and names and descriptions when they are collected.
+"""Redact measurements before aggregation, and redact names and descriptions during collection.
 
-Aggregating first would create a series for each token, and redacting these series later would result in multiple
-series with the same attributes. ``MetricReaderStorage.consume_measurement`` receives each measurement, including
-measurements from callbacks, before the measurement's attributes select a series and before an exemplar is stored.
+If measurements were aggregated first, each token would create a separate time series. Redacting those time series later
+would result in multiple time series with the same attributes. ``MetricReaderStorage.consume_measurement`` receives each
+measurement, including measurements from callbacks, before the SDK selects a time series and stores an exemplar.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from otel_token_relay.redaction.records import clean_resource, clean_scope, gath
 from otel_token_relay.redaction.scrubber import FAILED, Scrubber
 from otel_token_relay.redaction.token_search import NOTHING, KnownTokens
 
-# A measurement with more attributes than this is unlikely to be repeated.
+# The check of a measurement with more attributes than this is not cached, because such a measurement is unlikely to
+# recur.
 _MAX_ROW: Final = 20
 _MAX_ROWS: Final = 64
 
@@ -27,7 +28,7 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
     """Hook ``opentelemetry.sdk.metrics._internal.metric_reader_storage``.
 
     Raises:
-        AttributeError: The SDK lacks this conversion point.
+        AttributeError: The SDK does not have this conversion point.
     """
 
     def build_consume(original: Function) -> Function:
@@ -36,9 +37,9 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
                 try:
                     known = tokens_in_context(measurement.context)
                     if known is NOTHING and hasattr(measurement.instrument, "callback"):
-                        # A callback runs in the reader's thread, outside any request and therefore without a token.
+                        # A callback runs in the reader's thread, where no token is bound.
                         known = REMEMBERED.without_trace()
-                    # There are few series, so most measurements repeat the attributes of an earlier measurement.
+                    # Most measurements have the same attributes as an earlier measurement.
                     if not is_known_clean(attributes, scrubber, known):
                         measurement = redacted(measurement, scrubber, known)
                 except Exception:  # fail closed, but count the measurement
@@ -52,7 +53,7 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
             data = original(self)
             try:
                 return data if data is None else clean_collected(data, scrubber)
-            except Exception:  # fail closed, but keep the numbers
+            except Exception:  # fail closed, but keep the data points' values
                 return wiped(data)
 
         return collect
@@ -63,10 +64,10 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
 
 
 def is_known_clean(attributes: Any, scrubber: Scrubber, known: KnownTokens) -> bool:
-    """Return whether the same attributes have already been found clean."""
+    """Return whether an earlier check found that the same attributes are clean."""
     try:
         return (scrubber, *attributes, *attributes.values()) in known.clean_rows
-    except TypeError:  # an unhashable value, such as a list
+    except TypeError:  # an attribute's value, such as a list, is not hashable
         return False
 
 
@@ -85,7 +86,10 @@ def redacted(measurement: Any, scrubber: Scrubber, known: KnownTokens) -> Any:
 
 
 def clean_collected(data: Any, scrubber: Scrubber) -> Any:
-    """Redact the strings that many measurements share, using only patterns; see `statics`."""
+    """Redact the resources, scopes, names, descriptions, and units in collected metrics.
+
+    Only patterns are searched for, not known tokens; see `statics`.
+    """
     strings: list[str] = []
     suspect = False
     for part in data.resource_metrics:
@@ -102,7 +106,7 @@ def clean_collected(data: Any, scrubber: Scrubber) -> Any:
 
 
 def wiped(data: Any) -> Any:
-    """Keep the numbers and their attributes, which are clean, and remove all other text."""
+    """Remove all text except the data points' attributes, which are already clean."""
     return dataclasses.replace(
         data,
         resource_metrics=[

@@ -1,7 +1,7 @@
-"""Redact spans in a processor or an exporter, for pipelines built by hand.
+"""A redacting span processor and a redacting span exporter, for pipelines that the application builds itself.
 
-These classes are for applications in which the SDK must not be patched, and for spans that do not pass through
-the conversion point. If redaction is installed, these classes find nothing left to mask.
+Use these classes if the SDK must not be patched, or for spans that bypass the conversion point. If redaction is
+installed, spans are already clean when these classes receive them.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from otel_token_relay.settings import Settings
 
 
 class RedactingSpanProcessor(SpanProcessor):
-    """Pass redacted spans on to another processor.
+    """A span processor that passes redacted spans to another processor.
 
-    The wrapped processor receives a redacted copy of each span, while other processors receive the original.
-    Safe to share between threads if the wrapped processor is.
+    The wrapped processor receives a redacted copy of each span. Other processors receive the original span. An instance
+    is thread-safe if the wrapped processor is thread-safe.
 
     Args:
         processor: The processor that receives the redacted spans, such as a ``BatchSpanProcessor``.
-        settings: ``None`` to use the installed settings or, if none are installed, the settings from the
-            environment. The ``redaction`` setting is ignored.
+        settings: The settings that apply. By default, the installed settings apply, or the settings from the
+            environment if none are installed. The ``redaction`` setting has no effect.
     """
 
     def __init__(
@@ -50,30 +50,30 @@ class RedactingSpanProcessor(SpanProcessor):
             on_ending(span)
 
     def on_end(self, span: ReadableSpan) -> None:
-        """Pass on a redacted copy of the span."""
+        """Pass a redacted copy of the span to the wrapped processor."""
         self._processor.on_end(redacted(span, self._scrubber()))
 
     def shutdown(self) -> None:
-        """Shut down the processor."""
+        """Shut down the wrapped processor."""
         self._processor.shutdown()
 
     def force_flush(self, timeout_millis: int = 30000) -> bool:
-        """Flush the processor's pending spans."""
+        """Flush the wrapped processor's pending spans."""
         return self._processor.force_flush(timeout_millis)
 
 
 class RedactingSpanExporter(SpanExporter):
-    """Export redacted spans.
+    """A span exporter that passes redacted spans to another exporter.
 
-    Exporters run in a thread that serves no requests, so an opaque token is looked up by its trace. Such a token
-    is found if it was bound (by `use_token`, a server boundary, or ``extract``) while one of the trace's spans was
-    current, or if it is among the most recent tokens bound without a span. `RedactingSpanProcessor` does not have
-    this limitation, because it also runs when the span starts.
+    An exporter does not run in the request's context, so the exporter looks up opaque tokens by trace. An opaque token
+    is found only if it was bound (by `use_token`, a server boundary, or ``extract``) while one of the trace's spans was
+    current, or if it is among the most recent tokens bound without a span. `RedactingSpanProcessor` does not have this
+    limitation, because the processor also runs when a span starts.
 
     Args:
         exporter: The exporter that sends the spans.
-        settings: ``None`` to use the installed settings or, if none are installed, the settings from the
-            environment. The ``redaction`` setting is ignored.
+        settings: The settings that apply. By default, the installed settings apply, or the settings from the
+            environment if none are installed. The ``redaction`` setting has no effect.
     """
 
     def __init__(self, exporter: SpanExporter, settings: Settings | None = None) -> None:
@@ -87,16 +87,16 @@ class RedactingSpanExporter(SpanExporter):
         return self._exporter.export([redacted(span, scrubber, REMEMBERED.without_trace()) for span in spans])
 
     def shutdown(self) -> None:
-        """Shut down the exporter."""
+        """Shut down the wrapped exporter."""
         self._exporter.shutdown()
 
     def force_flush(self, timeout_millis: int = 30000) -> bool:
-        """Flush the exporter's pending spans."""
+        """Flush the wrapped exporter's pending spans."""
         return self._exporter.force_flush(timeout_millis)
 
 
 def wrapped(processor: Any, scrubber: Scrubber) -> Any:
-    """Return a redacting processor that wraps *processor*, or *processor* itself if it already redacts."""
+    """Return a redacting processor that wraps *processor*, or *processor* itself if it already redacts spans."""
     if isinstance(processor, RedactingSpanProcessor):
         return processor
     return RedactingSpanProcessor(processor, scrubber=scrubber)

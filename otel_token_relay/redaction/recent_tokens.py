@@ -1,7 +1,7 @@
 """Keep the most recent tokens in bounded collections, without letting callers displace each other's tokens.
 
-A caller can send any number of made-up tokens. If only the most recent tokens were kept, a caller could make redaction
-forget the token of a request that is still being served. Tokens that are in use are therefore displaced last.
+A caller can send any number of made-up tokens. If only the most recent tokens were kept, a caller could cause redaction
+to forget the token of a request that is still being processed. Tokens that are in use are therefore displaced last.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ from typing import Final
 from otel_token_relay.token import BearerToken
 
 MAX_IN_USE: Final = 64
-"""The maximum number of tokens in use that a collection may contain beyond its usual limit."""
+"""The maximum number of tokens in use by which a collection can exceed its usual limit."""
 
-# The maximum number of tracked requests with the same token.
+# The maximum number of requests to track for the same token.
 _MAX_OF_VALUE: Final = 8
-# The maximum number of values that are checked when a value is added.
+# The maximum number of values to check when a value is added.
 _MAX_CHECKED: Final = 8
 _MIN_TO_SWEEP: Final = 256
 
 
 class TokensInUse:
-    """The values of tokens whose leases are open. Safe to share between threads and finalizers without a lock.
+    """The values of tokens whose leases are open. Threads and finalizers can use an instance without a lock.
 
-    Tokens are weakly referenced, so a lease that never ends does not keep its token alive: a token is in use only
-    while a context or a request refers to it.
+    Instances hold weak references, so a lease that never ends does not keep a token alive. A token is in use only while
+    a context or a request refers to the token.
     """
 
     def __init__(self) -> None:
-        # One caller may send multiple requests with the same token.
+        # A caller can send multiple requests with the same token.
         self._tokens: dict[str, tuple[weakref.ref[BearerToken], ...]] = {}
         self._max_count = _MIN_TO_SWEEP
 
     def __contains__(self, value: object) -> bool:
-        # Written out, because each new token displaces two older ones.
+        # For speed, this loop does not call `_is_open`, because it runs for every token that might be displaced.
         for reference in self._tokens.get(value, ()):  # type: ignore[call-overload]  # any object
             token: BearerToken | None = reference()
             if token is not None and (lease := token.lease) is not None and lease.is_open:
@@ -47,10 +47,10 @@ class TokensInUse:
         return len(self._tokens)
 
     def add(self, token: BearerToken) -> None:
-        """Add a token. Tokens without a lease are ignored, because nothing shows when their use ends.
+        """Add a token. A token without a lease is ignored, because the end of the token's use is unknown.
 
-        This method runs for each request that contains a token. If two threads concurrently add tokens with the same
-        value, one of the tokens may be lost.
+        This method runs for every request with a token, so it does not use a lock. If two threads simultaneously add
+        tokens with the same value, one of the tokens might be lost.
         """
         if token.lease is None:
             return
@@ -77,10 +77,10 @@ def _is_open(reference: weakref.ref[BearerToken]) -> bool:
 
 
 def within_limit(values: tuple[str, ...], limit: int, in_use: Container[str]) -> tuple[str, ...]:
-    """Return the values without the oldest values that exceed *limit*.
+    """Return the values after removing the oldest values in excess of *limit*.
 
-    The oldest values that are not in use are removed first, but the last value is never removed. Up to `MAX_IN_USE`
-    values that are in use may exceed the limit.
+    Values that are not in use are removed first, and the newest value is never removed. Values in use can exceed the
+    limit by up to `MAX_IN_USE`.
     """
     excess = len(values) - limit
     if excess <= 0:
@@ -91,12 +91,12 @@ def within_limit(values: tuple[str, ...], limit: int, in_use: Container[str]) ->
 
 
 class RecentTokens:
-    """The most recently added tokens, in order. Safe to share between threads and finalizers.
+    """The most recently added tokens, in order. Threads and finalizers can use an instance without a lock.
 
     Args:
         limit: The maximum number of tokens that are not in use.
-        in_use: Tokens that are displaced last.
-        max_in_use: The maximum number of tokens in use that may exceed the limit.
+        in_use: The tokens to displace last.
+        max_in_use: The maximum number of tokens in use by which the collection can exceed the limit.
     """
 
     def __init__(self, limit: int, in_use: Container[str], max_in_use: int = MAX_IN_USE) -> None:
@@ -109,11 +109,14 @@ class RecentTokens:
         return value in self._values
 
     def values(self) -> tuple[str, ...]:
-        """Return the tokens, oldest first. Tokens that have been checked recently may appear later."""
+        """Return the tokens, from oldest to newest.
+
+        A token that is in use moves to the end instead of being displaced.
+        """
         return tuple(self._values.copy())
 
     def add(self, value: str) -> bool:
-        """Add a token at the end, or move an existing token there. Return whether the token is new."""
+        """Add a token at the end, or move an existing token to the end. Return whether the token is new."""
         values = self._values
         if value in values:
             values.pop(value, None)
@@ -126,7 +129,7 @@ class RecentTokens:
                 values.pop(oldest, None)
                 if oldest in self._in_use:
                     self._displace_instead_of(oldest)
-            except RuntimeError:  # a finalizer bound a token at the same time, so one extra value is kept
+            except RuntimeError:  # a finalizer added a token simultaneously, so keep one extra value
                 pass
         return True
 
@@ -138,7 +141,7 @@ class RecentTokens:
         return True
 
     def _displace_instead_of(self, oldest: str) -> None:
-        """Move a value that is in use to the end, and remove the next value that is not in use."""
+        """Move a value that is in use to the end, and remove the oldest value that is not in use."""
         values = self._values
         values[oldest] = None
         for _ in range(min(_MAX_CHECKED, len(values) - 2)):

@@ -18,16 +18,16 @@ _MAX_STATICS: Final = 128
 
 
 def scrubber_for(settings: Settings) -> Scrubber:
-    """Return the redaction rules for these settings."""
+    """Return the redaction rules for the settings."""
     return Scrubber(settings.redact_keys, (*settings.source_headers, settings.header))
 
 
 class ScrubberInForce:
-    """The redaction rules for settings that may be installed later. Safe to share between threads.
+    """The redaction rules for the settings that currently apply. This class is thread-safe.
 
     Args:
-        settings: ``None`` to use the installed settings or, if none are installed, the settings from the
-            environment.
+        settings: The settings that apply. By default, the installed settings apply, or the settings from the
+            environment if none are installed.
     """
 
     def __init__(self, settings: Settings | None) -> None:
@@ -35,7 +35,7 @@ class ScrubberInForce:
         self._cached: tuple[Settings, Scrubber] | None = None
 
     def __call__(self) -> Scrubber:
-        """Return the rules that currently apply."""
+        """Return the redaction rules that currently apply."""
         settings, cached = self._settings(), self._cached
         if cached is None or cached[0] is not settings:
             self._cached = cached = settings, scrubber_for(settings)
@@ -43,13 +43,16 @@ class ScrubberInForce:
 
 
 def plain(attributes: Any) -> Mapping[str, Any]:
-    """Return the dictionary inside an SDK container, to avoid the lock that the container takes on every access."""
+    """Return an SDK container's internal dictionary, because the container acquires a lock on every access."""
     inner = getattr(attributes, "_dict", None)
     return inner if inner is not None else attributes  # type: ignore[no-any-return]
 
 
 def clean_attributes(attributes: Any, scrubber: Scrubber, known: KnownTokens) -> Any:
-    """Return a redacted copy of the attributes with the container's counts and limits, or the same object if clean."""
+    """Return a redacted copy of the attributes, or the same object if the attributes are clean.
+
+    The copy has the same counts and limits as the original container.
+    """
     if not attributes:
         return attributes
     cleaned = scrubber.clean_mapping(plain(attributes), known)
@@ -69,7 +72,7 @@ def are_clean(resource: Any, scope: Any, scrubber: Scrubber) -> bool:
         return False
     if len(_clean_pairs) >= _MAX_STATICS:
         _clean_pairs.clear()
-    # The entry keeps all three objects alive, so that the ID is not reused for a different object.
+    # The cached tuple refers to all three objects, so that Python does not reuse an ID for a different object.
     _clean_pairs[id(scope)] = (scope, resource, scrubber)
     return True
 
@@ -85,7 +88,7 @@ def clean_scope(scope: Any, scrubber: Scrubber) -> Any:
 
 
 class _Static(NamedTuple):
-    """The redacted version of a resource or a scope. Every record contains one resource and one scope."""
+    """A resource or a scope, and its redacted version."""
 
     original: Any
     scrubber: Scrubber
@@ -97,7 +100,7 @@ _clean_pairs: dict[int, tuple[Any, Any, Scrubber]] = {}
 
 
 def _clean_static(original: Any, scrubber: Scrubber, gather: Gather, texts: tuple[str, ...]) -> Any:
-    """Redact an object using only patterns. Known tokens are masked when the object is created; see `statics`."""
+    """Redact a resource or a scope by pattern. Known tokens are masked when the object is created; see `statics`."""
     if original is None:
         return None
     static = _statics.get(id(original))

@@ -1,17 +1,17 @@
-"""Remove tokens from values: strings, bytes, sequences, and mappings.
+"""Mask tokens in strings, bytes, sequences, and mappings.
 
-This module is pure: it does not use OpenTelemetry, a clock, or settings.
+This module does not depend on OpenTelemetry, a clock, or settings.
 
-Redaction has two stages, since nearly all telemetry is clean. `Scrubber.is_suspect` checks all of a record's
-strings at once, with a handful of substring tests before any regular expression. The thorough stage runs only
-if the record is suspect, and then on the whole record. This stage guarantees the following:
+Nearly all telemetry is clean, so redaction has two stages. `Scrubber.is_suspect` checks all of a record's strings in
+one pass, with a few substring tests before any regular expression. The thorough stage runs only if the record is
+suspect, and processes the entire record. The thorough stage guarantees the following:
 
-* No run of 17 characters (`token_search.LONGEST_SURVIVOR` + 1) of the record's own token remains, regardless
-  of the surrounding quotes: runs of unreserved characters are the same in URLs, JSON, HTML, and ``repr``, and
-  a token's other encodings are searched for like the token itself.
-* The same applies to the random parts of a remembered token. The token's words are not masked.
+* No run of 17 characters (`token_search.LONGEST_SURVIVOR` + 1) from a record's own token remains unmasked, regardless
+  of quoting. Runs of unreserved characters are the same in URLs, JSON, HTML, and ``repr``. A token's other encodings
+  are searched for in the same way as the token itself.
+* For a remembered token, this guarantee applies only to the token's random parts, not to words in the token.
 * The mask is constant and reveals neither the replaced text nor its length.
-* A clean value is returned as the same object, and redacting a value a second time changes nothing.
+* A clean value is returned as the same object, and redaction is idempotent.
 """
 
 from __future__ import annotations
@@ -29,27 +29,29 @@ from otel_token_relay.redaction.unknown_tokens import OAUTH_CONTEXT_KEYS, OAUTH_
 
 FAILED: Final = "[REDACTION FAILED]"
 
-# Searching 64 KiB for the parts of one token takes about 10 ms. A longer string that may contain a known token is
-# masked as a whole.
+# A string longer than 64 KiB is masked entirely if the string might contain a known token. Searching 64 KiB for the
+# parts of one token takes about 10 ms.
 _MAX_SEARCHED: Final = 65_536
-# Searching 1 MiB by pattern takes about 100 ms. A longer suspect string is masked as a whole.
+# A suspect string longer than 8 MiB is masked entirely. Searching 1 MiB by pattern takes about 100 ms.
 _MAX_READ_BY_RULE: Final = 8_388_608
 
-# Meaningful telemetry is neither this deep nor this wide. Values beyond these limits are masked.
+# The maximum nesting depth, and the maximum number of nested values. Meaningful telemetry does not exceed these limits.
+# Values beyond these limits are masked.
 _MAX_DEPTH: Final = 48
 _MAX_NODES: Final = 50_000
 
-# The maximum number of characters searched in one value of a suspect record, and the fixed number of characters
-# that is added for each string. A string that is searched only by pattern counts for one-eighth of its length.
+# The maximum number of characters to search in one value of a suspect record. A string that is searched only by pattern
+# counts as one-eighth of its length.
 _MAX_CHARACTERS: Final = 1_048_576
+# The number of characters that is added to the count for each string, in addition to the string's length.
 _TEXT_OVERHEAD: Final = 256
 
-# The shortest credential is ``Bearer x``, so shorter strings contain none.
+# The length of ``Bearer x``, the shortest string that can contain a credential.
 _MIN_LENGTH: Final = 8
 
 _MAX_KNOWN: Final = 4096
-# Words, each followed by at most three digits: attribute names consist of such words, but tokens do not. A key that
-# consists of such words is checked only once, not for each token.
+# Matches words that are each followed by at most three digits. Attribute names consist of such words, but tokens do
+# not. A matching key is therefore checked only once, not for each token.
 _is_ordinary = re.compile(r"(?:(?:[A-Z]?[a-z]{1,24}+|[A-Z]{1,24}+)\d{0,3}+(?:[._\-]|\Z)){1,16}+").fullmatch
 _MAX_ORDINARY: Final = 160
 
@@ -60,13 +62,13 @@ _SEQUENCES: Final = (list, tuple, set, frozenset)
 
 
 class Scrubber:
-    """The redaction rules for one configuration. Safe to share between threads.
+    """The redaction rules for one configuration. This class is thread-safe.
 
     Args:
-        keys: The keys whose values are always masked. Case is ignored, and ``-`` is equivalent to ``_``. A key
+        keys: The keys whose values are always masked. Matching ignores case, and ``-`` is equivalent to ``_``. A key
             also matches the end of a longer key: ``x-api-key`` matches ``http.request.header.x_api_key``.
-        headers: The names of headers that contain tokens. They match keys in the same way, but numbers under
-            these keys are not masked.
+        headers: The names of headers that contain tokens. Header names are matched in the same way as *keys*, but
+            numeric values are not masked.
     """
 
     def __init__(self, keys: Iterable[str] = (), headers: Iterable[str] = ()) -> None:
@@ -76,7 +78,7 @@ class Scrubber:
         self.known_keys: set[str] = set()
 
     def is_suspect(self, joined: str, known: KnownTokens) -> bool:
-        """Return whether a record may contain a token. The check is cheap but can return false positives.
+        """Return whether a record might contain a token. The check is fast but can produce false positives.
 
         Args:
             joined: All of the record's strings, separated by ``NUL``.
@@ -103,9 +105,10 @@ class Scrubber:
     ) -> bool:
         """Append all strings in any value to *strings*, and return whether its keys or structure are suspect.
 
-        *nodes* has one item for each value that may still be visited.
+        *nodes* is an iterator that yields one item for each value that can still be visited.
         """
-        # The type is checked instead of ``__class__``, which a proxy copies from another object.
+        # The type is checked instead of ``__class__``, because a proxy object can imitate the ``__class__`` of another
+        # object.
         kind = type(value)
         if issubclass(kind, str):
             strings.append(str.__str__(value))
@@ -124,7 +127,7 @@ class Scrubber:
             children = value
             suspect = _is_pair(value) and self.names.kind_of(_text_of(value[0])) > Kind.HARMLESS
             if len(value) > 1:
-                # A token may be split across the elements at any position.
+                # A token can be split across the elements at any position.
                 strings.append("".join([_text_of(item) for item in children if issubclass(type(item), _TEXTS)]))
         else:
             # Exporters convert any other object to a string.
@@ -154,7 +157,7 @@ class Scrubber:
                 suspect = True
             else:
                 strings.append(key)
-                # The type must be exactly str, since a subclass may define its own comparison.
+                # Subclasses of `str` are excluded, because a subclass can define its own comparison.
                 if (
                     type(key) is str
                     and len(key) <= _MAX_ORDINARY
@@ -166,13 +169,16 @@ class Scrubber:
         return suspect
 
     def redact(self, value: Any, known: KnownTokens) -> Any:
-        """Return *value* with its tokens masked, or the same object if it contains none. Never raise `Exception`."""
+        """Return a copy of *value* with its tokens masked, or *value* itself if it contains no tokens.
+
+        If *value* cannot be redacted, the result is ``[REDACTION FAILED]``. The method never raises an `Exception`.
+        """
         try:
             strings: list[str] = []
             if not self.gather_value(value, strings, known) and not self.is_suspect("\0".join(strings), known):
                 return value
             return self.clean(value, known)
-        except Exception:  # the value's own code may raise any error
+        except Exception:  # the value's class can raise any exception
             return FAILED
 
     def clean(self, value: Any, known: KnownTokens) -> Any:
@@ -189,13 +195,13 @@ class Scrubber:
             return MASK if self.is_suspect(text, NOTHING) else text
         found = self._unknown.intervals_in(text)
         if len(text) <= _MAX_SEARCHED:
-            # Both searches read the original text, since a mask from one search could hide part of a token from the
-            # other search.
+            # Both searches use the original text, because a mask from the first search could hide part of a token from
+            # the second search.
             found += known.intervals_in(text)
         return _masked(text, merge(found)) if found else text
 
     def clean_mapping(self, values: Mapping[str, Any], known: KnownTokens) -> dict[str, Any] | None:
-        """Return a redacted copy of the attributes, or ``None`` if they are already clean."""
+        """Return a redacted copy of the attributes, or ``None`` if the attributes are already clean."""
         cleaned = self.clean(dict(values), known)
         return None if all(cleaned.get(key, cleaned) is value for key, value in values.items()) else cleaned
 
@@ -210,7 +216,7 @@ def _masked(text: str, intervals: list[tuple[int, int]]) -> str:
 
 
 class _Cleaning:
-    """One run of the thorough stage."""
+    """A single run of the thorough redaction stage."""
 
     def __init__(self, scrubber: Scrubber, known: KnownTokens) -> None:
         self._scrubber = scrubber
@@ -240,7 +246,7 @@ class _Cleaning:
         return self._object(value)
 
     def _text(self, text: str) -> str:
-        # Text beyond the limit is masked: searching it would take seconds.
+        # Text beyond the limit is masked, because searching such text would take seconds.
         if self._characters < 0:
             return MASK
         self._characters -= _TEXT_OVERHEAD + (len(text) if len(text) <= _MAX_SEARCHED else len(text) // 8)
@@ -250,7 +256,7 @@ class _Cleaning:
         try:
             text = str(value)
             cleaned = self._text(text)
-        except Exception:  # the value's own code may raise any error
+        except Exception:  # the value's class can raise any exception
             return FAILED
         return value if cleaned == text else cleaned
 
@@ -259,7 +265,7 @@ class _Cleaning:
         cleaned = {}
         name = _name_in(values) if "value" in values else ""
         for key, value in values.items():
-            # A key that was in use before the token existed cannot contain the token.
+            # A known key cannot contain the token, because the key was in use before the token existed.
             is_name = _is_plain_number(key) or key in self._scrubber.known_keys
             new_key = key if is_name else self.value(key, depth + 1)
             kind = self._scrubber.names.kind_of(key) if issubclass(type(key), str) else Kind.ORDINARY
@@ -276,7 +282,7 @@ class _Cleaning:
         return cleaned if changed else values
 
     def _is_labeled(self, name: str, value: object) -> bool:
-        """Return whether a value is a credential, judging by the name next to the value, as in a list of headers."""
+        """Return whether a value is a credential according to the adjacent name, as in a list of headers."""
         kind = self._scrubber.names.kind_of(name)
         if kind is Kind.CONFIGURED:
             return True
@@ -290,7 +296,7 @@ class _Cleaning:
     def _sequence(self, values: Any, depth: int) -> Any:
         before = list(values)
         if _is_pair(values) and self._is_labeled(_text_of(before[0]), before[1]):
-            name = self.value(before[0], depth + 1)  # text that ends like a name may itself contain a credential
+            name = self.value(before[0], depth + 1)  # the text that contains the name might also contain a credential
             return type(values)((name, MASK)) if type(values) in (list, tuple) else (name, MASK)
         split = self._split_over(before)
         cleaned = [MASK if at in split else self.value(item, depth + 1) for at, item in enumerate(before)]
@@ -301,7 +307,7 @@ class _Cleaning:
         return tuple(cleaned) if issubclass(type(values), tuple) else type(values)(cleaned)
 
     def _split_over(self, items: list[Any]) -> set[int]:
-        """Return the positions of the elements across which a token is split."""
+        """Return the indexes of the elements across which a token is split."""
         texts = [(at, _text_of(item)) for at, item in enumerate(items) if issubclass(type(item), _TEXTS)]
         if len(texts) < 2:
             return set()
@@ -322,7 +328,7 @@ class _Cleaning:
 
 
 def _mask_all(value: Any, *, numbers_too: bool, depth: int) -> Any:
-    """Mask a sensitive key's value. If the value is a list or a tuple, mask each of its items instead."""
+    """Mask a sensitive key's value. In a list or a tuple, mask each item separately."""
     kind = type(value)
     if value is None or (issubclass(kind, (int, float)) and not numbers_too):
         return value
@@ -335,7 +341,7 @@ def _mask_all(value: Any, *, numbers_too: bool, depth: int) -> Any:
 
 
 def _stands_in(value: Any, kind: Kind) -> bool:
-    """Return whether a sensitive key's value is a placeholder or describes the secret."""
+    """Return whether a sensitive key's value is a placeholder for the secret or a description of the secret."""
     if type(value) is str:
         return is_stand_in(value)
     if type(value) in (list, tuple):
@@ -344,7 +350,7 @@ def _stands_in(value: Any, kind: Kind) -> bool:
 
 
 def _is_credential(key: str, value: object, values: Mapping[Any, Any]) -> bool:
-    """Return whether an ambiguous key's value is an OAuth credential, judging by the value's form or the other keys."""
+    """Return whether an ambiguous key's value is a credential, based on the value or on the mapping's other keys."""
     texts = [item for item in (value if type(value) in (list, tuple) else (value,)) if type(item) is str]  # type: ignore[attr-defined]
     if any(looks_secret(text) for text in texts):
         return True
@@ -355,12 +361,12 @@ def _is_credential(key: str, value: object, values: Mapping[Any, Any]) -> bool:
 
 
 def _is_pair(values: Any) -> bool:
-    """Return whether a sequence may be a name and its value, as in a server's representation of a header."""
+    """Return whether a sequence could be a name-value pair, such as a header."""
     return len(values) == 2 and issubclass(type(values), (list, tuple)) and issubclass(type(values[0]), _TEXTS)
 
 
 def _name_in(values: Mapping[Any, Any]) -> str:
-    """Return the name in a mapping such as ``{"name": …, "value": …}`` (HAR), or an empty string."""
+    """Return the name in a mapping such as ``{"name": …, "value": …}`` (HAR), or an empty string by default."""
     name = values.get("name", values.get("key"))
     return _text_of(name) if issubclass(type(name), _TEXTS) else ""
 

@@ -1,9 +1,9 @@
-"""The names of secrets, in one table: attribute keys, header names, parameters, and labels in text.
+"""A table of secrets' names, for attribute keys, header names, parameters, and labels in text.
 
-`SecretNames.kind_of` treats every name in the same way, wherever it occurs. Case is ignored, and words may be joined by
-``_`` or ``-``, written in camelCase, or run together: ``access_token``, ``Access-Token``, ``accessToken``, and
-``accesstoken`` are the same name. A longer name may also end with a name from the table, as in
-``x_forwarded_access_token``.
+`SecretNames.kind_of` treats a name in the same way regardless of where the name occurs. Matching ignores case. Words
+can be joined by ``_`` or ``-``, written in camelCase, or concatenated: ``access_token``, ``Access-Token``,
+``accessToken``, and ``accesstoken`` are equivalent. A name from the table also matches the end of a longer name, such
+as ``x_forwarded_access_token``.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ class Kind(IntEnum):
     """What a name indicates about its value."""
 
     ORDINARY = 0
-    """Nothing: the name is not in the table."""
+    """The name is not in the table."""
     HARMLESS = 1
-    """The name looks like a secret's name but is not: the value is a position in a list or is chosen by the caller."""
+    """The name resembles a secret's name, but the value, such as a pagination token, is not a secret."""
     ALONE = 2
-    """Like `WEAK`, except at the end of a longer name: ``country_code`` is not a secret."""
+    """Like `WEAK`, but the name must not be part of a longer name: ``country_code`` is not a secret."""
     WEAK = 3
-    """A secret if the value looks like a credential."""
+    """The value is a secret if it looks like a credential."""
     STRONG = 4
-    """A secret, regardless of its value."""
+    """The value is a secret, even if it does not look like a credential."""
     HEADER = 5
-    """An HTTP request's credentials, optionally preceded by their scheme's name (RFC 9110, section 11.6.2)."""
+    """The value is an HTTP request's credentials, optionally preceded by a scheme name (RFC 9110, section 11.6.2)."""
     CONFIGURED = 6
-    """A secret, regardless of its value, because a setting lists the name."""
+    """The value is always a secret, because a setting lists the name."""
 
 
 class Row(NamedTuple):
     """A group of names from one source.
 
     Attributes:
-        source: The specification, provider, or project that uses these names or treats them as secret.
+        source: The specification, provider, or project that uses these names or considers their values secret.
         kind: What the names indicate about their values.
         names: The names, in lowercase, with spaces between words and commas between names.
     """
@@ -50,7 +50,7 @@ class Row(NamedTuple):
 TABLE: Final = (
     Row("RFC 9110, sections 11.6.2 and 11.7.2", Kind.HEADER, "authorization, proxy authorization"),
     Row(
-        "RFC 6749, sections 2.3.1, 4.3.2 and 5.1",
+        "RFC 6749, sections 2.3.1, 4.3.2, and 5.1",
         Kind.STRONG,
         "access token, refresh token, client secret, password, authorization code",
     ),
@@ -74,13 +74,13 @@ TABLE: Final = (
     ),
     Row("Google Cloud: API keys, and V4 signed URLs", Kind.STRONG, "api key, goog signature"),
     Row(
-        "Azure: Storage, Service Bus, API Management, Functions",
+        "Azure: Storage, Service Bus, API Management, and Functions",
         Kind.STRONG,
         "account key, shared access key, subscription key, functions key",
     ),
     Row("OpenTelemetry semantic conventions, url.query; Azure SAS; CloudFront", Kind.ALONE, "sig, signature"),
     Row(
-        "Signed URLs of Alibaba Cloud OSS, Tencent Cloud COS, Volcengine TOS and OpenStack Swift",
+        "Signed URLs in Alibaba Cloud OSS, Tencent Cloud COS, Volcengine TOS, and OpenStack Swift",
         Kind.STRONG,
         "oss signature, q signature, tos signature, temp url sig",
     ),
@@ -88,20 +88,20 @@ TABLE: Final = (
     Row("OAuth 1.0 (RFC 5849) and SDKs", Kind.STRONG, "oauth token, oauth signature, token secret, consumer secret"),
     Row("Django, Angular, Spring", Kind.STRONG, "csrf token, xsrf token, csrfmiddlewaretoken, jsessionid, phpsessid"),
     Row(
-        "Scrubbers of Sentry, Logfire, Datadog and Elastic APM",
+        "Scrubbers in Sentry, Logfire, Datadog, and Elastic APM",
         Kind.STRONG,
         "passwd, passphrase, private key, secret key, signing key, encryption key, webhook secret",
     ),
-    Row("Scrubbers of Sentry, Logfire, Datadog and Elastic APM", Kind.WEAK, "secret, credentials"),
+    Row("Scrubbers in Sentry, Logfire, Datadog, and Elastic APM", Kind.WEAK, "secret, credentials"),
     Row(
-        "Pagination at AWS, Google, Azure and Microsoft Graph; change feeds",
+        "Pagination in AWS, Google, Azure, and Microsoft Graph; change feeds",
         Kind.HARMLESS,
         "next token, page token, continuation token, pagination token, starting token, cursor token, resume token,"
         " sync token, delta token, skip token, next forward token, next backward token, progress token,"
         " start token, end token, previous token, prev token",
     ),
     Row(
-        "Idempotency at AWS and Google; cancellation; language models and parsers",
+        "Idempotency in AWS and Google; cancellation; language models and parsers",
         Kind.HARMLESS,
         "client token, client request token, request token, idempotency token, cancellation token, max token,"
         " input token, output token, stop token, eos token, bos token, pad token, unk token, sep token, mask token,"
@@ -110,25 +110,28 @@ TABLE: Final = (
 )
 
 _MAX_WORDS: Final = max(len(name.split()) for row in TABLE for name in row.names.split(","))
-# Where a word begins in camelCase.
+# Matches the positions at which words begin in camelCase.
 _humps = re.compile("(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _MAX_LABEL: Final = 128
 
 
 def rows() -> Iterator[tuple[str, Kind, str]]:
-    """Yield each name in the table, with its kind and its source."""
+    """Yield each name in the table with its kind and source."""
     for row in TABLE:
         for name in row.names.split(","):
             yield name.strip(), row.kind, row.source
 
 
-# The kind of each name, keyed by the name without spaces between words.
+# Maps each name, without spaces, to its kind.
 _KINDS: Final = {name.replace(" ", ""): kind for name, kind, _ in rows()}
 _LAST_WORDS: Final = tuple({name.split()[-1] for name, _, _ in rows()})
 
 
 def _any_of(words: Iterable[str]) -> str:
-    """Return a pattern that matches any of the words and compares each character with only a few alternatives."""
+    """Return a pattern that matches any of the words.
+
+    The pattern is structured as a trie, so each character is compared with only a few alternatives.
+    """
     by_first: dict[str, list[str]] = {}
     for word in words:
         by_first.setdefault(word[:1], []).append(word[1:])
@@ -140,23 +143,23 @@ def _any_of(words: Iterable[str]) -> str:
 
 
 def _ends() -> set[str]:
-    """Return the words that names end with. ``id`` alone would match too often."""
+    """Return the last words of secrets' names. ``access_key_id`` replaces ``id``, which would match too often."""
     names = [name for name, kind, _ in rows() if kind is not Kind.HARMLESS]
     words = {"access_key_id" if name.endswith(" id") else name.split()[-1] for name in names}
     return {word for word in words if not any(word != other and word.endswith(other) for other in words)}
 
 
 BUILT_IN_PATTERN: Final = _any_of(_ends()).replace("_", "[_-]?")
-"""Matches the end of every built-in name in lowercase text, except harmless names."""
+"""A pattern that matches the end of every built-in name in lowercase text, except harmless names."""
 
 
 class SecretNames:
-    """The names of secrets for one configuration. Immutable, so safe to share between threads.
+    """The names of secrets in one configuration. Instances are immutable and therefore thread-safe.
 
     Args:
-        keys: The configured names, such as ``x-api-key``. They match whole names, and the end of a longer name if a
-            dot precedes it, as in ``http.request.header.x_api_key``.
-        headers: The names of headers that contain tokens. They match in the same way.
+        keys: The configured names, such as ``x-api-key``. A configured name matches an entire name, or the end of a
+            longer name after a dot, as in ``http.request.header.x_api_key``.
+        headers: The names of headers that contain tokens. Header names match in the same way as *keys*.
     """
 
     def __init__(self, keys: Iterable[str] = (), headers: Iterable[str] = ()) -> None:
@@ -165,12 +168,12 @@ class SecretNames:
         self._ends = tuple("." + name for name in self._configured)
         names = sorted(self._configured, key=len, reverse=True)
         self.pattern: str = "|".join([*(re.escape(name).replace("_", "[_-]") for name in names), BUILT_IN_PATTERN])
-        """Matches the end of every name in lowercase text, except harmless names."""
+        """A pattern that matches the end of every name in lowercase text, except harmless names."""
         self.words: tuple[str, ...] = tuple({max(re.split("[_-]", name), key=len) for name in names})
-        """Lowercase text that contains none of these words contains no configured names."""
+        """Lowercase text without any of these words does not contain a configured name."""
 
     def kind_of(self, name: str) -> Kind:
-        """Return what a key, a header name, a parameter, or a label indicates about its value."""
+        """Return the kind of a key, a header name, a parameter, or a label."""
         normal = normalize(name)
         if normal.endswith("authorization"):
             return Kind.HEADER
@@ -188,7 +191,7 @@ class SecretNames:
         return Kind.ORDINARY
 
     def masks_numbers(self, name: str) -> bool:
-        """Return whether a setting requires a key's value to be masked even if it is a number."""
+        """Return whether a setting requires a key's value to be masked even if the value is a number."""
         normal = normalize(name)
         return normal in self._keys or any(normal.endswith("." + key) for key in self._keys)
 
@@ -196,7 +199,7 @@ class SecretNames:
 def normalize(name: str) -> str:
     """Return a name in lowercase, with ``_`` instead of ``-``.
 
-    Access log formats refer to a header as ``{authorization}i`` (Apache's mod_log_config, gunicorn, hypercorn).
+    The access log formats of Apache, gunicorn, and hypercorn refer to a header as ``{authorization}i``.
     """
     name = name.strip()
     if name[:1] == "{":

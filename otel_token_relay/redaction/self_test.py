@@ -1,6 +1,6 @@
-"""Test each hook once by sending a test token through it and checking that the token is redacted.
+"""Test each hook once by passing a test token through the hook and checking that the token is redacted.
 
-The test data does not reach the application's providers, processors, or exporters.
+The application's providers, processors, and exporters do not receive the test data.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _JWT: Final = "eyJhbGciOiJub25lIn0.eyJzdWIiOiJzZWxmLXRlc3QifQ.c2VsZi10ZXN0"
 
 
 def is_caught_in_spans() -> bool:
-    """Return whether ``opentelemetry.sdk.trace`` passes on the test span without its tokens."""
+    """Return whether a span processor receives the test span without the test tokens."""
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import SpanProcessor, _Span
 
@@ -43,7 +43,7 @@ def is_caught_in_spans() -> bool:
 
 
 def is_caught_in_logs() -> bool:
-    """Return whether ``opentelemetry.sdk._logs`` passes on the test record without its tokens."""
+    """Return whether a readable log record does not contain the test record's tokens."""
     from opentelemetry._logs import LogRecord
     from opentelemetry.sdk._logs._internal import ReadableLogRecord
     from opentelemetry.sdk.resources import Resource
@@ -60,7 +60,7 @@ def is_caught_in_logs() -> bool:
 
 
 def is_caught_in_metrics() -> bool:
-    """Return whether aggregation receives the test measurement without its tokens."""
+    """Return whether aggregation receives the test measurement without the test tokens."""
     from opentelemetry.sdk.metrics._internal.measurement import Measurement
     from opentelemetry.sdk.metrics._internal.metric_reader_storage import MetricReaderStorage
 
@@ -72,7 +72,7 @@ def is_caught_in_metrics() -> bool:
 
     class Storage(MetricReaderStorage):
         def __init__(self) -> None:
-            """Skip the original constructor, which needs a configuration."""
+            """Skip the original constructor, which requires a configuration."""
 
         def _get_or_init_view_instrument_match(self, instrument: Any) -> Any:
             return [Recorder()]
@@ -91,14 +91,14 @@ def is_caught_in_metrics() -> bool:
 
 
 def is_caught_in_resources() -> bool:
-    """Return whether a resource is clean if it is created while the test token is bound."""
+    """Return whether creating a resource masks the bound test token."""
     from opentelemetry.sdk.resources import Resource
 
     return _is_caught_while_bound(lambda token: Resource({"self_test": token}, token).to_json())
 
 
 def is_caught_in_scopes() -> bool:
-    """Return whether an instrumentation scope is clean if it is created while the test token is bound."""
+    """Return whether creating an instrumentation scope masks the bound test token."""
     from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
     return _is_caught_while_bound(
@@ -107,13 +107,13 @@ def is_caught_in_scopes() -> bool:
 
 
 def is_caught_in_tracers() -> bool:
-    """Return whether a tracer's deprecated scope is clean if the tracer is created while the test token is bound."""
+    """Return whether creating a tracer masks the bound test token in the tracer's deprecated scope."""
     from opentelemetry.metrics import NoOpMeterProvider
     from opentelemetry.sdk.trace import Tracer
 
     def build(token: str) -> str:
         info: Any = SimpleNamespace(name=token, version=token, schema_url=token)
-        nothing: Any = None  # no spans are started
+        nothing: Any = None  # not required, because no spans are started
         tracer = Tracer(nothing, nothing, nothing, nothing, info, nothing, nothing, meter_provider=NoOpMeterProvider())
         return repr(tracer.instrumentation_info)
 
@@ -121,12 +121,12 @@ def is_caught_in_tracers() -> bool:
 
 
 def is_caught_in_instruments() -> bool:
-    """Return whether instruments are clean if they are created while the test token is bound."""
+    """Return whether creating instruments masks the bound test token."""
     from opentelemetry.sdk.metrics._internal import instrument
 
     def build(token: str) -> str:
         sdk: Any = instrument
-        # Neither a scope nor a consumer is needed, since nothing is measured.
+        # A scope and a consumer are not required, because nothing is measured.
         made = sdk._Counter(token, None, None, "", token), sdk._ObservableCounter(token, None, None, (), "", token)
         return repr([(each.name, each.description) for each in made])
 
@@ -134,7 +134,7 @@ def is_caught_in_instruments() -> bool:
 
 
 def _is_caught_while_bound(build: Callable[[str], str]) -> bool:
-    """Return whether the text that *build* returns is clean. The test token is bound, but not remembered."""
+    """Return whether *build* returns clean text while the test token is bound but not remembered."""
     token = f"self-test-{secrets.token_hex(24)}"
     attached = otel_context.attach(Context({TOKEN_KEY: BearerToken(token)}))
     try:

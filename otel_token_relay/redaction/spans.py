@@ -1,9 +1,10 @@
 """Redact spans when the SDK converts live spans into the records that processors and exporters receive.
 
-``Span._readable_span`` runs once for each span, in the thread that ends the span, before any processor runs.
-The hook collects the known tokens, and the record is made and redacted on first access: in the exporter's thread if a
-batch processor is used. The record is a new object in which values that contain tokens are replaced, never
-modified. The live span, the caller's events and links, and the propagated trace state are unchanged.
+``Span._readable_span`` runs once for each span, in the thread that ends the span, before any processor receives the
+span. During this call, the hook only collects the known tokens. The record is created and redacted on first access,
+which happens in the exporter's thread if a batch processor is used. The record is a new object in which values that
+contain tokens are replaced. The live span, the application's events and links, and the propagated trace state are not
+modified.
 """
 
 from __future__ import annotations
@@ -34,9 +35,10 @@ from otel_token_relay.redaction.token_search import NOTHING, KnownTokens
 
 _logger = logging.getLogger("otel_token_relay")
 
-# The fields that processors read from every span. None of them contains text, unless a processor replaces the field.
+# The fields that processors read from every span. These fields do not contain text, unless a processor replaces a
+# field.
 _PLAIN: Final = ("_context", "_kind", "_start_time", "_end_time")
-# The positions of the parts of a `SpanContext`, which is a tuple.
+# Indexes into a `SpanContext`, which is a tuple.
 _TRACE_ID: Final = 0
 _TRACE_STATE: Final = 4
 
@@ -45,20 +47,21 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
     """Hook ``opentelemetry.sdk.trace``.
 
     Raises:
-        AttributeError: The SDK lacks this conversion point.
+        AttributeError: The SDK does not have this conversion point.
     """
 
     def clean(readable: Any, known: KnownTokens) -> Any:
         try:
             redact(readable, scrubber, with_later_tokens(known, trace_id_of(readable._context)))
-        except Exception:  # fail closed; the application continues
+        except Exception:  # fail closed, and let the application continue
             wipe(readable)
         return readable
 
-    # The hooks read these two by position, because each property costs a call in Python for each span.
+    # The hooks read the trace ID and the trace state by index, because a property would cost an additional call for
+    # each span.
     example = SpanContext(1, 2, is_remote=False)
     if example[_TRACE_ID] != example.trace_id or example[_TRACE_STATE] is not example.trace_state:
-        raise AttributeError("the parts of a span context have another order")
+        raise AttributeError("the items of SpanContext are not in the expected order")
 
     fields = frozenset(vars(module.ReadableSpan("", resource=module.Resource({}))))
 
@@ -80,7 +83,7 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
             try:
                 context, end_time = self._context, self._end_time
                 if end_time is not None and not context[_TRACE_STATE]._dict:
-                    # As in `tokens_of_span`, but without the cost of a call in the usual case.
+                    # This code duplicates part of `tokens_of_span` to avoid a function call in the usual case.
                     known: Any = getattr(self, HELD, None)
                     current = get_current()
                     token: Any = current.get(TOKEN_KEY)
@@ -91,18 +94,18 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
                         or known is not REMEMBERED.recent_traces.get(context[_TRACE_ID])
                     ):
                         known = tokens_of_span(self, context[_TRACE_ID])
-                    # The SDK's own conversion waits, too: it only collects fields, which no longer change.
+                    # The SDK's own conversion is also deferred, because an ended span's fields no longer change.
                     deferred: Any = object.__new__(deferred_span)
-                    # These are the fields in `_PLAIN`.
+                    # Set the fields in `_PLAIN`.
                     deferred._context = context
                     deferred._kind = self._kind
                     deferred._start_time = self._start_time
                     deferred._end_time = end_time
                     deferred._token_relay_deferred = DeferredRecord(self, known)
                     return deferred
-            except Exception:  # the context is not one of the SDK's
+            except Exception:  # the context is not an SDK object
                 _logger.debug("cannot defer the redaction of a span", exc_info=True)
-            # The span is open, or its context contains text.
+            # The span has not ended, or its trace state contains text.
             return clean_now(self, original(self))
 
         return _readable_span
@@ -117,14 +120,14 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
 
     def build_start(original: Function) -> Function:
         def start(self: Any, start_time: int | None = None, parent_context: Any = None) -> None:
-            try:  # as in note_start, but without the cost of an extra call for each span
+            try:  # duplicates note_start to avoid a function call for each span
                 context = get_current() if parent_context is None else parent_context
                 token: Any = context.get(TOKEN_KEY)
                 if token is not None:
                     hold_token(self, token, self._context[_TRACE_ID])
                 if UNUSED_KEY in context:
                     hold_unused(self, context)
-            except Exception:  # the span must start regardless
+            except Exception:  # the span must start even if this code fails
                 _logger.debug("cannot read the token of a span that is starting", exc_info=True)
             original(self, start_time, parent_context)
 
@@ -135,7 +138,7 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
 
 
 def redact(span: Any, scrubber: Scrubber, known: KnownTokens) -> None:
-    """Redact a record in place, before any other code has a reference to it."""
+    """Redact, in place, a record that no other code can access yet."""
     if is_suspect(span, scrubber, known):
         _clean(span, scrubber, known)
     resource, scope = span._resource, span._instrumentation_scope
@@ -147,12 +150,12 @@ def redact(span: Any, scrubber: Scrubber, known: KnownTokens) -> None:
 
 
 def redacted(span: Any, scrubber: Scrubber, otherwise: KnownTokens = NOTHING) -> Any:
-    """Return a redacted copy of a span that other code has references to.
+    """Return a redacted copy of a span that other code can access.
 
     Args:
-        span: A finished or live span.
+        span: The span, which might still be live.
         scrubber: The redaction rules.
-        otherwise: The known tokens to use if neither the span nor its trace has any.
+        otherwise: The tokens to search for if no tokens are known for the span or its trace.
     """
     try:
         copy = span._readable_span() if hasattr(span, "_readable_span") else shallow_copy(span)
@@ -165,10 +168,10 @@ def redacted(span: Any, scrubber: Scrubber, otherwise: KnownTokens = NOTHING) ->
 
 
 def is_suspect(span: Any, scrubber: Scrubber, known: KnownTokens) -> bool:
-    """Return whether the span's own data needs the thorough stage.
+    """Return whether a span's own data requires the thorough redaction stage.
 
-    This function runs for every span that is read. It accesses the contents of the SDK's containers directly,
-    since the containers' methods are written in Python and some of them take a lock.
+    This function runs for every span that is read. For speed, the function does not call the methods of the SDK's
+    containers, which are written in Python and sometimes acquire a lock.
     """
     strings: list[str] = []
     name = span._name
@@ -202,7 +205,7 @@ def is_suspect(span: Any, scrubber: Scrubber, known: KnownTokens) -> bool:
 
 
 def _gather_state(context: Any, scrubber: Scrubber, strings: list[str], known: KnownTokens) -> bool:
-    """Append the strings in a context's trace state to *strings*; return whether the state is suspect or unreadable."""
+    """Append a trace state's strings to *strings*, and return whether the trace state is suspect or unreadable."""
     if context is None:
         return False
     try:
@@ -262,7 +265,7 @@ def _clean_readable_context(context: Any, scrubber: Scrubber, known: KnownTokens
     cleaned: Mapping[str, str] = scrubber.clean(before, known)
     if cleaned is before:
         return context
-    # A masked key would be invalid (W3C Trace Context, section 3.3.1.3.1).
+    # Entries with masked keys are removed, because a masked key is invalid (W3C Trace Context, section 3.3.1.3.1).
     entries = [(key, value) for key, value in cleaned.items() if key in before]
     state = type(context.trace_state)(entries)
     return SpanContext(context.trace_id, context.span_id, context.is_remote, context.trace_flags, state)
@@ -290,7 +293,7 @@ def wipe(span: Any) -> None:
 
 
 def trace_id_of(context: Any) -> int:
-    """Return the trace ID of a span context, or 0 if the ID is not a number."""
+    """Return a span context's trace ID, or 0 if the trace ID is not an integer."""
     return _number(context, "trace_id")
 
 
@@ -305,8 +308,8 @@ def _number(context: Any, name: str) -> int:
 def _without_state(context: Any) -> SpanContext | None:
     if context is None:
         return None
-    # The context's own class is not used, since it may take different arguments. If the flags cannot be read, the span
-    # is treated as sampled, since processors drop unsampled spans.
+    # The context's own class is not used, because its constructor might have different parameters. If the flags cannot
+    # be read, the span is treated as sampled, because processors drop unsampled spans.
     try:
         flags = context.trace_flags
     except Exception:

@@ -1,7 +1,7 @@
-"""Recognize text that appears where a secret could be: placeholders, other tools' masks, messages, schemas, and code.
+"""Recognize text that appears in place of a secret: placeholders, other tools' masks, messages, schemas, and code.
 
-A value is kept only if it consists entirely of such text, so that no credentials are mistaken for such text. These
-functions are pure, and their running time is linear in the length of the text.
+Only a value that consists entirely of such text remains unmasked. These functions are pure, and their running time is
+linear in the length of the text.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from otel_token_relay.redaction.credential_patterns import is_nothing, is_random
 
 _MAX_LENGTH: Final = 160
 
-# Words without digits, in the brackets that templates, shells, documentation, and other scrubbers use.
+# Matches words without digits in the brackets that templates, shells, documentation, and other scrubbers use.
 _NAME: Final = r"[A-Za-z]{1,24}(?:[ _.\-][A-Za-z]{1,24}){0,6}"
 _is_placeholder = re.compile(
     rf"\$?\{{ ?{_NAME} ?\}}|\$?\{{\{{ ?\.?{_NAME} ?\}}\}}|<{_NAME}>|%\({_NAME}\)s|%{_NAME}%"
     r"|\$\{\w{1,40}\}|\$\([A-Za-z_]{1,40}\)"
     r"|\[(?i:redacted|filtered|hidden|masked|scrubbed|removed|secure)\]"
 ).fullmatch
-# Names that the IETF registers (RFC 3553), and relative paths. Neither contains anything random.
+# Matches relative paths, and names that the IETF registers (RFC 3553).
 _is_locator = re.compile(
     r"urn:ietf:params:[a-z0-9:._\-]{1,100}"
     r"|(?:\.{1,2}|~)(?:/\.?[A-Za-z_\-]{2,40}){1,12}(?:\.[a-z]{1,8})?"
 ).fullmatch
 
-# The words that a message about a missing or invalid value may contain, and the words that identify a text as such a
-# message.
+# Matches text that has the syntax of a message about a missing or invalid value.
 _is_message = re.compile(r"\(?[A-Za-z0-9'\u2019]+(?:[.,:]? \(?[A-Za-z0-9'\u2019]+\)?)+[.:]?\)?[.:]?").fullmatch
 _WORDS: Final = re.compile(r"[A-Za-z'\u2019]+|\d+")
+# A message about a value contains at least one of these words.
 _VERBS: Final = frozenset(
     [
         "must",
@@ -51,6 +51,7 @@ _VERBS: Final = frozenset(
         "expired",
     ]
 )
+# A message about a value contains only these words and short numbers.
 _MESSAGE: Final = _VERBS | frozenset(
     [
         "a",
@@ -167,7 +168,8 @@ _MESSAGE: Final = _VERBS | frozenset(
     ]
 )
 
-# JSON Schema, sections 6 and 9, and OpenAPI, section 4.8.24. Only ``default`` contains a value.
+# Keywords from JSON Schema (sections 6 and 9) and OpenAPI (section 4.8.24). Only the ``default`` keyword contains a
+# value.
 _IN_SCHEMAS: Final = frozenset(
     [
         "type",
@@ -216,7 +218,7 @@ _IN_ERRORS: Final = frozenset(
 )
 _MAX_DEPTH: Final = 8
 
-# A string literal without line breaks.
+# Matches a string literal without line breaks.
 _LITERAL: Final = r"""(?:"[^"\r\n]{0,80}"|'[^'\r\n]{0,80}')"""
 _CALL: Final = re.compile(
     rf"""(?:
@@ -227,12 +229,12 @@ _CALL: Final = re.compile(
 )
 _LITERALS: Final = re.compile(r"\"([^\"]*)\"|'([^']*)'")
 _is_function = re.compile(r"[A-Za-z_]{2,40}(?:\.[A-Za-z_]{1,40}){1,6}|[A-Za-z_]{3,40}").fullmatch
-# The name of an environment variable or a header, a database driver's placeholder, or a mask.
+# Matches the name of an environment variable, the name of a header, or an empty string.
 _is_literal_name = re.compile(r"[A-Z]{1,24}(?:_[A-Z]{1,24}){1,6}|[A-Z][a-z]{1,24}(?:-[A-Z][a-z]{1,24})*|").fullmatch
 
 
 def is_stand_in(value: str) -> bool:
-    """Return whether a value is empty, a placeholder, a mask, or a message about the value that is expected there."""
+    """Return whether a value is empty, a placeholder, a mask, or a message about a missing or invalid value."""
     if is_nothing(value):
         return True
     if len(value) > _MAX_LENGTH:
@@ -246,8 +248,8 @@ def is_stand_in(value: str) -> bool:
 def _is_about_a_value(text: str) -> bool:
     """Return whether the text is a message such as ``must be 8 characters``.
 
-    Every word must be in the list. Only one in 100 million passphrases of four random words from a list of 7,776 words
-    meets this condition.
+    Every word must be in a fixed list of words. Only one in 100 million passphrases that consist of four random words
+    from a list of 7,776 words meets this condition.
     """
     if _is_message(text) is None:
         return False
@@ -261,7 +263,7 @@ def _is_about_a_value(text: str) -> bool:
 
 
 def is_description(value: Any, depth: int = 0) -> bool:
-    """Return whether a mapping is a value's schema or a message about a value, and does not contain the value."""
+    """Return whether a mapping contains only a value's schema or a message about a value."""
     if not issubclass(type(value), Mapping) or len(value) > len(_IN_SCHEMAS) or depth > _MAX_DEPTH:
         return False
     if not value or not all(type(key) is str for key in value):
@@ -295,7 +297,10 @@ def _is_schema(items: Mapping[str, Any], depth: int) -> bool:
 
 
 def end_of_call(text: str, start: int, end: int) -> int | None:
-    """Return the end of the call or subscript whose function or object is ``text[start:end]``, if there is one."""
+    """Return the end position of the call or subscript that follows the name ``text[start:end]``.
+
+    If the name is not followed by a call or a subscript, the result is ``None``.
+    """
     if text[end : end + 1] not in ("(", "[") or _is_function(text, start, end) is None:
         return None
     if any(is_unpronounceable(word) for word in re.split(r"[._]", text[start:end])):
@@ -305,6 +310,6 @@ def end_of_call(text: str, start: int, end: int) -> int | None:
 
 
 def is_call_without_secret(call: str) -> bool:
-    """Return whether a call's only strings are names: ``os.getenv("API_KEY")``, ``crypt(%s, gen_salt(%s))``."""
+    """Return whether a call contains no string literals except names, as in ``os.getenv("API_KEY")``."""
     texts = [first or second for first, second in _LITERALS.findall(call)]
     return all(_is_literal_name(text) is not None or is_stand_in(text) for text in texts)

@@ -1,9 +1,10 @@
 """Redact resources, scopes, and instruments, which are created once and exported with every request's records.
 
-A request can create such an object with its token in the name. The current context's lasting tokens are therefore
-masked permanently when the object is created. Known tokens are searched for only in new objects, not in existing
-or exported ones, so a caller cannot mask the name of a service, a scope, or a metric. Patterns for unknown tokens
-(JWTs, ``Bearer …``, sensitive keys) are applied to the exported copy, as in all records.
+While serving a request, an application can create such an object with the request's token in the name. The current
+context's lasting tokens are therefore masked permanently when the object is created. Existing and exported objects are
+not searched for known tokens, so that a caller cannot mask the name of a service, a scope, or a metric. As in all
+records, unknown tokens that match a pattern (JWTs, ``Bearer …``, and the values of sensitive keys) are masked in the
+exported copy.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def patch_instruments(module: ModuleType, scrubber: Scrubber, patches: Patches) 
     def build(original: Function) -> Function:
         def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
             original(self, *args, **kwargs)
-            # The mask is set after the constructor has run, since the SDK would not accept the mask as a name.
+            # The mask is set after the constructor has run, because the constructor would reject the mask as a name.
             before = (self.name, self.unit, self.description)
             self.name, self.unit, self.description = _clean(before, scrubber)
 
@@ -87,7 +88,7 @@ def _clean(values: tuple[Any, ...], scrubber: Scrubber) -> tuple[Any, ...]:
             scrubber.gather_value(value, strings, known)
         if not known.may_be_in("\0".join(strings)):
             return values
-    except Exception:  # fail closed: a value's own code may raise any error
+    except Exception:  # fail closed, because a value's class can raise any exception
         return tuple([_failed(value) for value in values])
     cleaned = [scrubber.redact(value, known) for value in values]
     return tuple([_failed(old) if new == FAILED else new for new, old in zip(cleaned, values, strict=True)])

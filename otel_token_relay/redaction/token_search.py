@@ -1,15 +1,15 @@
 """Find known tokens, in whole or in part, in any encoding.
 
-These functions are pure. `KnownTokens` contains the tokens that one record is compared with: its own request's
-tokens, and tokens remembered from other requests.
+`KnownTokens` contains the tokens to search for in one record: the tokens of the record's own request, and tokens that
+are remembered from other requests.
 
-Callers choose their tokens and therefore what is searched for. Every part of a record's own tokens is found, even if it
-is a plain word. A part of a remembered token is found only if other requests cannot contain that part by chance: the
-part must look random as written in the text (`is_random`). A token that consists of a random prefix and a service name,
-or of a mixed-case name, therefore does not mask that name in other requests' telemetry.
+Callers choose their tokens, so the search for remembered tokens is restricted. Every part of a record's own tokens is
+found, even if the part is a plain word. A part of a remembered token is found only if other requests cannot contain
+that part by chance. The part must therefore look random as it is written in the text (see `is_random`). If a token
+contains a service name, or consists of a mixed-case name, that name is not masked in other requests' telemetry.
 
-Only the plain token and its base64 forms are searched for. Text in any other encoding is decoded first. If such text
-contains an encoded part of a token, the whole text is masked, because the positions of the part's characters are
+The search covers the plain token and its base64 encodings. Text in other encodings is decoded first. If a text contains
+an encoded part of a token, the entire text is masked, because the exact positions of the token's characters are
 unknown.
 """
 
@@ -25,12 +25,12 @@ from urllib.parse import quote, unquote
 
 from otel_token_relay.redaction.credential_patterns import Interval, ascii_lower, is_random, looks_like_credential
 
-# Shorter tokens are not searched for, since they could be ordinary words.
+# Shorter tokens are not searched for, because they could be ordinary words.
 _MIN_TOKEN_LENGTH: Final = 8
 _NGRAM_LENGTH: Final = 12
 # An n-gram starts at every sixth position, so every run of 17 characters contains a complete n-gram.
 _STRIDE: Final = 6
-# 17 characters are encoded as at least 21 complete base64 characters.
+# The base64 encoding of 17 characters contains at least 21 characters that do not depend on adjacent text.
 _BASE64_STRIDE: Final = 10
 _CACHED: Final = 512
 _CACHED_INDEXES: Final = 32
@@ -38,14 +38,14 @@ _CACHED_INDEXES: Final = 32
 _UNRESERVED: Final = re.compile(r"[a-z0-9_.~\-]+")
 ANY_BEARER: Final = "bearer"
 
-# A line break, plain or escaped once or twice, followed by the next line's indentation.
+# Matches a line break, plain or escaped once or twice, and the indentation of the next line.
 _LINE_BREAK: Final = re.compile(r"(?:\r?\n|(?:\\{1,2}r)?\\{1,2}n)[ \t]*")
 _JSON_ESCAPE: Final = re.compile(r"\\u00([0-9A-Fa-f]{2})")
 # The maximum number of characters that an escape can insert between two parts of a token.
 _MAX_GAP: Final = 4
 
 LONGEST_SURVIVOR: Final = 16
-"""The maximum length of a run of a known token's characters that may remain unmasked."""
+"""The maximum number of consecutive characters of a known token that can remain unmasked."""
 
 
 class _Part(NamedTuple):
@@ -54,7 +54,7 @@ class _Part(NamedTuple):
     Attributes:
         interval: The part's start and end positions in the text.
         is_complete: Whether the part is the entire token, either plain or encoded.
-        is_plain: Whether the part is identical to part of the plain token, ignoring case.
+        is_plain: Whether the part matches a part of the plain token, ignoring case.
     """
 
     interval: Interval
@@ -63,12 +63,12 @@ class _Part(NamedTuple):
 
 
 class _Index(NamedTuple):
-    """The parts of one token, plain and in base64, for searching lowercase text.
+    """The parts of one token and of its base64 encodings, for searching lowercase text.
 
     Attributes:
-        ngrams: Parts of `size` characters, each with the encoding that contains the part and the part's position in
-            that encoding. Every run of 17 characters of the token contains such a part, so a search that looks up each
-            position in a text finds every such run.
+        ngrams: Maps each part of `size` characters to the encoding that contains the part, and to the part's position
+            in the encoding. Every run of 17 characters of the token contains such a part. Looking up each position of a
+            text therefore finds every such run.
         size: `_NGRAM_LENGTH`, or the length of a shorter token.
     """
 
@@ -78,7 +78,7 @@ class _Index(NamedTuple):
     @classmethod
     def of(cls, value: str) -> _Index:
         size = min(_NGRAM_LENGTH, len(value))
-        # Form data contains a space instead of a plus sign.
+        # In form data, a plus sign is decoded as a space.
         encodings = dict.fromkeys((value, value.replace("+", " ")), _STRIDE)
         encodings.update(dict.fromkeys(_base64_encodings(value), _BASE64_STRIDE))
         ngrams: dict[str, tuple[str, int]] = {}
@@ -90,7 +90,7 @@ class _Index(NamedTuple):
         return cls(ngrams, size)
 
     def find(self, lowered: str, value: str) -> Iterator[_Part]:
-        """Yield the parts of the *value* token in a lowercase text. The parts may overlap."""
+        """Yield the parts of a token (*value*) that a lowercase text contains. The parts can overlap."""
         plain = ascii_lower(value)
         at, size, find = 0, self.size, self.ngrams.get
         while at + size <= len(lowered):
@@ -105,15 +105,14 @@ class _Index(NamedTuple):
 
 
 class KnownTokens:
-    """The tokens that a record is compared with.
+    """The tokens to search for in a record.
 
     Attributes:
-        values: The tokens of the record's own request; within `RememberedTokens`, the tokens of a trace.
-        remembered: The tokens remembered from other requests.
-        needles: Lowercase strings. Lowercase text without any of them contains neither a known token nor
-            ``Bearer …``.
-        clean_rows: Measurement attributes that were found clean: first the keys, then the values. The rows are cached
-            here so that they are dropped together with the tokens.
+        values: The tokens of the record's own request or, in `RememberedTokens`, the tokens of a trace.
+        remembered: The tokens that are remembered from other requests.
+        needles: Lowercase strings. Lowercase text without any needle does not contain a known token or ``Bearer …``.
+        clean_rows: Measurement attributes that were found clean, as tuples of the scrubber, all keys, and all values.
+            The tuples are stored here so that they are discarded together with the tokens.
     """
 
     def __init__(self, values: tuple[str, ...] = (), remembered: tuple[str, ...] = ()) -> None:
@@ -131,27 +130,27 @@ class KnownTokens:
         return f"KnownTokens({len(self.values)} own, {len(self.remembered)} remembered)"
 
     def may_be_in(self, text: str) -> bool:
-        """Return whether a string may contain part of a token. False positives are possible."""
+        """Return whether a string might contain part of a token. The check can produce false positives."""
         return any(needle is not ANY_BEARER for needle in self.needles_in(ascii_lower(text)))
 
     def may_be_in_long(self, text: str) -> bool:
-        """Return whether a string that is too long to be searched for parts of tokens may contain a token.
+        """Return whether a string that is too long for a full search might contain a token.
 
-        A remembered token must appear in full: the string is masked as a whole, so one word must not be enough.
+        A remembered token must appear in full. A part is not sufficient, because the entire string is masked.
         """
         if not self.remembered:
             return self.may_be_in(text)
         return known_from(*self.values).may_be_in(text) or any(value in text for value in self.remembered)
 
     def needles_in(self, lowered: str) -> list[str]:
-        """Return the needles that a lowercase string contains, even if line breaks split them."""
-        # A comprehension is faster than a loop, even though it does not stop at the first needle.
+        """Return the needles that a lowercase string contains, including needles that are split by line breaks."""
+        # A comprehension is faster than a loop, even though the comprehension does not stop at the first needle.
         found = [needle for needle in self.needles if needle in lowered]
         if found in ([], [ANY_BEARER]) and ("\n" in lowered or "\\n" in lowered):
             flat = _LINE_BREAK.sub("", lowered)
             found = [
                 needle for needle in self.needles if needle in flat
-            ]  # joining lines does not split words, so "bearer" is still found
+            ]  # removing line breaks does not split "bearer", so that needle is still found
         return found
 
     def intervals_in(self, text: str) -> list[Interval]:
@@ -174,13 +173,13 @@ class KnownTokens:
 
 
 def _unlikely_by_chance(value: str, parts: Iterable[_Part], text: str) -> list[_Part]:
-    """Return the parts of a remembered token that other requests cannot contain by chance.
+    """Return the parts of a remembered token that other requests are unlikely to contain by chance.
 
-    Each part is checked separately and as written in the text: adjacent parts may be other identifiers, and
-    the token may contain a mixed-case word that looks random.
+    Each part is checked separately, because adjacent parts might be unrelated identifiers. The check uses the part as
+    it is written in the text, because a mixed-case word in the token might look random.
     """
     if not looks_like_credential(value):
-        # The token is remembered because it was verified. The token is short or consists of words, so it must appear in
+        # A token that is short or consists of words is remembered only if it was verified. Such a token must appear in
         # full.
         return [part for part in parts if part.is_complete]
     spans = ((part, *part.interval) for part in parts)
@@ -188,12 +187,12 @@ def _unlikely_by_chance(value: str, parts: Iterable[_Part], text: str) -> list[_
 
 
 def _count(parts: Iterable[_Part]) -> int:
-    """Return the number of characters in the parts."""
+    """Return the total number of characters in the parts, counting overlaps only once."""
     return sum(end - start for start, end in merge([part.interval for part in parts]))
 
 
 def _decode(text: str) -> str:
-    """Remove line breaks from the text, and decode single or double percent-encoding and JSON and HTML escapes."""
+    """Remove line breaks, and decode percent-encoding (single or double), JSON escapes, and HTML escapes."""
     text = _LINE_BREAK.sub("", unquote(unquote(text)))
     text = _JSON_ESCAPE.sub(lambda escape: chr(int(escape[1], 16)), text)
     return html.unescape(text).replace("\\", "")
@@ -204,26 +203,26 @@ NOTHING: Final = KnownTokens()
 
 @lru_cache(maxsize=_CACHED)
 def known_from_one(value: str) -> KnownTokens:
-    """Return the known tokens of a record that has only one token, which is its own. Results are cached."""
+    """Return the known tokens for a record with a single token of its own. Results are cached."""
     return KnownTokens((value,))
 
 
 @lru_cache(maxsize=_CACHED)
 def known_from(*values: str) -> KnownTokens:
-    """Return the known tokens of a record that has only these tokens, which are its own. Results are cached."""
+    """Return the known tokens for a record that has only its own tokens. Results are cached."""
     return known_from_one(*values) if len(values) == 1 else KnownTokens(values)
 
 
 @lru_cache(maxsize=_CACHED)
 def known_with_remembered(values: tuple[str, ...], remembered: tuple[str, ...]) -> KnownTokens:
-    """Return the known tokens of a record: its own (*values*) and *remembered* tokens. Results are cached."""
+    """Return the known tokens for a record with own tokens (*values*) and *remembered* tokens. Results are cached."""
     if remembered:
         return KnownTokens(values, remembered)
     return known_from(*values) if values else NOTHING
 
 
 def clear_caches() -> None:
-    """Drop every cached token."""
+    """Remove all tokens from the caches."""
     for function in (
         known_from_one,
         known_from,
@@ -238,16 +237,18 @@ def clear_caches() -> None:
 
 @lru_cache(maxsize=_CACHED_INDEXES)
 def _index_of(value: str) -> _Index:
-    """Return a token's index, which is built on first use: most tokens are never found and need no index."""
+    """Return a token's index. The index is built on first use, because most tokens never need an index."""
     return _Index.of(value) if len(value) >= _MIN_TOKEN_LENGTH else _Index({}, _NGRAM_LENGTH)
 
 
 @lru_cache(maxsize=_CACHED)
 def _needles_of(value: str) -> tuple[str, ...]:
-    """Return lowercase parts of a token, at least one of which occurs in each encoding and truncation (17+ characters).
+    """Return lowercase needles for a token.
 
-    The parts consist of characters that no encoding changes. This function runs for every incoming token, so almost
-    none of its steps read the whole token.
+    At least one needle occurs in each encoding of the token and in each truncated token of 17 characters or more.
+
+    The needles consist of characters that no encoding changes. This function runs for every incoming token, so it reads
+    as few of the token's characters as possible.
     """
     if len(value) < _MIN_TOKEN_LENGTH:
         return ()
@@ -265,7 +266,7 @@ def _unreserved(window: str) -> str:
     window = ascii_lower(window)
     if "+" in window or "/" in window or "=" in window:
         longest = max(_UNRESERVED.findall(window), key=len, default="")
-        # A token such as ++//++ has no unreserved run, so its characters are used unchanged.
+        # A token such as ++//++ has no run of unreserved characters, so the reserved characters are used instead.
         window = longest if len(longest) >= 4 else window
     return window[:_NGRAM_LENGTH]
 
@@ -282,7 +283,7 @@ def _base64_needles(head: str) -> tuple[str, ...]:
 
 
 def _base64_encodings(value: str) -> Iterator[str]:
-    """Yield the token's base64 form at all three alignments, without characters that depend on adjacent text."""
+    """Yield a token's base64 encodings at all three alignments, without the characters that depend on adjacent text."""
     raw = value.encode("utf-8", "replace")
     for before in range(3):
         coded = base64.b64encode(b"\0" * before + raw).decode("ascii")
@@ -292,8 +293,8 @@ def _base64_encodings(value: str) -> Iterator[str]:
 
 
 def _extend(text: str, at: int, size: int, encoding: str, offset: int) -> Interval:
-    """Return the start and end positions of the longest text around a hit that matches the encoding."""
-    if at >= offset and text.startswith(encoding, at - offset):  # a whole token, which is the most common case
+    """Extend a hit in both directions while the text matches the encoding, and return the start and end positions."""
+    if at >= offset and text.startswith(encoding, at - offset):  # the entire token, which is the most common case
         return at - offset, at - offset + len(encoding)
     start, end, left, right = at, at + size, offset, offset + size
     while start and left and text[start - 1] == encoding[left - 1]:
@@ -304,7 +305,7 @@ def _extend(text: str, at: int, size: int, encoding: str, offset: int) -> Interv
 
 
 def merge(found: list[Interval], *, gap: int = 0) -> list[Interval]:
-    """Sort intervals, and join intervals that overlap or are at most *gap* characters apart."""
+    """Sort the intervals, and merge intervals that overlap or are at most *gap* characters apart."""
     merged: list[Interval] = []
     for start, end in sorted(found):
         if merged and start - merged[-1][1] <= gap:

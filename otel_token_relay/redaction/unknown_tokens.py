@@ -1,14 +1,14 @@
-"""Find unknown tokens in text by their form (JWTs, ``Bearer …``) and by the names that label them.
+"""Find unknown tokens in text by pattern (JWTs, ``Bearer …``) and by label.
 
-A label is a name from `secret_names`, followed by its value in any notation that telemetry uses for names and values:
-URLs, forms, JSON, ``repr``, header lines, XML, multipart bodies, pairs such as ``(key='…', value='…')``, and any of
-these nested in another.
+A label is a name from `secret_names` that precedes a value. The search supports every notation for names and values
+that is common in telemetry: URLs, forms, JSON, ``repr``, header lines, XML, multipart bodies, pairs such as ``(key='…',
+value='…')``, and nested combinations of these notations.
 
-The running time is linear in the length of the text: no nested repetition can match the same characters in two ways,
-a value that is not masked is read only up to its end, and users cannot supply patterns.
+The running time is linear in the length of the text, for three reasons. Nested repetitions cannot match the same
+characters in two ways, an unmasked value is read only up to its end, and users cannot supply patterns.
 
-Operators turn off rules that produce false positives, so each rule requires more than a keyword: ``bearer of
-news``, ``status_code=404``, ``token_type=Bearer``, and ``WHERE access_token = $1`` are not masked.
+Operators disable rules that produce false positives, so each rule requires more than a keyword. For example, ``bearer
+of news``, ``status_code=404``, ``token_type=Bearer``, and ``WHERE access_token = $1`` are not masked.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from otel_token_relay.redaction.stand_ins import end_of_call, is_call_without_se
 
 MASK: Final = "[REDACTED]"
 
-# The quotes that may surround a name or a value in JSON, repr, HTML, and URLs, even inside another string.
+# Matches a quote around a name or a value in JSON, ``repr``, HTML, or a URL, even in a nested string.
 _QUOTE: Final = r"(?:\\{0,7}[\"']|\\u0022|&quot;|&\#34;|&\#39;|&\#x27;|%22|%27|%2522|%2527)"
 
-# The characters that may separate a name from its value in lowercase text.
+# Patterns for the characters between a name and a value, in lowercase text.
 _SPACES: Final = r"(?:\s|\+|%20|%2520){0,8}"
 _SEPARATOR: Final = rf"""(?:
     # "name": "value", 'name', b'value', 'name': ['value'], key='name', value='value'
@@ -55,10 +55,10 @@ _SEPARATOR: Final = rf"""(?:
 
 _LABEL_CHARACTERS: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-"
 _MAX_LABEL: Final = 128
-# Examining this many labels takes about a third of a second. If a text contains more labels, the rest of the text is
-# masked.
+# The maximum number of labels to examine. Examining this many labels takes about a third of a second. If a text
+# contains more labels, the rest of the text is masked.
 _MAX_LABELS: Final = 20_000
-# An escape before a label may end in letters and digits.
+# An escape sequence before a label can end in letters or digits, which are not part of the label.
 _after_percent = re.compile(r"(?:25)*[0-9A-Fa-f]{2}").match
 _after_backslash = re.compile(r"u[0-9A-Fa-f]{4}|[nrtbf]").match
 _before_tag: Final = ("<", "&lt;", "%3C", "%3c", ":")
@@ -67,14 +67,14 @@ _previous_word = re.compile(r"([A-Za-z0-9]{1,32}) \Z").search
 _VALUE: Final = re.compile(
     r"(?:%(?!22|26|27|2[36]|25(?:22|26|27))[0-9A-Fa-f]{2}|\\[/u]|[^\s\"'\\&<>{}\[\](),;%\#\0|])++"
 )
-# A value in plain quotes ends at the closing quote, not at the first character that no token contains.
+# A value in plain quotes ends at the closing quote, even if the value contains characters that tokens cannot contain.
 _QUOTED: Final = {
     '"': re.compile(r'(?:\\.|[^"\\])*+', re.DOTALL),
     "'": re.compile(r"(?:\\.|[^'\\])*+", re.DOTALL),
 }
-# The rest of a header line. Quotes are part of the match only around a parameter's value (RFC 9110, section 11.2).
+# Matches the rest of a header line. Quotes are included only around a parameter's value (RFC 9110, section 11.2).
 _LINE: Final = re.compile(r"(?:=\"[^\"\r\n]*+\"|[^\r\n\"'\\\0<>\[\]])*+")
-# The name of an authentication scheme and what follows, in plain text or in a URL.
+# Patterns for an authentication scheme's name and for the text after the name, in plain text or in a URL.
 _scheme = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,31}+").match
 _after_scheme = re.compile(r"(?:[ \t+]|%20|%2520){1,8}+").match
 _IN_URL: Final = re.compile(r"(?:%(?!26|23|25(?:26|23))[0-9A-Fa-f]{2}|[^\s\"'\\&<>{}\[\]#%\0])++")
@@ -106,7 +106,7 @@ _SCHEMES: Final = frozenset(
 _SCHEME_FAMILIES: Final = ("aws", "goog4-", "hmac", "scram-")
 _MAX_PLAIN_WORD: Final = 15
 
-# An identifier in code, without digits: an identifier that contains digits could be a credential.
+# Matches an identifier in code. Digits are excluded, because an identifier with digits could be a credential.
 _is_identifier = re.compile(r"[A-Za-z_]+(?:\.[A-Za-z_]+)*").fullmatch
 _before_member_value = re.compile(rf"{_QUOTE}\s{{0,8}}(?::|=>)").match
 _is_snake_case = re.compile(r"[a-z]+(?:_[a-z]+)*(?: [a-z]+(?:_[a-z]+)*)*").fullmatch
@@ -117,17 +117,18 @@ _NAMES_OF_VALUES: Final = frozenset(
 _BEFORE_CODE: Final = ("", "(", " ", ",", "{", "\n", "\t")
 _IN_URLS: Final = ("?", "&", "#", ";")
 
-# Parameters that identify a ``code`` in the same string or mapping as an OAuth code.
+# If one of these parameters occurs in the same string or mapping as ``code``, the code is an OAuth authorization code.
 _OAUTH_CONTEXT: Final = ("state=", "grant_type", "redirect_uri", "client_id", "session_state", "code_verifier", "iss=")
 OAUTH_CONTEXT_KEYS: Final = frozenset(name.rstrip("=") for name in _OAUTH_CONTEXT)
 OAUTH_NAMES: Final = frozenset({"code", "assertion"})
 """The names whose values are credentials if other OAuth parameters are present."""
 
-# These headers contain multiple values on one line.
+# Headers that contain multiple values on one line.
 _LINES: Final = frozenset({"cookie", "set-cookie"})
 
 
-# Every built-in name contains one of these words. `may_be_labeled_in` lists them individually, which is faster.
+# Every built-in name contains one of these words. For speed, `may_be_labeled_in` repeats the words instead of using
+# this tuple.
 _WORDS: Final = (
     "token",
     "code",
@@ -144,7 +145,7 @@ _WORDS: Final = (
 
 
 class UnknownTokens:
-    """The search for unknown tokens for one configuration. Safe to share between threads.
+    """The search for unknown tokens according to one configuration. This class is thread-safe.
 
     Args:
         names: The names of secrets.
@@ -158,8 +159,8 @@ class UnknownTokens:
     def may_be_labeled_in(self, lowered: str) -> bool:
         """Return whether lowercase text contains a name that is followed by a value.
 
-        The separators are checked first: searching for a single character takes one-fifth as long as searching for
-        a word.
+        The separators are checked first, because searching for a single character is five times faster than searching
+        for a word.
         """
         return bool(
             (
@@ -192,7 +193,7 @@ class UnknownTokens:
         )
 
     def intervals_in(self, text: str) -> list[Interval]:
-        """Return the start and end positions of likely credentials, unsorted. One credential may contain another."""
+        """Return the start and end positions of likely credentials. The intervals are not sorted, and can be nested."""
         found = jwts_in(text)
         lowered = ascii_lower(text)
         if self.may_be_labeled_in(lowered):
@@ -213,7 +214,7 @@ class UnknownTokens:
             at = match.end() if found is None else max(match.end(), found[1])
 
     def _value_of(self, match: re.Match[str], context: _Context) -> Interval | None:
-        """Return the start and end positions of a label's value; ``None`` if the value is not a credential."""
+        """Return the start and end positions of a label's value, or ``None`` if the value is not a credential."""
         text = context.text
         begin, end = match.span("name")
         begin = _begin_of_label(text, begin)
@@ -232,7 +233,7 @@ class UnknownTokens:
             and text[begin - 1 : begin] == " "
             and (word := _previous_word(text, max(0, begin - 33), begin))
         ):
-            # "Access token: …", "Unexpected token: …"
+            # The preceding word can change the kind, as in "Access token: …" and "Unexpected token: …".
             longer = self._names.kind_of(f"{word[1]}_{label}")
             if longer is not Kind.ORDINARY and longer is not kind:
                 kind, label = longer, f"{word[1]} {label}"
@@ -242,13 +243,13 @@ class UnknownTokens:
 
 
 def _names_a_scheme(value: str) -> bool:
-    """Return whether a header's value is a plain word, or a scheme's name followed by a placeholder."""
+    """Return whether a header's value is a single word or a scheme name that is followed by a placeholder."""
     word, _, rest = value.strip().partition(" ")
     return word.isalpha() and len(word) <= _MAX_PLAIN_WORD and (not rest or is_stand_in(rest))
 
 
 def _begin_of_label(text: str, begin: int) -> int:
-    """Return the start of the label whose last word begins at *begin*."""
+    """Return the start position of the label whose last word begins at *begin*."""
     start = max(0, begin - _MAX_LABEL)
     begin = start + len(text[start:begin].rstrip(_LABEL_CHARACTERS))
     before = text[begin - 1 : begin]
@@ -268,7 +269,7 @@ def _scheme_at(text: str, start: int) -> tuple[re.Match[str] | None, re.Match[st
 
 
 class _Context:
-    """A text and its properties, each of which is computed at most once."""
+    """A text and its cached properties."""
 
     def __init__(self, text: str) -> None:
         self.text: str = text
@@ -289,7 +290,7 @@ class _Value:
         self._context = context
         self._text = context.text
         self._start = match.end()
-        # A label that contains a space may be part of a sentence.
+        # A label that contains a space might be part of a sentence.
         self._is_loose = bool(match["loose"]) or " " in label
 
     def interval(self) -> Interval | None:
@@ -318,13 +319,16 @@ class _Value:
         return None if MASK in call or is_call_without_secret(call) else (self._start, end)
 
     def _end_of_quoted(self, quote: str) -> int | None:
-        """Return the closing quote's position; ``None`` if the quote is missing and later text may be unrelated."""
+        """Return the closing quote's position.
+
+        If the quote is missing and later text might be unrelated, the result is ``None``.
+        """
         text, start = self._text, self._start
         if quote in _QUOTED:
             quoted = _QUOTED[quote].match(text, start)
             end = len(text) if quoted is None else quoted.end()
             return end if end < len(text) or self._kind >= Kind.STRONG else None
-        # The text may contain uppercase escapes, such as %2C, but no escape for a quote has two spellings.
+        # Escapes such as %2C can be in uppercase or lowercase, but each escape for a quote has only one spelling.
         end = text.find(quote, start)
         while end > 0 and text[end - 1] == "\\":
             end = text.find(quote, end + 1)
@@ -383,7 +387,7 @@ class _Value:
             if _are_parameters(text, gap.end()):
                 line = _LINE.match(text, gap.end())
                 return rest.span() if line is None else line.span()
-            # "Basic authentication is required" is part of a sentence.
+            # Text such as "Basic authentication is required" does not contain credentials.
             word = rest[0].rstrip(".:!?")
             is_plain = word.isalpha() and len(word) <= _MAX_PLAIN_WORD and is_words(word)
             return None if is_plain or is_stand_in(word) else rest.span()
@@ -392,7 +396,7 @@ class _Value:
         return first.span() if looks_secret(first[0]) else None
 
     def _is_next_name(self, value: str, end: int) -> bool:
-        """Return whether a value is the next name in a list of columns or grants, rather than the value in a pair."""
+        """Return whether a value is the next name in a list of columns or grants, as opposed to the value in a pair."""
         if _before_member_value(self._text, end) is not None:
             return True  # {"name": "DB_PASSWORD", "valueFrom": …}
         if _is_snake_case(value) is None:

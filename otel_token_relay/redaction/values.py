@@ -12,28 +12,29 @@ from otel_token_relay.redaction.scrubber import FAILED
 
 _T = TypeVar("_T")
 
-# Calls to `listen` are counted, so `listen` must be called only once.
+# `listen` counts its calls, so this module must call `listen` only once.
 _listen_once = cache(listen)
 _scrubber_in_force = ScrubberInForce(None)
 
 
 def redact(value: _T) -> _T:
-    """Return a value with its tokens replaced by ``[REDACTED]``, or the same object if it contains none.
+    """Return a value with its tokens replaced by ``[REDACTED]``, or the same object if it contains no tokens.
 
     Use this function in loguru patchers, structlog processors, and Sentry's ``before_send``. The function masks the
-    current context's and trace's tokens as well as tokens that are recognized by pattern. The installed settings apply
-    or, if none are installed, the settings from the environment; the ``redaction`` setting is ignored.
+    tokens of the current context and trace, and tokens that match a pattern. The installed settings apply, or the
+    settings from the environment if none are installed. The ``redaction`` setting has no effect.
 
     Args:
-        value: A string, bytes, a sequence, a mapping, or any combination of them. An object of any other type is
-            replaced by its masked string form if that string contains a token. The value is never modified.
+        value: A string, bytes, a sequence, a mapping, or a nested combination of these types. If the string
+            representation of any other object contains a token, the object is replaced with the masked string. The
+            value itself is never modified.
 
     Returns:
-        A value with the same structure, or ``[REDACTION FAILED]`` if the value cannot be redacted. No `Exception` is
-        raised.
+        A value with the same structure, or ``[REDACTION FAILED]`` if the value cannot be redacted. The function never
+        raises an `Exception`.
     """
     try:
         _listen_once()
         return _scrubber_in_force().redact(value, tokens_in_context(get_current()))  # type: ignore[no-any-return]
-    except Exception:  # fail closed; the application continues
+    except Exception:  # fail closed, and let the application continue
         return FAILED  # type: ignore[return-value]

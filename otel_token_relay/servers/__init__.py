@@ -1,5 +1,5 @@
-"""The server boundaries: they bind a request's token, or none, and end the lease with the response.
+"""The server boundaries, which bind a request's token, or ``None``, and end the lease when the response ends.
 
-Instrumentation alone is not enough: it skips ``extract`` when a span is already current, and event loops
-start a connection's next request in the context of the previous one.
+Instrumentation alone is not sufficient. Instrumentation skips ``extract`` if a span is already current, and event loops
+start a connection's next request in the context of the previous request.
 """

@@ -1,8 +1,8 @@
 """The boundary for aiohttp.web.
 
-Instrumentation extracts the token and drops it: it passes the context to a span but never attaches the context.
-The boundary encloses ``RequestHandler._handle_request``, so it ends once the response has been written
-and also applies to a ``web.Server`` without an application.
+Instrumentation for aiohttp extracts the token but never attaches the context that contains the token. The boundary
+encloses ``RequestHandler._handle_request``, so the boundary ends after the response has been written. The boundary also
+applies to a ``web.Server`` without an application.
 """
 
 from __future__ import annotations
@@ -27,23 +27,24 @@ from otel_token_relay.stream_limits import POLICY_VIOLATION, Limit, is_event_str
 
 Handler = Callable[[Any], Awaitable[Any]]
 
-# The request attribute that records that an outer boundary will end the response.
+# The request attribute that indicates that an outer boundary will end the response.
 _ENDING_KEY: Final = "otel_token_relay.ends_with_token"
 
 
 class TokenRelayMiddleware:
-    """Bind each request's token around an application's handlers, if the server is not hooked.
+    """Middleware that binds each request's token while the application handles the request, if the server is not
+    hooked.
 
-    Put this middleware first: ``web.Application(middlewares=[TokenRelayMiddleware(), ...])``. The lease ends when
-    the handler returns. If there is an outer boundary, the middleware uses it.
+    List this middleware first: ``web.Application(middlewares=[TokenRelayMiddleware(), ...])``. The lease ends when the
+    handler returns. If an outer boundary exists, the middleware uses that boundary.
 
     Args:
         settings: ``None`` to use the installed settings or, if there are none, the environment variables.
-        authenticator: The authenticator for each request, for example, a `BearerAuthenticator`; ``None`` to use the one
-            that the settings require.
+        authenticator: The authenticator for each request, such as a `BearerAuthenticator`; ``None`` to use the
+            authenticator that the settings require.
     """
 
-    # Tells aiohttp that the middleware accepts a request and a handler.
+    # aiohttp requires this attribute for middleware that accepts a request and a handler.
     __middleware_version__: Final = 1
 
     def __init__(self, settings: Settings | None = None, authenticator: Authenticator | None = None) -> None:
@@ -81,8 +82,8 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
 @contextmanager
 def _binding(request: Any, settings: Settings) -> Generator[Boundary, None, None]:
-    # The boundary is not stored as a request item: items belong to the application, and aiohttp warns about string
-    # keys.
+    # Do not store the boundary as a request item. Request items belong to the application, and aiohttp warns about
+    # string keys.
     vars(request)[BOUNDARY_KEY] = boundary = Boundary.of(_values_of(request), settings)
     attached = otel_context.attach(boundary.context())
     try:
@@ -98,8 +99,8 @@ def _guard(handler: Handler, boundary: Boundary, terms: Terms, *, is_at_server: 
     settings, authenticator = terms
 
     async def guarded(request: Any) -> Any:
-        # aiohttp routes requests by this path. In `path`, an encoded slash looks like a plain one. Older versions of
-        # aiohttp route by the raw path, and their URLs do not have `path_safe`.
+        # Use the path by which aiohttp routes requests. In `path`, an encoded slash is indistinguishable from a plain
+        # slash. Older versions of aiohttp route by the raw path, and their URLs do not have `path_safe`.
         url = request.rel_url
         path = getattr(url, "path_safe", url.raw_path)
         request_path = RequestPath(path, path, method=request.method, values_of=_values_of(request))
@@ -120,7 +121,7 @@ def _guard(handler: Handler, boundary: Boundary, terms: Terms, *, is_at_server: 
 
 
 async def _serve_until_expiry(handler: Handler, request: Any, boundary: Boundary, settings: Settings) -> Any:
-    """Run *handler*. If the response is long-lived, end it when the request's token expires."""
+    """Run *handler*. If the response is long-lived, end the response when the request's token expires."""
     seconds = seconds_left(boundary, settings)
     if seconds is None or _ENDING_KEY in vars(request):
         return await handler(request)
@@ -130,7 +131,7 @@ async def _serve_until_expiry(handler: Handler, request: Any, boundary: Boundary
     prepare = request._prepare_hook
 
     async def watch(response: Any) -> None:
-        # aiohttp calls this method after the application has set the headers and before aiohttp sends them.
+        # aiohttp calls this method after the application has set the headers and before the headers are sent.
         await prepare(response)
         if isinstance(response, web.WebSocketResponse) or is_event_stream(response.headers.get("Content-Type")):
             lasting.append(response)

@@ -1,6 +1,6 @@
-"""The boundary for ASGI applications: FastAPI, Starlette, Django, Falcon, and more.
+"""The boundary for ASGI applications, such as FastAPI, Starlette, Django, and Falcon.
 
-Source: ASGI specification 3.0, HTTP and WebSocket connection scopes.
+Source: ASGI specification 3.0 for HTTP and WebSocket connection scopes.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Route = Callable[[Scope], str | None]
 
-# The scope key that records that an outer boundary will end the response.
+# The scope key that indicates that an outer boundary will end the response.
 _ENDING_KEY: Final = "otel_token_relay.ends_with_token"
 
 
 class TokenRelayMiddleware:
-    """Wrap an ASGI application so that each request's token is bound, if the application's framework is not hooked.
+    """ASGI middleware that binds each request's token, if the application's framework is not hooked.
 
     Make this the outermost middleware. Inner boundaries reuse this middleware's boundary.
 
@@ -55,11 +55,11 @@ class TokenRelayMiddleware:
 
 
 def path_without_mount(scope: Scope) -> str | None:
-    """Return the path by which applications route requests, that is, the path without ``root_path``.
+    """Return the path that applications use for routing, without ``root_path``.
 
     Returns:
-        The path; ``None`` if applications would derive different paths: some remove the mount point only if it consists
-        of whole segments, some remove it as a plain prefix, and some remove it wherever it occurs.
+        The path, or ``None`` if different applications would derive different paths. Some applications remove the mount
+        point only if it consists of whole segments. Other applications remove a plain prefix or every occurrence.
     """
     path: str = scope.get("path", "")
     mount: str = scope.get("root_path") or ""
@@ -71,13 +71,13 @@ def path_without_mount(scope: Scope) -> str | None:
 
 
 def whole_path(scope: Scope) -> str:
-    """Return the path by which an application that does not support mount points routes requests."""
+    """Return the full path, which applications without support for mount points use for routing."""
     path: str = scope.get("path", "")
     return path
 
 
 def patch(owner: type, runtime: Runtime, patches: Patches, route: Route = path_without_mount) -> None:
-    """Enclose ``owner.__call__``, which accepts scope, receive, and send, in the boundary."""
+    """Enclose ``owner.__call__`` in the boundary. The method must accept ``scope``, ``receive``, and ``send``."""
     relay = runtime.relay
 
     def build(original: Function) -> Function:
@@ -98,9 +98,9 @@ def patch(owner: type, runtime: Runtime, patches: Patches, route: Route = path_w
 
 
 def _as_coroutine_function(function: Callable[..., Awaitable[None]]) -> Function:
-    """Make a function that returns a coroutine look like a coroutine function, because servers inspect applications.
+    """Mark a function that returns a coroutine as a coroutine function, because servers inspect applications.
 
-    A real coroutine function would cost an additional coroutine for each boundary that a request passes through.
+    A real coroutine function would create an additional coroutine in each boundary of each request.
     """
     if sys.version_info >= (3, 12):
         import inspect
@@ -114,7 +114,7 @@ def _as_coroutine_function(function: Callable[..., Awaitable[None]]) -> Function
 
 
 class EnclosedApp:
-    """An application that runs inside a boundary, if the package is installed when the server calls the application.
+    """An application that runs inside a boundary, if the relay is installed when the server calls the application.
 
     Attribute lookups are forwarded to the application.
     """
@@ -140,11 +140,11 @@ def enclose(app: App) -> EnclosedApp:
 
 
 def patcher(class_name: str, route: Route = path_without_mount) -> Callable[[ModuleType, Runtime, Patches], None]:
-    """Return a hook that patches the class named *class_name* in a module.
+    """Return a hook that encloses the application class named *class_name* in the boundary.
 
     Args:
         class_name: The name of the application class.
-        route: Returns the path that applications of this class use to route requests.
+        route: A function that returns the path that applications of this class use for routing.
     """
 
     def patch_class(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
@@ -162,10 +162,10 @@ async def serve(
     route: Route = path_without_mount,
     is_at_server: bool = False,
 ) -> None:
-    """Bind this request's token, or none, until *app* returns. Run *app* if the authenticator accepts the request.
+    """Bind this request's token, or ``None``, until *app* returns. Run *app* if the authenticator accepts the request.
 
-    Every scope except ``lifespan`` is treated as a request, even if only this server and this application recognize the
-    scope's type.
+    Every scope except a ``lifespan`` scope is treated as a request, even if the scope's type is not in the
+    specification.
     """
     settings, authenticator = terms
     if scope["type"] == "lifespan":
@@ -201,14 +201,14 @@ class _AsgiBoundary(Boundary):
     __slots__ = ("_lines",)
 
     def __init__(self, scope: Scope, settings: Settings) -> None:
-        # The lines are a copy, because middleware can change the scope's own list and the pairs in it.
+        # Copy the header lines, because middleware can change the scope's own list and the pairs in the list.
         self._lines = lines = _header_lines(scope)
         values_of = _reader(lines)
         super().__init__(locate(values_of, settings), values_of, settings)
 
     def encloses(self, request: Any) -> bool:
         """Return whether the scope's headers and the current context still belong to this request."""
-        # List comparison compares the elements' identities first, in a single pass in C.
+        # Comparing lists is fast, because Python first compares the identities of elements, in a single loop in C.
         return (
             request.get("headers") == self._lines
             and self._is_responding
@@ -220,7 +220,7 @@ def _header_lines(scope: Scope) -> list[tuple[Any, ...]] | None:
     """Return an immutable copy of each header line; ``None`` if a line is not a pair.
 
     The specification allows any iterable for the headers and for each pair. If an iterable can be read only once, the
-    application must still be able to read it.
+    scope gets a copy that the application can read.
     """
     headers = scope.get("headers") or ()
     if not isinstance(headers, (list, tuple)):
@@ -240,16 +240,16 @@ def _locate(scope: Scope, settings: Settings) -> Source:
 
 
 def _reader(lines: list[tuple[Any, ...]] | None) -> Callable[[str], list[bytes]]:
-    """Return a function that returns every field line of the header with a given lowercase name.
+    """Return a function that returns the values of the header with a given lowercase name.
 
-    Values of any length are passed on undecoded, because `parse_credentials` checks the length first.
+    The values are not decoded, because `parse_credentials` checks their length first.
     """
 
     def values_of(name: str) -> list[bytes]:
         if lines is None:
             raise TypeError("a header line is not a pair")
         wanted = name.encode("latin-1")
-        # Loops in Python would take several times as long, and this code runs for every request.
+        # This code runs for every request, and loops in Python would take several times as long.
         names = [*map(_lower, map(_name_of, lines))]
         if wanted not in names:
             return []
@@ -277,11 +277,11 @@ async def _enter(
         await app(scope, receive, send)
     elif scope["type"] == "http":
         refusals.record(error_response, get_current(), partial(_describe, scope), is_at_server=is_at_server)
-        # RFC 9110, section 9.3.2: a response to HEAD has the same headers as a response to GET, but no body.
+        # A response to HEAD has the same headers as a response to GET, but no body (RFC 9110, section 9.3.2).
         await _respond("http", send, error_response, b"" if scope.get("method") == "HEAD" else error_response.body)
     elif scope["type"] == "websocket":
-        # If the server can respond to a handshake, it sends the error response. Otherwise, the connection is
-        # closed before it is accepted, and the server responds with 403.
+        # Send the error response if the server supports responses to a handshake. Otherwise, close the connection
+        # before accepting it, which causes the server to respond with 403.
         await receive()
         can_respond = "websocket.http.response" in (scope.get("extensions") or {})
         describe = partial(_describe, scope, None if can_respond else 403)
@@ -291,13 +291,13 @@ async def _enter(
         else:
             await send({"type": "websocket.close", "code": 1008, "reason": ""})
     else:
-        # An unknown protocol's response format is unknown, too. According to the specification, an application
+        # The response format of an unknown protocol is also unknown. According to the specification, an application
         # rejects a scope by raising an exception.
         raise RuntimeError(f"the application was not called for this scope: {error_response.error}")
 
 
 async def _serve_until_expiry(app: App, settings: Settings, scope: Scope, receive: Receive, send: Send) -> None:
-    """Run *app*. If the response is long-lived, end it when the request's token expires."""
+    """Run *app*. If the response is long-lived, end the response when the request's token expires."""
     boundary: Boundary = scope[BOUNDARY_KEY]
     seconds = seconds_left(boundary, settings)
     kind = scope["type"]
@@ -342,7 +342,7 @@ def _describe(scope: Scope, status: int | None = None) -> refusals.HttpRequest:
 
 
 def _path(scope: Scope, route: Route) -> RequestPath:
-    # Exclusions are HTTP paths; in a different protocol, a path may have a different meaning.
+    # Exclusions apply only to HTTP paths, because paths might have a different meaning in other protocols.
     routed = route(scope) if scope["type"] in ("http", "websocket") else None
     return RequestPath(
         routed,
@@ -365,10 +365,10 @@ async def _respond(kind: str, send: Send, error_response: ErrorResponse, body: b
 
 
 def _without_token(call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-    """Return a callable that runs the server's own code without the token.
+    """Return a function that runs the server's own code without the token.
 
-    Within ``receive`` and ``send``, a server starts the connection's next request and registers callbacks. The event
-    loop later runs both in the context that is current at that time.
+    In ``receive`` and ``send``, a server can start the connection's next request or register callbacks. The event loop
+    later runs such code in the context in which it was scheduled.
     """
 
     async def outside(*message: Any) -> Any:

@@ -1,8 +1,8 @@
-"""The boundary for gRPC servers, both sync and aio.
+"""The boundary for synchronous and asynchronous gRPC servers.
 
-The hook places our interceptor before all other interceptors so that it encloses them. Instrumentation reads metadata
-as a mapping, in which the last of two ``authorization`` entries wins. The boundary rejects two entries as ambiguous and
-keeps instrumentation from binding either of them within the call.
+The hook adds our interceptor before all other interceptors, so our interceptor encloses them. Instrumentation reads
+metadata as a mapping, which contains only the last of multiple ``authorization`` entries. The boundary rejects multiple
+entries as ambiguous and prevents instrumentation from binding any of them during the call.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ Settle = Callable[[], Terms | None]
 # The position of the `interceptors` argument in both `grpc.server` and `grpc.aio.server`.
 _INTERCEPTORS_POSITION = 2
 
-# Over HTTP, a malformed header gets a 400 response; gRPC treats such a header as missing.
+# A malformed header causes a 400 response over HTTP, but is treated as a missing header over gRPC.
 _CODES: Final = {400: "UNAUTHENTICATED", 401: "UNAUTHENTICATED", 403: "PERMISSION_DENIED", 503: "UNAVAILABLE"}
-# The status details for a stream that is ended because its token has expired: the error from RFC 6750, section 3.1.
+# The status details for a stream whose token has expired. The value is defined in RFC 6750, section 3.1.
 _EXPIRED: Final = "invalid_token"
 _TRAILING: Final = ("www-authenticate", "retry-after")
 
 
 def server_interceptor(settings: Settings | None = None, authenticator: Authenticator | None = None) -> Any:
-    """Return an interceptor for `grpc.server`, to use if gRPC is not hooked. Put it before all other interceptors.
+    """Return an interceptor for `grpc.server`, for use if gRPC is not hooked. List this interceptor first.
 
     Args:
         settings: ``None`` to use the installed settings or, if there are none, the environment variables.
-        authenticator: The authenticator for each call, for example, a `BearerAuthenticator`; ``None`` to use the one
-            that the settings require.
+        authenticator: The authenticator for each call, such as a `BearerAuthenticator`; ``None`` to use the
+            authenticator that the settings require.
     """
     import grpc
 
@@ -60,7 +60,7 @@ def aio_server_interceptor(settings: Settings | None = None, authenticator: Auth
     return _build_aio_interceptor(grpc, TermsInForce(settings, authenticator))
 
 
-# The same name as in the other server modules.
+# An alias that matches the class name in the other server modules.
 TokenRelayMiddleware: Final = server_interceptor
 
 
@@ -106,7 +106,7 @@ def _build_aio_interceptor(module: Any, settle: Settle) -> Any:
 
 
 def _enclose(module: Any, handler: Any, details: Any, terms: Terms | None) -> Any:
-    """Return one call's handler with the servicer's method enclosed in the boundary."""
+    """Return the handler for a single call, with the servicer's method enclosed in the boundary."""
     if handler is None or terms is None:
         return handler
     incoming = "stream" if handler.request_streaming else "unary"
@@ -128,7 +128,7 @@ def _values_in(metadata: Sequence[tuple[str, Any]]) -> Callable[[str], list[str 
 
 
 def _bind(behavior: Function, is_stream: bool, start: Callable[[], _Call]) -> Function:
-    """Enclose a servicer's method in the boundary. Return the same kind of function, because aio checks the kind."""
+    """Enclose a servicer's method in the boundary. The result is the same kind of function, as `grpc.aio` requires."""
     if inspect.isasyncgenfunction(behavior):
 
         async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
@@ -178,7 +178,7 @@ def _bind(behavior: Function, is_stream: bool, start: Callable[[], _Call]) -> Fu
     def stream_in_thread(request: Any, context: Any) -> Iterator[Any]:
         call = start()
         # gRPC does not close the response iterator of a canceled call.
-        if context.add_callback(call.close) is False:  # the call is over; aio's method returns None
+        if context.add_callback(call.close) is False:  # the call has already ended (the `grpc.aio` method returns None)
             call.close()
         return _Responses(lambda: behavior(request, context), context, call)
 
@@ -186,7 +186,9 @@ def _bind(behavior: Function, is_stream: bool, start: Callable[[], _Call]) -> Fu
 
 
 class _Call:
-    """One call. Its context is kept from step to step, because instrumentation attaches its span in the first step."""
+    """The state of a single call.
+
+    The context is preserved between steps, because instrumentation attaches its span in the first step."""
 
     def __init__(self, module: Any, details: Any, terms: Terms, *, is_stream: bool) -> None:
         self._module = module
@@ -199,7 +201,7 @@ class _Call:
         self._timer: threading.Timer | None = None
 
     def close(self) -> None:
-        """End the lease when the call is over."""
+        """End the lease when the call ends."""
         self._boundary.close()
         if self._timer is not None:
             self._timer.cancel()
@@ -211,8 +213,8 @@ class _Call:
             self._record(error_response, context)
             context.set_trailing_metadata(_trailing_metadata(error_response))
             context.abort(self._code(error_response), error_response.error)
-            # In older grpcio releases, aborting the context that aio passes to synchronous methods does not
-            # raise an exception: the client has its response, but the method would still run.
+            # In older grpcio releases, aborting a context that `grpc.aio` passes to a synchronous method does not raise
+            # an exception. Raise an exception here to prevent the method from running.
             raise self._module.aio.AbortError(error_response.error)
         if self._set_end():
             self._timer = threading.Timer(self._seconds_left(), self._end, (context,))
@@ -220,7 +222,7 @@ class _Call:
             self._timer.start()
 
     def _set_end(self) -> bool:
-        """Determine when the stream must end. Return whether there is a time limit."""
+        """Set the time at which the stream must end. Return whether the stream has a time limit."""
         seconds = None if self._settings is None else seconds_left(self._boundary, self._settings)
         if seconds is None:
             return False
@@ -239,10 +241,10 @@ class _Call:
     def _end(self, context: Any) -> None:
         """End the stream of a synchronous method that is waiting in a thread that cannot be interrupted.
 
-        The context's own ``abort`` method raises an exception in the calling thread, and only that thread then ends the
-        call. The server's internal function sends the status immediately and wakes a method that is waiting for a
-        request. The context that aio passes to synchronous methods does not have this state: there, `check_time` ends
-        the stream at its next step.
+        The context's own ``abort`` method raises an exception in the calling thread and has no effect on the waiting
+        thread. Instead, this method calls the server's internal function, which sends the status immediately, and
+        notifies the thread if it is waiting for a request. A context that `grpc.aio` passes to a synchronous method
+        does not have the required state. For such a context, `check_time` ends the stream at its next step.
         """
         with contextlib.suppress(Exception):
             server: Any = importlib.import_module("grpc._server")
@@ -270,7 +272,7 @@ class _Call:
         return await context.abort(self._module.StatusCode.UNAUTHENTICATED, _EXPIRED)
 
     async def check_async(self, context: Any) -> None:
-        """Do the same as `check` without blocking the event loop."""
+        """Abort the call unless the authenticator accepts the call, without blocking the event loop."""
         error_response = await self._boundary.check_async(self._authenticator, self._path)
         if error_response is not None:
             self._record(error_response, context)
@@ -303,10 +305,10 @@ def _trailing_metadata(error_response: ErrorResponse) -> tuple[tuple[str, str], 
 
 
 class _Responses:
-    """The responses of a synchronous method, each produced in its call's context.
+    """The responses of a synchronous method, which are produced in the call's context.
 
-    The check and the method run when gRPC requests the first response, in a thread that may block. They cannot run
-    earlier: aio calls a streaming method on its event loop, where the check would block forever.
+    The check and the method run when gRPC requests the first response, in a thread that may block. An earlier check is
+    impossible, because `grpc.aio` calls streaming methods on its event loop, where the check would cause a deadlock.
     """
 
     def __init__(self, begin: Callable[[], Iterator[Any]], context: Any, call: _Call) -> None:

@@ -1,8 +1,7 @@
-"""Respond to every connection with 503: the last resort if requests must be verified but no hook can verify them.
+"""Respond to every connection with 503, as a last resort if requests must be verified but no hook can verify them.
 
-This approach is cruder than a boundary: the hook intercepts each TCP connection that any server in the process accepts,
-before the server sees the connection. Servers that accept connections in native code are not covered, except for
-uvloop's servers.
+The hook refuses each TCP connection that a server in this process accepts, before the server can use the connection.
+Servers that accept connections in native code are not covered, except for uvloop's servers.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ def _respond(connection: socket.socket) -> None:
             connection.settimeout(_SECONDS)
             connection.recv(65536)
             connection.sendall(_RESPONSE)
-            # If the connection were closed while data was still unread, the client might lose the response.
+            # Read the remaining data before closing the connection. Otherwise, the client might lose the response.
             connection.shutdown(socket.SHUT_WR)
             while connection.recv(65536):
                 pass
@@ -76,7 +75,7 @@ def patch_uvloop(module: ModuleType, runtime: Runtime, patches: Patches) -> None
 
         return create_server
 
-    if "create_server" not in vars(module.Loop):  # inherited from a class in native code
+    if "create_server" not in vars(module.Loop):  # the method is inherited from a class in native code
         native = module.Loop.create_server
 
         async def create_server(self: Any, protocol_factory: Callable[[], Any], *args: Any, **kwargs: Any) -> Any:
@@ -89,7 +88,7 @@ def patch_uvloop(module: ModuleType, runtime: Runtime, patches: Patches) -> None
 class _Refusal:
     """A protocol that responds with 503 and closes the connection.
 
-    It does not derive from ``asyncio.Protocol``, because importing asyncio takes 30 ms.
+    This class does not inherit from ``asyncio.Protocol``, because importing asyncio takes 30 ms.
     """
 
     def connection_made(self, transport: Any) -> None:

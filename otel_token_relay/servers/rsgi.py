@@ -1,4 +1,4 @@
-"""The boundary for RSGI applications, which only Granian serves.
+"""The boundary for RSGI applications, which only the Granian server supports.
 
 Source: RSGI specification 1.6.
 """
@@ -19,7 +19,7 @@ App = Callable[[Any, Any], Awaitable[Any]]
 
 
 class EnclosedApp:
-    """An application that runs inside a boundary, if the package is installed when the server calls the application.
+    """An application that runs inside a boundary, if the relay is installed when the server calls the application.
 
     Attribute lookups are forwarded to the application.
     """
@@ -28,7 +28,7 @@ class EnclosedApp:
         self.__wrapped__ = app
 
     async def __call__(self, scope: Any, protocol: Any) -> Any:
-        """Serve one request or one WebSocket."""
+        """Serve a request or a WebSocket connection."""
         installed = in_force.installed
         if installed is None:
             return await self.__wrapped__(scope, protocol)
@@ -39,7 +39,9 @@ class EnclosedApp:
 
 
 async def serve(app: App, scope: Any, protocol: Any, terms: Terms) -> Any:
-    """Bind this request's token, or none, until *app* returns. Run *app* if the authenticator accepts the request."""
+    """Bind this request's token, or ``None``, until *app* returns. Run *app* if the authenticator accepts the
+    request.
+    """
     boundary = Boundary.of(scope.headers.get_all, terms.settings)
     attached = attach(boundary.context())
     try:
@@ -51,7 +53,7 @@ async def serve(app: App, scope: Any, protocol: Any, terms: Terms) -> Any:
         refusals.record(error_response, get_current(), lambda: _describe(scope), is_at_server=True)
         if scope.proto == "ws":
             return protocol.close(error_response.status)
-        # RFC 9110, section 9.3.2: a response to HEAD has the same headers as a response to GET, but no body.
+        # A response to HEAD has the same headers as a response to GET, but no body (RFC 9110, section 9.3.2).
         body = b"" if scope.method == "HEAD" else error_response.body
         return protocol.response_bytes(error_response.status, list(error_response.headers), body)
     finally:

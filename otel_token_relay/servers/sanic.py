@@ -1,4 +1,4 @@
-"""The boundary for Sanic's own server. Under an ASGI server, that server's hook applies."""
+"""The boundary for Sanic's own server. If an ASGI server runs the application, the ASGI server's hook applies."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ Handler = Callable[[Any], Awaitable[None]]
 def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     """Hook connections in *module*, which is ``sanic.server.protocols.http_protocol``.
 
-    The hook does not wrap ``Sanic.handle_request``, which the connections use as their handler: when the application
-    starts, Sanic recompiles that method from its source, which removes any wrapper.
+    The hook does not wrap ``Sanic.handle_request``, which is the connections' request handler. Sanic recompiles that
+    method from its source when the application starts, which removes any wrapper.
     """
-    # The common base class is not hooked, because `HttpProtocol` stores the attribute in a slot of its own.
+    # Hook the subclasses instead of their base class, because `HttpProtocol` stores the attribute in its own slot.
     for name in ("HttpProtocol", "Http3Protocol"):
         patches.wrap_attribute(getattr(module, name), "request_handler", _enclose)
-    # This method runs the application's middleware and error handlers outside the request handler, for a request that
-    # cannot be parsed or that was canceled before it was accepted.
+    # If a request cannot be parsed or is canceled early, this method runs the application's middleware and error
+    # handlers outside the request handler.
     patches.wrap(module.HttpProtocol.HTTP_CLASS, "error_response", _build_error_response, ("self", "exception"))
-    from sanic.http import http3  # the hooked module has already imported it
+    from sanic.http import http3  # the hooked module has already imported this module
 
     patches.wrap(http3.HTTPReceiver, "error_response", _build_error_response, ("self", "exception"))
 
@@ -41,11 +41,11 @@ def _build_error_response(original: Function) -> Function:
     async def error_response(self: Any, exception: Exception) -> None:
         installed = in_force.installed
         stage = type(self.stage)
-        if installed is None or self.stage not in (stage.REQUEST, stage.HANDLER):  # nothing can be sent
+        if installed is None or self.stage not in (stage.REQUEST, stage.HANDLER):  # a response cannot be sent
             await original(self, exception)
             return
         if self.stage is stage.REQUEST:
-            self.stage, self.keep_alive = stage.HANDLER, False  # as the original does
+            self.stage, self.keep_alive = stage.HANDLER, False  # the original method does the same
         if self.request is None:
             self.create_empty_request()
         await serve(lambda request: original(self, exception), self.request, installed.terms)
@@ -65,7 +65,7 @@ def _enclose(handler: Handler) -> Handler:
 
 
 async def serve(handler: Handler, request: Any, terms: Terms) -> None:
-    """Bind this request's token, or none, until *handler* returns. Run it if the authenticator accepts the request."""
+    """Bind this request's token, or ``None``, and run *handler* if the authenticator accepts the request."""
     boundary = Boundary.of(_values_of(request), terms.settings)
     attached = attach(boundary.context())
     try:
@@ -82,10 +82,10 @@ async def serve(handler: Handler, request: Any, terms: Terms) -> None:
 
 async def _check(boundary: Boundary, request: Any, terms: Terms) -> ErrorResponse | None:
     try:
-        # Sanic routes by this path.
+        # Sanic uses this path to route requests.
         path = RequestPath(request.path, request.path, method=request.method, values_of=_values_of(request))
         return await boundary.check_async(terms.authenticator, path)
-    except Exception as error:  # otherwise, Sanic would call the application's error handlers
+    except Exception as error:  # prevent Sanic from calling the application's error handlers
         _logger.error("an authenticator raised %s", type(error).__name__)
         return CANNOT_VERIFY
 
@@ -95,7 +95,7 @@ def _values_of(request: Any) -> Callable[[str], list[str]]:
 
 
 def _describe(request: Any) -> refusals.HttpRequest:
-    # `request.scheme` may come from a header.
+    # `request.scheme` is not reliable, because its value might come from a header.
     scheme = "https" if request.conn_info.ssl else "http"
     return refusals.HttpRequest(request.method, request.path, scheme, _values_of(request))
 
@@ -103,7 +103,7 @@ def _describe(request: Any) -> refusals.HttpRequest:
 async def _respond(request: Any, error_response: ErrorResponse) -> None:
     from sanic.response import HTTPResponse
 
-    # Not `request.respond`, which runs the application's response middleware.
+    # Do not call `request.respond`, because it runs the application's response middleware.
     response: Any = HTTPResponse(status=error_response.status, headers=dict(error_response.headers))
     response = request.stream.respond(response)
-    await response.send(error_response.body, end_stream=True)  # Sanic sends no body in response to HEAD
+    await response.send(error_response.body, end_stream=True)  # Sanic omits the body for HEAD requests

@@ -1,8 +1,8 @@
-"""The boundary for Tornado's HTTP server, for handlers, callbacks, and delegates alike.
+"""The boundary for Tornado's HTTP server, which covers handlers, callbacks, and delegates.
 
-``HTTPServer.start_request`` returns the delegate that receives one request. The boundary encloses that delegate and
-ends when the response is finished. ``RequestHandler._execute`` runs in a separate task, which continues after a
-WebSocket handshake, so for request handlers, the boundary ends with that task.
+``HTTPServer.start_request`` returns a delegate that receives one request. The boundary encloses the delegate and ends
+when the response is finished. A request handler's ``_execute`` method runs in a separate task, which continues after a
+WebSocket handshake. A request handler's boundary ends with that task.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from otel_token_relay.settings import Settings
 from otel_token_relay.stream_limits import POLICY_VIOLATION, is_event_stream, limits_streams, seconds_left
 
 _logger = logging.getLogger("otel_token_relay")
-# The interval at which a response that had not begun when its token expired is checked again.
+# After a token expires, a response that has not started is checked repeatedly at this interval.
 _SECONDS_BETWEEN_CHECKS: Final = 1.0
-# Tornado applications write their own access log.
+# Tornado writes the application's access log with this logger.
 _access_logger = logging.getLogger("tornado.access")
 
 
@@ -48,9 +48,9 @@ def patch_server(module: ModuleType, runtime: Runtime, patches: Patches) -> None
 
 
 class _EnclosedDelegate:
-    """The delegate that receives one request, inside the request's boundary.
+    """A delegate that receives one request inside the request's boundary.
 
-    The context is kept from step to step, because instrumentation attaches its span in the first step.
+    The context is preserved between steps, because instrumentation attaches its span in the first step.
     """
 
     def __init__(self, delegate: Any, connection: Any) -> None:
@@ -60,8 +60,8 @@ class _EnclosedDelegate:
         self._error_response: ErrorResponse | None = CANNOT_VERIFY
 
     async def headers_received(self, start_line: Any, headers: Any) -> None:
-        # The boundary is not opened in `start_request`, which is called when the connection begins to wait for its next
-        # request.
+        # Open the boundary here instead of in `start_request`, because Tornado calls that method before the request
+        # arrives.
         installed = in_force.installed
         if installed is None:
             self._error_response, self._context = None, get_current()
@@ -72,19 +72,19 @@ class _EnclosedDelegate:
         vars(self._connection)[BOUNDARY_KEY] = boundary
         self._connection._finish_future.add_done_callback(lambda _: self._finished())
         self._context = boundary.context()
-        # The raw path is checked, because Tornado routes by it.
+        # Check the raw path, because Tornado uses the raw path to route requests.
         path = start_line.path.partition("?")[0]
         try:
             request_path = RequestPath(path, path, method=start_line.method, values_of=headers.get_list)
             self._error_response = await boundary.check_async(installed.terms.authenticator, request_path)
-        except Exception as error:  # the request was not accepted and gets a 503 response
+        except Exception as error:  # the request is not accepted and gets a 503 response
             _logger.error("an authenticator raised %s", type(error).__name__)
         if self._error_response is None:
             await self._run(self._delegate.headers_received, start_line, headers)
             return
         self._headers = headers
         if headers.get("Expect", "") or headers.get("Connection", "").lower() == "close":
-            # Either the client is waiting for a response before it sends the body, or this is its last request.
+            # The client is waiting for a response before it sends the body, or this is the connection's last request.
             self._refuse(self._error_response, ("Connection", "close"))
 
     async def data_received(self, chunk: bytes) -> None:
@@ -94,7 +94,7 @@ class _EnclosedDelegate:
     def finish(self) -> None:
         if self._error_response is None:
             self._step(self._delegate.finish)
-        else:  # the whole request has been read, so that the connection can serve the next one
+        else:  # the whole request has been read, so the connection can be reused
             self._refuse(self._error_response)
 
     def _refuse(self, error_response: ErrorResponse, *more_headers: tuple[str, str]) -> None:
@@ -103,7 +103,7 @@ class _EnclosedDelegate:
         refusals.record(error_response, self._context, describe, is_at_server=True)
         _write(self._connection, start_line.method, error_response, *more_headers)
         peer = getattr(self._connection.context, "remote_ip", None)
-        # The query is omitted because it may contain a token.
+        # Omit the query, because it might contain a token.
         path = start_line.path.partition("?")[0]
         log = _access_logger.info if error_response.status < 400 else _access_logger.warning
         log("%d %s %s (%s)", error_response.status, start_line.method, path, peer)
@@ -166,7 +166,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
 @contextmanager
 def _ending(handler: Any, boundary: Boundary, settings: Settings) -> Generator[None, None, None]:
-    """End the handler's response when its token expires, if the response is long-lived."""
+    """End the handler's response when the request's token expires, if the response is long-lived."""
     seconds = seconds_left(boundary, settings)
     if seconds is None:
         yield
@@ -183,10 +183,10 @@ def _ending(handler: Any, boundary: Boundary, settings: Settings) -> Generator[N
             handler.close(POLICY_VIOLATION)
         elif handler._headers_written and is_event_stream(handler._headers.get("Content-Type")):
             if not handler._finished:
-                with suppress(Exception):  # the client may have disconnected
+                with suppress(Exception):  # the client might have disconnected
                     handler.finish()
                 task.cancel()
-        else:  # the response may still become long-lived
+        else:  # the response might still become long-lived
             timer = loop.call_later(_SECONDS_BETWEEN_CHECKS, end)
 
     task: Any = asyncio.current_task()
@@ -201,7 +201,7 @@ def _ending(handler: Any, boundary: Boundary, settings: Settings) -> Generator[N
 
 
 def _take_over(request: Any) -> Boundary | None:
-    """Take the boundary from the request's connection so that it ends with the handler; ``None`` if there is none."""
+    """Move the boundary from the request's connection to the handler. Return ``None`` if no boundary exists."""
     boundary: Boundary | None = getattr(request.connection, BOUNDARY_KEY, None)
     if boundary is None or not boundary.still_applies_to(partial(locate, request.headers.get_list)):
         return None
@@ -216,8 +216,7 @@ async def _check(boundary: Boundary, authenticator: Authenticator | None, handle
     try:
         return await boundary.check_async(authenticator, path)
     except BaseException:
-        # This request was not accepted. If there were no response, the request body would still be passed to
-        # `data_received`.
+        # The request is not accepted. Without a response, Tornado would still pass the request body to `data_received`.
         _respond(handler, CANNOT_VERIFY)
         raise
 
@@ -232,15 +231,15 @@ def _write(connection: Any, method: str, error_response: ErrorResponse, *more_he
     date = httputil.format_timestamp(time.time())
     headers = httputil.HTTPHeaders({"Date": date} | dict((*error_response.headers, *more_headers)))
     start_line = httputil.ResponseStartLine("", error_response.status, HTTPStatus(error_response.status).phrase)
-    # RFC 9110, section 9.3.2: a response to HEAD has the same headers as a response to GET, but no body.
+    # A response to HEAD has the same headers as a response to GET, but no body (RFC 9110, section 9.3.2).
     connection.write_headers(start_line, headers, b"" if method == "HEAD" else error_response.body)
     connection.finish()
 
 
 def _respond(handler: Any, error_response: ErrorResponse) -> None:
-    """Write the response without involving the handler, whose own code (`on_finish`, `write_error`) must not run."""
+    """Write the response without running the handler's own methods, such as `on_finish` and `write_error`."""
     request = handler.request
-    # Instrumentation begins in `prepare`, which has not run yet.
+    # Instrumentation starts its span in `prepare`, which has not run yet.
     describe = partial(_describe, request, request.headers, request)
     refusals.record(error_response, get_current(), describe, is_at_server=True)
     request.connection.set_close_callback(None)
@@ -248,7 +247,8 @@ def _respond(handler: Any, error_response: ErrorResponse) -> None:
     handler._finished = True
     prepared = handler._prepared_future
     if prepared is not None and not prepared.done():
-        # This is for a handler that streams the request body: Tornado skips the body once a response has been sent.
+        # If the handler streams the request body, let Tornado continue. Tornado skips the body after a response is
+        # sent.
         prepared.set_result(None)
     handler.set_status(error_response.status)
     handler._log()

@@ -1,7 +1,7 @@
-"""The boundary at the point where each server calls its application.
+"""Boundaries at the point where each server calls its application.
 
-This boundary covers every ASGI and WSGI application, with or without a framework: plain, wrapped in middleware, or
-mounted.
+These boundaries cover all ASGI and WSGI applications, with or without a framework, even if an application is wrapped in
+middleware or mounted in another application.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from otel_token_relay.servers import asgi, rsgi, wsgi
 
 
 class Place(NamedTuple):
-    """The attribute from which a server reads its application.
+    """An attribute from which a server reads its application.
 
     Attributes:
         owner: The name of the class whose instances have the attribute.
         attribute: The attribute's name.
-        enclose: Encloses the application in a boundary.
-        is_ready: Returns whether the attribute already contains the application to be served.
+        enclose: A function that encloses the application in a boundary.
+        is_ready: A function that returns whether the attribute already contains the application to be served.
     """
 
     owner: str
@@ -32,8 +32,8 @@ class Place(NamedTuple):
 
 
 PLACES: Final[Mapping[str, tuple[str, tuple[Place, ...]]]] = {
-    # Until the application is loaded, the attribute may contain a factory or a WSGI application. Each connection copies
-    # the attribute.
+    # The attribute might contain a factory or a WSGI application until the application is loaded. Each connection
+    # copies the attribute.
     "uvicorn.config": (
         "uvicorn",
         (Place("Config", "loaded_app", asgi.enclose, lambda config: bool(config.loaded)),),
@@ -48,8 +48,8 @@ PLACES: Final[Mapping[str, tuple[str, tuple[Place, ...]]]] = {
     ),
     "daphne.server": ("daphne", (Place("Server", "application", asgi.enclose),)),
     "gunicorn.workers.gasgi": ("gunicorn", (Place("ASGIWorker", "asgi", asgi.enclose),)),
-    # The workers' base class is not hooked: uvicorn's and Tornado's workers extend it but do not serve WSGI
-    # applications.
+    # The workers' base class is not hooked, because uvicorn's and Tornado's workers inherit from it but do not serve
+    # WSGI applications.
     "gunicorn.workers.sync": ("gunicorn", (Place("SyncWorker", "wsgi", wsgi.enclose),)),
     "gunicorn.workers.gthread": ("gunicorn", (Place("ThreadWorker", "wsgi", wsgi.enclose),)),
     "gunicorn.workers.base_async": ("gunicorn", (Place("AsyncWorker", "wsgi", wsgi.enclose),)),
@@ -58,7 +58,7 @@ PLACES: Final[Mapping[str, tuple[str, tuple[Place, ...]]]] = {
     "cheroot.wsgi": ("cheroot", (Place("Server", "wsgi_app", wsgi.enclose),)),
     "gevent.pywsgi": ("gevent", (Place("WSGIHandler", "application", wsgi.enclose),)),
 }
-"""Maps each module to its PyPI package and the attributes to hook."""
+"""A mapping from each module to its PyPI package and the attributes to hook."""
 
 
 def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
@@ -68,7 +68,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
 
 def patch_wsgiref(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
-    """Hook *module*, which is ``wsgiref.handlers``. Django's ``runserver`` and CGI use it, too."""
+    """Hook *module*, which is ``wsgiref.handlers``. Django's ``runserver`` command and CGI also use this module."""
 
     def build(original: Function) -> Function:
         def run(self: Any, application: wsgi.App) -> None:
@@ -79,7 +79,7 @@ def patch_wsgiref(module: ModuleType, runtime: Runtime, patches: Patches) -> Non
     patches.wrap(module.BaseHandler, "run", build, ("self", "application"))
 
 
-# The functions that adapt an application to Granian's own interface, by the names under which its servers import them.
+# Granian's servers import these functions, which adapt an application to Granian's own interface.
 _GRANIAN_ADAPTERS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "_asgi_call_wrap": asgi.enclose,
     "_wsgi_call_wrap": wsgi.enclose,

@@ -1,4 +1,4 @@
-"""The boundary for WSGI applications: Flask, Django, Falcon, and more.
+"""The boundary for WSGI applications, such as Flask, Django, and Falcon.
 
 Source: PEP 3333.
 """
@@ -30,12 +30,12 @@ Environ = dict[str, Any]
 StartResponse = Callable[..., Any]
 App = Callable[[Environ, StartResponse], Iterable[bytes]]
 
-# The environ key that records that an outer boundary will end the response.
+# The environ key that indicates that an outer boundary will end the response.
 _ENDING_KEY: Final = "otel_token_relay.ends_with_token"
 
 
 class TokenRelayMiddleware:
-    """Bind each request's token around a WSGI application, if the application's framework is not hooked.
+    """WSGI middleware that binds each request's token, if the application's framework is not hooked.
 
     Make this the outermost middleware. Inner boundaries reuse this middleware's boundary.
 
@@ -53,7 +53,7 @@ class TokenRelayMiddleware:
 
 
 def patch(owner: type, runtime: Runtime, patches: Patches, name: str = "__call__") -> None:
-    """Enclose a method of *owner* that accepts environ and start_response in the boundary."""
+    """Enclose a method of *owner* in the boundary. The method must accept ``environ`` and ``start_response``."""
     relay = runtime.relay
 
     def build(original: Function) -> Function:
@@ -74,7 +74,7 @@ def patch(owner: type, runtime: Runtime, patches: Patches, name: str = "__call__
 
 
 class EnclosedApp:
-    """An application that runs inside a boundary, if the package is installed when the server calls the application.
+    """An application that runs inside a boundary, if the relay is installed when the server calls the application.
 
     Attribute lookups are forwarded to the application.
     """
@@ -99,7 +99,7 @@ def enclose(app: App) -> EnclosedApp:
 
 
 def patcher(class_name: str, *methods: str) -> Callable[[ModuleType, Runtime, Patches], None]:
-    """Return a hook that patches the class named *class_name* in a module."""
+    """Return a hook that encloses the application class named *class_name* in the boundary."""
 
     def patch_class(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
         for method in methods or ("__call__",):
@@ -115,9 +115,9 @@ def serve(
     terms: Terms,
     is_at_server: bool = False,
 ) -> Iterable[bytes]:
-    """Bind this request's token, or none, and run *app* if the authenticator accepts the request.
+    """Bind this request's token, or ``None``, and run *app* if the authenticator accepts the request.
 
-    The token stays bound while the response is streamed.
+    The token remains bound while the response is streamed.
     """
     settings, authenticator = terms
     if limits_streams(settings, authenticator):
@@ -138,8 +138,8 @@ def serve(
         detach(attached)
     file_wrapper = environ.get("wsgi.file_wrapper")
     if type(body) in (list, tuple, bytes) or (isinstance(file_wrapper, type) and isinstance(body, file_wrapper)):
-        # No more application code runs, so the body is returned unchanged: servers recognize these types, derive
-        # Content-Length from lists, tuples, and bytes, and pass the file wrapper to sendfile.
+        # No more application code will run, so return the body unchanged. Servers recognize these types: they derive
+        # Content-Length from lists, tuples, and bytes, and they pass the file wrapper to sendfile.
         boundary.close()
         return body
     kind = _SizedBody if hasattr(body, "__len__") else _Body
@@ -149,7 +149,7 @@ def serve(
 def _serve_until_expiry(
     app: App, settings: Settings, environ: Environ, start_response: StartResponse
 ) -> Iterable[bytes]:
-    """Run *app*. If its response is an event stream, end it when the request's token expires."""
+    """Run *app*. If the response is an event stream, end the stream when the request's token expires."""
     seconds = seconds_left(environ[BOUNDARY_KEY], settings)
     if seconds is None or environ.get(_ENDING_KEY):
         return app(environ, start_response)
@@ -168,9 +168,9 @@ def _serve_until_expiry(
 
 
 class _EndingBody:
-    """A body that ends at the first step after *ends_at* on the monotonic clock, if the response is an event stream.
+    """A response body. An event stream ends at the first step after *ends_at* on the monotonic clock.
 
-    A step that waits for the next event cannot be interrupted.
+    A step cannot be interrupted while it waits for the next event.
     """
 
     def __init__(self, body: Iterable[bytes], is_stream: list[bool], ends_at: float) -> None:
@@ -187,7 +187,7 @@ class _EndingBody:
             self._iterator = iter(self._body)
         self._check()
         chunk = next(self._iterator)
-        self._check()  # the step may have taken a long time
+        self._check()  # the step might have taken a long time
         return chunk
 
     def _check(self) -> None:
@@ -252,14 +252,14 @@ def _enter(
     refusals.record(error_response, get_current(), partial(_describe, environ), is_at_server=is_at_server)
     phrase = HTTPStatus(error_response.status).phrase
     start_response(f"{error_response.status} {phrase}", list(error_response.headers))
-    # RFC 9110, section 9.3.2: a response to HEAD has the same headers as a response to GET, but an empty body. That
-    # body is one empty chunk, because Hypercorn does not start a response before its first chunk.
+    # A response to HEAD has the same headers as a response to GET, but no body (RFC 9110, section 9.3.2). Return a
+    # single empty chunk, because Hypercorn does not start a response before the first chunk.
     return [b"" if environ.get("REQUEST_METHOD") == "HEAD" else error_response.body]
 
 
 def _lines_of(environ: Environ, name: str) -> list[str]:
-    """Return the lines of one header, which a WSGI server has already combined into one."""
-    # PEP 3333: an empty value is equivalent to a missing one.
+    """Return the values of a header as a list. WSGI servers combine all lines of a header into a single value."""
+    # An empty value is equivalent to a missing value (PEP 3333).
     keys = ("CONTENT_LENGTH",) if name == "content-length" else _keys((name,))
     return [value for value in map(environ.get, keys) if value]
 
@@ -270,7 +270,7 @@ def _describe(environ: Environ) -> refusals.HttpRequest:
 
 
 def _path(environ: Environ) -> RequestPath:
-    """Return the decoded path. WSGI passes the path's bytes as Latin-1 (PEP 3333, "Unicode Issues")."""
+    """Return the decoded path. WSGI decodes the path's bytes as Latin-1 (PEP 3333, "Unicode Issues")."""
     # Django and Werkzeug treat an empty path as the root path.
     routed = _as_text(environ.get("PATH_INFO", "")) or "/"
     return RequestPath(
@@ -295,10 +295,10 @@ def _header_values(environ: Environ) -> Iterator[str]:
 
 
 class _Body:
-    """A streamed response. Each step runs in the request's context, and the context is detached after each step.
+    """A streamed response. Each step runs in the request's context, which is detached after the step.
 
-    The context is kept from step to step, because instrumentation attaches its span in the first step and
-    detaches it in the last one. Streams that a server interleaves do not see each other's contexts.
+    The context is preserved between steps, because instrumentation attaches its span in the first step and detaches it
+    in the last step. The contexts of interleaved streams remain separate.
     """
 
     def __init__(self, body: Iterable[bytes], boundary: Boundary, context: Context) -> None:
@@ -335,9 +335,9 @@ class _Body:
             self._boundary.close()
 
     def __del__(self) -> None:
-        # This method is for servers that do not call `close`. Releasing a generator ends it, and instrumentation that
-        # detaches its span at that point would attach our context to the thread.
-        if attach is None:  # at shutdown, after the interpreter has cleared this module
+        # Some servers do not call `close`. Deleting a generator ends it, and instrumentation that detaches its span at
+        # that point would attach our context to the thread.
+        if attach is None:  # at shutdown, the interpreter might have cleared this module already
             return
         self._boundary.close()
         attached = attach(self._context)
@@ -348,7 +348,7 @@ class _Body:
 
 
 class _SizedBody(_Body):
-    """A response with a known number of chunks, from which a server may derive Content-Length.
+    """A response with a known number of chunks, from which a server can derive Content-Length.
 
     Source: PEP 3333, "Handling the Content-Length Header".
     """

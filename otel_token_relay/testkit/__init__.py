@@ -1,4 +1,4 @@
-"""The components of the test kit, exposed through `otel_token_relay.testing` and `otel_token_relay.pytest_plugin`.
+"""Implement the test kit that `otel_token_relay.testing` and `otel_token_relay.pytest_plugin` expose.
 
-Production code imports nothing from this package.
+Production code does not import this package.
 """

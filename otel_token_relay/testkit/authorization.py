@@ -1,7 +1,7 @@
-"""Run the demo's authorization server for tests, in a separate process.
+"""Run the demo's authorization server in a separate process for tests.
 
-If the server ran in the process in which the relay is installed, the relay would have to verify the very requests that
-fetch the keys for verification.
+In the tests' process, the relay would also verify the requests for the server's signing keys. Verification would then
+require the keys before the server could return them.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from otel_token_relay.demo.lifeline import tie
 from otel_token_relay.demo.sign_in import sign_in, sign_out
 from otel_token_relay.token import BearerToken
 
-# The packages that the server needs, and the packages that are needed to verify its tokens.
+# The server and the verification of the server's tokens require these packages.
 _NEEDED: Final = ("authlib", "cryptography", "flask", "joserfc", "jwt", "urllib3")
 
 
 class AuthorizationServer:
-    """A real authorization server on loopback, with two users and three services.
+    """A real authorization server on the loopback interface, with two users and three services.
 
-    It issues access tokens (RFC 9068, RS256), publishes its keys, and introspects, revokes, and exchanges tokens
-    (RFC 8693).
+    The server issues access tokens (RFC 9068, RS256) and publishes its keys. The server also introspects, revokes, and
+    exchanges tokens (RFC 8693).
 
     Attributes:
         issuer: The server's URL, ``http://127.0.0.1:port``.
-        users: The users: ``alice`` and ``bob``.
-        services: The services: ``user-service``, ``profile-service``, and ``billing-service``. Each service has
-            credentials and can be the audience of exchanged tokens.
+        users: The names of the users, ``alice`` and ``bob``.
+        services: The names of the services, ``user-service``, ``profile-service``, and ``billing-service``. Each
+            service has credentials and can be the audience of an exchanged token.
     """
 
     users: Final = ("alice", "bob")
@@ -48,15 +48,15 @@ class AuthorizationServer:
         """Sign a user in, and return a new access token.
 
         Args:
-            user: One of *users*.
-            audience: The service or services that the token is for. Any name is accepted.
+            user: A user's name from *users*.
+            audience: The token's audience, which can be any name or sequence of names.
             scope: ``profile``, ``email``, or both, separated by a space.
 
         Raises:
             ValueError: The user does not exist.
         """
         if user not in self.users:
-            raise ValueError(f"expected one of the users {' and '.join(self.users)}")
+            raise ValueError(f"unknown user; expected {' or '.join(self.users)}")
         return BearerToken(sign_in(self.issuer, user, scope=scope, resource=audience))
 
     def verifying(self, audience: str = "profile-service") -> dict[str, Any]:
@@ -67,13 +67,13 @@ class AuthorizationServer:
         """Return the `Settings` fields for a service that verifies tokens and exchanges them at this server.
 
         Args:
-            service: One of *services*.
+            service: A service's name from *services*.
 
         Raises:
             ValueError: The service does not exist.
         """
         if service not in self.services:
-            raise ValueError(f"expected one of the services {', '.join(self.services)}")
+            raise ValueError(f"unknown service; expected one of {', '.join(self.services)}")
         return {**self.verifying(service), "client_id": service, "client_secret": f"{service}-secret"}
 
     def revoke(self, token: BearerToken) -> None:
@@ -88,7 +88,7 @@ class AuthorizationServer:
 def running_authorization_server() -> Generator[AuthorizationServer, None, None]:
     """Run the server on a free loopback port until the block ends.
 
-    The server's process exits when the current process exits, even if the current process is killed.
+    The server also stops if the current process exits or is killed.
 
     Raises:
         ModuleNotFoundError: A package from the ``demo`` extra is missing.
@@ -103,7 +103,7 @@ def running_authorization_server() -> Generator[AuthorizationServer, None, None]
             )
     lifeline, our_end = os.pipe()
     program = [sys.executable, "-W", "ignore", "-m", "otel_token_relay.demo.authorization_server"]
-    # The tests' settings for OpenTelemetry and for this package must not affect the server.
+    # The tests' OpenTelemetry and token relay settings must not affect the server.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
     process = subprocess.Popen(  # noqa: S603  # a fixed command
         tie(program, lifeline),

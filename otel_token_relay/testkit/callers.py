@@ -1,4 +1,4 @@
-"""Run code as a caller: within a server boundary that has received the caller's token."""
+"""Run code within a server boundary that has received a caller's token."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from otel_token_relay.authentication import Authenticator, ErrorResponse, Reques
 from otel_token_relay.boundary import Boundary
 from otel_token_relay.token import BearerToken
 
-# No entry in `…_VERIFY_EXCLUDE` matches this path.
+# No verification exclusion matches this path.
 _NO_PATH: Final = RequestPath(None, "")
 
-# The blocks that the current thread or task is in, each with the value that `attach` returned.
+# The open blocks of the current thread or task, each with the value that `attach` returned.
 _open: Final[ContextVar[tuple[tuple[Boundary, Any], ...]]] = ContextVar("otel_token_relay_callers", default=())
 
 
 class CallerRefused(AssertionError):
-    """The error raised when the relay's settings require a verified token and the caller's token is not accepted."""
+    """The error for a caller whose token is rejected when the settings require a verified token."""
 
     def __init__(self, name: str, error_response: ErrorResponse) -> None:
         reason = error_response.reason or error_response.error
         claim = "" if error_response.claim is None else f", claim {error_response.claim}"
-        super().__init__(f"the token of {name} is not accepted: {reason}{claim} (status {error_response.status})")
+        super().__init__(f"{name}'s token is not accepted: {reason}{claim} (status {error_response.status})")
 
 
 class Headers(dict[str, str]):
-    """Headers whose ``repr`` does not show their values."""
+    """Headers whose ``repr`` omits the header values."""
 
     def __repr__(self) -> str:
         return f"<Headers {', '.join(self)}>"
@@ -39,9 +39,9 @@ class Headers(dict[str, str]):
 class Caller:
     """A user with a token.
 
-    The code in a ``with`` or ``async with`` block runs as if it were handling a request from this caller: the installed
-    relay reads the token, verifies it if the settings require verification, and ends the token's lease when the block
-    ends. A `Caller` can be used for multiple blocks, even at the same time in multiple threads or tasks.
+    The code in a ``with`` or ``async with`` block runs as if it were handling a request from this caller. The installed
+    relay reads the token, verifies the token if the settings require verification, and ends the token's lease when the
+    block ends. Multiple blocks can use the same `Caller`, including concurrent blocks in different threads or tasks.
 
     Attributes:
         name: The user's name.
@@ -54,7 +54,7 @@ class Caller:
 
     @property
     def headers(self) -> Headers:
-        """The headers that a test client must send in a request from this caller: ``Authorization``."""
+        """The ``Authorization`` header that a test client must send in a request from this caller."""
         return Headers({"Authorization": f"Bearer {self.token.reveal()}"})
 
     def __enter__(self) -> Caller:
@@ -82,7 +82,7 @@ class Caller:
 
     def _arrive(self) -> tuple[Boundary, Authenticator | None]:
         if runtime.installed is None:
-            raise RuntimeError("no relay is installed: use the fixture token_relay, or installed_relay()")
+            raise RuntimeError("no relay is installed: use the token_relay fixture or installed_relay()")
         settings, authenticator = runtime.installed.terms
         header = next(iter(settings.source_headers), "authorization")
 

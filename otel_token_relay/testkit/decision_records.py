@@ -1,4 +1,4 @@
-"""Record the relay's decisions and verification results, for assertions in tests."""
+"""Record the relay's decisions and verification results for test assertions."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from otel_token_relay.origin import Origin
 
 @dataclass(frozen=True, slots=True)
 class RecordedDecision:
-    """The decision for one hop. The record contains no tokens.
+    """A record of the decision for a hop. The record contains no tokens.
 
     Attributes:
         outcome: ``relayed``, ``exchanged``, ``own``, or ``withheld``.
-        reason: The `Reason`, as text.
-        origin: The request's destination, such as ``https://profile-service``; ``unknown`` if the destination is not
-            known.
-        entry: The matching entry; ``None`` if no entry matches.
-        closest_entry: If no entry matches, the entry that differs least, and how it differs; ``None`` if an entry
-            matches or if no entry is close.
+        reason: The value of the decision's `Reason`.
+        origin: The destination's origin, such as ``https://profile-service``, or ``unknown`` if the origin cannot be
+            determined.
+        entry: The matching entry, or ``None`` if no entry matches.
+        closest_entry: The most similar entry and its difference from the destination, or ``None`` if an entry matches
+            or no entry is similar.
     """
 
     outcome: str
@@ -40,12 +40,12 @@ class RecordedDecision:
 
 @dataclass(frozen=True, slots=True)
 class RecordedVerification:
-    """The result of verifying one incoming request. The record contains no tokens.
+    """A record of the verification of an incoming request. The record contains no tokens.
 
     Attributes:
         outcome: ``accepted``, ``reported``, ``refused``, ``unavailable``, or ``excluded``.
-        reason: Why the request was not accepted; ``None`` if the request was accepted.
-        claim: The claim that violates a rule; ``None`` unless there is exactly one.
+        reason: The reason that the request was not accepted, or ``None`` if the request was accepted.
+        claim: The claim that violates a rule, if only one claim does; otherwise, ``None``.
     """
 
     outcome: str
@@ -54,10 +54,10 @@ class RecordedVerification:
 
 
 class RecordedDecisions(Sequence[RecordedDecision]):
-    """The decisions so far, oldest first. Safe to share between threads.
+    """A thread-safe sequence of the recorded decisions, in chronological order.
 
     Attributes:
-        verifications: The verification results, oldest first.
+        verifications: The verification results in chronological order.
     """
 
     def __init__(self) -> None:
@@ -83,15 +83,15 @@ class RecordedDecisions(Sequence[RecordedDecision]):
         return f"<RecordedDecisions: {'; '.join(map(str, self)) or 'none'}>"
 
     def clear(self) -> None:
-        """Forget all decisions and verifications."""
+        """Remove all recorded decisions and verification results."""
         self._decisions.clear()
         self.verifications.clear()
 
     def reasons(self, url: str) -> list[str]:
-        """Return the reasons for all decisions about *url*'s origin, oldest first.
+        """Return the reasons for all decisions about *url*'s origin, in chronological order.
 
         Raises:
-            ValueError: *url* has no origin, or different clients parse it differently.
+            ValueError: *url* has no origin, or HTTP clients disagree about how to parse the URL.
         """
         return [decision.reason for decision in self._of(url)]
 
@@ -99,7 +99,7 @@ class RecordedDecisions(Sequence[RecordedDecision]):
         """Fail unless at least one request was sent to *url*'s origin and every such request carried a token.
 
         Raises:
-            ValueError: *url* has no origin, or different clients parse it differently.
+            ValueError: *url* has no origin, or HTTP clients disagree about how to parse the URL.
         """
         __tracebackhide__ = True
         found = self._of(url)
@@ -110,17 +110,19 @@ class RecordedDecisions(Sequence[RecordedDecision]):
         """Fail unless at least one request was sent to *url*'s origin and no such request carried a token.
 
         Args:
-            url: Any URL at the destination.
-            reason: The expected reason; ``None`` for any reason.
+            url: A URL with the destination's origin.
+            reason: The expected reason, or ``None`` to accept any reason.
 
         Raises:
-            ValueError: *url* has no origin, or different clients parse it differently.
+            ValueError: *url* has no origin, or HTTP clients disagree about how to parse the URL.
         """
         __tracebackhide__ = True
         found = self._of(url)
         if not found or any(one.outcome != "withheld" or reason not in (None, one.reason) for one in found):
             why = "" if reason is None else f" ({reason})"
-            raise AssertionError(self._explain(f"expected each request to {_shown(url)} to be withheld{why}"))
+            raise AssertionError(
+                self._explain(f"expected the token to be withheld from each request to {_shown(url)}{why}")
+            )
 
     def _of(self, url: str) -> list[RecordedDecision]:
         shown = _shown(url)
@@ -128,8 +130,8 @@ class RecordedDecisions(Sequence[RecordedDecision]):
 
     def _explain(self, expected: str) -> str:
         lines = [f"  {decision}" for decision in self] or [
-            "  none. Either no request was sent, or a mock or a plug-in replaces the place where the relay adds the"
-            " header; see docs/testing.md."
+            "  none. Either no request was sent, or a mock or a plug-in replaces the code that adds the header; see"
+            " docs/testing.md."
         ]
         return "\n".join([f"{expected}. Recorded decisions:", *lines])
 
@@ -142,7 +144,7 @@ def _shown(url: str) -> str:
 
 
 class _Log(DecisionLog):
-    """Record the fields that the decision log receives, and pass them on if the log is enabled."""
+    """A decision log that records the fields of each line and forwards the fields to the previous log."""
 
     def __init__(self, records: RecordedDecisions) -> None:
         super().__init__()
@@ -150,7 +152,7 @@ class _Log(DecisionLog):
         self.next: DecisionLog | None = None
 
     def write(self, **fields: str | Callable[[], str | None] | None) -> None:
-        """Record one line. Never raises an exception."""
+        """Record one log line. This method never raises an exception."""
         values = {name: value() if callable(value) else value for name, value in fields.items()}
         reason = values.get("reason")
         if (outcome := values.get("decision")) is not None:
@@ -166,7 +168,7 @@ class _Log(DecisionLog):
 
 @contextmanager
 def recording() -> Generator[RecordedDecisions, None, None]:
-    """Record decisions until the block ends, even if the relay is installed or replaced within it."""
+    """Record decisions until the block ends, even if the relay is installed or replaced within the block."""
     records = RecordedDecisions()
     log = _Log(records)
     follow = operator_log.follow

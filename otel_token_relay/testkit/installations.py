@@ -26,7 +26,7 @@ _OUR_KEYS = (
 
 
 class InstalledRelay:
-    """The relay installed for one test. Call this object to install different settings for the rest of the test."""
+    """The relay that is installed for one test. To install different settings during the test, call this object."""
 
     @property
     def settings(self) -> Settings:
@@ -43,12 +43,12 @@ class InstalledRelay:
         """Replace the effective settings, and return the new settings.
 
         Args:
-            settings: The settings; ``None`` to build them from *fields*.
+            settings: The new settings, or ``None`` to build the settings from *fields*.
             fields: `Settings` fields.
 
         Raises:
             ConfigurationError: A value is invalid.
-            TypeError: Both settings and fields are passed, neither is passed, or a field does not exist.
+            TypeError: Both *settings* and *fields* are passed, neither is passed, or a field does not exist.
         """
         chosen = _build(settings, fields)
         if chosen is None:
@@ -70,20 +70,21 @@ def _build(settings: Settings | None, fields: dict[str, Any]) -> Settings | None
 
 @contextmanager
 def installed_relay(settings: Settings | None = None, /, **fields: Any) -> Generator[InstalledRelay, None, None]:
-    """Install the relay until the block ends, as in a new process that has not served any requests.
+    """Install the relay for the duration of a block, as if in a new process that has not served any requests.
 
-    When the block ends, the previous state is restored: the installation, the global propagator, and everything that
-    was bound to the current context. Within the block, mocks for the requests library see the header. The installation
-    applies to the whole process, so blocks may be nested but must not overlap across threads.
+    When the block ends, the previous installation, global propagator, and context are restored. Within the block, mocks
+    for the Requests library receive the header. The installation applies to the entire process, so blocks can be nested
+    but must not overlap across threads.
 
     Args:
-        settings: The settings; ``None`` to build them from *fields*.
-        fields: `Settings` fields. If neither settings nor fields are passed, the settings that the application has
-            installed in code apply or, if there are none, the settings from the configuration file and the environment.
+        settings: The settings, or ``None`` to build the settings from *fields*.
+        fields: `Settings` fields. Without *settings* and *fields*, the relay uses the settings that the application
+            installed in code. If the application installed no settings, the relay uses the configuration file and the
+            environment.
 
     Raises:
         ConfigurationError: A value is invalid.
-        TypeError: Both settings and fields are passed, or a field does not exist.
+        TypeError: Both *settings* and *fields* are passed, or a field does not exist.
     """
     chosen = _build(settings, fields)
     previous = installation._installed
@@ -109,5 +110,5 @@ def installed_relay(settings: Settings | None = None, /, **fields: Any) -> Gener
 
 
 def _unbound() -> Context:
-    """Return the current context without anything that this package has added to it."""
+    """Return a copy of the current context without the values that this package added."""
     return Context({key: value for key, value in otel_context.get_current().items() if key not in _OUR_KEYS})

@@ -1,13 +1,12 @@
-"""Make the relay's decisions visible to mocks that replace the code in which the relay adds the header.
+"""Make the relay's header visible to mocks that replace the code in which the relay adds the header.
 
-``responses`` and ``requests-mock`` replace the transport adapter of the requests library. The adapter is a layer above
-urllib3, which is the library that the relay hooks. Within `visible_to_mocks`, the installed relay makes a decision
-about each request that such a mock receives, according to the same rules as for every hop. The mock receives a copy of
-the request with the header, and the application keeps its own request, which does not have the header, as in
-production. If the mock passes the request through to the real adapter, that decision is discarded, and the urllib3 hook
-makes its own.
+``responses`` and ``requests-mock`` replace the transport adapter of the Requests library. The adapter calls urllib3,
+which the relay hooks, so mocked requests do not reach the hook. Within `visible_to_mocks`, the installed relay makes a
+decision about each mocked request, according to the same rules as for any other hop. The mock receives a copy of the
+request with the header. As in production, the application's own request does not contain the header. If the mock passes
+the request to the real adapter, the relay discards the decision, and the urllib3 hook makes a new decision.
 
-Only the libraries' public methods are wrapped, and only until the block ends.
+This module wraps only the libraries' public methods, and only until the block ends.
 """
 
 from __future__ import annotations
@@ -36,12 +35,12 @@ class _MockHook(NamedTuple):
 
 
 class _Sent:
-    """The request that a mock has received instead of the application's own request.
+    """A request that a mock receives in place of the application's own request.
 
     Attributes:
         original: The application's request.
-        shown: The request that the mock has received.
-        is_passed_on: Whether the mock has passed the request through to the real adapter.
+        shown: The request that the mock receives.
+        is_passed_on: Whether the mock has passed the request to the real adapter.
     """
 
     def __init__(self, original: Any, shown: Any) -> None:
@@ -54,7 +53,7 @@ _sent: ContextVar[_Sent | None] = ContextVar("otel_token_relay_sent_to_mock", de
 
 
 def _patch_responses(module: ModuleType, patches: Patches) -> None:
-    """Wrap the function with which each `responses.RequestsMock` replaces ``HTTPAdapter.send``."""
+    """Wrap the function that each `responses.RequestsMock` uses in place of ``HTTPAdapter.send``."""
     adapters: Any = sys.modules["requests.adapters"]
 
     def build_send(original: Function) -> Function:
@@ -71,7 +70,7 @@ def _patch_responses(module: ModuleType, patches: Patches) -> None:
 
     def build_add_headers(original: Function) -> Function:
         def add_headers(self: Any, request: Any, **kwargs: Any) -> Any:
-            # The real adapter calls this method before it sends a request, so the mock has passed the request through.
+            # The real adapter calls this method before it sends a request that the mock has passed to the adapter.
             sent = _sent.get()
             if sent is not None and sent.shown is request:
                 sent.is_passed_on = True
@@ -82,12 +81,13 @@ def _patch_responses(module: ModuleType, patches: Patches) -> None:
 
     patches.wrap(module.RequestsMock, "unbound_on_send", build_unbound)
     patches.wrap(adapters.HTTPAdapter, "add_headers", build_add_headers)
-    if adapters.HTTPAdapter.send.__module__ == module.__name__:  # a mock that has already started
+    # A mock that has already started has replaced ``send``.
+    if adapters.HTTPAdapter.send.__module__ == module.__name__:
         patches.wrap(adapters.HTTPAdapter, "send", build_send)
 
 
 def _patch_requests_mock(module: ModuleType, patches: Patches) -> None:
-    """Wrap ``send`` of `requests_mock.Adapter`."""
+    """Wrap the ``send`` method of `requests_mock.Adapter`."""
 
     def build(original: Function) -> Function:
         def send(self: Any, request: Any, **kwargs: Any) -> Any:
@@ -95,8 +95,8 @@ def _patch_requests_mock(module: ModuleType, patches: Patches) -> None:
                 try:
                     return original(self, shown, **kwargs)
                 except Exception as error:
-                    # Either no response is registered, or the real adapter must send the request. If the mocker itself
-                    # sends a request, it sends the application's own request.
+                    # The error indicates that no response is registered or that the real adapter must send the request.
+                    # In the second case, the mocker sends the application's own request.
                     sent = _sent.get()
                     if sent is not None and type(error).__module__.partition(".")[0] == "requests_mock":
                         sent.is_passed_on = True
@@ -110,11 +110,11 @@ def _patch_requests_mock(module: ModuleType, patches: Patches) -> None:
 
 
 def _decide(respond: Callable[[Any], Any], request: Any) -> Any:
-    """Pass a request to the mock, with the header if the installed relay's rules allow that, and return the response.
+    """Pass the mock a copy of the request to which the relay can add the header, and return the mock's response.
 
     Args:
         respond: A callable that passes a request to the mock.
-        request: The application's `requests.PreparedRequest`, which is not changed.
+        request: The application's `requests.PreparedRequest`, which remains without the header.
     """
     current = runtime.installed
     if current is None or not current.clients_are_hooked:
@@ -140,7 +140,7 @@ def _decide(respond: Callable[[Any], Any], request: Any) -> Any:
         current.relay._has_warned |= relay._has_warned
     if sent.shown is not request:
         response.request = request
-        # Mocks add attributes that tests read, such as `params`, to the request, and replace a body that they read.
+        # Copy attributes that mocks add for tests, such as `params`, and the body, which mocks can replace.
         for name, value in vars(sent.shown).items():
             if name == "body" or name not in vars(request):
                 setattr(request, name, value)
@@ -148,7 +148,7 @@ def _decide(respond: Callable[[Any], Any], request: Any) -> Any:
 
 
 def _recording_later(relay: Relay) -> tuple[Relay, list[tuple[Any, ...]]]:
-    """Return a copy of the relay that adds its records to a list instead of writing them, and the list."""
+    """Return a copy of the relay that collects its records in a list, and return the list."""
     records: list[tuple[Any, ...]] = []
     later: Any = copy.copy(relay)
     later._record = lambda *record: records.append(record)
@@ -156,7 +156,7 @@ def _recording_later(relay: Relay) -> tuple[Relay, list[tuple[Any, ...]]]:
 
 
 def _target_of(request: Any) -> Target:
-    from urllib3.util import parse_url  # the parser that requests uses; requests requires urllib3
+    from urllib3.util import parse_url  # Requests depends on urllib3 and uses this parser.
 
     url = parse_url(request.url)
     if url.scheme is None or url.host is None:
@@ -169,7 +169,7 @@ def _has_header(request: Any, name: str) -> HasHeader:
 
 
 def _warn(hook: _MockHook, error: Exception) -> None:
-    message = f"mocks of {hook.module} do not see the header that the relay adds: {error}"
+    message = f"mocks of {hook.module} do not receive the header that the relay adds: {error}"
     warnings.warn(message, RuntimeWarning, stacklevel=2)
 
 
@@ -188,9 +188,9 @@ _depth = 0
 
 @contextmanager
 def visible_to_mocks() -> Generator[None, None, None]:
-    """Show the header to ``responses`` and ``requests-mock`` until the block ends.
+    """Make the header visible to ``responses`` and ``requests-mock`` until the block ends.
 
-    The mocks may start before or within the block.
+    The mocks can start before or within the block.
     """
     global _depth
     _depth += 1

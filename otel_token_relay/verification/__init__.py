@@ -1,6 +1,6 @@
-"""Verify incoming tokens. Requires the ``verify`` extra.
+"""Verify incoming tokens. This package requires the ``verify`` extra.
 
-PyJWT is not imported until a verifier or the authenticator is first accessed.
+The package does not import PyJWT until a verifier or the authenticator is first accessed.
 """
 
 from __future__ import annotations

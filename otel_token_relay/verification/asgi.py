@@ -1,4 +1,4 @@
-"""`BearerAuthMiddleware` for ASGI applications: FastAPI, Starlette, Django, Litestar, and more."""
+"""`BearerAuthMiddleware` for ASGI applications (FastAPI, Starlette, Django, Litestar, and more)."""
 
 from __future__ import annotations
 
@@ -15,24 +15,25 @@ __all__ = ["BearerAuthMiddleware", "Principal", "principal_of"]
 
 
 class BearerAuthMiddleware:
-    """Accept only requests with a valid bearer token.
+    """ASGI middleware that accepts only requests with a valid bearer token.
 
-    All other HTTP requests receive a 400, 401, 403, or 503 response; all other WebSockets are rejected during the
-    handshake. The application finds a `Principal` in ``scope["user"]`` and the token's scopes in ``scope["auth"]``,
-    where Starlette's ``request.user`` and ``requires`` expect them.
+    The response to a rejected HTTP request has the status 400, 401, 403, or 503. A WebSocket connection without a valid
+    token is rejected during the handshake. The middleware stores a `Principal` in ``scope["user"]`` and the token's
+    scopes in ``scope["auth"]``, where Starlette's ``request.user`` and ``requires`` look for these objects.
 
     Args:
         app: The ASGI 3 application.
-        verifier: A `TokenVerifier` or an `AsyncTokenVerifier`; neither blocks the event loop in this middleware.
-        authenticator: Your own `BearerAuthenticator`, instead of *verifier* and *options*.
-        settings: The settings that specify the token headers. They are used only if no outer boundary has read the
-            headers. ``None`` to use the installed settings or, if none are installed, the settings from the
-            environment.
+        verifier: A `TokenVerifier` or an `AsyncTokenVerifier`. The middleware does not block the event loop, regardless
+            of the verifier's class.
+        authenticator: A custom `BearerAuthenticator` to use instead of *verifier* and *options*.
+        settings: The settings that specify the token headers. The middleware uses these settings only if no outer
+            boundary has read the headers. If this argument is ``None``, the middleware uses the installed settings or,
+            if no settings are installed, the settings from the environment.
         options: Options for `BearerAuthenticator`: ``realm``, ``required_scopes``, ``any_scopes``, ``exclude``,
             ``resource_metadata``, ``acr_values``, and ``max_age``.
 
     Raises:
-        ConfigurationError: An option is invalid; the error identifies it.
+        ConfigurationError: An option is invalid. The error identifies the option.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
-"""Verify the token in each request, and build the error response for any request that is not accepted.
+"""Verify the token in each request, and build an error response for each rejected request.
 
-The same authenticator works with every kind of server, both in middleware and at the server boundary. It uses the
-credentials that the boundary has read and does not read any headers itself.
+An authenticator works with any kind of server, either in middleware or at the server boundary. The boundary reads the
+headers and passes the credentials to the authenticator.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ _logger = logging.getLogger("otel_token_relay")
 
 DEFAULT_REALM: Final = "api"
 
-# The reasons whose explanations contain no values from the token.
+# The explanations of these reasons do not contain any values from the token.
 _WITHOUT_VALUES: Final = frozenset({"absent", "malformed", "ambiguous", "too_long", "inactive", "revoked"})
 
 
 class Verifier(Protocol):
-    """A verifier from this package, or any other object that has this method. The method may be asynchronous."""
+    """A verifier from this package, or any other object with a ``verify`` method, which can be asynchronous."""
 
     def verify(self, token: str) -> VerifiedToken | Awaitable[VerifiedToken]:
         """Return the verified token, or raise `TokenRejected` or `KeysUnavailable`."""
@@ -47,7 +47,7 @@ class Verifier(Protocol):
 
 
 class AuthenticatorOptions(TypedDict, total=False):
-    """The options that `BearerAuthMiddleware` passes to `BearerAuthenticator`, which documents and checks them."""
+    """The options that `BearerAuthMiddleware` passes to `BearerAuthenticator`."""
 
     realm: str | None
     required_scopes: Sequence[str]
@@ -59,30 +59,31 @@ class AuthenticatorOptions(TypedDict, total=False):
 
 
 class BearerAuthenticator:
-    """Accept requests with a valid token that has the required scopes.
+    """An authenticator that accepts only requests whose token is valid and has the required scopes.
 
     Args:
-        verifier: A `TokenVerifier` or an `AsyncTokenVerifier`; both work with every kind of server, and
-            neither blocks an event loop.
-        realm: The realm sent in every challenge; ``None`` for ``api``.
-        required_scopes: The scopes that every accepted token must have.
-        any_scopes: A list of scopes. Every accepted token must have at least one of these scopes.
-        exclude: Paths that do not require a token. Each path is compared exactly with the path that the application
-            routes on, which excludes the mount point (``root_path``, ``SCRIPT_NAME``): ``/healthz`` matches neither
-            ``/healthz/`` nor ``/healthz/deep``. ``/healthz/*`` matches all paths below ``/healthz/``. For gRPC, use
-            full method names: ``/package.Service/Method``.
-        resource_metadata: This protected resource's identifier (RFC 9728), which is the URL that clients use. If an
-            identifier is set, the resource's metadata is served without requiring a token, and each challenge includes
-            the metadata's URL.
+        verifier: A `TokenVerifier` or an `AsyncTokenVerifier`. Either class works with any kind of server. The
+            authenticator never blocks an event loop.
+        realm: The realm to send in every challenge, or ``None`` to use ``api``.
+        required_scopes: The scopes that a token must have.
+        any_scopes: A list of scopes, at least one of which a token must have.
+        exclude: Paths that do not require a token. Each path must exactly match the path that the application uses for
+            routing, which excludes the mount point (``root_path``, ``SCRIPT_NAME``). For example, ``/healthz`` does not
+            match ``/healthz/`` or ``/healthz/deep``. To match all paths below ``/healthz/``, use ``/healthz/*``. For
+            gRPC, use full method names, such as ``/package.Service/Method``.
+        resource_metadata: The identifier of this protected resource (RFC 9728), which is the URL that clients use. If
+            this argument is set, clients can fetch the resource's metadata without a token, and each challenge includes
+            the metadata URL.
         acr_values: The accepted values of the token's ``acr`` claim (RFC 9470).
-        max_age: The maximum number of seconds since the time in the token's ``auth_time`` claim (RFC 9470).
-        mode: ``enforce`` rejects requests without a valid token; ``optional`` also accepts requests without any token;
-            ``report`` accepts every request and only counts and logs.
-        span_claims: A callable that returns the claims to set as SERVER span attributes.
-        now: A clock that returns the seconds since the epoch.
+        max_age: The maximum time since the user authenticated, in seconds (RFC 9470). The token's ``auth_time`` claim
+            specifies when the user authenticated.
+        mode: If ``enforce``, requests without a valid token are rejected. If ``optional``, requests without a token are
+            also accepted. If ``report``, every request is accepted, and failed checks are only counted and logged.
+        span_claims: A callable that returns the claims to record as attributes of the SERVER span.
+        now: A callable that returns the current time, in seconds since the epoch.
 
     Raises:
-        ConfigurationError: An option is invalid; the error identifies it.
+        ConfigurationError: An option is invalid. The error identifies the option.
     """
 
     def __init__(
@@ -101,7 +102,9 @@ class BearerAuthenticator:
         now: Clock = time.time,
     ) -> None:
         if isinstance(exclude, str) or not all(isinstance(path, str) and is_exclusion(path) for path in exclude):
-            raise ConfigurationError("exclude", "expected a sequence of paths that start with /, or end with /*")
+            raise ConfigurationError(
+                "exclude", "expected a sequence of paths; each path must start with / and can end with /*"
+            )
         self._resource = None
         if resource_metadata is not None:
             servers = verifier.issuers if isinstance(verifier, VerifierCore) else ()
@@ -126,7 +129,7 @@ class BearerAuthenticator:
         self._recorder = VerificationRecorder(mode)
 
     def check(self, credentials: Credentials, path: RequestPath) -> ErrorResponse | None:
-        """Return the error response if the request is not accepted; see `Authenticator`."""
+        """Return an error response if the request is rejected; otherwise, return ``None``."""
         if isinstance(credentials, Reason) or self._is_open(credentials, path):
             return self._respond_without_token(credentials, path)
         try:
@@ -136,7 +139,7 @@ class BearerAuthenticator:
             else:
                 verified = cast("VerifiedToken", verifier.verify(token))
             return self._check_verified(credentials, verified)
-        except Exception as error:  # no verifier error may let a request through
+        except Exception as error:  # never accept a request because of a verifier error
             return self._reject_after(error, credentials)
 
     async def check_async(self, credentials: Credentials, path: RequestPath) -> ErrorResponse | None:
@@ -156,7 +159,7 @@ class BearerAuthenticator:
             return self._reject_after(error, credentials)
 
     def prepare(self) -> None:
-        """Create the counter; see `otel_token_relay.authentication.Authenticator`."""
+        """Create the counter."""
         self._recorder.prepare()
 
     def _check_verified(self, token: BearerToken, verified: VerifiedToken) -> ErrorResponse | None:
@@ -201,7 +204,7 @@ class BearerAuthenticator:
             details = partial(self._explain, token, error.reason)
             return self._reject(self.challenges.invalid_token, error.reason, claim=error.claim, details=details)
         if not isinstance(error, KeysUnavailable):
-            # Log only the type: the message of an unexpected error may quote the token.
+            # Log only the type, because the message of an unexpected error might contain the token.
             _logger.error("a verifier raised %s", type(error).__name__)
         retry_after = error.retry_after if isinstance(error, KeysUnavailable) else 1.0
         return self._reject(self.challenges.unavailable(retry_after), "unavailable", "unavailable")
@@ -220,7 +223,8 @@ class BearerAuthenticator:
         return None if self._mode == "report" else error_response.because(reason, claim)
 
     def _explain(self, token: BearerToken, reason: ExplainedReason, *, lacks_any: bool = False) -> str:
-        """Return the expected and actual values; empty if the application's own verifier rejected the token."""
+        """Describe the expected and actual values, or return an empty string if a custom verifier rejected the
+        token."""
         if not isinstance(self._verifier, VerifierCore):
             return ""
         required = sorted(self._required_scopes)
@@ -237,13 +241,13 @@ def verifier_from(settings: Settings) -> TokenVerifier: ...
 @overload
 def verifier_from(settings: Settings, kind: type[_Kind]) -> _Kind: ...
 def verifier_from(settings: Settings, kind: type[Any] = TokenVerifier) -> Any:
-    """Build a verifier of the given class from the settings.
+    """Build a verifier from the settings.
 
     Raises:
-        ConfigurationError: The settings are not sufficient to verify tokens.
+        ConfigurationError: A setting that is required to verify tokens is missing.
     """
     if (missing := settings.missing_to_verify) != ():
-        # In code, an introspection endpoint does not require an audience; in the settings, it does.
+        # In the settings, unlike in code, an introspection endpoint requires an audience.
         raise ConfigurationError(missing[0], "expected a value")
     return kind(
         settings.issuers,
@@ -271,15 +275,15 @@ def verifier_from(settings: Settings, kind: type[Any] = TokenVerifier) -> Any:
 
 
 def client_from(settings: Settings) -> HttpClient:
-    """Return the HTTP client that the settings specify."""
+    """Return the HTTP client for these settings."""
     return shared_client(settings.ca_file or None, settings.plaintext_issuers)
 
 
 def authenticator_from(settings: Settings) -> BearerAuthenticator:
-    """Build the authenticator for the server boundary of a service whose code contains no middleware.
+    """Build the authenticator for the server boundary of a service that does not use the middleware.
 
     Raises:
-        ConfigurationError: The settings are not sufficient to verify tokens.
+        ConfigurationError: A setting that is required to verify tokens is missing.
     """
     return BearerAuthenticator(
         verifier_from(settings),
@@ -301,8 +305,8 @@ def choose_authenticator(
     """Return *authenticator*, or build one from *verifier* and *options*.
 
     Raises:
-        ConfigurationError: Both *authenticator* and *verifier* are missing, or *authenticator* is combined
-            with *verifier* or *options*.
+        ConfigurationError: *authenticator* and *verifier* are both missing, or *authenticator* is combined with
+            *verifier* or *options*.
     """
     if authenticator is not None:
         if verifier is not None or options:

@@ -1,4 +1,4 @@
-"""A bounded cache of verification results. The cache keys are hashes, so no tokens are stored."""
+"""A bounded cache of verification results. The cache keys are hashes, so the cache does not store any tokens."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ _Entry = TypeVar("_Entry")
 
 
 def digest(token: str) -> bytes:
-    """Return the cache key for *token*: its SHA-256 digest."""
+    """Return the token's SHA-256 digest, which is used as the cache key."""
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
 
 
 class Cache(Generic[_Entry]):
-    """A least-recently-used cache that threads can share safely without a lock.
+    """A least-recently-used cache that is thread-safe without a lock.
 
-    Each step is a single dictionary operation. Another thread may remove an entry between two steps, but a lost entry
-    costs only one more verification.
+    Each step is a single dictionary operation. Another thread can remove an entry between two steps, but the only cost
+    of a lost entry is one more verification.
     """
 
     __slots__ = ("_entries", "_size")
@@ -29,7 +29,7 @@ class Cache(Generic[_Entry]):
         self._entries: OrderedDict[bytes, _Entry] = OrderedDict()
 
     def get(self, key: bytes) -> _Entry | None:
-        """Return the entry for *key* and mark it as recently used; return ``None`` if the entry is missing."""
+        """Return the entry for *key*, or ``None`` if the entry does not exist. Mark the entry as recently used."""
         entry = self._entries.get(key)
         if entry is not None:
             with contextlib.suppress(KeyError):
@@ -37,7 +37,7 @@ class Cache(Generic[_Entry]):
         return entry
 
     def put(self, key: bytes, entry: _Entry) -> None:
-        """Store an entry, then evict the least recently used entries until the cache is within its limit."""
+        """Store an entry, and evict the least recently used entries if the cache is full."""
         if self._size < 1:
             return
         self._entries[key] = entry
@@ -46,7 +46,7 @@ class Cache(Generic[_Entry]):
                 self._entries.popitem(last=False)
 
     def drop(self, key: bytes) -> None:
-        """Remove the entry for *key*, if there is one."""
+        """Remove the entry for *key* if the entry exists."""
         self._entries.pop(key, None)
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""Types for the cause of a rejection and a verifier's acceptance criteria. Pure values: no I/O and no clock."""
+"""Immutable types for a rejection's cause and for a verifier's acceptance criteria."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _LAST_DATE: Final = 253_402_300_799  # 9999-12-31T23:59:59Z, the latest time tha
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cause:
-    """The reason why a token was rejected. All text is printable ASCII.
+    """The reason for a token's rejection. All strings are printable ASCII.
 
     Attributes:
-        check: The checked item: a claim, a header member, ``signature``, ``form``, or ``length``.
+        check: The name of the failed check: a claim, a header member, ``signature``, ``form``, or ``length``.
         problem: One sentence that states what was expected and what the token contains.
-        expected: The accepted values; empty if the rule does not list them.
-        actual: The token's values; empty if the token has none.
+        expected: The accepted values. The tuple is empty if the rule does not list any values.
+        actual: The values in the token. The tuple is empty if the token has no values.
         advice: The recommended action, in one or two sentences.
     """
 
@@ -44,7 +44,7 @@ class Cause:
         return f"{self.check}: {self.problem}"
 
     def line(self, limit: int = MAX_LINE_LENGTH) -> str:
-        """Return the cause without the advice, as one line of at most *limit* bytes."""
+        """Return the cause as a single line of at most *limit* bytes. The line does not include the advice."""
         return shorten(str(self), limit)
 
 
@@ -55,12 +55,12 @@ class Expectations:
     Attributes:
         rules: The claim rules.
         issuers: The trusted issuers.
-        tenants: The accepted Microsoft Entra tenants; empty to accept any tenant.
+        tenants: The accepted Microsoft Entra tenants. If the tuple is empty, any tenant is accepted.
         algorithms: The accepted values of ``alg``.
-        max_length: The maximum token length in characters.
-        required_scopes: The scopes that every request requires.
-        keys: The ``kid`` and ``alg`` of each of the issuer's keys; ``None`` if the keys are not known.
-        unusable_keys: The ``kid`` of each unusable key in the key set, and the problem with the key.
+        max_length: The maximum length of a token, in characters.
+        required_scopes: The scopes that every token must have.
+        keys: The ``kid`` and ``alg`` of each of the issuer's keys, or ``None`` if the keys are unknown.
+        unusable_keys: The ``kid`` of each unusable key in the key set, and the reason why the key is unusable.
     """
 
     rules: Rules
@@ -74,14 +74,14 @@ class Expectations:
 
 
 def join_names(names: Iterable[str]) -> str:
-    """Return the names as a printable list, truncated to this module's limits."""
+    """Join the names into a printable list, and truncate the list to this module's limits."""
     names = list(names)
     shown = [shorten(escape(name), MAX_VALUE_LENGTH) for name in names[:MAX_VALUES]]
     return ", ".join([*shown, f"{len(names) - MAX_VALUES} more"] if len(names) > MAX_VALUES else shown)
 
 
 def describe_time(seconds: float) -> str:
-    """Return a UTC time in RFC 3339 format, or the number itself if the time is later than the year 9999."""
+    """Format a UTC time as specified by RFC 3339. Return times before 1970 or after 9999 in seconds since the epoch."""
     if not 0 <= seconds <= _LAST_DATE:
         return f"{seconds:.0f}"
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

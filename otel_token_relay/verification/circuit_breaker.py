@@ -1,13 +1,13 @@
-"""A circuit breaker that distinguishes a failing endpoint from tokens that make the endpoint fail. No I/O.
+"""A circuit breaker that distinguishes a failing endpoint from tokens that cause the endpoint to fail.
 
-Callers can send any token, and an attacker may know tokens that make the endpoint return an error or close the
-connection. If such failures could open the circuit, the attacker could lock out all other callers. Failures alone
-therefore never open the circuit: after several consecutive failures, the breaker's owner probes the endpoint with a
-random token, and the circuit opens only if the probe fails too.
+A caller can send any token, and an attacker might have tokens that cause the endpoint to return an error or close the
+connection. If such failures could open the circuit, the attacker could lock out all other callers. For this reason,
+failures alone never open the circuit. After several consecutive failures, the circuit breaker's owner probes the
+endpoint with a random token. The circuit opens only if the probe also fails.
 
 * Closed: every call is allowed.
 * Open: no calls are allowed for `OPEN_SECONDS`.
-* Half-open: one call at a time is allowed, until a call or a probe succeeds.
+* Half-open: one call at a time is allowed until a call or a probe succeeds.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from typing import Final
 
 from otel_token_relay.token import Clock
 
-# The number of consecutive failures after which the endpoint is probed.
+# The number of consecutive failures that trigger a probe of the endpoint.
 FAILURES_BEFORE_PROBE: Final = 3
 OPEN_SECONDS: Final = 1.0
 
 
 class CircuitBreaker:
-    """Decide which calls may reach an endpoint. Safe to share between threads.
+    """A circuit breaker for one endpoint. This class is thread-safe.
 
     Args:
-        monotonic: A clock that returns seconds and never goes backward.
+        monotonic: A callable that returns the time of a monotonic clock, in seconds.
     """
 
     def __init__(self, monotonic: Clock) -> None:
@@ -37,16 +37,16 @@ class CircuitBreaker:
         self.start_over()
 
     def start_over(self) -> None:
-        """Forget all running calls, because their threads do not exist in a forked child."""
+        """Discard the records of running calls, because the calling threads do not exist in a forked child."""
         self._lock = threading.RLock()
         self._half_open_call: bytes | None = None
         self._is_probing = False
 
     def allows(self, key: bytes) -> bool:
-        """Return whether a call may start.
+        """Return whether a call is allowed.
 
-        In the half-open state, the caller must then call `record_success`, `record_failure`, or `cancel`. Until then,
-        no other calls are allowed.
+        If a call is allowed in the half-open state, the caller must report the outcome with `record_success`,
+        `record_failure`, or `cancel`. No other calls are allowed until the caller reports the outcome.
         """
         with self._lock:
             if not self._is_open:
@@ -57,25 +57,25 @@ class CircuitBreaker:
             return True
 
     def still_allows(self, key: bytes) -> bool:
-        """Return whether an allowed call should still be made after it has waited for a worker."""
+        """Return whether a call that has waited for a worker is still allowed."""
         with self._lock:
             return not self._is_open or key == self._half_open_call
 
     def cancel(self, key: bytes) -> None:
-        """Record that an allowed call was not made and therefore revealed nothing about the endpoint."""
+        """Record that an allowed call was not made."""
         with self._lock:
             if key == self._half_open_call:
                 self._half_open_call = None
 
     def record_success(self) -> None:
-        """Close the circuit after any response, regardless of whether the token was valid."""
+        """Close the circuit after a response, regardless of whether the token was valid."""
         with self._lock:
             self._failures = 0
             self._is_open = False
             self._half_open_call = None
 
     def record_failure(self, key: bytes) -> bool:
-        """Record a failure that either the endpoint or the token may have caused.
+        """Record a failure that either the endpoint or the token might have caused.
 
         Returns:
             Whether the caller must probe the endpoint and call `end_probe` afterward.
@@ -92,7 +92,7 @@ class CircuitBreaker:
             return True
 
     def end_probe(self, *, succeeded: bool) -> None:
-        """Close the circuit if the probe succeeded; otherwise, open it."""
+        """Close the circuit if the probe succeeded; otherwise, open the circuit."""
         with self._lock:
             self._is_probing = False
             self._failures = 0

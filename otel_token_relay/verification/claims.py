@@ -1,7 +1,8 @@
-"""The rules for an access token's header and claims. This module uses no clock, no keys, and no I/O.
+"""The rules for an access token's header and claims. The functions in this module have no side effects.
 
-First, `jws.parse_jws` parses the token; then the caller checks the signature; finally, `check_type` and `check_claims`
-run. Before the signature has been checked, only ``iss`` may be used, and only to select the keys.
+First, `jws.parse_jws` parses the token. Then, the verifier checks the signature. Finally, the verifier calls
+`check_type` and `check_claims`. Until the signature is verified, the verifier must use only the ``iss`` claim, and only
+to select the keys.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from otel_token_relay.errors import ConfigurationError, TokenRejected
 from otel_token_relay.verification.jws import Claims, has_control_character
 from otel_token_relay.verification.token_kinds import read_kinds
 
-# RFC 7519, section 2: a NumericDate counts seconds since 1970. This limit falls in the year 36812.
+# RFC 7519, section 2: a NumericDate is the number of seconds since 1970. This limit corresponds to a date in the year
+# 36812.
 MAX_NUMERIC_DATE: Final = 2**40
 
-# RFC 9068, section 4: "at+jwt" or "application/at+jwt". RFC 7515, section 4.1.9: media types
-# are case-insensitive, and "application/" may be omitted.
+# RFC 9068, section 4: "at+jwt" or "application/at+jwt". RFC 7515, section 4.1.9: media types are case-insensitive, and
+# "application/" can be omitted.
 _ACCESS_TOKEN_TYPES: Final = frozenset({"at+jwt", "application/at+jwt"})
 _PLAIN_TYPES: Final = frozenset({"jwt", "application/jwt"})
 ACCEPTED_TYPES: Final[Mapping[Profile, tuple[str, ...]]] = {
@@ -28,7 +30,7 @@ ACCEPTED_TYPES: Final[Mapping[Profile, tuple[str, ...]]] = {
     "generic": ("at+jwt", "JWT", "no typ"),
     "id-token": ("JWT", "no typ"),
 }
-"""The accepted values of the ``typ`` header member, as messages list them."""
+"""The accepted values of the ``typ`` header member, as displayed in messages."""
 
 # RFC 9068, section 2.2; OpenID Connect Core, section 2.
 _REQUIRED: Final[Mapping[Profile, tuple[str, ...]]] = {
@@ -50,17 +52,17 @@ class Rules:
     """The rules that a token's claims must satisfy.
 
     Attributes:
-        audience: The accepted audiences; ``aud`` must contain at least one of them. Empty to skip this check; skipping
-            it is allowed only with introspection.
-        profile: ``rfc9068`` for access tokens that follow that RFC; ``generic`` for issuers that send ``typ: JWT`` or
-            no ``typ``, and that omit ``jti``, ``client_id``, or ``iat``; ``id-token`` for providers that hand ID tokens
-            to APIs.
-        leeway: The number of seconds by which the issuer's clock and the service's clock may differ.
-        scope_claims: The names of the claims that contain scopes. The token has the scopes from all of these claims. A
-            dot separates the names of nested members: ``realm_access.roles``.
-        audience_claim: The claim that contains the audience, for issuers that do not send ``aud``. If a token also has
-            ``aud``, both claims must contain an accepted audience. Any claim other than ``aud`` requires the
-            ``generic`` profile.
+        audience: The accepted audiences. The ``aud`` claim must contain at least one of these audiences. If the tuple
+            is empty, the audience is not checked, which is allowed only with introspection.
+        profile: Use ``rfc9068`` for access tokens that comply with RFC 9068. Use ``generic`` for issuers that send a
+            ``typ`` of ``JWT`` or no ``typ``, or that omit ``jti``, ``client_id``, or ``iat``. Use ``id-token`` for
+            providers whose clients send ID tokens to APIs.
+        leeway: The maximum difference between the issuer's clock and the service's clock, in seconds.
+        scope_claims: The names of the claims that contain scopes. The scopes from all of these claims are combined. Use
+            dots to specify nested members, for example, ``realm_access.roles``.
+        audience_claim: The name of the claim that contains the audience, for issuers that do not send ``aud``. If a
+            token also has an ``aud`` claim, both claims must contain an accepted audience. Any value other than ``aud``
+            requires the ``generic`` profile.
     """
 
     audience: tuple[str, ...]
@@ -75,7 +77,7 @@ class Rules:
         check_seconds("leeway", self.leeway)
         for setting in ("audience", "scope_claims"):
             if not all(isinstance(name, str) and name for name in getattr(self, setting)):
-                raise ConfigurationError(setting, "expected one or more names, none of them empty")
+                raise ConfigurationError(setting, "expected one or more non-empty names")
         if not isinstance(self.audience_claim, str) or not self.audience_claim:
             raise ConfigurationError("audience_claim", "expected the name of a claim")
         if self.audience_claim != "aud" and self.profile != "generic":
@@ -84,11 +86,11 @@ class Rules:
     @property
     def required_claims(self) -> tuple[str, ...]:
         """The claims that every token must have. The ``generic`` profile also requires ``sub`` or a client ID."""
-        # Any audience claim other than ``aud`` requires the ``generic`` profile.
+        # The profile is ``generic`` if the audience claim is not ``aud``.
         return _REQUIRED[self.profile] if self.audience_claim == "aud" else ("iss", "exp", self.audience_claim)
 
     def find_missing_claim(self, claims: Claims) -> str | None:
-        """Return the first required claim that a token lacks; ``None`` if the token has all of them."""
+        """Return the first required claim that is missing from the token, or ``None`` if all are present."""
         for name in self.required_claims:
             if look_up(claims, name)[1] is None:
                 return name
@@ -98,12 +100,12 @@ class Rules:
 
 
 def without_nulls(claims: Claims) -> Claims:
-    """Return the members whose values are not null: some issuers send null for values that they do not have."""
+    """Remove members with null values. Some issuers send null instead of omitting a member."""
     return {name: value for name, value in claims.items() if value is not None} if None in claims.values() else claims
 
 
 def check_type(header: Claims, claims: Claims, profile: Profile) -> None:
-    """Reject tokens of a different kind, which may be signed with the same keys; see `token_kinds`.
+    """Reject a token whose kind does not match the profile. See `token_kinds`.
 
     Source: RFC 9068, section 4; RFC 8725, sections 3.11 and 3.12.
     """
@@ -128,7 +130,7 @@ def check_type(header: Claims, claims: Claims, profile: Profile) -> None:
 
 
 def check_claims(claims: Claims, rules: Rules, *, now: float) -> frozenset[str]:
-    """Check the claims of a token whose signature and issuer have been verified.
+    """Check a token's claims after its signature and issuer have been verified.
 
     Args:
         now: The current time in seconds since the epoch.
@@ -137,7 +139,7 @@ def check_claims(claims: Claims, rules: Rules, *, now: float) -> frozenset[str]:
         The token's scopes.
 
     Raises:
-        TokenRejected: The token violates a rule; the reason identifies the first such rule.
+        TokenRejected: The token violates a rule. The reason identifies the first violated rule.
 
     Source: RFC 7519, section 4.1; RFC 9068, sections 2.2 and 4.
     """
@@ -148,7 +150,7 @@ def check_claims(claims: Claims, rules: Rules, *, now: float) -> frozenset[str]:
 
 
 def check_values(claims: Claims, rules: Rules, *, now: float) -> frozenset[str]:
-    """Check the claims that are present. Missing claims are accepted, except for a required audience."""
+    """Check the claims that the token contains. Claims can be missing, except for a required audience."""
     for name in NAMES:
         if name in claims:
             check_name(claims[name], name)
@@ -166,13 +168,13 @@ def check_values(claims: Claims, rules: Rules, *, now: float) -> frozenset[str]:
 
 
 def check_name(value: object, claim: str | None = None) -> None:
-    """Check a claim that applications use in logs, span attributes, and database keys."""
+    """Check a claim value that an application might use in logs, span attributes, or database keys."""
     if not isinstance(value, str) or not value or has_control_character(value):
         raise TokenRejected("invalid_claim", claim)
 
 
 def check_times(claims: Mapping[str, object], leeway: float, *, now: float) -> None:
-    """Check ``exp``, ``nbf``, and ``iat`` if they are present."""
+    """Check the ``exp``, ``nbf``, and ``iat`` claims that are present."""
     dates = {}
     for name in ("exp", "nbf", "iat"):
         if name in claims:
@@ -181,7 +183,7 @@ def check_times(claims: Mapping[str, object], leeway: float, *, now: float) -> N
             if type(value) not in (int, float) or not 0 <= value < MAX_NUMERIC_DATE:  # type: ignore[operator]
                 raise TokenRejected("invalid_claim", name)
             dates[name] = value
-    # RFC 7519, section 4.1.4: the token must not be accepted on or after ``exp``.
+    # RFC 7519, section 4.1.4: the token must not be accepted at or after the time in ``exp``.
     if "exp" in dates and now >= dates["exp"] + leeway:  # type: ignore[operator]
         raise TokenRejected("expired", "exp")
     for name in ("nbf", "iat"):
@@ -190,7 +192,7 @@ def check_times(claims: Mapping[str, object], leeway: float, *, now: float) -> N
 
 
 def check_audience(value: object, accepted: Sequence[str], claim: str = "aud") -> None:
-    """Check that every entry in the audience is a string and that at least one of them is in *accepted*."""
+    """Check that the audience contains only strings and that at least one of these strings is in *accepted*."""
     entries = [value] if isinstance(value, str) else value
     if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
         raise TokenRejected("missing_claim" if value is None else "invalid_claim", claim)
@@ -199,7 +201,7 @@ def check_audience(value: object, accepted: Sequence[str], claim: str = "aud") -
 
 
 def read_scopes(claims: Mapping[str, object], names: Sequence[str]) -> frozenset[str]:
-    """Return the scopes from all claims in *names*.
+    """Return the combined scopes from all claims in *names*.
 
     Source: RFC 8693, section 4.2 (a space-separated string). Many issuers send a list instead.
     """
@@ -217,7 +219,7 @@ def read_scopes(claims: Mapping[str, object], names: Sequence[str]) -> frozenset
 
 
 def look_up(claims: Mapping[str, object], name: str) -> tuple[bool, object]:
-    """Return whether the claim *name* exists, and its value. A dot separates the names of nested members."""
+    """Return whether the *name* claim exists and, if so, the claim's value. Dots in *name* refer to nested members."""
     if name in claims:
         return True, claims[name]
     value: object = claims

@@ -1,4 +1,6 @@
-"""Make values from an unverified token safe to print: no credentials, only printable ASCII, and a limited length. Pure.
+"""Make values from an unverified token safe to print.
+
+The results contain no credentials, consist of printable ASCII characters, and have a limited length.
 
 A hostile token can contain a copy of its own encoded header in ``aud``, another caller's token in ``iss``, or terminal
 control sequences.
@@ -14,15 +16,16 @@ from otel_token_relay.printable import escape, shorten
 from otel_token_relay.redaction.scrubber import MASK, Scrubber
 from otel_token_relay.redaction.token_search import LONGEST_SURVIVOR, KnownTokens
 
-# The time needed to search a value grows with the value's length, which callers control. A value is therefore truncated
-# before it is searched, but far enough past the displayed part that a credential in that part is still recognized.
+# The time required to search a value increases with the value's length, which callers control. For this reason, values
+# are truncated before the search. The searched text is longer than the displayed text, so credentials at the end of the
+# displayed text are still recognized.
 _MIN_SEARCHED: Final = 1024
 _SEARCHED_FOR_EACH_SHOWN: Final = 4
 _scrubber: Final = Scrubber()
 
 
 class Concealment:
-    """Conceals one token. All text from this token must pass through one of this object's methods.
+    """A filter that conceals credentials in one token's values. Use this class to print any value from the token.
 
     Args:
         token: The token as received.
@@ -33,23 +36,23 @@ class Concealment:
         self._known = KnownTokens((token,))
 
     def text(self, text: str, limit: int) -> str:
-        """Mask every credential in *text*, escape the text, and truncate it to *limit* characters.
+        """Mask every credential in *text*, escape the text, and truncate the result to *limit* characters.
 
-        No run of 17 characters from the token remains, either plain or encoded.
+        The result never contains 17 consecutive characters of the token, either in plain text or encoded.
         """
-        # The text is searched again after it has been escaped, because an escape sequence ends in letters and digits
-        # that might extend a shorter run.
+        # Search the escaped text again, because an escape sequence ends in letters and digits that might extend a
+        # shorter run of characters from the token.
         searched = text[: max(_MIN_SEARCHED, _SEARCHED_FOR_EACH_SHOWN * limit)]
         escaped = escape(_scrubber.clean_text(searched, self._known))
-        # Escaping may turn one character into ten. Only the first *limit* characters of the result are returned.
+        # Escaping can expand one character to ten characters.
         return shorten(self._mask_runs(escaped[: _SEARCHED_FOR_EACH_SHOWN * limit + LONGEST_SURVIVOR]), limit)
 
     def value(self, value: Any, limit: int) -> str:
-        """Do the same as `text` for any JSON value. Values other than strings are serialized as JSON first."""
+        """Do the same as `text` for any JSON value. A value other than a string is first serialized as JSON."""
         return self.text(value if isinstance(value, str) else to_json(value), limit)
 
     def values(self, values: Iterable[Any], *, limit: int, count: int) -> tuple[str, ...]:
-        """Return at most *count* values, followed by the number of remaining values, if any."""
+        """Conceal the first *count* values. If there are more values, add the number of remaining values."""
         values = list(values)
         shown = [self.value(value, limit) for value in values[:count]]
         return (*shown, f"{len(values) - count} more") if len(values) > count else tuple(shown)
@@ -72,5 +75,5 @@ class Concealment:
 
 
 def to_json(value: Any) -> str:
-    """Serialize a value as JSON, even if JSON cannot represent part of it."""
+    """Serialize a value as JSON, even if JSON cannot represent all parts of the value."""
     return json.dumps(value, default=lambda part: type(part).__name__)

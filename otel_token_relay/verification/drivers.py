@@ -1,7 +1,7 @@
 """Run the same generator in threads and on event loops.
 
-Code that may have to wait is written once, as a generator (the "core") that yields a `Wait` whenever it must wait.
-`drive` runs the core in a thread; `drive_async` runs it in an asyncio or trio task.
+Code that might wait is implemented only once, as a generator (the "core"). The core yields a `Wait` each time it must
+wait. `drive` runs the core in a thread, and `drive_async` runs the core in an asyncio or trio task.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ _Result = TypeVar("_Result")
 
 
 class Wait(NamedTuple):
-    """A future that a core waits for, and the maximum number of seconds to wait."""
+    """A future to wait for, and the maximum number of seconds to wait."""
 
     future: Future[Any]
     seconds: float
 
 
 def drive(core: Generator[Wait, None, _Result]) -> _Result:
-    """Run *core* in this thread, which blocks while *core* waits."""
+    """Run *core* in the current thread, and block the thread while *core* waits."""
     try:
         while True:
             wait = next(core)
-            # `concurrent.futures.wait` would do the same but would take twice as long.
+            # `concurrent.futures.wait` has the same effect but takes twice as long.
             with contextlib.suppress(concurrent.futures.TimeoutError, concurrent.futures.CancelledError):
                 wait.future.exception(wait.seconds)
     except StopIteration as stop:
@@ -38,7 +38,7 @@ def drive(core: Generator[Wait, None, _Result]) -> _Result:
 
 
 async def drive_async(core: Generator[Wait, None, _Result]) -> _Result:
-    """Run *core* in this task. If the task is canceled, the awaited work continues for other callers."""
+    """Run *core* in the current task. If the task is canceled, the work continues for other waiting callers."""
     try:
         while True:
             wait = next(core)
@@ -49,12 +49,12 @@ async def drive_async(core: Generator[Wait, None, _Result]) -> _Result:
 
 
 async def _wait_asyncio(wait: Wait) -> None:
-    # Neither the timeout nor the cancellation of this task cancels the future.
+    # A timeout or the cancellation of this task does not cancel the future.
     await asyncio.wait([asyncio.wrap_future(wait.future)], timeout=wait.seconds)
 
 
 async def _wait_trio(wait: Wait) -> None:
-    import trio  # already imported, since its loop is running
+    import trio  # trio has already been imported, because its event loop is running
 
     token = trio.lowlevel.current_trio_token()
     done = trio.Event()

@@ -1,9 +1,9 @@
-"""Send a request to an authorization server's endpoint, and report the response.
+"""Send a request to an authorization server's endpoint and report the response.
 
-The reports never quote a response, except for the ``kid`` of a key, and their text is printable ASCII.
+A report never quotes the response, except for ``kid`` values. A report contains only printable ASCII characters.
 
-To add a kind of endpoint, write a function that examines the endpoint's response, and pass it to `ask` in an
-`Endpoint`. `issuer_endpoints` contains the functions for metadata and key sets.
+To add a kind of endpoint, write a function that examines the endpoint's response, and pass the function to `ask` in an
+`Endpoint`. The `issuer_endpoints` module contains the functions for metadata, key sets, and introspection.
 """
 
 from __future__ import annotations
@@ -24,28 +24,30 @@ from otel_token_relay.verification.metadata import describe_status
 EndpointKind = Literal["metadata", "key set", "introspection", "token"]
 EndpointState = Literal[
     "ok",
-    "unused",  # it cannot be used, but a different endpoint is used instead
-    "problem",  # it responds, but the response cannot be used
+    "unused",  # the endpoint cannot be used, but a different endpoint is used instead
+    "problem",  # the endpoint responds, but the response cannot be used
     "no_response",
 ]
 
-# ``Date`` is in whole seconds, and the response takes time to arrive, so a smaller difference cannot be measured.
+# ``Date`` has a resolution of one second, and the response takes time to arrive, so smaller differences cannot be
+# measured.
 MIN_CLOCK_DIFFERENCE: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EndpointReport:
-    """The response from one endpoint.
+    """A report about one endpoint's response.
 
     Attributes:
-        kind: The endpoint's purpose.
+        kind: The kind of endpoint.
         url: The endpoint's URL.
         state: Whether the endpoint can be used.
         result: A description of the response, or the reason why there was no response.
-        seconds: The duration of the request.
-        clock_difference: The seconds by which the server's clock is ahead of this machine's; negative if the server's
-            clock is behind, and ``None`` if the response has no usable ``Date``.
-        found: The content of the response, if the content can be used; the type depends on *kind*.
+        seconds: The duration of the request, in seconds.
+        clock_difference: The number of seconds by which the server's clock is ahead of this machine's clock. The number
+            is negative if the server's clock is behind. The value is ``None`` if the response has no usable ``Date``
+            header.
+        found: The content of a usable response. The type depends on *kind*.
     """
 
     kind: EndpointKind
@@ -72,7 +74,7 @@ class EndpointReport:
 
 
 class Finding(NamedTuple):
-    """The result of examining a response; see `EndpointReport`."""
+    """The result of examining a response. The fields have the same meaning as in `EndpointReport`."""
 
     state: EndpointState
     result: str
@@ -82,7 +84,7 @@ class Finding(NamedTuple):
 class Endpoint(NamedTuple):
     """An endpoint and the function that examines its response.
 
-    The last three members are arguments of `HttpClient.fetch`.
+    The last three fields are passed to `HttpClient.fetch`.
     """
 
     kind: EndpointKind
@@ -96,13 +98,13 @@ class Endpoint(NamedTuple):
 def ask(
     endpoint: Endpoint, *, timeout: float, http: HttpClient | None = None, now: Clock = time.time
 ) -> EndpointReport:
-    """Send a request to one endpoint. Never raises `FetchFailed`.
+    """Send a request to one endpoint. This function never raises `FetchFailed`.
 
     Args:
-        endpoint: The endpoint, whose URL must be acceptable to the client.
-        timeout: The maximum number of seconds, excluding the name lookup.
-        http: The client that sends the request; ``None`` for the default client.
-        now: A clock that returns the seconds since the epoch.
+        endpoint: The endpoint. The HTTP client must accept the endpoint's URL.
+        timeout: The maximum duration of the request in seconds, excluding the DNS lookup.
+        http: The client that sends the request, or ``None`` to use the default client.
+        now: A callable that returns the current time, in seconds since the epoch.
     """
     client = shared_client() if http is None else http
     started, sent, difference = time.monotonic(), now(), None
@@ -131,33 +133,33 @@ def ask(
 
 
 def problem_with_status(response: Response) -> str | None:
-    """Return the problem with a response's status, or ``None`` if the status is 200."""
+    """Describe the problem with a response's status, or return ``None`` if the status is 200."""
     return None if response.status == 200 else describe_status(response.status)
 
 
 def read_clock_difference(response: Response, at: float) -> float | None:
-    """Return how many seconds the server's clock was ahead of this machine's clock; ``None`` if that is unknown.
+    """Return the number of seconds by which the server's clock is ahead, or ``None`` if the difference is unknown.
 
     Args:
-        response: A response with a ``Date`` header and, if the response comes from a cache, an ``Age`` header.
-        at: The time at which the response was created, in seconds since the epoch on this machine's clock.
+        response: The response. Only the ``Date`` and ``Age`` headers are used.
+        at: The time when the response was created, in seconds since the epoch, according to this machine's clock.
 
     Source: RFC 9110, section 6.6.1; RFC 9111, section 5.1.
     """
     try:
         date = email.utils.parsedate_to_datetime(response.headers["date"])
         created = date.replace(tzinfo=date.tzinfo or UTC).timestamp()
-        # ``Date`` is truncated to whole seconds, so half a second is added.
+        # Add half a second, because ``Date`` is truncated to whole seconds.
         return round(created + 0.5 + int(response.headers.get("age", "0")[:9]) - at, 1)
     except (KeyError, ValueError, OverflowError):
         return None
 
 
 def describe_clock(difference: float | None) -> str | None:
-    """Return a sentence about the clock difference, or ``None`` if the difference is not known."""
+    """Describe the clock difference in a sentence, or return ``None`` if the difference is unknown."""
     if difference is None:
         return None
     if abs(difference) < MIN_CLOCK_DIFFERENCE:
-        return "The clocks of the issuer and this machine agree."
+        return "The issuer's clock and this machine's clock agree."
     direction = "ahead of" if difference > 0 else "behind"
     return f"The issuer's clock is {abs(difference):.0f} s {direction} this machine's clock."

@@ -1,11 +1,11 @@
-"""Explain why a token was rejected: which check failed, what was expected, and what the token contains instead.
+"""Explain why a token was rejected.
 
-`explain` is pure: it uses no I/O, no keys, and no clock, and it never raises an exception. The explanation contains the
-values of ``iss``, ``aud``, ``typ``, ``alg``, ``kid``, scopes, and times. These values come from an unverified token, so
-each of them passes through `concealment`. The explanation never contains the token or its signature.
+An explanation identifies the failed check and lists the expected values and the token's values. The explanation can
+contain the values of ``iss``, ``aud``, ``typ``, ``alg``, ``kid``, scopes, and times. The `concealment` module processes
+every value, because the token is unverified. An explanation never contains the token or its signature.
 
-A token may also be rejected because of an introspection response, which this module does not see. If the token itself
-satisfies the rule that failed, the explanation says so and contains no values.
+A token can also be rejected because of an introspection response, which is not available in this module. If the token
+itself satisfies the rule, the explanation mentions the introspection response and does not contain any values.
 """
 
 from __future__ import annotations
@@ -48,15 +48,15 @@ from otel_token_relay.verification.token_kinds import Kinds, Marker, TokenKind, 
 
 
 def explain(token: str, reason: ExplainedReason, expectations: Expectations, *, now: float) -> Cause:
-    """Return why *token* was rejected. Never raises an exception.
+    """Return the reason for the token's rejection. This function has no side effects and never raises an exception.
 
     Args:
         token: The token as received, without the ``Bearer`` prefix.
-        reason: The reason from `TokenRejected` or from a 403 response.
+        reason: The reason in the `TokenRejected` exception or in the 403 response.
         expectations: The verifier's acceptance criteria.
-        now: The time of the verification, in seconds since the epoch.
+        now: The time when the token was verified, in seconds since the epoch.
     """
-    # A log line must not cause the request to fail, and a wrong explanation is worse than a short explanation.
+    # An explanation is written to the log, so an error in this function must not cause the request to fail.
     with contextlib.suppress(Exception):
         if reason in _WITHOUT_CLAIMS:
             return _WITHOUT_CLAIMS[reason](token, expectations)
@@ -90,16 +90,16 @@ class _Case:
         return self.concealment.values(values, limit=MAX_VALUE_LENGTH, count=MAX_VALUES)
 
     def has_type_of(self, profile: Profile) -> bool:
-        """Return whether the token is an access token according to *profile*."""
+        """Return whether *profile* accepts the token's type."""
         return _is_accepted_by(check_type)(self.header, self.claims, profile)
 
     def would_pass_as_generic(self) -> bool:
-        """Return whether the token has the type and all the claims that the ``generic`` profile requires."""
+        """Return whether the token has the type and the claims that the ``generic`` profile requires."""
         rules = Rules(audience=self.rules.audience, profile="generic")
         return self.has_type_of("generic") and rules.find_missing_claim(self.claims) is None
 
 
-# Checks that precede the claim checks
+# Explanations of checks that precede the claim checks
 
 
 def _explain_form(token: str, expectations: Expectations) -> Cause:
@@ -114,7 +114,8 @@ def _explain_length(token: str, expectations: Expectations) -> Cause:
     return Cause(
         check="length",
         problem=f"expected at most {limit} characters; the token has {len(token)}",
-        advice=f"Have the issuer include fewer claims in the token, or raise {env.OTEL_PYTHON_TOKEN_RELAY_MAX_LENGTH}.",
+        advice="Configure the issuer to include fewer claims in the token, or increase"
+        f" {env.OTEL_PYTHON_TOKEN_RELAY_MAX_LENGTH}.",
         expected=(f"at most {limit}",),
         actual=(str(len(token)),),
     )
@@ -128,13 +129,11 @@ def _explain_algorithm(case: _Case) -> Cause | None:
     if isinstance(alg, str) and alg in allowed:
         return _explain_algorithm_of_key(case, alg)
     if not isinstance(alg, str):
-        advice = "The issuer must specify its signature algorithm in the header."
+        advice = "The issuer must specify the signature algorithm in the header."
     elif alg.lower() == "none":
-        advice = (
-            "The token is not signed, so anyone could have created it. The caller must get its token from the issuer."
-        )
+        advice = "The token is not signed, so its origin is unknown. The caller must get a token from the issuer."
     elif alg.upper().startswith("HS"):
-        advice = "Tokens signed with a shared secret are not supported. Have the issuer sign with RS256 or ES256."
+        advice = "Tokens signed with a shared secret are not supported. Configure the issuer to use RS256 or ES256."
     else:
         advice = (
             f"If the issuer uses this algorithm, add it to {env.OTEL_PYTHON_TOKEN_RELAY_ALGORITHMS}, or have the"
@@ -148,8 +147,8 @@ def _explain_algorithm_of_key(case: _Case, alg: str) -> Cause | None:
     of_key = [algorithm for key, algorithm in case.expectations.keys or () if key == kid]
     if not of_key or alg in of_key:
         return None
-    advice = "The key must be used with its own algorithm. Look for a mistake in the issuer's key set or its signing."
-    return _mismatch(case, "alg", of_key, [alg], advice, note="the issuer's key is only for the expected algorithm")
+    advice = "The key must be used with its own algorithm. Check the issuer's key set and signing configuration."
+    return _mismatch(case, "alg", of_key, [alg], advice, note="the issuer's key supports only the expected algorithm")
 
 
 def _explain_issuer(case: _Case) -> Cause | None:
@@ -167,8 +166,8 @@ def _explain_issuer(case: _Case) -> Cause | None:
             note="personal accounts" if tenant == PERSONAL_TENANT else None,
         )
     advice = (
-        f"If you trust this issuer, add it to {env.OTEL_PYTHON_TOKEN_RELAY_ISSUERS} exactly as in the token."
-        " Otherwise, the caller must get its token from an issuer on the list."
+        f"If you trust this issuer, add it to {env.OTEL_PYTHON_TOKEN_RELAY_ISSUERS} exactly as it appears in"
+        " the token. Otherwise, the caller must get a token from one of the trusted issuers."
     )
     return _mismatch(case, "iss", trusted, [issuer], advice, note=closest_difference(trusted, issuer))
 
@@ -197,8 +196,8 @@ def _explain_key(case: _Case) -> Cause:
     return Cause(
         check="kid",
         problem=problem,
-        advice="Check that the token comes from this issuer and not from a different environment of the same issuer."
-        " If the issuer changed its keys a moment ago, try again in 10 seconds."
+        advice="Check that the token was not issued by a different environment of this issuer. If the issuer changed"
+        " its keys recently, try again in 10 seconds."
         if actual
         else "The issuer must include the signing key's kid in the header.",
         expected=expected,
@@ -217,13 +216,14 @@ def _explain_signature(case: _Case) -> Cause:
     key = f"the issuer's key {kid[0]}" if kid else "any of the issuer's keys"
     return Cause(
         check="signature",
-        problem=f"it was not made with {key}, or the token was changed afterward",
-        advice="Copy the whole token again. If it is complete, another system has signed it: look for a second"
+        problem=f"the token was not signed with {key}, or was modified afterward",
+        advice="Copy the whole token again. If the token is complete, a different system signed it. Look for another"
         " environment of the issuer that uses the same iss and kid.",
     )
 
 
-# Microsoft: Access tokens, Validate tokens. Microsoft hashes the ``nonce`` in the header before signing.
+# Source: Microsoft, "Access tokens", section "Validate tokens". Microsoft hashes the header's ``nonce`` before signing
+# the token.
 _GRAPH: Final = ("https://graph.microsoft.com", "https://graph.microsoft.com/", "00000003-0000-0000-c000-000000000000")
 
 
@@ -249,8 +249,8 @@ def _explain_type(case: _Case) -> Cause | None:
         return _explain_marker(case, kinds.foreign, kinds.foreign_kind, "an access token")
     return Cause(
         check="type",
-        problem="expected an access token; no member of the token indicates that it is one",
-        advice=f"If this provider hands ID tokens to APIs, set {env.OTEL_PYTHON_TOKEN_RELAY_PROFILE}=id-token."
+        problem="expected an access token; the token has no member that indicates an access token",
+        advice=f"If this provider's clients send ID tokens to APIs, set {env.OTEL_PYTHON_TOKEN_RELAY_PROFILE}=id-token."
         f" Otherwise, this is probably an ID token. {_SEND_ACCESS_TOKEN}",
         expected=("a member such as scope or scp",),
     )
@@ -263,19 +263,24 @@ def _explain_marker(case: _Case, marker: Marker, kind: TokenKind, expected: str)
         check = "claim typ" if name == "typ" else name
         advice = f"The {name} claim indicates a different kind of token. {advice}"
         return _mismatch(case, check, marker.accepted, [case.claims[name]], advice)
-    which = "which other tokens have" if kind == "other" else f"which only {kind} tokens have"
+    which = "which indicates a different kind of token" if kind == "other" else f"which only {kind} tokens have"
     problem = f"expected {expected}; the token has the {name} claim, {which}"
     return Cause(check=name, problem=problem, advice=advice, expected=(expected,), actual=(name,))
 
 
 def _advise_about_at_jwt(case: _Case, kinds: Kinds) -> str:
     if kinds.foreign is not None:
-        kind = {"ID": "an ID token", "refresh": "a refresh token"}.get(str(kinds.foreign_kind), "another kind of token")
+        kind = {"ID": "an ID token", "refresh": "a refresh token"}.get(
+            str(kinds.foreign_kind), "a different kind of token"
+        )
         return f"This is {kind}, because it has the {kinds.foreign.members[0]} claim. {_SEND_ACCESS_TOKEN}"
-    generic = f"set {env.OTEL_PYTHON_TOKEN_RELAY_PROFILE}=generic if this issuer's access tokens have a different type"
+    generic = (
+        f"set {env.OTEL_PYTHON_TOKEN_RELAY_PROFILE}=generic if this issuer's access tokens have a type"
+        " other than at+jwt"
+    )
     if case.would_pass_as_generic():
-        return f"{generic[0].upper()}{generic[1:]} than at+jwt. Make sure that the caller does not send an ID token."
-    return f"The issuer must send access tokens of type at+jwt (RFC 9068), or {generic}. {_SEND_ACCESS_TOKEN}"
+        return f"{generic[0].upper()}{generic[1:]}. Make sure that the caller does not send an ID token."
+    return f"Configure the issuer to send access tokens of type at+jwt (RFC 9068), or {generic}. {_SEND_ACCESS_TOKEN}"
 
 
 def _send(profile: Profile) -> str:
@@ -283,7 +288,7 @@ def _send(profile: Profile) -> str:
 
 
 _SEND_ACCESS_TOKEN: Final = "The caller must send its access token."
-# Claims of an access token, used to determine whether the header is the problem.
+# With these claims, the type check of the ``generic`` profile fails only because of the header.
 _ACCESS_TOKEN: Final[Claims] = {"scope": ""}
 
 
@@ -294,11 +299,11 @@ def _explain_missing_claim(case: _Case) -> Cause | None:
         required, missing = (*required, "sub or client_id"), ["sub and client_id"]
     if not missing:
         return None
-    advice = "The issuer must add them, for example with a claim mapper."
+    advice = "The issuer must add the missing claims, for example, with a claim mapper."
     if case.rules.profile == "rfc9068" and case.would_pass_as_generic() and "aud" not in missing:
         generic = f"et {env.OTEL_PYTHON_TOKEN_RELAY_PROFILE}=generic if this issuer does not follow RFC 9068."
-        # A user's token should have a subject; a machine's token need not have one.
-        advice = f"{advice} Or s{generic}" if "sub" in missing else f"S{generic}"
+        # A user's token should have a subject, but a machine token does not need a subject.
+        advice = f"{advice} Alternatively, s{generic}" if "sub" in missing else f"S{generic}"
     return Cause(
         check="claims",
         problem=f"expected {', '.join(required)}; the token lacks {', '.join(missing)}",
@@ -322,7 +327,7 @@ def _explain_invalid_claim(case: _Case) -> Cause | None:
         return Cause(
             check=name,
             problem=f"expected {expected}; the token has {_describe_kind(value)}",
-            advice="The issuer must send this claim in the form required by RFC 7519 and RFC 9068.",
+            advice="The issuer must send this claim in the format required by RFC 7519 and RFC 9068.",
             expected=(expected,),
             actual=(_describe_kind(value),),
         )
@@ -352,7 +357,8 @@ def _explain_expiry(case: _Case) -> Cause | None:
     return Cause(
         check="exp",
         problem=f"{describe_time(exp)}, {case.now - exp:.0f} s ago; leeway {leeway:g} s",
-        advice="The caller must get a new token. If it just did so, compare the machines' clocks.",
+        advice="The caller must get a new token. If the token is new, compare the clocks of the issuer and"
+        " this machine.",
         expected=(f"later than {describe_time(case.now - leeway)}",),
         actual=(describe_time(exp),),
     )
@@ -382,7 +388,7 @@ def _explain_confirmation(case: _Case) -> Cause | None:
     return Cause(
         check="cnf",
         problem=f"expected a bearer token without cnf; the token is bound to {' and '.join(used)}",
-        advice="Have the issuer send this client bearer tokens: switch off DPoP or certificate binding for it.",
+        advice="Configure the issuer to send bearer tokens to this client by disabling DPoP or certificate binding.",
         expected=("no cnf",),
         actual=used,
     )
@@ -398,7 +404,7 @@ def _explain_scope(case: _Case) -> Cause | None:
     return Cause(
         check="scope",
         problem=f"expected {', '.join(expected)}; the token has {', '.join(actual) or 'none'}",
-        advice=f"The caller must request the scopes that are missing: {join_names(missing)}.",
+        advice=f"The caller must request the missing scopes: {join_names(missing)}.",
         expected=expected,
         actual=actual,
     )
@@ -452,7 +458,7 @@ def _is_accepted_by(check: Callable[..., object]) -> Callable[..., bool]:
 
 
 def _describe_kind(value: Any) -> str:
-    """Describe the type of a claim's JSON value, without including the value itself."""
+    """Describe the type of a claim's JSON value without including the value."""
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
     if isinstance(value, str):
@@ -461,7 +467,7 @@ def _describe_kind(value: Any) -> str:
         return "a string" if _is_accepted_by(check_name)(value) else "a string with control characters"
     if isinstance(value, (int, float)):
         if value >= MAX_NUMERIC_DATE:
-            return "a larger number, such as a number of milliseconds"
+            return "a number that is too large, such as a time in milliseconds"
         return "a number" if value >= 0 else "a negative number"
     return "an object" if isinstance(value, Mapping) else "a list"
 
@@ -493,15 +499,17 @@ _ASK_ISSUER: Final = "Look up the token in the authorization server's own log or
 
 def _of_response(check: str) -> Cause:
     return Cause(
-        check=check, problem="the introspection response, not the token, does not satisfy the rule", advice=_ASK_ISSUER
+        check=check, problem="the introspection response violates the rule; the token does not", advice=_ASK_ISSUER
     )
 
 
-_UNKNOWN: Final = Cause(check="token", problem="it does not satisfy the rules", advice=_ASK_ISSUER)
-# The causes that cannot be found in the token itself.
+_UNKNOWN: Final = Cause(check="token", problem="the token does not satisfy the rules", advice=_ASK_ISSUER)
+# The causes that cannot be determined from the token.
 _ELSEWHERE: Final[dict[str, Cause]] = {
     "malformed": _of_response("form"),
-    "algorithm_not_allowed": replace(_UNKNOWN, check="alg", problem="none of the issuer's keys fits this algorithm"),
+    "algorithm_not_allowed": replace(
+        _UNKNOWN, check="alg", problem="none of the issuer's keys supports this algorithm"
+    ),
     "wrong_type": _of_response("token_type"),
     "unknown_issuer": _of_response("iss"),
     "missing_claim": _of_response("claims"),
@@ -513,12 +521,13 @@ _ELSEWHERE: Final[dict[str, Cause]] = {
     "insufficient_scope": _of_response("scope"),
     "inactive": Cause(
         check="active",
-        problem="the authorization server says that the token is not active",
-        advice="The token has expired, was revoked, or belongs to another server. The caller must get a new token.",
+        problem="the authorization server reports that the token is not active",
+        advice="The token has expired, has been revoked, or was issued by a different server. The caller must get a"
+        " new token.",
     ),
     "revoked": Cause(
         check="revocation",
-        problem="the service's own check (is_revoked) says that the token has been revoked",
+        problem="the service's is_revoked callable reports that the token has been revoked",
         advice="The caller must get a new token.",
     ),
     "insufficient_user_authentication": Cause(

@@ -1,18 +1,18 @@
-"""FastAPI dependencies that require `BearerAuthMiddleware` or verification at the server boundary::
+"""FastAPI dependencies that return the principal of a verified request::
 
     app.add_middleware(BearerAuthMiddleware, verifier=verifier)
 
     @app.get("/profiles/{user}")
     def show(user: str, caller: Annotated[Principal, Depends(require_scopes("profiles:read"))]): ...
 
-The dependencies read the verification result; they do not verify anything themselves. If the request has not been
-verified, the dependencies fail with a server error and never accept the request.
+The dependencies do not verify tokens. The application must use `BearerAuthMiddleware` or verification at the server
+boundary. If a request has not been verified, the dependencies cause a server error and never accept the request.
 
-A dependency cannot return a response, only raise an exception, and FastAPI would send an `HTTPException`'s detail
-instead of the body that every other part of this package sends. Therefore, the dependencies raise a subclass and add a
-handler for that subclass to the application's own handlers, which Starlette passes to the application's code in the
-scope. Applications that do not use the dependencies are not affected, and an application's own handler for
-`HTTPException` or for the status code takes precedence.
+A dependency must raise an exception to reject a request. FastAPI's default handler for `HTTPException` does not send
+this package's standard response body. For this reason, the dependencies raise a subclass of `HTTPException` and add a
+handler for the subclass to the application's handlers. Starlette provides these handlers in the scope. An application's
+own handler for `HTTPException` or for the status code takes precedence. Applications that do not use the dependencies
+are not affected.
 """
 
 from collections.abc import Callable, Coroutine, MutableMapping
@@ -38,9 +38,9 @@ __all__ = ["Principal", "current_principal", "require_any_scope", "require_scope
 
 
 class _BearerScheme(OAuth2):
-    """Appear in OpenAPI as the HTTP Bearer scheme, and return the request's principal.
+    """A dependency that returns the request's principal and is documented as the HTTP Bearer scheme in OpenAPI.
 
-    The base class is OAuth2, because older FastAPI versions document scopes only for OAuth2 schemes.
+    The base class is `OAuth2`, because older FastAPI versions document scopes only for OAuth2 schemes.
     """
 
     def __init__(self) -> None:
@@ -65,11 +65,11 @@ async def current_principal(
     scopes: SecurityScopes,
     principal: Principal = Security(_SCHEME),  # noqa: B008  # how FastAPI declares a dependency
 ) -> Principal:
-    """Return the request's principal. Use it as ``Depends(current_principal)``.
+    """Return the request's principal. Use this dependency as ``Depends(current_principal)``.
 
     Raises:
-        HTTPException: Status 401 if the request has no valid token; 403 if the token lacks a scope that
-            ``Security(current_principal, scopes=[...])`` requires.
+        HTTPException: The status is 401 if the request does not contain a valid token. The status is 403 if the token
+            lacks a scope that is required by ``Security(current_principal, scopes=[...])``.
     """
     if not principal.scopes.issuperset(scopes.scopes):
         raise _build_error(request.scope, challenges_of(request.scope).build_insufficient_scope(scopes.scopes))
@@ -90,10 +90,10 @@ def require_scopes(*scopes: str) -> Callable[..., Coroutine[Any, Any, Principal]
 def require_any_scope(*scopes: str) -> Callable[..., Coroutine[Any, Any, Principal]]:
     """Build a dependency that returns the principal if the token has at least one of *scopes*.
 
-    OpenAPI cannot describe such a choice, so the OpenAPI document contains the scheme without these scopes.
+    OpenAPI cannot express alternative scopes, so the OpenAPI document contains the scheme without these scopes.
 
     Raises:
-        ConfigurationError: *scopes* is empty, so no tokens could have one of them.
+        ConfigurationError: *scopes* is empty.
     """
     if not scopes:
         raise ConfigurationError("scopes", "expected at least one scope")
@@ -110,10 +110,10 @@ def require_any_scope(*scopes: str) -> Callable[..., Coroutine[Any, Any, Princip
 
 
 class _Rejected(HTTPException):
-    """An exception that carries a complete error response.
+    """An exception that contains a complete error response.
 
-    The exception's attributes also contain the status, the challenge, and ``Cache-Control``, which the application's
-    own handlers read.
+    The status and the ``WWW-Authenticate`` and ``Cache-Control`` headers are also set as attributes for the
+    application's own exception handlers.
     """
 
     def __init__(self, error_response: ErrorResponse) -> None:
@@ -128,12 +128,15 @@ def _build_error(scope: MutableMapping[str, Any], error_response: ErrorResponse)
     return _Rejected(error_response)
 
 
-# The key under which an application stores its handlers, by exception class and by status code.
+# Starlette stores the application's exception handlers in the scope under this key.
 _HANDLERS_KEY: Final = "starlette.exception_handlers"
 
 
 def _add_handler(scope: MutableMapping[str, Any]) -> None:
-    """Add the handler unless the application has its own. If the scope has no handlers, FastAPI's body is sent."""
+    """Add the handler unless the application has its own handler.
+
+    If the scope does not contain any handlers, FastAPI sends its default response body.
+    """
     found = scope.get(_HANDLERS_KEY)
     if not (isinstance(found, tuple) and found and isinstance(found[0], dict)):
         return
@@ -144,6 +147,6 @@ def _add_handler(scope: MutableMapping[str, Any]) -> None:
 
 async def _respond(request: HTTPConnection, error: _Rejected) -> Response:
     error_response = error.error_response
-    # RFC 9110, section 9.3.2: a response to HEAD has the same headers as a response to GET, but no body.
+    # RFC 9110, section 9.3.2: a response to HEAD has the same headers as a response to GET but does not have a body.
     body = b"" if request.scope.get("method") == "HEAD" else error_response.body
     return Response(body, error_response.status, dict(error_response.headers))

@@ -1,4 +1,4 @@
-"""Describe why a request to an issuer failed, without any text from outside this process. No I/O."""
+"""Describe failed requests to issuers without quoting any text from outside this process."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ FetchCause = Literal[
     "certificate_not_trusted",
     "tls_failed",
     "timed_out",
-    "connection_closed",  # before a complete response arrived
-    "bad_response",  # a response arrived, but cannot be used
-    "not_configured",  # one of this service's files or variables cannot be used
+    "connection_closed",  # the connection was closed before the complete response arrived
+    "bad_response",  # a response arrived but cannot be used
+    "not_configured",  # a setting or the file that the setting specifies cannot be used
 ]
 
-# OpenSSL error codes (x509_vfy.h). OpenSSL's own messages may quote the certificate.
+# These error codes are defined in OpenSSL's x509_vfy.h. OpenSSL's own messages can quote the certificate.
 _CERTIFICATE_PROBLEMS: Final = {
-    9: "it is not valid yet",
-    10: "it has expired",
-    18: "it is self-signed",
-    19: "its certificate authority is not trusted",
-    20: "its certificate authority is not trusted",
-    21: "its certificate authority is not trusted",
-    62: "it is for a different host name",
-    64: "it is for a different IP address",
+    9: "the certificate is not valid yet",
+    10: "the certificate has expired",
+    18: "the certificate is self-signed",
+    19: "the certificate authority is not trusted",
+    20: "the certificate authority is not trusted",
+    21: "the certificate authority is not trusted",
+    62: "the certificate is for a different host name",
+    64: "the certificate is for a different IP address",
 }
 
-# Alerts about the client certificate (RFC 8446, section 6.2), as OpenSSL spells them after the TLS version.
+# Alerts about the client certificate (RFC 8446, section 6.2), as spelled by OpenSSL after the TLS version.
 _REFUSALS: Final = frozenset(
     {
         "BAD_CERTIFICATE",
@@ -51,7 +51,7 @@ _REFUSALS: Final = frozenset(
 
 
 class FetchFailed(Exception):
-    """No usable response arrived in time. The error message does not quote the response.
+    """An error that is raised if a usable response does not arrive in time. The message does not quote the response.
 
     Attributes:
         cause: The kind of failure.
@@ -66,37 +66,37 @@ class FetchFailed(Exception):
 
     @staticmethod
     def describe(error: Exception) -> str:
-        """Return a description that is safe to log. For an error of any other class, return only the class name."""
+        """Return a description of *error* that is safe to log. If the error is unexpected, return its class name."""
         return str(error) if isinstance(error, FetchFailed) else type(error).__name__
 
 
 def is_lost(error: Exception) -> bool:
-    """Return whether the server had closed the connection before it sent any part of a response."""
+    """Return whether the server closed the connection without sending any part of a response."""
     return isinstance(error, (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError))
 
 
 def failure(error: Exception, *, is_late: bool, is_proxied: bool) -> FetchFailed:
-    """Return the failure that describes a connection error.
+    """Convert a connection error to a `FetchFailed` exception.
 
     Args:
         error: An error from urllib3, ``http.client``, or a socket.
-        is_late: Whether the deadline has passed, which may have caused the error.
+        is_late: Whether the deadline has passed.
         is_proxied: Whether the connection uses a proxy.
     """
     if isinstance(error, HTTPError) and isinstance(error.__cause__, Exception):
-        error = error.__cause__  # urllib3 wraps the errors that occur while it reads the body
+        error = error.__cause__  # urllib3 wraps errors that occur while the body is being read
     if is_late or isinstance(error, TimeoutError):
         return FetchFailed("timed out", "timed_out")
     if isinstance(error, ssl.SSLCertVerificationError):
-        problem = _CERTIFICATE_PROBLEMS.get(error.verify_code, f"OpenSSL's code is {error.verify_code}")
+        problem = _CERTIFICATE_PROBLEMS.get(error.verify_code, f"OpenSSL error code {error.verify_code}")
         return FetchFailed(f"certificate not trusted: {problem}", "certificate_not_trusted")
     if isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
         return FetchFailed("connection closed during the TLS handshake", "connection_closed")
     if isinstance(error, ssl.SSLError):
-        if (error.reason or "").partition("_ALERT_")[2] in _REFUSALS:  # sent by the server
+        if (error.reason or "").partition("_ALERT_")[2] in _REFUSALS:  # the server sent the alert
             return FetchFailed("the server does not accept the client certificate, or requires one", "tls_failed")
         speaks_http = error.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST")
-        hint = "; the server does not speak https on this port" if speaks_http else ""
+        hint = "; the server does not use https on this port" if speaks_http else ""
         return FetchFailed(f"TLS handshake failed{hint}", "tls_failed")
     if isinstance(error, ConnectionError):  # RemoteDisconnected is also an HTTPException
         if isinstance(error, ConnectionRefusedError):
@@ -114,7 +114,7 @@ def _network_failure(error: OSError, is_proxied: bool) -> FetchFailed:
         if error.errno in (socket.EAI_AGAIN, socket.EAI_FAIL):
             return _connection_failure("the name server does not respond", "name_server_failed", is_proxied)
         return _connection_failure("host name not found", "host_not_found", is_proxied)
-    if is_proxied and error.errno is None:  # http.client raises a plain OSError with the proxy's own text
+    if is_proxied and error.errno is None:  # http.client raises a plain OSError that contains text from the proxy
         return FetchFailed("the proxy refused to connect to the host", "proxy_refused")
     if error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN):
         return _connection_failure("network unreachable", "network_unreachable", is_proxied)

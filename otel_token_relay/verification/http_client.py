@@ -1,8 +1,9 @@
 """The HTTP client for issuer metadata, key sets, introspection endpoints, and token endpoints.
 
-Requests run in an empty context so that they do not carry a caller's token, and with instrumentation suppressed so that
-this package makes no relay decision about them. Redirects are not followed, https is required except on loopback and
-for hosts that an operator has listed, and both the time and the response size are limited.
+The client sends requests in an empty context, so the requests never carry a caller's token. Instrumentation is
+suppressed, so the package does not make relay decisions about these requests. The client does not follow redirects. The
+client requires HTTPS, except for loopback addresses and for hosts that an operator has listed. The duration of a
+request and the size of a response are limited.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ MAX_BODY_BYTES: Final = 512 * 1024
 
 
 class Response(NamedTuple):
-    """A complete response. Its header names are in lowercase."""
+    """A complete response. All header names are lowercase."""
 
     status: int
     headers: Mapping[str, str]
@@ -43,12 +44,12 @@ class Response(NamedTuple):
 
 
 class HttpClient:
-    """Sends requests to issuers. Safe to share between threads, and usable after a fork.
+    """A client that sends requests to issuers. This class is thread-safe and can be used after a fork.
 
     Args:
-        ca_file: A PEM file that contains the trusted CA certificates; ``None`` to trust the certificates in the
-            system's store or in ``SSL_CERT_FILE``.
-        plaintext_hosts: The hosts, each with an optional port, to which plain http is allowed.
+        ca_file: A PEM file that contains the trusted CA certificates. If this argument is ``None``, the client trusts
+            the certificates in ``SSL_CERT_FILE`` or in the system's certificate store.
+        plaintext_hosts: The hosts for which plain HTTP is allowed, each with an optional port.
     """
 
     def __init__(self, *, ca_file: str | None = None, plaintext_hosts: Sequence[str] = ()) -> None:
@@ -58,19 +59,19 @@ class HttpClient:
         weakref.finalize(self, self._idle.close)  # also at exit
 
     def accepts(self, url: object) -> bool:
-        """Return whether *url* is secure enough to send requests to."""
+        """Return whether *url* satisfies the client's security requirements."""
         return isinstance(url, str) and is_trustworthy(url, self.plaintext_hosts)
 
     def check_url(self, setting: str, url: object) -> str:
-        """Return *url* if `accepts` returns true for it.
+        """Return *url* if the client accepts the URL.
 
         Raises:
-            ConfigurationError: The URL does not use https and its host is neither loopback nor listed, or different
-                parsers could interpret the URL differently.
+            ConfigurationError: The URL does not use HTTPS and plain HTTP to the host is not allowed, or different URL
+                parsers might interpret the URL differently.
         """
         if not isinstance(url, str) or not self.accepts(url):
             raise ConfigurationError(
-                setting, "expected an https URL, or an http URL on loopback or of a host in plaintext_issuers"
+                setting, "expected an https URL, or an http URL whose host is loopback or in plaintext_issuers"
             )
         return url
 
@@ -83,27 +84,28 @@ class HttpClient:
         authorization: str | None = None,
         certificate: ClientCertificate | None = None,
     ) -> Response:
-        """Send one request and return the complete response. This method blocks, so call it from a background thread.
+        """Send one request and return the complete response. This method blocks, so it must run in a background thread.
 
-        If the server closes a reused connection before it sends any part of the response, the request is sent once more
-        on a new connection.
+        If the server closes a reused connection before sending any part of the response, the client sends the request
+        again on a new connection.
 
         Args:
             url: A URL for which `accepts` returns true.
-            timeout: The maximum number of seconds for the whole request, excluding the name lookup.
-            form: The body of a POST request, sent as ``application/x-www-form-urlencoded``; ``None`` for GET.
-            authorization: This service's credential, if the endpoint requires one.
-            certificate: The TLS client certificate to present to the host, but not to a proxy.
+            timeout: The maximum duration of the whole request in seconds, excluding the DNS lookup.
+            form: The body of a POST request, which is sent as ``application/x-www-form-urlencoded``. If this argument
+                is ``None``, the client sends a GET request.
+            authorization: The value of the ``Authorization`` header, or ``None`` to omit the header.
+            certificate: The TLS client certificate to present to the host. A proxy never receives this certificate.
 
         Raises:
-            FetchFailed: Connecting, sending, or reading failed, or the response exceeds a limit.
+            FetchFailed: The request failed, or the response exceeds a limit.
         """
-        # Use an empty context, not a copy: thread and pool instrumentation may have copied a caller's
+        # Use an empty context instead of a copy. Instrumentation of threads and pools might have copied a caller's
         # context, including the token, into this thread.
         return contextvars.Context().run(self._fetch, url, timeout, form, authorization, certificate)
 
     def close(self) -> None:
-        """Close the connections that are kept open. The client remains usable."""
+        """Close the idle connections. The client can still be used afterward."""
         self._idle.close()
 
     def _fetch(
@@ -114,8 +116,8 @@ class HttpClient:
         authorization: str | None,
         certificate: ClientCertificate | None,
     ) -> Response:
-        # Not imported at the top: the module imports opentelemetry.propagate, which may itself be importing this
-        # package.
+        # This import must not be at the top of the file. The module imports opentelemetry.propagate, which might be in
+        # the process of importing this package.
         from opentelemetry.instrumentation.utils import suppress_instrumentation
 
         if timeout <= 0:  # the caller has no time left
@@ -146,10 +148,10 @@ class HttpClient:
             return self._send(self._connection(route), request, deadline)
 
     def _send(self, connection: Connection, request: _Request, deadline: float) -> Response:
-        """Send *request*, and keep the connection if it can be reused.
+        """Send *request* and keep the connection if the connection can be reused.
 
         Raises:
-            _ConnectionLost: The server has closed a reused connection.
+            _ConnectionLost: The server closed a reused connection.
             FetchFailed: The response is missing or cannot be used.
         """
         was_kept, has_begun, is_kept = not connection.is_closed, False, False
@@ -169,7 +171,7 @@ class HttpClient:
                 response = connection.getresponse()
                 has_begun = True
                 read = _read(response, deadline)
-                # `sock` is None if the server closes the connection.
+                # `sock` is None if the connection is closed after the response.
                 is_kept = read.status == 200 and response.closed and connection.sock is not None
         except FetchFailed:
             raise
@@ -193,7 +195,7 @@ class HttpClient:
 
 
 class _ConnectionLost(Exception):
-    """The server has closed a connection that was kept open for reuse."""
+    """An error that is raised if the server closed a connection that was kept open for reuse."""
 
 
 class _Request(NamedTuple):
@@ -205,13 +207,16 @@ class _Request(NamedTuple):
 
 @lru_cache(maxsize=256)
 def _origin_of(url: str, plaintext_hosts: frozenset[str]) -> Origin | None:
-    """Return the origin of a URL that may be fetched. Cached because the same few URLs are fetched repeatedly."""
+    """Return the URL's origin, or ``None`` if the URL is not secure.
+
+    The result is cached, because the client fetches the same few URLs repeatedly.
+    """
     return Origin.parse(url) if is_trustworthy(url, plaintext_hosts) else None
 
 
 @lru_cache(maxsize=8)
 def shared_client(ca_file: str | None = None, plaintext_hosts: tuple[str, ...] = ()) -> HttpClient:
-    """Return the client shared by all parts of the process that use the same settings."""
+    """Return the process-wide client for these settings."""
     return HttpClient(ca_file=ca_file, plaintext_hosts=plaintext_hosts)
 
 
@@ -220,11 +225,11 @@ def _read(response: BaseHTTPResponse, deadline: float) -> Response:
     if not length.isdigit() or len(length) > 9 or int(length) > MAX_BODY_BYTES:
         raise FetchFailed(f"response larger than {MAX_BODY_BYTES} bytes")
     if response.headers.get("Content-Encoding", "identity").lower() != "identity":
-        # The request did not ask for a content encoding, and a compressed response may expand to any size.
+        # The client does not accept compressed responses, because a compressed response could expand to any size.
         raise FetchFailed("unexpected Content-Encoding in the response")
     body = b""
-    # The body is complete when nothing more can be read; urllib3 raises an exception if the body is shorter than the
-    # Content-Length header states.
+    # An empty read indicates the end of the body. If the body is shorter than the Content-Length header specifies,
+    # urllib3 raises an exception.
     while len(body) <= MAX_BODY_BYTES and (part := response.read(MAX_BODY_BYTES + 1, decode_content=False)):
         body += part
     if len(body) > MAX_BODY_BYTES:

@@ -1,14 +1,16 @@
-"""Connections to issuers, based on urllib3's. Each request has one deadline, and connections stay open for reuse.
+"""Connections to issuers, which are based on urllib3's connection classes.
 
-urllib3's pools are not used: their timeout restarts with each byte received, and these requests must not be visible to
-the hooks that this package and instrumentation add to the pools.
+Each request has a single deadline, and connections are kept open for reuse. This module does not use urllib3's
+connection pools, because a pool's timeout restarts whenever data is received. In addition, this package and
+instrumentation libraries add hooks to the pools, and these hooks must not process requests to issuers.
 
 Invariants:
 
-* At the deadline, the connection is shut down, regardless of the current operation: connecting, waiting for a proxy's
-  response to CONNECT, performing a TLS handshake, sending, or receiving. Only a name lookup cannot be canceled.
-* A connection is used again only after a complete response with status 200, so that no response can be mistaken for the
-  response to a different request.
+* The connection is shut down at the deadline during every operation: connecting, waiting for a proxy's response to
+  CONNECT, performing a TLS handshake, sending, and receiving. The only exception is a DNS lookup, which cannot be
+  canceled.
+* A connection is reused only after a complete response with status 200. This rule prevents a response from being
+  mistaken for the response to a different request.
 * A connection that presents a client certificate is used only for requests with that certificate.
 * A forked child does not use its parent's connections.
 """
@@ -31,9 +33,9 @@ from otel_token_relay.forks import call_in_child
 from otel_token_relay.verification import watchdog
 from otel_token_relay.verification.proxies import Proxy
 
-# Servers close idle connections after widely varying times, and some firewalls drop them silently.
+# The time after which servers close idle connections varies widely, and some firewalls drop idle connections silently.
 IDLE_SECONDS: Final = 15.0
-# The maximum number of idle connections that are kept for each route.
+# The maximum number of idle connections per route.
 MAX_IDLE: Final = 8
 
 
@@ -41,7 +43,7 @@ _QUICKACK: Final = getattr(socket, "TCP_QUICKACK", None)  # available only on Li
 
 
 class Route(NamedTuple):
-    """A connection's target and client certificate. Requests with equal routes can share a connection."""
+    """A connection's target and client certificate. Requests with the same route can reuse a connection."""
 
     scheme: str
     host: str
@@ -51,7 +53,8 @@ class Route(NamedTuple):
 
 
 class _Connection:
-    """The behavior that plain and TLS connections share. This class must be listed before urllib3's base class."""
+    """The behavior that plain and TLS connections share. This class must precede urllib3's class in the list of
+    bases."""
 
     sock: Any
     timeout: Any
@@ -61,19 +64,20 @@ class _Connection:
     _line: socket.socket | None = None
 
     def _new_conn(self) -> socket.socket:
-        """Connect to the proxy if there is one; otherwise, connect to the host. Overrides a urllib3 method."""
+        """Connect to the proxy or, if no proxy is used, to the host. This method overrides a urllib3 method."""
         host, port = self.route[1:3] if self.route.proxy is None else self.route.proxy[1:3]
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         error: OSError = socket.gaierror(socket.EAI_NONAME, "no address")
         for index, (family, kind, protocol, _, address) in enumerate(found):
-            # An address that does not respond must leave time for the remaining addresses.
+            # Divide the remaining time among the addresses, because an address might not respond.
             seconds = self.remaining() / (len(found) - index)
             opened = socket.socket(family, kind, protocol)
             try:
                 opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 opened.settimeout(seconds)
                 opened.connect(address)
-                # TLS takes over the socket's descriptor, so the connection is shut down through a duplicate.
+                # Use a duplicate of the socket to shut down the connection, because TLS takes over the socket's file
+                # descriptor.
                 self._line = opened.dup()
                 opened.settimeout(self.remaining())
             except OSError as failed:
@@ -96,9 +100,9 @@ class _Connection:
 
     @contextlib.contextmanager
     def until(self, deadline: float) -> Generator[None, None, None]:
-        """Shut down the connection at *deadline* on the monotonic clock, unless the block has ended.
+        """Shut down the connection at the monotonic time *deadline* unless the ``with`` block has already ended.
 
-        A socket's own timeout would not limit the total time, because it restarts with each byte.
+        A socket's timeout does not limit the total time, because the timeout restarts whenever data is received.
         """
         self.deadline = deadline
         self.timeout = self.remaining()
@@ -108,16 +112,16 @@ class _Connection:
             yield
 
     def acknowledge_at_once(self) -> None:
-        """Acknowledge received data immediately, until the operating system reverts this setting.
+        """Acknowledge received data immediately until the operating system reverts this setting.
 
-        Otherwise, on a reused connection, each response from a server that sends its headers and body separately would
-        be delayed by 40 ms.
+        Without this setting, a response on a reused connection is delayed by 40 ms if the server sends the headers and
+        the body separately.
         """
         if _QUICKACK is not None and self._line is not None:
             self._line.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
 
     def _cut(self) -> None:
-        # If the connection does not exist yet, `_new_conn` detects that the deadline has passed.
+        # If the connection has not been established yet, `_new_conn` detects that the deadline has passed.
         if (line := self._line) is not None:
             with contextlib.suppress(OSError):
                 line.shutdown(socket.SHUT_RDWR)
@@ -145,12 +149,13 @@ Connection = _PlainConnection | _TlsConnection
 def build_connection(
     route: Route, tls: ssl.SSLContext | None = None, proxy_tls: ssl.SSLContext | None = None
 ) -> Connection:
-    """Return a connection that has not been opened yet.
+    """Create a connection without opening it.
 
     Args:
         route: The target and the client certificate.
-        tls: The context that verifies the host's certificate and presents the client's; ``None`` for plain http.
-        proxy_tls: The context that verifies a proxy's certificate. It presents no client certificate to the proxy.
+        tls: The context that verifies the host's certificate and presents the client certificate, or ``None`` for plain
+            HTTP.
+        proxy_tls: The context that verifies a proxy's certificate without presenting a client certificate.
     """
     connection: Connection
     scheme, host, port, proxy, _ = route
@@ -172,7 +177,7 @@ def build_connection(
 
 
 class IdleConnections:
-    """The open connections that no request is using. Safe to share between threads."""
+    """The open connections that are not in use by a request. This class is thread-safe."""
 
     def __init__(self) -> None:
         self._connections: dict[Route, list[Connection]] = {}
@@ -181,30 +186,30 @@ class IdleConnections:
 
     def _start_over(self) -> None:
         self._lock = threading.RLock()
-        # Closing a socket here only closes the child's descriptor; nothing is sent.
+        # In a forked child, closing a socket only closes the child's file descriptor. Nothing is sent to the server.
         self.close()
 
     def take(self, route: Route) -> Connection | None:
-        """Return an open connection for *route* that no other caller is using; ``None`` if there is none."""
+        """Remove and return an idle connection for *route*, or return ``None`` if no idle connection is available."""
         while True:
             with self._lock:
                 waiting = self._connections.get(route)
                 connection = waiting.pop() if waiting else None
             if connection is None:
                 return None
-            # If data can be read, the server has closed the connection or sent something that was not requested.
+            # If an idle connection has readable data, the server has closed the connection or sent unrequested data.
             if time.monotonic() - connection.idle_since < IDLE_SECONDS and connection.is_connected:
                 return connection
             connection.discard()
 
     def put(self, connection: Connection) -> None:
-        """Keep an open connection, and close connections that have been idle for too long."""
+        """Keep an open connection for reuse, and close connections that have been idle for too long."""
         connection.idle_since = now = time.monotonic()
         unused: list[Connection] = []
         with self._lock:
             for route in [*self._connections]:
                 waiting = self._connections[route]
-                count = sum(now - other.idle_since >= IDLE_SECONDS for other in waiting)  # the oldest are first
+                count = sum(now - other.idle_since >= IDLE_SECONDS for other in waiting)  # oldest first
                 unused += waiting[:count]
                 del waiting[:count]
                 if not waiting:

@@ -1,9 +1,8 @@
 """Ask the authorization server whether a token is active (RFC 7662).
 
-Introspection verifies opaque tokens and, if configured, checks whether JWTs have been revoked. It fails
-closed: if the server does not respond, the request fails with status 503, and the token is not reported as
-invalid. A failed lookup affects only the token that was looked up; it affects all tokens only if looking up
-a random token fails too (see `circuit_breaker`).
+Introspection verifies opaque tokens and, if configured, checks whether JWTs have been revoked. If the server does not
+respond, the request fails with status 503, and the token is not reported as invalid. A failed lookup does not affect
+other tokens unless the lookup of a random token also fails (see `circuit_breaker`).
 """
 
 from __future__ import annotations
@@ -32,37 +31,39 @@ from otel_token_relay.verification.worker_pools import WorkerPool
 _logger = logging.getLogger("otel_token_relay")
 
 MAX_REUSE_SECONDS: Final = 60.0
-# A newly issued token may briefly be unknown to one of the server's nodes.
+# Inactive results are cached only briefly, because some of a server's nodes might not recognize a newly issued token
+# immediately.
 NEGATIVE_REUSE_SECONDS: Final = 5.0
-# How long to wait before looking up a token again after the server has refused to introspect it.
+# The delay before the next lookup of a token that the server refused to introspect.
 REFUSED_REUSE_SECONDS: Final = 5.0
 WARNING_SECONDS: Final = 10.0
-# The maximum number of calls that may be running or waiting in each worker pool.
+# The maximum number of running and waiting calls in each worker pool.
 MAX_PENDING: Final = 256
-# Callers do not wait for refreshes. This limit is low so that a lookup that is queued behind refreshes runs in time.
+# The maximum number of running and waiting refreshes. The limit is low, because a lookup might have to wait for earlier
+# refreshes.
 MAX_REFRESHES: Final = 32
-# How long to wait before retrying a dropped refresh; without this pause, every request would retry the refresh.
+# The delay before a dropped refresh is retried. Without this delay, every request would retry the refresh.
 REFRESH_PAUSE_SECONDS: Final = 1.0
 _LOOKUP_WORKERS: Final = 8
 _REFRESH_WORKERS: Final = 4
 _PROBE_SECONDS: Final = 1.0
 
-# The 4xx statuses that indicate a problem with this service's credentials, URL, or request rate rather than with the
-# token: RFC 7662, section 2.3, RFC 6750, section 3.1, and RFC 6585, section 4.
+# These 4xx statuses indicate a problem with this service's credential, URL, or request rate, not with the token.
+# Source: RFC 7662, section 2.3; RFC 6750, section 3.1; RFC 6585, section 4.
 _NOT_ABOUT_TOKEN: Final = frozenset({401, 403, 404, 405, 407, 408, 429})
 
 
 class _TokenRefused(FetchFailed):
-    """The server responded but refused to introspect this token."""
+    """An error that is raised if the server refuses to introspect a token."""
 
 
 class IntrospectionResult(NamedTuple):
     """The introspection response for one token.
 
     Attributes:
-        claims: The members of an ``active`` response; ``None`` if the token is not active.
-        until: The time on the monotonic clock, in seconds, at which the result expires.
-        refresh_at: The time on the same clock after which using the result triggers a background refresh.
+        claims: The members of the response, or ``None`` if the token is not active.
+        until: The monotonic time when the result expires, in seconds.
+        refresh_at: The monotonic time after which using the result triggers a background refresh, in seconds.
     """
 
     claims: Mapping[str, Any] | None
@@ -71,15 +72,15 @@ class IntrospectionResult(NamedTuple):
 
 
 class Introspection:
-    """One server's introspection endpoint. Safe to share between threads, tasks, and event loops.
+    """One server's introspection endpoint. An instance can be shared by threads, tasks, and event loops.
 
     Args:
-        endpoint: An https URL, or an http URL on loopback.
-        client: This service's credential for the endpoint; ``None`` if the endpoint does not require one.
-        issuer: The issuer that the endpoint belongs to; ``None`` if the issuer is not known.
-        timeout: The maximum number of seconds to wait for one response.
-        size: The maximum number of active results to cache; the same limit applies to inactive results.
-        http: The client that sends the requests; ``None`` for the default client.
+        endpoint: The endpoint's URL, which must be accepted by the HTTP client.
+        client: This service's credential for the endpoint, or ``None`` if the endpoint does not require a credential.
+        issuer: The issuer that the endpoint belongs to, or ``None`` if the issuer is unknown.
+        timeout: The maximum time to wait for a response, in seconds.
+        size: The maximum number of active results to cache. The same limit applies to inactive results.
+        http: The client that sends the requests, or ``None`` to use the default client.
     """
 
     def __init__(
@@ -100,9 +101,9 @@ class Introspection:
         self._timeout = timeout
         self._monotonic = monotonic
         self._active: Cache[IntrospectionResult] = Cache(size)
-        # Kept separately so that made-up tokens do not evict active tokens.
+        # Separate caches prevent invalid tokens from evicting active tokens.
         self._inactive: Cache[IntrospectionResult] = Cache(size)
-        # The time at which each failed token may be looked up again. Kept separately and limited for the same reason.
+        # The earliest time to retry the lookup of each token whose lookup failed.
         self._failed: Cache[float] = Cache(size)
         self._breaker = CircuitBreaker(monotonic)
         self._warn_at = float("-inf")
@@ -112,8 +113,8 @@ class Introspection:
     def _start_over(self) -> None:
         self._lock = threading.RLock()
         self._pending: dict[bytes, Future[IntrospectionResult | None]] = {}
-        # The pools are separate: made-up tokens must not delay tokens that were active a moment ago, and
-        # refreshes, which can wait, must not delay a token's first lookup.
+        # The pools are separate for two reasons. Invalid tokens must not delay recently active tokens. Refreshes, which
+        # are not urgent, must not delay a token's first lookup.
         self._lookups = WorkerPool("introspection", _LOOKUP_WORKERS)
         self._refreshes = WorkerPool("refresh", _REFRESH_WORKERS)
         self._breaker.start_over()
@@ -122,18 +123,18 @@ class Introspection:
         return f"Introspection({self._endpoint!r})"
 
     def cached(self, key: bytes, token: str | None = None) -> IntrospectionResult | None:
-        """Return the cached result if it is still valid. Never waits.
+        """Return the cached result without waiting, or ``None`` if no valid result is cached.
 
         Args:
             key: The token's digest.
-            token: The token itself. If the token is passed, a result that expires soon is refreshed in the background.
+            token: The token. If this argument is passed, a result that expires soon is refreshed in the background.
         """
         result = self._active.get(key) or self._inactive.get(key)
         now = self._monotonic()
         if result is None or now >= result.until:
             return None
         if token is not None and result.claims is not None and now >= result.refresh_at:
-            with contextlib.suppress(KeysUnavailable):  # the next use tries again
+            with contextlib.suppress(KeysUnavailable):  # the next use retries the refresh
                 self._submit(key, token, is_refresh=True)
         return result
 
@@ -141,11 +142,11 @@ class Introspection:
         """Start a lookup, or join a pending lookup of the same token.
 
         Returns:
-            The future to wait for. Its result is ``None`` if the lookup fails.
+            The future to wait for. The future's result is ``None`` if the lookup fails.
 
         Raises:
-            KeysUnavailable: The endpoint is down, the last lookup of this token failed a moment ago, or
-                too many lookups are pending.
+            KeysUnavailable: The endpoint is down, the last lookup of this token failed recently, or too many lookups
+                are pending.
         """
         return Wait(self._submit(key, token, is_refresh=False), self._timeout)
 
@@ -172,8 +173,8 @@ class Introspection:
         pool.load += 1
         try:
             pool.executor.submit(self._run, pool, key, token, future, deadline)
-        except RuntimeError:  # no thread can be started: the process is at its thread limit or exiting
-            # The executor may have queued the call anyway and would run it as soon as a thread is available.
+        except RuntimeError:  # no thread can be started, because the process has reached its thread limit or is exiting
+            # Cancel the call, because the executor might have queued the call despite the error.
             if future.cancel():
                 self._cancel(pool, key)
                 raise KeysUnavailable from None
@@ -184,7 +185,7 @@ class Introspection:
         pool.load -= 1
         self._breaker.cancel(key)
         if not pool.load:
-            # The executor's queue might never be emptied, so tokens would accumulate in it.
+            # Replace the executor to discard its queue. Otherwise, tokens might accumulate in the queue.
             pool.start_over()
 
     def _pool(self, key: bytes, is_refresh: bool) -> WorkerPool:
@@ -192,15 +193,15 @@ class Introspection:
             return self._refreshes
         if self._active.get(key) is None:
             return self._lookups
-        # The token was active a moment ago, and a caller is waiting: do not queue the lookup behind refreshes
-        # if a lookup worker is idle.
+        # The token was active recently, and a caller is waiting. If all refresh workers are busy, use an idle lookup
+        # worker.
         return self._lookups if self._refreshes.is_busy and not self._lookups.is_busy else self._refreshes
 
     def _postpone_refresh(self, key: bytes) -> None:
-        """Postpone refreshing *key* after a refresh was dropped.
+        """Postpone the next refresh of *key* after a refresh has been dropped.
 
-        Only the caller that is currently allowed to look up *key* may call this method; any other caller could
-        overwrite a newer result.
+        Call this method only from the thread that owns the current lookup of *key*. Any other thread might overwrite a
+        newer result.
         """
         result = self._active.get(key)
         if result is not None:
@@ -216,13 +217,13 @@ class Introspection:
             if self._monotonic() < deadline and self._breaker.still_allows(key):
                 result = self._store(key, self._introspect(token))
                 self._breaker.record_success()
-            else:  # the call stayed in the queue until all callers had given up or the circuit had opened
+            else:  # all callers stopped waiting, or the circuit opened, while the call was queued
                 self._postpone_refresh(key)
                 probe_is_due = self._breaker.record_failure(key)
         except _TokenRefused as error:
             self._record_failure(key, REFUSED_REUSE_SECONDS, error)
             self._breaker.record_success()
-        except Exception as error:  # the waiting callers receive no result
+        except Exception as error:  # the waiting callers do not receive a result
             self._record_failure(key, OPEN_SECONDS, error)
             probe_is_due = self._breaker.record_failure(key)
         finally:
@@ -236,14 +237,14 @@ class Introspection:
     def _record_failure(self, key: bytes, seconds: float, error: Exception) -> None:
         now = self._monotonic()
         self._failed.put(key, now + seconds)
-        # Callers can send tokens whose lookup fails, and could otherwise fill the log.
+        # Limit the number of warnings, because a caller could send many tokens whose lookups fail.
         level = logging.WARNING if now >= self._warn_at else logging.DEBUG
         if level == logging.WARNING:
             self._warn_at = now + WARNING_SECONDS
         _log(level, "introspection failed: %s", error)
 
     def _probe(self) -> bool:
-        """Return whether a random token can be looked up. Such a token is inactive (RFC 7662, section 2.2)."""
+        """Return whether the lookup of a random token succeeds. A random token is inactive (RFC 7662, section 2.2)."""
         try:
             self._introspect(secrets.token_urlsafe(32), min(self._timeout, _PROBE_SECONDS))
         except _TokenRefused:
@@ -272,7 +273,7 @@ class Introspection:
     def _store(self, key: bytes, claims: Mapping[str, Any] | None) -> IntrospectionResult:
         now = self._monotonic()
         if claims is None:
-            # Store the new result before removing the old result, so that a result is always available.
+            # Store the new result before removing the old result to ensure that a result is always available.
             until = now + NEGATIVE_REUSE_SECONDS
             result = IntrospectionResult(None, until, until)
             self._inactive.put(key, result)
@@ -285,17 +286,17 @@ class Introspection:
 
 
 def _log(level: int, text: str, error: Exception) -> None:
-    with contextlib.suppress(Exception):  # the application's logging filter may raise; the worker must continue
+    with contextlib.suppress(Exception):  # the worker must continue even if a logging filter raises an error
         _logger.log(level, text, FetchFailed.describe(error))
 
 
 def build_request(
     token: str, client: ClientCredential | None, issuer: str | None, endpoint: str
 ) -> tuple[bytes, Authentication]:
-    """Return the form of the request to introspect *token*, and this service's authentication (RFC 7662, section 2.1).
+    """Return the form data and this service's authentication for an introspection request (RFC 7662, section 2.1).
 
     Raises:
-        FetchFailed: The client's credential cannot currently be used.
+        FetchFailed: The client credential is currently unavailable.
     """
     try:
         identity = Authentication() if client is None else client.authenticate(issuer, endpoint)
@@ -306,7 +307,7 @@ def build_request(
 
 
 def read_response(body: bytes) -> Mapping[str, Any] | None:
-    """Return the members of an ``active`` response; ``None`` if the token is not active (RFC 7662, section 2.2).
+    """Return the members of the response, or ``None`` if the token is not active (RFC 7662, section 2.2).
 
     Raises:
         FetchFailed: The response is not a JSON object with a boolean ``active`` member.
@@ -317,5 +318,5 @@ def read_response(body: bytes) -> Mapping[str, Any] | None:
         raise FetchFailed(f"the introspection response is not a JSON document: {error}") from None
     active = claims.get("active")
     if not isinstance(active, bool):
-        raise FetchFailed("the introspection response has no boolean member 'active'")
+        raise FetchFailed("the introspection response does not contain a boolean 'active' member")
     return claims if active else None

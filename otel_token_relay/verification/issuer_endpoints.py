@@ -1,7 +1,8 @@
-"""Fetch each issuer's metadata and keys, look up a token as the verifier would, and report the responses.
+"""Query each issuer's endpoints as a verifier does, and report the responses.
 
-All requests end within *timeout* seconds: the issuers are queried in parallel, in threads that are abandoned at the
-deadline because name lookups cannot be canceled.
+The requests fetch the metadata and keys, and introspect a random token. All issuers are queried in parallel, and all
+requests finish within *timeout* seconds. Each issuer is queried in a separate thread. Threads that are still running at
+the deadline are abandoned, because a DNS lookup cannot be canceled.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from otel_token_relay.verification.key_credential import KeyCredential
 from otel_token_relay.verification.metadata import metadata_urls, problem_with_metadata
 
 DEFAULT_TIMEOUT: Final = 4.0
-# The number of seconds between the end of a thread's requests and the time at which the thread is abandoned.
+# The number of seconds between the deadline for a thread's requests and the time when the thread is abandoned.
 _REPORTING_SECONDS: Final = 0.2
 _MAX_KEYS: Final = 5
 _MAX_KID_LENGTH: Final = 100
@@ -45,7 +46,7 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IssuerReport:
-    """The responses from one issuer's endpoints.
+    """A report about the responses from one issuer's endpoints.
 
     Attributes:
         issuer: The issuer, as configured.
@@ -62,12 +63,12 @@ class IssuerReport:
 
     @property
     def keys(self) -> KeySet | None:
-        """The usable keys; ``None`` if this issuer's tokens cannot be verified."""
+        """The usable keys, or ``None`` if the issuer does not provide any usable keys."""
         return next((report.found for report in self.endpoints if isinstance(report.found, KeySet)), None)
 
     @property
     def state(self) -> EndpointState:
-        """``ok`` if this issuer's tokens can be verified; otherwise, ``no_response`` or ``problem``."""
+        """The issuer's state, which is ``ok`` if the issuer's tokens can be verified."""
         states: set[EndpointState] = {report.state for report in self.endpoints}
         if "no_response" in states:
             return "no_response"
@@ -75,7 +76,7 @@ class IssuerReport:
 
     @property
     def clock_difference(self) -> float | None:
-        """The clock difference from the first response that provides one; see `EndpointReport`."""
+        """The first known clock difference in the endpoint reports, or ``None`` if all are unknown."""
         return next((r.clock_difference for r in self.endpoints if r.clock_difference is not None), None)
 
 
@@ -94,19 +95,22 @@ def ask_issuers(
     """Query the metadata, key set, and introspection endpoints of all *issuers* in parallel.
 
     Args:
-        issuers: The trusted issuers; empty if tokens are verified by introspection alone.
+        issuers: The trusted issuers. The sequence is empty if tokens are verified only by introspection.
         algorithms: The accepted algorithms.
-        jwks_uri: The URL of the only issuer's key set; ``None`` to read it from the metadata.
-        introspection_endpoint: The only issuer's introspection endpoint or, if there are no issuers, the endpoint for
-            all tokens. A random token is looked up there.
+        jwks_uri: The key set's URL, or ``None`` to read the URL from the metadata. If this argument is set, there must
+            be exactly one issuer.
+        introspection_endpoint: The introspection endpoint. The request introspects a random token. If this argument is
+            set, there must be at most one issuer.
         client: This service's credential for the introspection endpoint.
-        jwks_token_file: A file that contains the token used to fetch the only issuer's keys; see `KeyCredential`.
-        timeout: The maximum number of seconds for all requests together. The default is the same as the verifier's.
-        http: The client that sends the requests; ``None`` for the default client.
-        now: A clock that returns the seconds since the epoch.
+        jwks_token_file: A file that contains the token for fetching the issuer's keys. See `KeyCredential`. If this
+            argument is set, there must be exactly one issuer.
+        timeout: The maximum total duration of all requests, in seconds. The default value is the same as the
+            verifier's.
+        http: The client that sends the requests, or ``None`` to use the default client.
+        now: A callable that returns the current time, in seconds since the epoch.
 
     Raises:
-        ConfigurationError: The settings contradict each other; the same rules apply as for a verifier.
+        ConfigurationError: The arguments conflict with each other. The rules are the same as for a verifier.
     """
     deadline = time.monotonic() + timeout
     until = deadline - _REPORTING_SECONDS
@@ -134,7 +138,7 @@ def ask_issuers(
 
 
 def describe_keys(keys: KeySet) -> str:
-    """Return the numbers of usable and unusable keys, with each key's ``kid`` and its algorithms or problem."""
+    """Describe the usable keys and their algorithms, and the unusable keys and their problems."""
     algorithms: dict[str | None, list[str]] = {}
     for kid, algorithm in keys.uses:
         algorithms.setdefault(kid, []).append(algorithm)
@@ -145,22 +149,22 @@ def describe_keys(keys: KeySet) -> str:
 
 
 class InThread(Generic[_Result]):
-    """A call in a thread that does not keep the process alive."""
+    """A function call in a daemon thread."""
 
     def __init__(self, function: Callable[[], _Result]) -> None:
         self._result: _Result | None = None
 
         def run() -> None:
-            with contextlib.suppress(Exception):  # otherwise, Python would print the traceback
+            with contextlib.suppress(Exception):  # prevent Python from printing the traceback
                 self._result = function()
 
         self._thread = threading.Thread(target=run, name="token-relay-endpoint", daemon=True)
         self._thread.start()
 
     def result(self, deadline: float) -> _Result | None:
-        """Wait for the result until *deadline* on the monotonic clock.
+        """Wait for the result until the monotonic time *deadline*.
 
-        Return ``None`` if the call has raised an exception or is still running.
+        Return ``None`` if the function has raised an exception or is still running.
         """
         self._thread.join(max(0.0, deadline - time.monotonic()))
         return self._result
@@ -171,11 +175,11 @@ class _Inquiry:
     """The requests to one issuer.
 
     Attributes:
-        issuer: The issuer; ``None`` if tokens are verified by introspection alone.
-        endpoint: The introspection endpoint; ``None`` if there is none.
+        issuer: The issuer, or ``None`` if tokens are verified only by introspection.
+        endpoint: The introspection endpoint, or ``None`` if tokens are not introspected.
         client: This service's credential for the introspection endpoint.
         algorithms: The accepted algorithms.
-        deadline: The time on the monotonic clock by which the requests must end.
+        deadline: The monotonic time by which all requests must finish, in seconds.
     """
 
     issuer: TrustedIssuer | None
@@ -192,7 +196,8 @@ class _Inquiry:
         return str(self.endpoint) if self.issuer is None else self.issuer.issuer
 
     def run(self) -> IssuerReport:
-        """Query the endpoints in the verifier's order, but request both metadata documents at the same time."""
+        """Query the endpoints in the same order as a verifier does, but request both metadata documents
+        simultaneously."""
         introspection = None if self.endpoint is None else InThread(self._ask_introspection)
         reports = [] if self.issuer is None else self._ask_for_keys(self.issuer)
         if introspection is not None:
@@ -217,7 +222,7 @@ class _Inquiry:
             return [self._fetch(self._key_set(issuer.jwks_uri))]
         running = [(endpoint, InThread(partial(self._fetch, endpoint))) for endpoint in self._metadata()]
         metadata, keys = [self._wait(*running[0])], []
-        # If the first document does not arrive, the verifier does not request the second document.
+        # If the first metadata request receives no response, the verifier does not send the second request.
         if metadata[0].state == "problem":
             metadata.append(self._wait(*running[1]))
         jwks_uri = next((report.found for report in metadata if report.found is not None), None)
@@ -235,7 +240,7 @@ class _Inquiry:
         return metadata + keys
 
     def timed_out(self) -> IssuerReport:
-        """Return the report to use if `run` did not return in time, such as when a name lookup takes too long."""
+        """Return the report for an issuer whose requests exceeded the deadline."""
         if self.issuer is None:
             endpoint = Endpoint("introspection", self._name, _examine_introspection)
         else:
@@ -246,7 +251,7 @@ class _Inquiry:
         return IssuerReport(issuer=self._name, endpoints=tuple(endpoints))
 
     def _fetch(self, endpoint: Endpoint) -> EndpointReport:
-        """Send a request, including the token for metadata and keys if the issuer requires one."""
+        """Fetch metadata or keys with the token from the issuer's configured token file."""
         try:
             authorization = KeyCredential.of(self.issuer).header_for(endpoint.url)
         except FetchFailed as error:
@@ -282,7 +287,7 @@ class _Inquiry:
         problem = problem_with_metadata(document, self._name, self.http.plaintext_hosts)
         if problem is not None:
             return Finding("problem", problem)
-        return Finding("ok", "the document names this issuer and its key set", document["jwks_uri"])
+        return Finding("ok", "the document specifies this issuer and its key set", document["jwks_uri"])
 
     def _examine_key_set(self, response: Response) -> Finding:
         document = _read_document(response)
@@ -298,7 +303,7 @@ class _Inquiry:
 
 
 def _examine_introspection(response: Response) -> Finding:
-    """Examine the response to a lookup of a random token, which must not be active (RFC 7662, section 2.2)."""
+    """Examine the introspection response for a random token, which must not be active (RFC 7662, section 2.2)."""
     problem = problem_with_status(response)
     if problem is not None:
         hint = {401: "; check the client's credential", 403: "; check the client's permissions"}
@@ -308,12 +313,12 @@ def _examine_introspection(response: Response) -> Finding:
     except FetchFailed as error:
         return Finding("problem", str(error))
     if claims is not None:
-        return Finding("problem", "it reports that a random token is active")
+        return Finding("problem", "the endpoint reports that a random token is active")
     return Finding("ok", "a random token is not active")
 
 
 def _read_document(response: Response) -> Claims | str:
-    """Return the response's JSON object, or the problem."""
+    """Return the response's JSON object, or a description of the problem."""
     problem = problem_with_status(response)
     if problem is not None:
         return problem

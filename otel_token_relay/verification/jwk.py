@@ -1,7 +1,7 @@
-"""Published keys, each restricted to the algorithms that it may be used with. No I/O.
+"""Published keys, each restricted to a single algorithm.
 
-Each `Key` is used for one issuer, one ``kid``, and one algorithm that fits its type and curve. The key and the
-configured list determine the algorithm; the token never does.
+A `Key` is used only for one issuer, one ``kid``, and one algorithm, which must be compatible with the key's type and
+curve. The algorithm is determined by the key and the configured list, and never by the token.
 """
 
 from __future__ import annotations
@@ -22,44 +22,45 @@ except ImportError as _import_error:  # pragma: no cover - tested in an interpre
 from otel_token_relay.algorithms import KEY_TYPES
 from otel_token_relay.errors import ConfigurationError
 
-# RFC 7518, sections 6.2.1 and 6.3.1; RFC 8037, section 2. Private members are deliberately omitted: a key set that
-# publishes them leaks its keys, and PyJWT would build a private key from them.
+# RFC 7518, sections 6.2.1 and 6.3.1; RFC 8037, section 2. Private members are deliberately omitted, because PyJWT would
+# build a private key from these members.
 _PUBLIC_MEMBERS: Final = {"RSA": ("kty", "n", "e"), "EC": ("kty", "crv", "x", "y"), "OKP": ("kty", "crv", "x")}
 
-# The problem with a key that is published for a different purpose. Publishing such a key is not a mistake.
+# The problem with a key that is published for a different purpose, such as encryption. Such keys alone do not trigger a
+# warning.
 NOT_FOR_SIGNATURES: Final = "not for signatures"
 
-# Python's decoder would also accept whitespace and other characters.
+# Check the characters, because Python's decoder also accepts whitespace and other characters.
 _is_base64url = re.compile(r"[A-Za-z0-9_-]+", re.ASCII).fullmatch
 
-# The length of the largest accepted RSA modulus (8192 bits) in base64url characters. Verification with a larger modulus
-# takes too long.
+# The maximum length of an RSA modulus (8192 bits) in base64url characters. Verification with a longer modulus takes too
+# long.
 _MAX_MODULUS_LENGTH: Final = 1366
 
 
 def check_algorithms(names: Sequence[str]) -> frozenset[str]:
-    """Return the ``alg`` header values that *names* allows.
+    """Check the algorithm names and return the accepted ``alg`` values.
 
     Raises:
-        ConfigurationError: The list is empty, or contains a symmetric or unknown algorithm.
+        ConfigurationError: The list is empty or contains a symmetric or unknown algorithm.
     """
     if isinstance(names, str) or not names:
         raise ConfigurationError("algorithms", "expected a list of names such as RS256")
     for name in names:
         if name not in KEY_TYPES:
-            # With a symmetric algorithm, the public key would be the secret, and any attacker could sign tokens.
+            # With a symmetric algorithm, the public key would be the secret, so an attacker could sign tokens.
             raise ConfigurationError("algorithms", f"unsupported algorithm; expected one of {', '.join(KEY_TYPES)}")
     allowed = frozenset(names)
-    # RFC 9864, section 4.1: Ed25519 is the new name for EdDSA on that curve.
+    # RFC 9864, section 4.1: Ed25519 is the new name of EdDSA with the Ed25519 curve.
     return allowed | {"Ed25519"} if "EdDSA" in allowed else allowed
 
 
 class Key(NamedTuple):
-    """A public key and PyJWT's implementation of the algorithm that it is used with.
+    """A public key and PyJWT's implementation of the key's algorithm.
 
     Attributes:
-        issuer: The issuer whose tokens the key signs, if the key set specifies the issuer, as Microsoft Entra's key
-            sets do.
+        issuer: The issuer in the key's ``issuer`` member, which is used by Microsoft Entra. The value is ``None`` if
+            the key does not have this member.
     """
 
     algorithm: Algorithm
@@ -67,7 +68,7 @@ class Key(NamedTuple):
     issuer: str | None = None
 
     def verifies(self, signing_input: bytes, signature: bytes) -> bool:
-        """Return whether the signature was made with this key."""
+        """Return whether the signature was created with this key."""
         try:
             return self.algorithm.verify(signing_input, self.material, signature)
         except Exception:  # cryptography raises various errors for malformed signatures
@@ -75,25 +76,25 @@ class Key(NamedTuple):
 
 
 class KeyUse(NamedTuple):
-    """The ``kid`` and ``alg`` of the tokens that a key may verify. The ``kid`` is ``None`` if the key has none."""
+    """The ``kid`` and ``alg`` of the tokens that can be verified with a key. The ``kid`` can be ``None``."""
 
     kid: str | None
     algorithm: str
 
 
 class SkippedKey(NamedTuple):
-    """A member of a key set that cannot verify a token. The problem is one of a few fixed strings."""
+    """An unusable key in a key set. The problem is one of several fixed strings."""
 
     kid: str | None
     problem: str
 
 
 class KeySet:
-    """One issuer's usable keys. Immutable: if the issuer's keys change, a new object replaces this object.
+    """One issuer's usable keys. Instances are immutable: if the issuer's keys change, a new instance is created.
 
     Attributes:
-        contents: A value that identifies the keys: two key sets with equal contents verify the same tokens.
-        skipped: The members that cannot verify a token.
+        contents: A value that identifies the keys. Key sets with equal contents are interchangeable.
+        skipped: The keys that cannot be used to verify tokens.
     """
 
     __slots__ = ("_by_use", "_kids", "contents", "skipped")
@@ -111,15 +112,16 @@ class KeySet:
 
     @property
     def uses(self) -> tuple[KeyUse, ...]:
-        """The permitted uses of the keys, in the key set's order."""
+        """The permitted uses of the keys, in the order of the key set."""
         return tuple(KeyUse(kid, algorithm) for kid, algorithm in self._by_use)
 
     @classmethod
     def parse(cls, document: Mapping[str, Any], algorithms: frozenset[str]) -> KeySet:
-        """Parse a JWK set and skip keys that cannot or must not verify a token.
+        """Parse a JWK set and skip keys that cannot or must not be used to verify tokens.
 
-        Encryption keys, keys for which no algorithm is configured, keys that are too short or malformed,
-        and all keys that share a ``kid`` with a different key are skipped; a shared ``kid`` is ambiguous.
+        The skipped keys are encryption keys, keys that do not match a configured algorithm, keys that are too short or
+        malformed, and keys with an ambiguous ``kid``. A ``kid`` is ambiguous if several different keys have the same
+        ``kid``.
 
         Raises:
             ValueError: The document is not a JWK set.
@@ -140,10 +142,10 @@ class KeySet:
         for jwk in usable:
             kid = jwk.get("kid")
             if kid in ambiguous:
-                skipped.append(SkippedKey(kid, "another key has the same kid"))
+                skipped.append(SkippedKey(kid, "duplicate kid"))
                 continue
             names = _algorithms_of(jwk) & algorithms
-            problem = None if names else "no accepted algorithm fits it"
+            problem = None if names else "not for an accepted algorithm"
             for name in sorted(names):
                 key = _build(jwk, name)
                 use = (kid, name)
@@ -157,15 +159,15 @@ class KeySet:
         return cls(by_use, frozenset(contents), skipped)
 
     def find(self, kid: str | None, algorithm: str) -> tuple[Key, ...]:
-        """Return the keys that match a token header. Multiple keys match only if they have no ``kid``."""
+        """Return the keys that match a token header. Multiple keys can match only if *kid* is ``None``."""
         return self._by_use.get((kid, algorithm), ())
 
     def knows(self, kid: str | None) -> bool:
-        """Return whether there is a key with this ``kid``, regardless of its algorithm."""
+        """Return whether the key set contains a key with this ``kid`` for any algorithm."""
         return kid in self._kids
 
     def describe_skipped(self) -> str:
-        """Return the number of unusable members for each problem; empty if there are none."""
+        """List each problem with the number of affected keys, or return an empty string if all keys are usable."""
         counts = Counter(problem for _, problem in self.skipped)
         return ", ".join(f"{count} {problem}" for problem, count in counts.items())
 
@@ -179,10 +181,10 @@ _NUMBERS: Final = ("n", "e", "x", "y")
 
 
 def _normalize(jwk: object) -> object:
-    """Convert a key to the form that RFC 7518 requires if its own form is different but unambiguous.
+    """Convert a nonconforming but unambiguous key to the format that RFC 7518 requires.
 
-    Some issuers send empty values or null for missing members, pad base64url, use the base64 alphabet, add leading zero
-    octets to the numbers in RSA keys, or omit leading zero octets from coordinates.
+    Some issuers send empty values or null for missing members, add padding to base64url values, use the base64
+    alphabet, add leading zero octets to the numbers in RSA keys, or omit leading zero octets from coordinates.
     """
     if not isinstance(jwk, dict):
         return jwk
@@ -207,7 +209,7 @@ def _normalize_number(text: str, name: str, jwk: Mapping[str, Any]) -> str:
 
 
 def _split(members: Sequence[Any]) -> tuple[list[Mapping[str, Any]], list[SkippedKey]]:
-    """Return the members that are public keys for signatures, and the members that are not."""
+    """Separate public signature keys from all other members of the key set."""
     usable, skipped = [], []
     for member in members:
         problem = _problem_with(member)
@@ -224,7 +226,7 @@ def _problem_with(jwk: object) -> str | None:
     if not isinstance(jwk, dict) or not all(isinstance(jwk.get(name, ""), str) for name in names):
         return "malformed"
     if jwk.get("kty") not in _PUBLIC_MEMBERS:
-        return "its type is not RSA, EC, or OKP"
+        return "not an RSA, EC, or OKP key"
     operations = jwk.get("key_ops", ["verify"])
     if jwk.get("use", "sig") != "sig" or not isinstance(operations, list) or "verify" not in operations:
         return NOT_FOR_SIGNATURES
@@ -237,7 +239,7 @@ def _identity(jwk: Mapping[str, Any]) -> object:
 
 
 def _algorithms_of(jwk: Mapping[str, Any]) -> frozenset[str]:
-    """Return a key's algorithms: its ``alg`` or, if there is none, all algorithms that its type and curve allow."""
+    """Return the key's ``alg`` or, if the key has no ``alg``, all algorithms for the key's type and curve."""
     kind = (jwk["kty"], None if jwk["kty"] == "RSA" else jwk.get("crv"))
     fitting = frozenset(name for name, kinds in KEY_TYPES.items() if kind in kinds)
     if "alg" not in jwk:
@@ -247,20 +249,20 @@ def _algorithms_of(jwk: Mapping[str, Any]) -> frozenset[str]:
 
 
 def _build(jwk: Mapping[str, Any], name: str) -> Key | str:
-    """Return the key for the *name* algorithm, or the reason why the key cannot be used."""
+    """Build the key for the *name* algorithm, or return the reason why the key cannot be used."""
     public = {member: jwk.get(member) for member in _PUBLIC_MEMBERS[jwk["kty"]]}
     values = [public[member] for member in ("n", "e", "x", "y") if member in public]
     if not all(
         isinstance(value, str) and len(value) <= _MAX_MODULUS_LENGTH and _is_base64url(value) for value in values
     ):
         return "malformed"
-    # PyJWT does not support the name Ed25519, only EdDSA.
+    # PyJWT supports only the name EdDSA, not Ed25519.
     algorithm = get_default_algorithms()["EdDSA" if name == "Ed25519" else name]
     try:
         material = algorithm.from_jwk(public)
         if algorithm.check_key_length(material) is not None:
             return "too short"
-    except Exception:  # skip the key, regardless of the error
+    except Exception:  # skip the key after any error
         return "malformed"
     issuer = jwk.get("issuer")
     return Key(algorithm, material, issuer if isinstance(issuer, str) else None)

@@ -1,17 +1,17 @@
-"""Fetch each issuer's keys outside the request path.
+"""Fetch each issuer's keys in the background.
 
 Invariants:
 
-* A request whose key is known never waits. The lock is held only for assignments, never during a
-  fetch. Each fetch runs in a background thread, and all waiting callers share it.
-* Forged tokens cannot occupy all of a server's threads: a request with an unknown ``kid`` waits only for
-  a fetch that started a moment ago, and the number of waiting requests is limited.
-* No matter how many tokens contain an unknown ``kid`` or how the endpoint fails, there is at most one fetch per
-  cooldown period. Forging a ``kid`` costs nothing, so forged values must not put load on the issuer.
-* If the issuer is down, its keys are used for another *max_stale* seconds: stale keys are better than
-  no service, but they must not be used indefinitely.
-* A source that has no keys raises `KeysUnavailable` within *timeout* seconds, and much sooner if the last
-  fetch failed, because requests with tokens from other issuers may be waiting for a thread.
+* A request with a known key never waits. The lock is held only during assignments, and never during a fetch. Each fetch
+  runs in a background thread and is shared by all waiting callers.
+* Forged tokens cannot block all of a server's threads. A request with an unknown ``kid`` waits only for a fetch that
+  started recently, and the number of waiting requests is limited.
+* Unknown ``kid`` values and endpoint failures trigger at most one fetch per cooldown period. An attacker can easily
+  forge ``kid`` values, and forged values must not increase the load on the issuer.
+* If the issuer is down, the issuer's keys can be used for an additional *max_stale* seconds. Stale keys prevent an
+  outage but must not be used indefinitely.
+* A source without keys raises `KeysUnavailable` within *timeout* seconds, because requests with tokens from other
+  issuers might be waiting for a thread. If the last fetch failed, the source raises the error much sooner.
 """
 
 from __future__ import annotations
@@ -44,23 +44,24 @@ from otel_token_relay.verification.metadata import (
 
 _logger = logging.getLogger("otel_token_relay")
 
-# The number of seconds after which requests stop waiting for a fetch of keys that may not exist. This is longer than a
-# fetch usually takes, but short enough for a server with few threads.
+# The maximum number of seconds that a request waits for a key that might not exist. This time is longer than the
+# typical duration of a fetch but short enough for a server with few threads.
 PATIENCE_SECONDS: Final = 1.0
-# The maximum number of requests that may wait at the same time. On an event loop, waiting requests use memory but no
-# threads.
+# The maximum number of requests that can wait at the same time. The limit is necessary because requests that wait on an
+# event loop use memory but do not use threads.
 MAX_WAITING: Final = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyTimes:
-    """A key source's time limits, in seconds.
+    """The time limits of a key source, in seconds.
 
     Attributes:
-        cooldown: The minimum time between two fetches for an unknown ``kid``, and before a failed fetch is retried.
-        timeout: The maximum time for one refresh, including discovery. No requests wait longer than this, and a request
-            waits this long only if the source has no keys.
-        max_stale: How long keys that cannot be refreshed remain in use after they are no longer fresh.
+        cooldown: The minimum time between two fetches for an unknown ``kid``, and the minimum time before a failed
+            fetch is retried.
+        timeout: The maximum duration of a refresh, including discovery. A request never waits longer than this time,
+            and waits this long only if the source has no keys.
+        max_stale: The maximum time that stale keys remain in use if a refresh fails.
     """
 
     cooldown: float = 10.0
@@ -75,12 +76,12 @@ class KeyTimes:
 
 
 class _Flight:
-    """A running fetch (single flight), shared by all callers that wait for it.
+    """A fetch in progress that all waiting callers share (single flight).
 
     Attributes:
         end: A future that is done when the fetch has succeeded or failed.
-        started: The start time in seconds on the real monotonic clock, which tests do not replace.
-        waiting: The number of callers that have joined the fetch.
+        started: The start time in seconds, according to `time.monotonic`, which tests do not replace.
+        waiting: The total number of callers that have joined the fetch.
     """
 
     __slots__ = ("end", "started", "waiting")
@@ -92,14 +93,14 @@ class _Flight:
 
 
 class KeySource:
-    """One issuer's keys. Safe to share between threads, tasks, and event loops, and usable after a fork.
+    """One issuer's keys. An instance can be shared by threads, tasks, and event loops, and used after a fork.
 
     Args:
-        issuer: The issuer, exactly as it appears in ``iss``.
-        algorithms: The algorithms that `KeySet.parse` may use.
-        jwks_uri: The key set's URL; ``None`` to read the URL from the issuer's metadata.
-        credential: The token used to fetch the metadata and the keys; ``None`` if no token is required.
-        http: The client that sends the requests; ``None`` for the default client.
+        issuer: The issuer, exactly as it appears in the ``iss`` claim.
+        algorithms: The accepted algorithms.
+        jwks_uri: The key set's URL, or ``None`` to read the URL from the issuer's metadata.
+        credential: The token for fetching the metadata and the keys, or ``None`` if no token is required.
+        http: The client that sends the requests, or ``None`` to use the default client.
     """
 
     def __init__(
@@ -113,7 +114,7 @@ class KeySource:
         http: HttpClient | None = None,
         monotonic: Clock = time.monotonic,
     ) -> None:
-        # If the key set's URL is configured, the issuer is only a name, and nothing is fetched from it.
+        # If the key set's URL is configured, the issuer is only a name that does not have to be a URL.
         self._http = shared_client() if http is None else http
         self.issuer: str = issuer if jwks_uri is not None else check_issuer(issuer, self._http.plaintext_hosts)
         self._algorithms = algorithms
@@ -132,18 +133,18 @@ class KeySource:
         call_in_child(self, KeySource._start_over)
 
     def _start_over(self) -> None:
-        # This method is also called in a forked child, where the thread of a running fetch does not exist, and where
-        # the lock may still be held by a different thread that does not exist either.
+        # This method is also called in a forked child, which does not have the thread of a running fetch. The lock
+        # might be held by a thread that does not exist in the child.
         self._lock = threading.RLock()
         if self._flight is not None:
-            # The cooldown may have started with this fetch, which will never return the key, so the cooldown ends now.
+            # End the cooldown, which might have started with this fetch, because the fetch will never return any keys.
             self._next_for_unknown = float("-inf")
             self._flight = None
 
     def current(self) -> KeySet | None:
-        """Return the current keys without waiting; ``None`` if there are none or they are too old.
+        """Return the current keys without waiting, or ``None`` if there are no keys or the keys are too old.
 
-        If a refresh is due, it starts in the background.
+        If a refresh is due, this method starts the refresh in the background.
         """
         now = self._monotonic()
         if now >= self._refresh_at:
@@ -157,7 +158,7 @@ class KeySource:
         """Return the fetch to wait for if `current` returns no keys.
 
         Raises:
-            KeysUnavailable: The last fetch failed a moment ago, or the fetch in progress is taking too long.
+            KeysUnavailable: The last fetch failed recently, or the current fetch is taking too long.
         """
         remaining = self._next_after_failure - self._monotonic()
         if remaining > 0:
@@ -165,14 +166,14 @@ class KeySource:
         return self._join(self._launch(), PATIENCE_SECONDS if self._has_failed else self._times.timeout)
 
     def wait_for_unknown(self) -> Wait | None:
-        """Return the fetch to wait for if a token contains an unknown ``kid``.
+        """Return the fetch to wait for if a token's ``kid`` is unknown.
 
         Returns:
-            ``None`` during the cooldown, while the key is treated as nonexistent.
+            The fetch, or ``None`` during the cooldown. During the cooldown, the key is treated as nonexistent.
 
         Raises:
-            KeysUnavailable: A fetch that may return the key is running but is taking too long, or too many
-                callers are waiting for it.
+            KeysUnavailable: The current fetch, which might return the key, is taking too long or has too many waiting
+                callers.
         """
         now = self._monotonic()
         with self._lock:
@@ -186,7 +187,7 @@ class KeySource:
     def _join(self, flight: _Flight, patience: float) -> Wait:
         remaining = min(patience, self._times.timeout) - (time.monotonic() - flight.started)
         with self._lock:
-            # The count is never decreased, because all callers stop waiting by the same deadline.
+            # The count is never decreased, because all callers stop waiting at the same deadline.
             flight.waiting += 1
             is_full = flight.waiting > MAX_WAITING
         if not flight.end.done() and (is_full or remaining <= 0):
@@ -194,11 +195,11 @@ class KeySource:
         return Wait(flight.end, max(remaining, 0.0))
 
     def unavailable(self) -> KeysUnavailable:
-        """Build the error for a caller that has waited without success."""
+        """Build the error for a caller that has waited unsuccessfully."""
         return KeysUnavailable(max(1.0, self._next_after_failure - self._monotonic()))
 
     def _launch(self) -> _Flight:
-        """Start a fetch, or return the fetch that is in progress."""
+        """Return the current fetch, or start a new fetch."""
         with self._lock:
             if self._flight is not None:
                 return self._flight
@@ -206,7 +207,7 @@ class KeySource:
             self._flight = flight
         try:
             threading.Thread(target=self._run, args=(flight,), name="token-relay-keys", daemon=True).start()
-        except RuntimeError:  # no thread can be started: the process is at its thread limit or exiting
+        except RuntimeError:  # no thread can be started, because the process has reached its thread limit or is exiting
             self._end(flight, failed=True)
         return flight
 
@@ -245,20 +246,20 @@ class KeySource:
         except ValueError:
             raise FetchFailed("key set: the response is not a JSON object") from None
         if document.get("keys") == []:
-            # An empty key set is the issuer's mistake; the current keys remain in use.
+            # If the issuer publishes an empty key set by mistake, the current keys remain in use.
             raise FetchFailed("the key set is empty")
         try:
             keys = KeySet.parse(document, self._algorithms)
         except ValueError:
             raise FetchFailed("the response is not a key set") from None
         if not keys.uses:
-            # As with an empty key set, the current keys remain in use. If there are none, requests fail with 503.
+            # The current keys remain in use. If there are no current keys, requests fail with status 503.
             raise FetchFailed(f"no key in the key set can be used: {keys.describe_skipped()}")
         self._warn_about(keys)
         self._accept(keys, fresh_seconds(response.headers))
 
     def _warn_about(self, keys: KeySet) -> None:
-        """Log the unusable keys, once for each distinct set of keys. Encryption keys are not a problem."""
+        """Log a warning when the set of unusable keys changes, unless the set contains only encryption keys."""
         if keys.skipped == self._reported:
             return
         self._reported = keys.skipped
@@ -270,15 +271,16 @@ class KeySource:
     def _accept(self, keys: KeySet, fresh: float) -> None:
         now = self._monotonic()
         if self._keys is None or self._keys.contents != keys.contents:
-            # Cached verifications refer to the old object; they become invalid when that object is replaced.
+            # Replacing the object invalidates the cached verifications, which refer to the old object.
             self._keys = keys
-        # Refresh well before the keys expire, and not at the same moment in all instances of a service.
+        # Refresh the keys well before they expire. The random factor prevents a service's instances from refreshing the
+        # keys simultaneously.
         self._refresh_at = now + fresh * random.uniform(0.7, 0.9)  # noqa: S311  # not a secret
         self._unusable_at = now + fresh + self._times.max_stale
         self._next_after_failure = float("-inf")
 
     def _discover(self, fetch_in_time: Callable[[str], Response]) -> str:
-        """Return the ``jwks_uri`` from the issuer's metadata, cached for an hour.
+        """Return the ``jwks_uri`` from the issuer's metadata. The URL is cached for an hour.
 
         Source: OpenID Connect Discovery 1.0, section 4; RFC 8414, sections 3 and 3.3.
         """
@@ -292,7 +294,7 @@ class KeySource:
                 continue
             try:
                 document = parse_object(response.body)
-            except ValueError:  # probably a web application that serves its home page at every path
+            except ValueError:  # the server is probably a web application that serves its home page at every path
                 problems.append(f"{url}: the response is not a JSON object")
                 continue
             problem = problem_with_metadata(document, self.issuer, self._http.plaintext_hosts)

@@ -1,8 +1,8 @@
-"""Parse a compact JWS and its JSON strictly. This module uses no clock, no keys, and no I/O.
+"""Parse a compact JWS and its JSON strictly.
 
-If a verifier parses JSON less strictly than a later reader of the same token, an attacker can exploit differences such
-as duplicate member names, numbers written as strings, or UTF-16. Therefore, everything is parsed strictly before any
-rule is applied, and size and depth are limited before any work is done.
+If two programs parse the same token differently, an attacker can exploit the difference. Such differences can result
+from duplicate member names, numbers written as strings, and UTF-16. For this reason, a token is parsed strictly before
+any other rule is checked. The size and the nesting depth are limited before the JSON is parsed.
 """
 
 from __future__ import annotations
@@ -21,15 +21,17 @@ Claims = dict[str, Any]
 MAX_DEPTH: Final = 32
 MAX_INTEGER_DIGITS: Final = 20
 
-# RFC 7515, section 7.1: three base64url parts separated by dots. Section 2: no padding.
+# RFC 7515, section 7.1: a JWS has three base64url parts that are separated by dots. RFC 7515, section 2: base64url
+# values do not have padding.
 _segments = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)", re.ASCII).fullmatch
 
-# C0, DEL, C1, and the two Unicode line breaks: names that contain them could forge log lines or break a header.
+# C0 and C1 control characters, DEL, and the Unicode line and paragraph separators. Names that contain these characters
+# could forge log lines or break a header.
 has_control_character: Callable[[str], re.Match[str] | None] = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]").search
 
 
 class Jws(NamedTuple):
-    """A parsed compact JWS that has not been verified."""
+    """A parsed but unverified compact JWS."""
 
     header: Claims
     claims: Claims
@@ -56,7 +58,7 @@ def _read_float(text: str) -> float:
 
 def _read_object(pairs: list[tuple[str, Any]]) -> Claims:
     members = dict(pairs)
-    # RFC 7515, section 4, and RFC 7519, section 4: reject duplicate names.
+    # RFC 7515, section 4, and RFC 7519, section 4: duplicate names must be rejected.
     if len(members) != len(pairs):
         raise ValueError("duplicate member name")
     return members
@@ -70,8 +72,8 @@ _decode = json.JSONDecoder(
 ).decode
 
 
-# The closing quote is optional so that the pattern never backtracks. Otherwise, an unclosed string full
-# of escaped quotes would be scanned again from each quote, which could take almost a second.
+# The closing quote is optional to prevent backtracking. With a required quote, an unclosed string with many escaped
+# quotes would be scanned again from each quote, which could take almost a second.
 _strings = re.compile(r'"(?:[^"\\]|\\.)*"?', re.DOTALL)
 
 
@@ -87,10 +89,10 @@ def _depth(text: str) -> int:
 
 
 def parse_object(data: bytes) -> Claims:
-    """Parse a JSON object strictly: UTF-8, unique names, finite numbers, and bounded depth.
+    """Parse a UTF-8 JSON object with unique member names, finite numbers, and a limited depth.
 
     Raises:
-        ValueError: The data is not such an object. The error message says why and does not quote the data.
+        ValueError: The data is invalid. The error message describes the problem without quoting the data.
     """
     try:
         text = data.decode("utf-8")
@@ -98,12 +100,12 @@ def parse_object(data: bytes) -> Claims:
             raise ValueError(f"nested more than {MAX_DEPTH} levels deep")
         value = _decode(text)
         if "\\u" in text:
-            # A lone surrogate cannot be encoded, so code that later serializes the claims would fail.
+            # Reject unpaired surrogates, which cannot be encoded when the claims are serialized later.
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeDecodeError:
         raise ValueError("not UTF-8") from None
     except UnicodeEncodeError:
-        raise ValueError("half of a surrogate pair") from None
+        raise ValueError("unpaired surrogate") from None
     except (json.JSONDecodeError, RecursionError):
         raise ValueError("not JSON") from None
     if not isinstance(value, dict):
@@ -112,28 +114,28 @@ def parse_object(data: bytes) -> Claims:
 
 
 def decode_segment(segment: str) -> bytes:
-    """Decode one part of a JWS (RFC 7515, section 2).
+    """Decode a single part of a JWS (RFC 7515, section 2).
 
     Raises:
-        ValueError: The part is not the canonical base64url encoding of its bytes.
+        ValueError: The part is not canonical base64url.
     """
     data = base64.urlsafe_b64decode(segment + "==")
-    # The unused bits of the last character must be zero; otherwise, the same token could be written in multiple ways.
+    # The unused bits of the last character must be zero. Otherwise, a token would have more than one valid encoding.
     if base64.urlsafe_b64encode(data).rstrip(b"=") != segment.encode("ascii"):
-        raise ValueError("unused bits of base64url are set")
+        raise ValueError("the unused bits of the base64url value are not zero")
     return data
 
 
 def parse_jws(token: str, *, max_length: int) -> Jws:
-    """Parse a compact JWS whose payload is a set of claims.
+    """Parse a compact JWS whose payload is a JSON object of claims.
 
     Args:
         token: The token as received.
-        max_length: The maximum number of characters. Rejecting a longer token costs only one comparison.
+        max_length: The maximum length of the token, in characters. Longer tokens are rejected before parsing.
 
     Raises:
-        TokenRejected: The reason is ``too_long``, ``malformed``, or, if ``alg`` is not a string,
-            ``algorithm_not_allowed``.
+        TokenRejected: The token is too long or malformed, or ``alg`` is not a string. The reason is ``too_long``,
+            ``malformed``, or ``algorithm_not_allowed``.
 
     Source: RFC 7515, sections 4, 5.2, and 7.1; RFC 7519, section 7.2; RFC 8725, section 3.
     """
@@ -156,20 +158,21 @@ def parse_jws(token: str, *, max_length: int) -> Jws:
 
 
 def _check_header(header: Claims) -> None:
-    """Check the header rules that all profiles share. ``jku``, ``jwk``, ``x5u``, and ``x5c`` are never read."""
+    """Check the header rules that apply to all profiles. The ``jku``, ``jwk``, ``x5u``, and ``x5c`` members are never
+    read."""
     if not isinstance(header.get("alg"), str):
         raise TokenRejected("algorithm_not_allowed")
     kid = header.get("kid", "-")
     is_named = isinstance(kid, str) and kid != "" and not has_control_character(kid)
-    # RFC 7515, section 4.1.11: critical extensions must be understood, and none are supported. Empty
-    # or superfluous lists are not allowed either. RFC 7797: "b64" requires "crit".
+    # RFC 7515, section 4.1.11: a token with an unsupported critical extension must be rejected. This package does not
+    # support any critical extensions. RFC 7797: "b64" requires "crit".
     is_critical = "crit" in header or "b64" in header
     if is_critical or not is_named or not isinstance(header.get("typ", "JWT"), str):
         raise TokenRejected("malformed")
 
 
 def looks_like_jws(token: str) -> bool:
-    """Return whether *token* has three parts, the first of which encodes a JSON object that has an ``alg`` member."""
+    """Return whether *token* has three parts and the first part is a JSON object with an ``alg`` member."""
     match = _segments(token)
     if match is None:
         return False
@@ -180,7 +183,7 @@ def looks_like_jws(token: str) -> bool:
 
 
 def copy_json(value: Any) -> Any:
-    """Return a deep copy of a JSON value, so that one request cannot change another request's claims."""
+    """Return a deep copy of a JSON value, so that one request cannot change the claims of a different request."""
     if isinstance(value, dict):
         return {name: copy_json(member) for name, member in value.items()}
     if isinstance(value, list):

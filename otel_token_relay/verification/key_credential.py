@@ -1,4 +1,4 @@
-"""The token that this service uses to fetch an issuer's metadata and keys, as the Kubernetes API server requires."""
+"""The token for fetching an issuer's metadata and keys. The Kubernetes API server requires such a token."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _MAX_BYTES: Final = 64 * 1024
 
 
 class KeyCredential:
-    """A bearer token in a file.
+    """A bearer token that is stored in a file.
 
-    The file is read on each use, because the token is replaced long before it expires and keys are rarely fetched.
+    The file is read on each use, because the token is replaced long before it expires and the keys are rarely fetched.
 
     Args:
-        path: The file's path. If the path is empty, no token is sent.
-        urls: URLs that an operator has configured. The token is sent only to their origins, and only over https: an
-            issuer's metadata must not be able to redirect the token elsewhere.
+        path: The path to the file. If the path is empty, no token is sent.
+        urls: The URLs that an operator has configured. The token is sent only to the origins of these URLs, and only
+            over HTTPS. For this reason, an issuer's metadata cannot redirect the token to a different server.
     """
 
     def __init__(self, path: str, urls: Iterable[str | None] = ()) -> None:
@@ -35,7 +35,7 @@ class KeyCredential:
         return cls("") if issuer is None else cls(issuer.jwks_token_file, (issuer.issuer, issuer.jwks_uri))
 
     def header_for(self, url: str) -> str | None:
-        """Return the ``Authorization`` header's value for a request to *url*; ``None`` to omit the header.
+        """Return the value of the ``Authorization`` header for a request to *url*, or ``None`` to omit the header.
 
         Raises:
             FetchFailed: The file cannot be read or does not contain a token.
@@ -48,5 +48,7 @@ class KeyCredential:
         except (OSError, ValueError):
             token = ""
         if not is_b64token(token):
-            raise FetchFailed("the file in jwks_token_file cannot be read or contains no token", "not_configured")
+            raise FetchFailed(
+                "the file in jwks_token_file cannot be read or does not contain a token", "not_configured"
+            )
         return f"Bearer {token}"

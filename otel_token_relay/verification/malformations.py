@@ -1,6 +1,6 @@
-"""Describe what is malformed in a token. Pure: no I/O and no clock.
+"""Describe why a token is malformed.
 
-The descriptions never contain any part of the token. They may mention a position, a number, or a kind of character.
+A description never contains any part of the token, but can include a position, a number, or a type of character.
 """
 
 from __future__ import annotations
@@ -17,36 +17,39 @@ _QUOTES: Final = "\"'`\u201c\u201d\u2018\u2019"
 _is_base64url = re.compile(r"[A-Za-z0-9_-]*", re.ASCII).fullmatch
 _has_bearer_prefix = re.compile(r"(?:authorization\s*:\s*)?bearer\b", re.IGNORECASE).match
 
-# The advice for each kind of mistake.
+# The advice for each kind of problem.
 _NOT_ENCRYPTED: Final = (
-    "Have the issuer only sign its tokens. Auth0 encrypts a token if the client requests it without the"
-    " audience parameter."
+    "Configure the issuer to sign tokens without encrypting them. Auth0 encrypts a token if the client"
+    " requests the token without the audience parameter."
 )
-_PASS_TOKEN_ALONE: Final = "Pass the token alone: the part that follows 'Authorization: Bearer '."
-_COPY_AGAIN: Final = "Copy the whole token again: it was probably truncated or changed."
-_REMOVE: Final = "Remove them: a token is one word of ASCII characters."
-_ENCODE: Final = "The issuer must encode it as base64url"
+_PASS_TOKEN_ALONE: Final = "Pass only the token, which is the part after 'Authorization: Bearer '."
+_COPY_AGAIN: Final = "Copy the whole token again. The token was probably truncated or modified."
+_REMOVE: Final = "Remove these characters. A token is one word of ASCII characters."
+_ENCODE: Final = "The issuer must encode this part as base64url"
 _OMIT: Final = "The issuer must omit this member."
-_WRITE_STRING: Final = "The issuer must send it as a string."
+_WRITE_STRING: Final = "The issuer must send this member as a string."
 _NOT_A_JWT: Final = (
     "Check that this is the access token. An opaque token has no parts and can be verified only by introspection."
 )
 
 
 def find_malformation(token: str) -> tuple[str, str] | None:
-    """Return what is malformed and what to do, or ``None`` if the token is a well-formed JWS.
+    """Return the problem and the recommended action, or ``None`` if the token is a well-formed JWS.
 
-    The rules and their order are the same as in `jws.parse_jws`.
+    This function checks the same rules in the same order as `jws.parse_jws`.
     """
     if problem := _find_foreign_characters(token):
         return problem
     parts = token.split(".")
     if len(parts) == 5:
-        return "it has five parts, so it is an encrypted token (JWE)", _NOT_ENCRYPTED
+        return "the token has five parts, so it is an encrypted token (JWE)", _NOT_ENCRYPTED
     if len(parts) != 3:
         count = "one part" if len(parts) == 1 else f"{len(parts)} parts"
         is_cut = token.startswith("eyJ") and len(parts) < 3
-        return f"it has {count}; a signed token has three, separated by dots", _COPY_AGAIN if is_cut else _NOT_A_JWT
+        return (
+            f"the token has {count}; a signed token has three parts, separated by dots",
+            _COPY_AGAIN if is_cut else _NOT_A_JWT,
+        )
     for name, part in zip(_PART_NAMES, parts, strict=True):
         if problem := _find_bad_encoding(name, part):
             return problem
@@ -54,7 +57,7 @@ def find_malformation(token: str) -> tuple[str, str] | None:
 
 
 def read_unverified(token: str) -> tuple[Claims, Claims] | None:
-    """Return an unverified token's header and claims, or ``None`` if they cannot be read."""
+    """Return an unverified token's header and claims, or ``None`` if the token cannot be parsed."""
     header, _, rest = token.partition(".")
     try:
         return parse_object(decode_segment(header)), parse_object(decode_segment(rest.partition(".")[0]))
@@ -64,39 +67,43 @@ def read_unverified(token: str) -> tuple[Claims, Claims] | None:
 
 def _find_foreign_characters(token: str) -> tuple[str, str] | None:
     return _first(
-        (not token, "it is empty", _PASS_TOKEN_ALONE),
-        (_has_bearer_prefix(token), 'it begins with "Bearer"', _PASS_TOKEN_ALONE),
-        (token.strip(_QUOTES) != token, "it is in quotation marks", "Remove the quotation marks."),
-        (token.startswith(("{", "[")), "it is a JSON document", "Pass only the value of its access_token member."),
-        (any(c in token for c in "\r\n\u2028\u2029"), "it contains line breaks", _REMOVE),
-        (any(c.isspace() for c in token), "it contains white space", _REMOVE),
-        (has_control_character(token), "it contains control characters", _REMOVE),
-        (not token.isascii(), "it contains characters that are not ASCII", _REMOVE),
-        ("%" in token, "it contains percent signs", "Decode it: it is URL-encoded."),
-        (not is_b64token(token), "it contains characters that are not allowed in a token", _COPY_AGAIN),
+        (not token, "the token is empty", _PASS_TOKEN_ALONE),
+        (_has_bearer_prefix(token), 'the token begins with "Bearer"', _PASS_TOKEN_ALONE),
+        (token.strip(_QUOTES) != token, "the token is in quotation marks", "Remove the quotation marks."),
+        (
+            token.startswith(("{", "[")),
+            "the token is a JSON document",
+            "Pass only the value of the access_token member.",
+        ),
+        (any(c in token for c in "\r\n\u2028\u2029"), "the token contains line breaks", _REMOVE),
+        (any(c.isspace() for c in token), "the token contains whitespace", _REMOVE),
+        (has_control_character(token), "the token contains control characters", _REMOVE),
+        (not token.isascii(), "the token contains non-ASCII characters", _REMOVE),
+        ("%" in token, "the token contains percent signs", "Decode the token, which is URL-encoded."),
+        (not is_b64token(token), "the token contains invalid characters", _COPY_AGAIN),
     )
 
 
 def _first(*rows: tuple[object, str, str]) -> tuple[str, str] | None:
-    """Return the problem and the advice from the first row that applies."""
+    """Return the problem and the advice from the first row whose condition is true."""
     return next(((problem, advice) for applies, problem, advice in rows if applies), None)
 
 
 def _find_bad_encoding(name: str, part: str) -> tuple[str, str] | None:
     unsigned = "The token is not signed. " if name == "signature" else ""
     if problem := _first(
-        (not part, f"its {name} is empty", unsigned + _COPY_AGAIN),
-        (part.endswith("="), f"its {name} ends in padding (=)", f"{_ENCODE} without padding (RFC 7515)."),
-        ("+" in part or "/" in part, f"its {name} is base64, not base64url", f"{_ENCODE} (RFC 7515)."),
-        (not _is_base64url(part), f"its {name} is not base64url", _COPY_AGAIN),
+        (not part, f"the {name} is empty", unsigned + _COPY_AGAIN),
+        (part.endswith("="), f"the {name} ends with padding (=)", f"{_ENCODE} without padding (RFC 7515)."),
+        ("+" in part or "/" in part, f"the {name} is base64, not base64url", f"{_ENCODE} (RFC 7515)."),
+        (not _is_base64url(part), f"the {name} is not base64url", _COPY_AGAIN),
     ):
         return problem
     try:
         decode_segment(part)
     except binascii.Error:
-        return f"its {name} is not base64url: the length is impossible", _COPY_AGAIN
+        return f"the {name} is not base64url: the length is invalid", _COPY_AGAIN
     except ValueError:
-        return f"its {name} is not base64url: unused bits are set", _COPY_AGAIN
+        return f"the {name} is not base64url: the unused bits are not zero", _COPY_AGAIN
     return None
 
 
@@ -106,7 +113,7 @@ def _find_bad_json(parts: list[str]) -> tuple[str, str] | None:
         try:
             objects.append(parse_object(decode_segment(part)))
         except ValueError as error:
-            return f"its {name} is not strict JSON: {error}", _COPY_AGAIN
+            return f"the {name} is not strict JSON: {error}", _COPY_AGAIN
     return _find_bad_header(objects[0])
 
 
@@ -114,8 +121,8 @@ def _find_bad_header(header: Claims) -> tuple[str, str] | None:
     kid = header.get("kid", "-")
     is_named = isinstance(kid, str) and kid != "" and not has_control_character(kid)
     return _first(
-        ("crit" in header, "its header contains crit, which is not supported", _OMIT),
-        ("b64" in header, "its header contains b64, which is not supported", _OMIT),
-        (not is_named, "the kid in its header is not a usable name", _WRITE_STRING),
-        (not isinstance(header.get("typ", ""), str), "the typ in its header is not a string", _WRITE_STRING),
+        ("crit" in header, "the header contains crit, which is not supported", _OMIT),
+        ("b64" in header, "the header contains b64, which is not supported", _OMIT),
+        (not is_named, "the kid in the header is not a valid string", _WRITE_STRING),
+        (not isinstance(header.get("typ", ""), str), "the typ in the header is not a string", _WRITE_STRING),
     )

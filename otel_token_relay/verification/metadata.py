@@ -1,4 +1,4 @@
-"""Issuer metadata: where to find it, which parts of it to trust, and how long a response stays fresh. No I/O.
+"""Build metadata URLs, validate an issuer's metadata, and determine a response's freshness lifetime.
 
 Source: OpenID Connect Discovery 1.0, section 4; RFC 8414, section 3.
 """
@@ -15,10 +15,10 @@ from otel_token_relay.errors import ConfigurationError
 from otel_token_relay.issuers import TENANT, is_issuer
 from otel_token_relay.origin import Origin, is_trustworthy
 
-# The tenant placeholder in Microsoft Entra's metadata and in the ``issuer`` member of its keys.
+# The tenant placeholder in Microsoft Entra's metadata and in the ``issuer`` member of Entra's keys.
 TENANT_IN_METADATA: Final = "{tenantid}"
 
-# How long keys stay fresh if the response does not specify a lifetime, and the limits for a specified lifetime.
+# The default freshness lifetime of keys, and the limits for a lifetime that is specified in a response.
 DEFAULT_FRESH_SECONDS: Final = 300.0
 MIN_FRESH_SECONDS: Final = 30.0
 MAX_FRESH_SECONDS: Final = 24 * 3600.0
@@ -28,30 +28,31 @@ _forbids_reuse = re.compile(r"(?:^|[\s,])no-(?:store|cache)(?:$|[\s,=])", re.IGN
 
 
 def check_issuer(issuer: object, plaintext_hosts: Collection[str] = ()) -> str:
-    """Return *issuer* if it is a URL for which metadata can be fetched.
+    """Check that *issuer* is a valid URL for fetching metadata, and return *issuer*.
 
     Args:
         issuer: The issuer.
-        plaintext_hosts: The hosts, each with an optional port, to which plain http is allowed.
+        plaintext_hosts: The hosts for which plain HTTP is allowed, each with an optional port.
 
     Raises:
-        ConfigurationError: The issuer is neither an https URL nor an http URL on loopback or on such a host, or it has
-            a query or a fragment.
+        ConfigurationError: The issuer has a query or a fragment, or is not an HTTPS URL. An HTTP URL is also accepted
+            if its host is a loopback address or is included in *plaintext_hosts*.
     """
     if not isinstance(issuer, str) or not is_issuer(issuer.replace(TENANT, "common"), plaintext_hosts):
         raise ConfigurationError(
             "issuers",
-            "expected an https URL without a query, or an http URL on loopback or of a host in plaintext_issuers",
+            "expected an https URL without a query, or an http URL whose host is loopback or in plaintext_issuers",
         )
     return issuer
 
 
 def metadata_urls(issuer: str) -> tuple[str, str]:
-    """Return both possible metadata URLs.
+    """Return the two possible metadata URLs.
 
-    OpenID Connect appends the well-known path to the issuer's path; RFC 8414 inserts the well-known path before it.
+    OpenID Connect appends the well-known path to the issuer's path. RFC 8414 inserts the well-known path before the
+    issuer's path.
 
-    For an issuer that accepts any Microsoft Entra tenant, the ``common`` endpoint's URLs are returned.
+    For an issuer that accepts any Microsoft Entra tenant, this function returns the URLs of the ``common`` endpoint.
     """
     parts = urlsplit(issuer.replace(TENANT, "common"))
     path = parts.path.rstrip("/")
@@ -63,24 +64,25 @@ def metadata_urls(issuer: str) -> tuple[str, str]:
 
 
 def describe_status(status: int) -> str:
-    """Describe a status other than 200 for use in a message."""
+    """Format a status other than 200 for a message."""
     return f"status {status}{'; redirects are not followed' if 300 <= status < 400 else ''}"
 
 
 def problem_with_metadata(
     document: Mapping[str, Any], issuer: str, plaintext_hosts: Collection[str] = (), name: str = "jwks_uri"
 ) -> str | None:
-    """Return why the document, or the URL in it, cannot be trusted; ``None`` if both can be trusted.
+    """Return the reason why the metadata or the URL in the metadata cannot be trusted, or ``None`` if both can be
+    trusted.
 
     RFC 8414, section 3.3: the issuer in the document must be identical to the configured issuer. Otherwise, an attacker
-    who controls a different path on that host could make this service trust the attacker's keys. The returned text does
-    not quote the document.
+    who controls a different path on the issuer's host could make this service trust the attacker's keys. The returned
+    reason does not quote the document.
 
     Args:
-        document: The document.
+        document: The metadata document.
         issuer: The issuer, as configured.
-        plaintext_hosts: The hosts, each with an optional port, to which plain http is allowed. A document may contain a
-            plain-http URL on such a host only if the URL's origin is the issuer's own.
+        plaintext_hosts: The hosts for which plain HTTP is allowed, each with an optional port. A document can contain a
+            plain HTTP URL on one of these hosts only if the URL has the same origin as the issuer.
         name: The member that contains the URL.
     """
     problem = _problem_with_name(document, issuer)
@@ -95,12 +97,12 @@ def problem_with_metadata(
 def _problem_with_name(document: Mapping[str, Any], issuer: str) -> str | None:
     named = document.get("issuer")
     if not isinstance(named, str):
-        return "the document does not name an issuer"
-    # The metadata from the endpoint for any tenant contains a placeholder (Microsoft: OpenID Connect on the Microsoft
-    # identity platform).
+        return "the document does not specify an issuer"
+    # The metadata for the ``common`` endpoint contains a placeholder. Source: Microsoft, "OpenID Connect on the
+    # Microsoft identity platform".
     if named != issuer.replace(TENANT, TENANT_IN_METADATA):
         difference = describe_difference(issuer, named)
-        return "the document names another issuer" + (f" ({difference})" if difference else "")
+        return "the document specifies a different issuer" + (f" ({difference})" if difference else "")
     return None
 
 
@@ -111,7 +113,7 @@ def _is_secure(url: str, issuer: str, plaintext_hosts: Collection[str]) -> bool:
 
 
 def fresh_seconds(headers: Mapping[str, str]) -> float:
-    """Return the number of seconds for which a response is fresh, within bounds (RFC 9111, sections 4.2 and 5.2.2)."""
+    """Return a response's freshness lifetime in seconds, within fixed limits (RFC 9111, sections 4.2 and 5.2.2)."""
     control = headers.get("cache-control", "")
     if _forbids_reuse(control):
         return MIN_FRESH_SECONDS

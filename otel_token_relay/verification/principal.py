@@ -1,4 +1,4 @@
-"""The identity behind a verified request, in the form that applications use."""
+"""The identity of a verified request, for use in applications."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from otel_token_relay.verification.verifier import VerifiedToken
 
 
 class Principal:
-    """A request's identity, with the attributes that Starlette and similar frameworks expect a user object to have.
+    """A request's identity. The class has the attributes of a user object in Starlette and similar frameworks.
 
     Attributes:
-        token: The verified token; ``None`` on a path that does not require one.
+        token: The verified token, or ``None`` if the request was accepted without a token.
     """
 
     __slots__ = ("token",)
@@ -36,27 +36,27 @@ class Principal:
 
     @property
     def client_id(self) -> str | None:
-        """The client to which the token was issued."""
+        """The client that the token was issued to."""
         return None if self.token is None else self.token.client_id
 
     @property
     def scopes(self) -> frozenset[str]:
-        """The token's scopes; empty if the request has no token."""
+        """The token's scopes. The set is empty if the request has no token."""
         return frozenset() if self.token is None else self.token.scopes
 
     @property
     def claims(self) -> Mapping[str, Any]:
-        """The verified claims, as a read-only mapping; empty if the request has no token."""
+        """The verified claims. The mapping is read-only, and is empty if the request has no token."""
         return {} if self.token is None else self.token.claims
 
     @property
     def identity(self) -> str:
-        """The identity; see `VerifiedToken.identity`. Empty if the request has no token."""
+        """The token's identity, or an empty string if the request has no token. See `VerifiedToken.identity`."""
         return "" if self.token is None else self.token.identity
 
     @property
     def display_name(self) -> str:
-        """The same as `identity`."""
+        """An alias of `identity`."""
         return self.identity
 
     def __repr__(self) -> str:
@@ -64,7 +64,7 @@ class Principal:
 
 
 class AuthCredentials:
-    """A request's scopes, in the form that Starlette's ``requires`` expects."""
+    """A request's scopes, in the format that Starlette's ``requires`` decorator expects."""
 
     __slots__ = ("scopes",)
 
@@ -76,8 +76,7 @@ def principal_of(request: MutableMapping[str, Any]) -> Principal:
     """Return the principal for an ASGI scope or a WSGI environ.
 
     Raises:
-        ConfigurationError: No authenticator has checked this request, because neither `BearerAuthMiddleware`
-            nor the server boundary verifies tokens for this application.
+        ConfigurationError: The request has not been verified by `BearerAuthMiddleware` or at the server boundary.
     """
     boundary: Boundary | None = request.get(BOUNDARY_KEY)
     if boundary is None or not boundary.admitted_by:

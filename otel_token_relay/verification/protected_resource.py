@@ -1,4 +1,4 @@
-"""Protected resource metadata, which tells clients where to get a token. No I/O.
+"""Protected resource metadata, which clients use to find a resource's authorization servers.
 
 Source: RFC 9728, sections 2, 3, and 5.1. The Model Context Protocol's authorization specification requires this
 metadata.
@@ -17,7 +17,7 @@ from otel_token_relay.settings import RESOURCE_RULE, is_resource
 
 WELL_KNOWN: Final = "/.well-known/oauth-protected-resource"
 
-# The document is public, and browser-based clients send a custom header when they fetch it.
+# The document is public, and browser-based clients fetch the document with a custom header.
 _FOR_BROWSERS: Final = (("Access-Control-Allow-Origin", "*"),)
 _FOR_PREFLIGHT: Final = (
     *_FOR_BROWSERS,
@@ -27,16 +27,16 @@ _FOR_PREFLIGHT: Final = (
 
 
 class ProtectedResource:
-    """One resource's metadata document and the paths at which it is served.
+    """A resource's metadata document and the paths that serve the document.
 
     Args:
         identifier: The URL that clients use, such as ``https://mcp.example/mcp``.
         authorization_servers: The issuers of the resource's tokens.
-        scopes: The scopes that each request requires.
+        scopes: The scopes that the metadata lists as supported.
 
     Raises:
-        ConfigurationError: The identifier is neither an https URL nor an http URL on loopback, or it has a query or a
-            fragment.
+        ConfigurationError: The identifier has a query or a fragment, or is not an HTTPS URL. An HTTP URL is also
+            accepted if its host is a loopback address.
     """
 
     def __init__(self, identifier: object, authorization_servers: Sequence[str], scopes: Sequence[str]) -> None:
@@ -45,10 +45,10 @@ class ProtectedResource:
         parts = urlsplit(identifier)
         path = "" if parts.path == "/" else parts.path
         self.url: str = f"{parts.scheme}://{parts.netloc}{WELL_KNOWN}{path}"
-        """The document's URL: the well-known path is inserted before the resource's own path."""
+        """The document's URL, which contains the well-known path before the resource's path."""
         self._paths = frozenset((f"{WELL_KNOWN}{path}", f"{WELL_KNOWN}{unquote(path)}"))
         document: dict[str, object] = {"resource": identifier, "bearer_methods_supported": ["header"]}
-        # An issuer that contains a tenant placeholder is not an authorization server's URL.
+        # An issuer with a tenant placeholder is not a valid authorization server URL.
         servers = [server for server in authorization_servers if "{" not in server]
         if servers:
             document["authorization_servers"] = servers
@@ -65,7 +65,7 @@ class ProtectedResource:
         self._preflight = ErrorResponse(204, "", _FOR_PREFLIGHT, b"")
 
     def respond(self, path: RequestPath) -> ErrorResponse | None:
-        """Return the response to a request for the document; ``None`` for any other request."""
+        """Return the response to a request for the document, or ``None`` for any other request."""
         if path.routed not in self._paths and path.whole not in self._paths:
             return None
         if path.method in ("GET", "HEAD"):

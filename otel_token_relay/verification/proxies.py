@@ -1,9 +1,9 @@
-"""Determine which proxy a request uses, according to the environment. No I/O.
+"""Determine the proxy for a request from the environment variables.
 
-Only the variables for the https proxy are read: plain http is used only on loopback and for hosts that an operator has
-listed, and such requests never use a proxy.
+Only HTTPS requests use a proxy, so this module reads only ``https_proxy`` and ``no_proxy``. Plain HTTP is used only for
+loopback addresses and for hosts that an operator has listed.
 
-The lowercase names `https_proxy` and `no_proxy` take precedence, as in curl and Python.
+The lowercase variable names take precedence over the uppercase names, as in curl and Python.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ class Proxy(NamedTuple):
     """A proxy server.
 
     Attributes:
-        scheme: ``http``, or ``https`` if connections to the proxy use TLS.
+        scheme: ``https`` if connections to the proxy use TLS; otherwise, ``http``.
         host: The host name or address, without brackets.
         port: The port.
-        headers: The headers of the CONNECT request, which may contain the proxy's password.
+        headers: The headers of the CONNECT request, which can contain the proxy password.
     """
 
     scheme: str
@@ -39,10 +39,10 @@ class Proxy(NamedTuple):
 
 
 def proxy_for(origin: Origin, environ: Mapping[str, str]) -> Proxy | None:
-    """Return the proxy for requests to *origin*; ``None`` to connect directly.
+    """Return the proxy for requests to *origin*, or ``None`` to connect directly.
 
     Raises:
-        ValueError: The proxy's URL cannot be used. The message contains no part of the URL other than its scheme.
+        ValueError: The proxy URL is invalid. The message does not contain any part of the URL except for the scheme.
     """
     if origin.scheme != "https" or origin.is_loopback:
         return None
@@ -53,14 +53,15 @@ def proxy_for(origin: Origin, environ: Mapping[str, str]) -> Proxy | None:
 
 
 def is_excluded(host: str, port: int, no_proxy: str) -> bool:
-    """Return whether *no_proxy* covers the host, in which case requests to the host use no proxy.
+    """Return whether *no_proxy* excludes the host from proxying.
 
     Args:
-        host: The host in the form that `Origin` stores.
+        host: The normalized host of an `Origin`.
         port: The port.
-        no_proxy: Comma-separated entries: ``*``; a host name, with or without a leading dot, which also matches all of
-            its subdomains; an IP address; or a network in CIDR notation. A name or an address may include a port.
-            Addresses and networks are compared only with hosts that are addresses, because host names are not resolved.
+        no_proxy: A comma-separated list of entries. An entry is ``*``, a host name with an optional leading dot, an IP
+            address, or a network in CIDR notation. A host name also matches all of its subdomains. A host name or an
+            address can include a port. Addresses and networks match only hosts that are addresses, because host names
+            are not resolved.
     """
     return any(_covers(entry.strip().lower(), host, port) for entry in no_proxy.split(","))
 
@@ -91,7 +92,7 @@ def _split_port(entry: str) -> tuple[str, str | None]:
 
 
 def _read(environ: Mapping[str, str], name: str) -> str:
-    # An empty lowercase variable overrides the uppercase variable.
+    # The lowercase variable overrides the uppercase variable even if the lowercase variable is empty.
     return (environ[name] if name in environ else environ.get(name.upper(), "")).strip()
 
 
@@ -105,10 +106,10 @@ def _parse(url: str) -> Proxy:
         parts = urlsplit(url if separator else f"http://{url}")
         host, port = normalize_host(parts.hostname or ""), parts.port
         user, password = parts.username, parts.password
-    except ValueError:  # its message may quote a password
+    except ValueError:  # the error message might quote a password
         host, port, user, password = None, None, None, None
     if host is None:
-        raise ValueError("the URL in https_proxy cannot be read")
+        raise ValueError("the URL in https_proxy is invalid")
     headers: tuple[tuple[str, str], ...] = ()
     if user is not None:
         pair = f"{unquote(user)}:{unquote(password or '')}".encode()

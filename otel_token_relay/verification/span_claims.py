@@ -1,8 +1,8 @@
-"""Write the chosen claims from verified tokens to the SERVER span.
+"""Record the selected claims of verified tokens as attributes of the SERVER span.
 
-Middleware in the application runs within the SERVER span, whereas the server boundary runs before the span starts.
-Therefore, if the span already exists when the token is verified, the claims are written immediately; otherwise, they
-are written when the span starts.
+Middleware in the application runs within the SERVER span, but the server boundary runs before the span starts. If the
+span already exists when a token is verified, the claims are recorded immediately. Otherwise, the claims are recorded
+when the span starts.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 
 class SpanClaimsInForce:
-    """The claims chosen in the settings, which may be installed later.
+    """The claims that are selected in the current settings.
 
     Args:
-        settings: A callable that returns the settings that are currently effective.
+        settings: A callable that returns the current settings. The settings can be installed later.
     """
 
     def __init__(self, settings: SettingsInForce) -> None:
@@ -36,7 +36,7 @@ class SpanClaimsInForce:
         self._known: tuple[Settings | None, SpanClaims | None] = None, None
 
     def __call__(self) -> SpanClaims | None:
-        """Return the chosen claims; ``None`` if none are chosen."""
+        """Return the selected claims, or ``None`` if no claims are selected."""
         settings = self._settings()
         known, claims = self._known
         if settings is not known:
@@ -49,10 +49,12 @@ _MAX_ACTORS: Final = 10
 
 
 def actors_of(claims: Mapping[str, Any]) -> list[str]:
-    """Return up to ten actors that act for the subject (RFC 8693, section 4.1), starting with the current actor.
+    """Return up to ten actors that act on behalf of the subject, starting with the current actor.
 
-    An actor is identified by ``sub`` or, if that is missing, by ``client_id``. The chain ends at an actor that has
-    neither.
+    An actor is identified by ``sub`` or, if ``sub`` is missing, by ``client_id``. The list ends before the first actor
+    without an identifier.
+
+    Source: RFC 8693, section 4.1.
     """
     actors: list[str] = []
     actor = claims.get("act")
@@ -66,10 +68,10 @@ def actors_of(claims: Mapping[str, Any]) -> list[str]:
 
 
 class SpanClaims:
-    """The claims to write to the span, and the attribute name for each claim.
+    """The claims to record, and the attribute name for each claim.
 
     Args:
-        pairs: Strings of the form ``claim:attribute``, such as ``sub:enduser.id``.
+        pairs: Strings in the format ``claim:attribute``, such as ``sub:enduser.id``.
     """
 
     def __init__(self, pairs: Sequence[str]) -> None:
@@ -79,13 +81,13 @@ class SpanClaims:
 
     @classmethod
     def of(cls, settings: Settings) -> SpanClaims | None:
-        """Build an instance from the settings; return ``None`` if no claims are chosen."""
+        """Build an instance from the settings, or return ``None`` if no claims are selected."""
         return cls(settings.span_claims) if settings.span_claims else None
 
     def describe(self, verification: Verification, span: trace.Span) -> None:
-        """Write the chosen claims to *span*, except claims whose values are not valid attribute values.
+        """Record the selected claims in *span*, except for claims whose values are not valid attribute values.
 
-        The value of ``act`` is written as the chain of actors; see `actors_of`.
+        The ``act`` claim is recorded as a list of actors. See `actors_of`.
         """
         claims: Mapping[str, Any] = verification.claims
         for claim, attribute in self._names.items():
@@ -96,13 +98,13 @@ class SpanClaims:
                 span.set_attribute(attribute, value)
 
     def describe_current(self, verification: Verification) -> None:
-        """Write the chosen claims to the current span if it is a SERVER span."""
+        """Record the selected claims in the current span if the span is a SERVER span."""
         span = trace.get_current_span()
         if span.is_recording() and getattr(span, "kind", None) is trace.SpanKind.SERVER:
             self.describe(verification, span)
 
     def attach(self) -> None:
-        """Add the span processor to the current tracer provider if that is an SDK tracer provider."""
+        """Add the span processor to the current tracer provider if the tracer provider is from the SDK."""
         provider = trace.get_tracer_provider()
         add = getattr(provider, "add_span_processor", None)
         if add is not None and provider is not self._attached_to:
@@ -110,8 +112,8 @@ class SpanClaims:
             add(self.processor())
 
     def processor(self) -> SpanProcessor:
-        """Build the span processor that writes the chosen claims to each SERVER span when it starts."""
-        # Not imported at the top: the SDK may not be installed.
+        """Build a span processor that records the selected claims when a SERVER span starts."""
+        # This import must not be at the top of the file, because the SDK might not be installed.
         from opentelemetry.sdk.trace import SpanProcessor
 
         chosen = self

@@ -1,6 +1,7 @@
-"""One HTTP client's TLS contexts: one without a client certificate, and one for each client certificate.
+"""The TLS contexts of an HTTP client.
 
-The contexts are kept separate so that a certificate is presented only with the requests for which it is configured.
+Each client certificate has a separate context to ensure that the certificate is presented only with the intended
+requests. An additional context does not present a client certificate.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ _MAX_CONTEXTS: Final = 32
 
 
 class TlsContexts:
-    """TLS contexts that are rebuilt when a file changes. Safe to share between threads.
+    """TLS contexts that are rebuilt when a file changes. This class is thread-safe.
 
     Args:
-        ca_file: A PEM file that contains the trusted CA certificates; ``None`` to trust the certificates in the
-            system's store or in ``SSL_CERT_FILE``.
+        ca_file: A PEM file that contains the trusted CA certificates. If this argument is ``None``, the contexts trust
+            the certificates in ``SSL_CERT_FILE`` or in the system's certificate store.
     """
 
     def __init__(self, ca_file: str | None) -> None:
@@ -29,10 +30,10 @@ class TlsContexts:
         self._contexts: dict[tuple[str, str | None] | None, tuple[object, ssl.SSLContext]] = {}
 
     def context(self, certificate: ClientCertificate | None = None) -> ssl.SSLContext:
-        """Return the context that presents *certificate*, or no certificate if *certificate* is ``None``.
+        """Return the context that presents *certificate*. If *certificate* is ``None``, no certificate is presented.
 
         Raises:
-            FetchFailed: A file cannot be used.
+            FetchFailed: A certificate file or key file cannot be used.
         """
         key = None if certificate is None else (certificate.cert_file, certificate.key_file)
         try:
@@ -40,7 +41,8 @@ class TlsContexts:
             known = self._contexts.get(key)
             if known is not None and known[0] == version:
                 return known[1]
-            # Cached, because reading the certificate store takes about 20 ms. SSL_CERT_FILE is honored.
+            # The context is cached, because loading the certificate store takes about 20 ms. OpenSSL uses
+            # SSL_CERT_FILE.
             context = ssl.create_default_context(cafile=self._ca_file)
         except (OSError, ValueError):
             raise FetchFailed("the CA certificates cannot be read", "not_configured") from None

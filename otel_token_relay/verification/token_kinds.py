@@ -1,10 +1,10 @@
-"""Determine a token's kind from its members or from the members of an introspection response. Pure.
+"""Determine a token's kind from the members of the token or its introspection response.
 
-An issuer signs ID tokens, refresh tokens, and other JWTs with the same keys as its access tokens, and only RFC 9068
-requires a type that distinguishes access tokens. `MARKERS` lists the members that distinguish token kinds at common
-providers. To support another provider, add a row.
+An issuer uses the same keys to sign access tokens, ID tokens, refresh tokens, and other JWTs. Only RFC 9068 requires a
+distinct type for access tokens. `MARKERS` lists the members that common providers use to distinguish kinds of tokens.
+To support an additional provider, add an entry to `MARKERS`.
 
-The member names come from the providers' public documentation.
+The providers document the member names publicly.
 """
 
 from __future__ import annotations
@@ -16,21 +16,22 @@ TokenKind = Literal["access", "ID", "refresh", "other"]
 
 
 class Marker(NamedTuple):
-    """One row of the table.
+    """An entry of `MARKERS`.
 
     Attributes:
-        provider: The provider or the specification.
-        members: The members that must all be present. The first member is the marker's name in messages.
-        kind: The kind of token that has these members; ``None`` if the first member's value identifies the kind.
+        provider: The name of the provider or specification.
+        members: The members that must all be present. Messages mention only the first member.
+        kind: The kind of token that has these members, or ``None`` if the value of the first member determines the
+            kind.
         source: The document that describes these members.
-        has_value: A callable that returns whether the first member's value matches this marker; ``None`` if any value
-            matches.
-        is_statement: Whether the marker states explicitly that this is an access token. Such a marker outweighs
+        has_value: A callable that returns whether the value of the first member matches this marker, or ``None`` if any
+            value matches.
+        is_statement: Whether the marker explicitly identifies an access token. Such a marker takes precedence over
             ``nonce``, which some providers copy into access tokens.
-        is_closed: If the value identifies the kind, whether an unknown value indicates a different kind of token. If
-            false, applications may use the member for other purposes, and an unknown value indicates nothing.
-        accepted: The values in access tokens, as the provider spells them. Messages list these values. A closed row
-            also accepts any of these values that do not identify a kind.
+        is_closed: Whether an unknown value of the first member indicates a different kind of token. If false, unknown
+            values are ignored, because applications might use the member for other purposes.
+        accepted: The values in access tokens, as spelled by the provider. Messages list these values. If *is_closed* is
+            true, these values are accepted even if they do not identify a kind.
     """
 
     provider: str
@@ -43,7 +44,7 @@ class Marker(NamedTuple):
     accepted: tuple[str, ...] = ()
 
     def kind_of(self, claims: Mapping[str, Any]) -> TokenKind | None:
-        """Return the kind of token that this marker indicates; ``None`` if the marker does not apply."""
+        """Return the kind of token that this marker indicates, or ``None`` if the marker does not apply."""
         if not all(claims.get(name) is not None for name in self.members):
             return None
         value = claims[self.members[0]]
@@ -64,7 +65,7 @@ _WORDS: Final[Mapping[str, TokenKind]] = {
     **dict.fromkeys(("id", "idtoken", "idt", "identity", "identitytoken"), "ID"),
     **dict.fromkeys(("refresh", "refreshtoken", "rt", "offline", "offlinetoken"), "refresh"),
 }
-"""The kinds, keyed by the words that providers use for them, in lowercase and without punctuation."""
+"""The kind of token for each word that providers use, as normalized by `_normalize`."""
 
 
 def _is_scope(value: object) -> bool:
@@ -88,7 +89,7 @@ def _is_app(value: object) -> bool:
 
 
 def _names(provider: str, member: str, source: str, *accepted: str, is_closed: bool = True) -> Marker:
-    """Return the row for a member whose value identifies the kind of token."""
+    """Build the marker for a member whose value determines the kind of token."""
     return Marker(provider, (member,), None, source, None, True, is_closed, accepted)
 
 
@@ -103,7 +104,7 @@ def _access(
 
 
 MARKERS: Final[tuple[Marker, ...]] = (
-    # Members whose value identifies the kind.
+    # The value of any of these members determines the kind of token.
     _names("Keycloak", "typ", "Keycloak: TokenUtil (Bearer, ID, Refresh, Offline, Logout)", "Bearer", "JWT", "at+jwt"),
     _names("Amazon Cognito", "token_use", "Cognito: Verifying JSON web tokens; Hydra: introspection", "access"),
     _names("RFC 7662", "token_type", "RFC 7662, section 2.2; djangorestframework-simplejwt", "Bearer", "access", "JWT"),
@@ -112,7 +113,7 @@ MARKERS: Final[tuple[Marker, ...]] = (
     _names("OpenIddict", "token_usage", "OpenIddict: Claims.TokenUsage", "access_token"),
     _names("flask-jwt-extended", "type", "flask-jwt-extended: claim type", "access", is_closed=False),
     _names("FusionAuth", "tty", "FusionAuth: OAuth tokens, access token claims", "at", is_closed=False),
-    # Members that only other kinds of tokens have.
+    # These members indicate that a token is not an access token.
     Marker("OpenID Connect", ("at_hash",), "ID", "OpenID Connect Core, section 3.1.3.6"),
     Marker("OpenID Connect", ("c_hash",), "ID", "OpenID Connect Core, section 3.3.2.11"),
     Marker("Financial-grade API", ("s_hash",), "ID", "FAPI 1.0 part 2, section 5.1"),
@@ -121,7 +122,7 @@ MARKERS: Final[tuple[Marker, ...]] = (
     Marker(
         "RFC 8417", ("events",), "other", "RFC 8417, section 2.2; OpenID Connect Back-Channel Logout, 2.4", _is_object
     ),
-    # Members that only access tokens have.
+    # These members indicate an access token.
     _access("RFC 9068; RFC 8693", "scope", source="RFC 8693, section 4.2", has_value=_is_scope),
     _access(
         "Microsoft Entra; Azure AD B2C; Okta; Hydra",
@@ -154,13 +155,12 @@ MARKERS: Final[tuple[Marker, ...]] = (
 
 
 class Kinds(NamedTuple):
-    """The information that a token's members provide.
+    """The markers that a token's members match.
 
     Attributes:
-        access: The first marker that indicates an access token, if there is one.
-        foreign: The first marker that indicates a different kind of token and is not outweighed, if there is such a
-            marker.
-        foreign_kind: The kind that *foreign* indicates.
+        access: A marker that indicates an access token, or ``None``. An explicit marker takes precedence.
+        foreign: The first marker that indicates a different kind of token, or ``None``.
+        foreign_kind: The kind of token that *foreign* indicates.
     """
 
     access: Marker | None
@@ -179,7 +179,7 @@ _MARKERS_OF: Final = _by_first_member()
 
 
 def read_kinds(claims: Mapping[str, Any]) -> Kinds:
-    """Return what the members of a token or an introspection response indicate."""
+    """Find the markers in the members of a token or an introspection response."""
     access = statement = foreign = foreign_kind = nonce = None
     for name in claims:
         for marker in _MARKERS_OF.get(name, ()):
@@ -198,7 +198,7 @@ def read_kinds(claims: Mapping[str, Any]) -> Kinds:
     return Kinds(statement or access, foreign, foreign_kind)
 
 
-# Source: OpenID Connect Core, sections 2 and 5.1; OpenID Connect Front-Channel Logout, section 3 (sid); the claim
+# Source: OpenID Connect Core, sections 2 and 5.1; OpenID Connect Front-Channel Logout, section 3 (sid); claim
 # references of Keycloak, Microsoft Entra, and Cognito.
 _OF_USERS: Final = (
     *("preferred_username", "username", "cognito:username", "upn", "unique_name", "email", "name", "given_name"),
@@ -207,5 +207,5 @@ _OF_USERS: Final = (
 
 
 def names_user(claims: Mapping[str, Any]) -> bool:
-    """Return whether a token without ``sub`` may represent a user rather than a client."""
+    """Return whether a token without ``sub`` might represent a user instead of a client."""
     return any(claims.get(name) is not None for name in _OF_USERS)

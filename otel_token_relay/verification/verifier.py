@@ -1,8 +1,9 @@
-"""Verify access tokens: issuer, signature, audience, lifetime, and revocation.
+"""Verify an access token's issuer, signature, audience, lifetime, and revocation status.
 
-Verification limits the token's size and parses it strictly (`jws`), finds the issuer by its exact name, gets that
-issuer's keys (`jwks_client`), checks the signature and the claims (`claims`), introspects the token if configured to,
-and calls the revocation hook. `TokenVerifier` and `AsyncTokenVerifier` differ only in how they wait.
+A verifier parses the token (`jws`), finds the trusted issuer, gets the issuer's keys (`jwks_client`), and checks the
+signature and the claims (`claims`). If an endpoint is configured, the verifier introspects the token. Finally, the
+verifier calls the revocation hook. `TokenVerifier` blocks the thread while it waits, and `AsyncTokenVerifier` blocks
+only the task.
 """
 
 from __future__ import annotations
@@ -48,13 +49,13 @@ IsRevoked = Callable[[Mapping[str, Any]], bool]
 
 
 class _Trusted(NamedTuple):
-    """One trusted issuer.
+    """A trusted issuer and its keys, rules, and introspection endpoint.
 
     Attributes:
         issuer: The issuer, as configured.
-        keys: The source of the issuer's keys.
+        keys: The issuer's key source.
         rules: The rules for the issuer's tokens.
-        introspection: Where the issuer's tokens are looked up; ``None`` if the tokens are not introspected.
+        introspection: The issuer's introspection endpoint, or ``None`` if the issuer's tokens are not introspected.
     """
 
     issuer: str
@@ -64,14 +65,14 @@ class _Trusted(NamedTuple):
 
 
 class _Accepted(NamedTuple):
-    """A verification result, shared by all requests with the same token.
+    """A verification result that is shared by all requests with the same token.
 
     Attributes:
-        source: The source of *keys*; ``None`` if no signature was checked.
-        keys: The keys used to check the signature.
-        until: The time on the monotonic clock, in seconds, at which the result expires.
-        introspection: Where the token was looked up; ``None`` if the token was not introspected.
-        introspected: The introspection response that was checked.
+        source: The source of *keys*, or ``None`` if no signature was checked.
+        keys: The keys that were used to check the signature.
+        until: The monotonic time when the result expires, in seconds.
+        introspection: The endpoint that introspected the token, or ``None`` if the token was not introspected.
+        introspected: The introspection response.
     """
 
     claims: Claims
@@ -86,12 +87,13 @@ class _Accepted(NamedTuple):
 
 
 class VerifiedToken:
-    """One request's view of a verified access token, without the token itself.
+    """A verified access token from one request. This object contains the claims but not the token.
 
     Attributes:
         scopes: The token's scopes (RFC 6749, section 3.3).
-        expires_at: The ``exp`` claim in seconds since the epoch; ``None`` if an introspected token has none.
-        issuer: The ``iss`` claim; ``None`` if an introspected token has none.
+        expires_at: The ``exp`` claim in seconds since the epoch, or ``None`` if the introspection response does not
+            contain ``exp``.
+        issuer: The ``iss`` claim, or ``None`` if the introspection response does not contain ``iss``.
     """
 
     __slots__ = ("_claims", "_is_valid", "_shared", "expires_at", "issuer", "scopes")
@@ -106,28 +108,28 @@ class VerifiedToken:
 
     @property
     def claims(self) -> Mapping[str, Any]:
-        """All claims, as a read-only mapping. Each request has its own copy, so requests cannot affect each other."""
+        """A read-only mapping of all claims. Each request has a separate copy, so requests cannot affect each other."""
         if self._claims is None:
             self._claims = MappingProxyType(copy_json(self._shared))
         return self._claims
 
     @property
     def subject(self) -> str | None:
-        """The ``sub`` claim: the user or service that the token represents; ``None`` if the token has none."""
+        """The user or service that the token represents (the ``sub`` claim), or ``None``."""
         return self._shared.get("sub")
 
     @property
     def client_id(self) -> str | None:
-        """The client to which the token was issued: ``client_id``, ``azp``, ``cid``, or ``appid``."""
+        """The client that the token was issued to, from the ``client_id``, ``azp``, ``cid``, or ``appid`` claim."""
         return next((self._shared[n] for n in CLIENT_NAMES if n in self._shared), None)
 
     @property
     def identity(self) -> str:
-        """The subject or, for a machine token without ``sub``, ``client:`` followed by the client ID.
+        """The subject or, for a machine token without a subject, ``client:`` followed by the client ID.
 
-        No other claims are used. A subject that itself begins with ``client:`` or ``subject:`` is prefixed with
-        ``subject:``. The identity is empty if a token without ``sub`` has user claims: the client acts for many users,
-        and it is not known which user the token represents.
+        If the subject begins with ``client:`` or ``subject:``, the identity is ``subject:`` followed by the subject.
+        The identity is an empty string if a token without a subject has claims about a user. Such a token represents an
+        unknown user of the client.
         """
         subject = self.subject
         if subject is not None:
@@ -136,10 +138,10 @@ class VerifiedToken:
         return "" if client is None or names_user(self._shared) else f"client:{client}"
 
     def is_still_valid(self) -> bool:
-        """Return whether the token is known not to be revoked. Never waits."""
+        """Check without waiting whether the token is still valid. If the status is unknown, return ``False``."""
         try:
             return self._is_valid()
-        except Exception:  # if the revocation hook fails, the token's state is unknown
+        except Exception:  # the token's status is unknown if the revocation hook fails
             return False
 
     def __repr__(self) -> str:
@@ -147,63 +149,66 @@ class VerifiedToken:
 
 
 class VerifierCore:
-    """The rules, key sources, and cache that both verifiers share.
+    """The rules, key sources, and cache that both verifier classes use.
 
     Args:
-        issuers: The trusted issuers, each a `TrustedIssuer` or the issuer's name exactly as it appears in ``iss``. An
-            issuer's keys verify only that issuer's tokens. An issuer that is neither an https URL nor an http URL on
-            loopback is only a name, and the URL of its keys must be configured.
-            ``https://login.microsoftonline.com/{tid}/v2.0`` accepts any Microsoft Entra tenant except the tenant for
+        issuers: The trusted issuers. Each issuer is a `TrustedIssuer` or a name that exactly matches the ``iss`` claim.
+            An issuer's keys can verify only tokens from the same issuer. If an issuer is not an HTTPS URL or a loopback
+            HTTP URL, the URL of the issuer's keys must be configured. Use
+            ``https://login.microsoftonline.com/{tid}/v2.0`` to accept any Microsoft Entra tenant except the tenant for
             personal accounts.
-        audience: One or more names that identify this service in ``aud``.
+        audience: One or more names that identify this service in the ``aud`` claim.
         algorithms: The accepted signature algorithms, which must be asymmetric (RFC 8725, section 3.1).
-        profile: ``rfc9068``; ``generic`` for issuers that do not send ``typ: at+jwt``; or ``id-token`` for
-            providers that hand ID tokens to APIs.
-        leeway: The number of seconds by which clocks may differ.
-        jwks_uri: The key set's URL, which can be set only if there is exactly one issuer; ``None`` to read the URL from
-            the issuer's metadata.
-        introspection_endpoint: The URL at which every token from the only issuer is looked up (RFC 7662). Without
-            *issuers*, tokens are verified by introspection alone; with *issuers*, the signature and claims of JWTs are
-            verified first. A response is reused for at most 60 seconds.
-        client_id: The client ID with which this service identifies itself to the introspection endpoint.
-        client_secret: This service's client secret at the introspection endpoint, or a callable that returns it. One of
-            the following arguments can be used instead; see `ClientCredential`.
-        client_secret_file: A file that contains the secret.
-        client_key_file: A file that contains the private key that signs this service's assertions.
-        client_key_id: The ``kid`` header of the assertions.
-        client_assertion: A callable that returns an assertion to send unchanged.
-        client_assertion_file: A file that contains an assertion to send unchanged.
+        profile: The profile of the accepted tokens. Use ``rfc9068`` for access tokens that comply with RFC 9068,
+            ``generic`` for issuers that do not send a ``typ`` of ``at+jwt``, or ``id-token`` for providers whose
+            clients send ID tokens to APIs.
+        leeway: The maximum difference between the issuer's clock and the service's clock, in seconds.
+        jwks_uri: The key set's URL, or ``None`` to read the URL from the issuer's metadata. If this argument is set,
+            there must be exactly one issuer.
+        introspection_endpoint: The URL of the introspection endpoint (RFC 7662). If this argument is set, every token
+            is introspected, and there must be at most one issuer. If *issuers* is empty, tokens are verified only by
+            introspection. Otherwise, the signature and claims of JWTs are verified first. A response is reused for at
+            most 60 seconds.
+        client_id: This service's client ID for the introspection endpoint.
+        client_secret: This service's client secret for the introspection endpoint, or a callable that returns the
+            secret. Instead of *client_secret*, one of the following arguments can be specified. See `ClientCredential`.
+        client_secret_file: A file that contains the client secret.
+        client_key_file: A file that contains the private key for signing client assertions.
+        client_key_id: The ``kid`` in the header of client assertions.
+        client_assertion: A callable that returns a client assertion.
+        client_assertion_file: A file that contains a client assertion.
         client_cert_file: A file that contains the client certificate.
-        client_auth: How the credential is sent; ``None`` to use the default for that kind of credential.
-        audience_claim: The claim that contains the audience, if the issuer does not send ``aud``. Requires the
-            ``generic`` profile and at most one issuer.
-        tenants: The accepted Microsoft Entra tenants; empty to accept any tenant.
-        is_revoked: A callable that receives the verified claims each time a token is used and at each hop that relays
-            the token. The callable is also called on event loops, so it must return immediately and must not perform
-            I/O.
-        scope_claims: The names of the claims that contain scopes. The token has the scopes from all of these claims. A
-            dot separates the names of nested members.
-        max_length: The maximum token length in characters; longer tokens are rejected.
-        cache_size: The maximum number of verified tokens to cache, each keyed by its hash; 0 to disable caching.
-        cache_seconds: How long a verified token is cached. Caching also ends when the token expires, the
-            keys change, or an introspection response may no longer be reused.
-        cooldown: The minimum number of seconds between two fetches for an unknown key, and before a failed fetch is
-            retried.
-        timeout: The maximum number of seconds for which a request waits if there are no keys.
-        max_stale: The number of seconds for which expired keys remain in use while the issuer is down.
-        jwks_token_file: A file that contains the bearer token used to fetch the issuer's metadata and keys. There must
-            be exactly one issuer. The token is sent only over https, and only to the origin of the issuer or of
-            *jwks_uri*.
-        http: The client that sends requests to issuers; ``None`` for a client that trusts the system's CA certificates.
-        now: A clock that returns the seconds since the epoch.
-        monotonic: A clock that returns seconds and never goes backward.
+        client_auth: The client authentication method, or ``None`` to use the default method for the credential.
+        audience_claim: The name of the claim that contains the audience, for issuers that do not send ``aud``. Any
+            value other than ``aud`` requires the ``generic`` profile and at most one issuer.
+        tenants: The accepted Microsoft Entra tenants. If the sequence is empty, any tenant is accepted.
+        is_revoked: A callable that receives the verified claims and returns whether the token has been revoked. The
+            verifier calls this callable when a token is used, and at each hop that relays the token. The callable must
+            return immediately and must not perform I/O, because it also runs on event loops.
+        scope_claims: The names of the claims that contain scopes. The scopes from all of these claims are combined. Use
+            dots to specify nested members.
+        max_length: The maximum length of a token, in characters. Longer tokens are rejected.
+        cache_size: The maximum number of cached verification results. If the value is 0, results are not cached.
+        cache_seconds: The maximum time that a verification result is cached, in seconds. The result also becomes
+            invalid when the token expires, the keys change, or the introspection response expires.
+        cooldown: The minimum time between two fetches for an unknown key, and the minimum time before a failed fetch is
+            retried, in seconds.
+        timeout: The maximum time that a request waits for keys or for an introspection response, in seconds.
+        max_stale: The maximum time that stale keys remain in use while the issuer is down, in seconds.
+        jwks_token_file: A file that contains the bearer token for fetching the issuer's metadata and keys. If this
+            argument is set, there must be exactly one issuer. The token is sent only over HTTPS, and only to the origin
+            of the issuer or of *jwks_uri*.
+        http: The client that sends requests to issuers, or ``None`` to use a client that trusts the system's CA
+            certificates.
+        now: A callable that returns the current time, in seconds since the epoch.
+        monotonic: A callable that returns the time of a monotonic clock, in seconds.
 
     Raises:
-        ConfigurationError: A setting is invalid; the error identifies it.
-        TypeError: An argument does not exist; the error suggests the argument that was probably intended.
+        ConfigurationError: An argument is invalid. The error identifies the argument.
+        TypeError: An argument is unknown. The error suggests an argument with a similar name.
     """
 
-    # `__new__` accepts any arguments so that the error can explain an incorrect argument.
+    # `__new__` accepts any arguments so that the error can suggest the correct argument.
     def __new__(cls, *args: object, **options: object) -> Self:
         known = inspect.signature(cls.__init__).parameters
         for name in options.keys() - known.keys():
@@ -282,7 +287,7 @@ class VerifierCore:
         ) -> Introspection | None:
             if endpoint is None:
                 return None
-            # Each hop looks up the result again, so a cache is needed even if cache_size is 0.
+            # Each hop reads the cached response, so a cache is required even if cache_size is 0.
             size = max(cache_size, 1024)
             return Introspection(
                 endpoint, client=client, issuer=issuer, timeout=timeout, size=size, http=http, monotonic=monotonic
@@ -311,8 +316,8 @@ class VerifierCore:
         }
         self._of_many_tenants = tuple(self._trusted[issuer.issuer] for issuer in trusted if issuer.is_any_tenant)
         self._tenants = _as_tuple(tenants)
-        # Where opaque tokens are looked up. Opaque tokens do not identify their issuer, so there must be exactly one
-        # endpoint.
+        # The introspection endpoint for opaque tokens. An opaque token does not identify its issuer, so opaque tokens
+        # are supported only if there is exactly one endpoint.
         self._introspection: Introspection | None = None
         self._opaque_rules = self._rules
         introspecting = [found for found in self._trusted.values() if found.introspection is not None]
@@ -333,7 +338,7 @@ class VerifierCore:
         return tuple(self._sources)
 
     def cached(self, token: str) -> VerifiedToken | None:
-        """Return the cached verification of *token*; ``None`` if the token must be verified again.
+        """Return the cached verification result for *token*, or ``None`` if the token must be verified again.
 
         Raises:
             TokenRejected: The token has been revoked.
@@ -345,12 +350,13 @@ class VerifierCore:
         accepted = self._cache.get(key)
         if accepted is None or self._monotonic() >= accepted.until:
             return None
-        # If keys have been withdrawn or are too old, tokens verified with them must be verified again.
+        # If the issuer's keys have changed or are too old, the token must be verified again.
         if accepted.source is not None and accepted.source.current() is not accepted.keys:
             return None
         if accepted.introspection is not None:
             result = accepted.introspection.cached(key, token)
-            # A newer response may grant less, so it is checked like the first response. This check never waits.
+            # If there is a newer response, the token must be verified again, because the newer response might be more
+            # restrictive.
             if result is None or result.claims is None or result.claims is not accepted.introspected:
                 return None
         if accepted.expires_at is not None and self._now() >= accepted.expires_at + self._rules.leeway:
@@ -358,10 +364,10 @@ class VerifierCore:
         return self._check_revocation(accepted, key, token)
 
     def steps(self, token: str) -> Generator[Wait, None, VerifiedToken]:
-        """Verify a token. `drive` or `drive_async` runs this generator.
+        """Verify a token. Use `drive` or `drive_async` to run this generator.
 
         Raises:
-            TokenRejected: The token violates a rule; the reason identifies the first such rule.
+            TokenRejected: The token violates a rule. The reason identifies the first violated rule.
             KeysUnavailable: The issuer or the introspection endpoint does not respond.
         """
         if not isinstance(token, str):
@@ -383,13 +389,14 @@ class VerifierCore:
         return verified
 
     def explain(self, token: str, reason: ExplainedReason, *, required_scopes: Sequence[str] = ()) -> Cause:
-        """Explain to operators why *token* was rejected. Never raises an exception, waits, or fetches keys.
+        """Explain to operators why *token* was rejected. This method does not wait, fetch keys, or raise exceptions.
 
-        The cause contains the values of some claims and header members, but never any part of the token itself.
+        The cause can contain the values of some claims and header members, but never contains any part of the encoded
+        token.
 
         Args:
-            token: The token, passed without the ``Bearer`` prefix.
-            reason: The reason from `TokenRejected`, or ``insufficient_scope``.
+            token: The token without the ``Bearer`` prefix.
+            reason: The reason in the `TokenRejected` exception, or ``insufficient_scope``.
             required_scopes: The scopes that the request requires.
         """
         read = read_unverified(token) if len(token) <= self._max_length else None
@@ -408,20 +415,20 @@ class VerifierCore:
         return explain(token, reason, expectations, now=self._now())
 
     def _with_values(self, error: TokenRejected, token: str) -> TokenRejected:
-        """Return the same error with the expected and actual values, which authenticators do not need."""
+        """Add the expected and actual values to an error. Authenticators do not use these values."""
         if not isinstance(token, str):
             return error
         cause = self.explain(token, error.reason)
         return TokenRejected(error.reason, error.claim, cause.expected, cause.actual)
 
     def _find_trusted(self, claims: Claims) -> _Trusted | None:
-        """Return the trusted issuer that the claims identify; ``None`` if there is none."""
+        """Return the trusted issuer that matches the claims, or ``None`` if the issuer is not trusted."""
         issuer = claims.get("iss")
         if not isinstance(issuer, str):
             return None
         trusted = self._trusted.get(issuer)
         if trusted is not None:
-            return None if trusted in self._of_many_tenants else trusted  # {tid} itself is not a tenant
+            return None if trusted in self._of_many_tenants else trusted  # the literal {tid} is not a tenant
         for trusted in self._of_many_tenants:
             if fill_tenant(trusted.issuer, claims.get("tid"), self._tenants) == issuer:
                 return trusted
@@ -432,7 +439,7 @@ class VerifierCore:
         if jws.header["alg"] not in self._algorithms:
             raise TokenRejected("algorithm_not_allowed", "alg")
         claims = without_nulls(jws.claims)
-        # The token's issuer is not verified yet; the claim only selects one of the trusted issuers.
+        # The issuer is not verified yet. The claim is used only to select a trusted issuer.
         issuer = claims.get("iss")
         if issuer is None:
             raise TokenRejected("missing_claim", "iss")
@@ -447,7 +454,7 @@ class VerifierCore:
         if trusted.introspection is None:
             return accepted
         introspected = yield from self._introspect(trusted.introspection, key, token)
-        # The token itself has the required audience and the type that its profile requires.
+        # The JWT's audience and type have already been checked.
         self._check_introspected(trusted.introspection, introspected, replace(trusted.rules, audience=()), issuer)
         return accepted._replace(introspection=trusted.introspection, introspected=introspected)
 
@@ -461,7 +468,7 @@ class VerifierCore:
                 raise source.unavailable()
         kid = jws.header.get("kid")
         if not keys.knows(kid) or (kid is None and not _verifies(jws, keys.find(kid, jws.header["alg"]))):
-            # The issuer may have new keys. If the kid is forged, it remains unknown after a fetch.
+            # The issuer might have new keys. A forged kid is still unknown after the fetch.
             wait = source.wait_for_unknown()
             if wait is not None:
                 yield wait
@@ -474,8 +481,8 @@ class VerifierCore:
                 raise TokenRejected("algorithm_not_allowed", "alg")
             raise TokenRejected("unknown_key", "kid")
         if trusted in self._of_many_tenants:
-            # The keys for one tenant, or for personal accounts, must not sign another tenant's tokens (Microsoft:
-            # Access tokens in the Microsoft identity platform, Validate the issuer).
+            # A key for one tenant or for personal accounts must not be accepted for a different tenant's tokens.
+            # Source: Microsoft, "Access tokens in the Microsoft identity platform", section "Validate the issuer".
             tenant = str(jws.claims["tid"])
             candidates = tuple(
                 k for k in candidates if k.issuer and k.issuer.replace(TENANT_IN_METADATA, tenant) == issuer
@@ -507,15 +514,15 @@ class VerifierCore:
         rules: Rules,
         issuer: str | None = None,
     ) -> _Accepted:
-        """Check the members that an ``active`` response contains against the rules.
+        """Check the members of an active token's introspection response.
 
         Args:
-            introspection: Where the token was looked up.
-            introspected: The response.
-            rules: The rules.
-            issuer: The verified issuer if the token is a JWT; otherwise, ``None``.
+            introspection: The endpoint that introspected the token.
+            introspected: The introspection response.
+            rules: The rules that the members must satisfy.
+            issuer: The verified issuer of a JWT, or ``None`` for an opaque token.
         """
-        # Some servers send null for members whose values they do not know.
+        # Some servers send null for members with unknown values.
         claims = without_nulls(dict(introspected))
         foreign = read_kinds(claims).foreign
         if foreign is not None:
@@ -534,12 +541,12 @@ class VerifierCore:
         )
 
     def _check_revocation(self, accepted: _Accepted, key: bytes, token: str) -> VerifiedToken:
-        """Return this request's view of the token, or raise an error if the hook reports a revocation."""
+        """Return the verified token for this request, or raise an error if the token has been revoked."""
         is_revoked, introspection = self._is_revoked, accepted.introspection
         if is_revoked is not None:
             try:
                 revoked = is_revoked(MappingProxyType(accepted.claims))
-            except Exception:  # not the caller's mistake: the token's state is unknown
+            except Exception:  # the token's status is unknown, which is not the caller's fault
                 raise KeysUnavailable from None
             if revoked:
                 raise TokenRejected("revoked")
@@ -548,7 +555,7 @@ class VerifierCore:
             if introspection is not None:
                 result = introspection.cached(key, token)
                 if result is None:
-                    introspection.look_up(key, token)  # for the next hop; this hop does not wait
+                    introspection.look_up(key, token)  # the result might be available at the next hop
                     return False
                 if result.claims is None:
                     return False
@@ -569,21 +576,21 @@ def _check_sources(issuers: Sequence[TrustedIssuer], rules: Rules, endpoint: str
     if not issuers and endpoint is None:
         raise ConfigurationError("issuers", "expected at least one issuer or an introspection endpoint")
     if not rules.audience and any(not issuer.audience for issuer in issuers):
-        # RFC 9068, section 4: without an audience, tokens for any other service would be accepted.
-        raise ConfigurationError("audience", "expected this service's name, as in aud")
+        # RFC 9068, section 4: the audience is required. Otherwise, tokens for other services would be accepted.
+        raise ConfigurationError("audience", "expected this service's name as it appears in aud")
     if len(issuers) > 1 and rules.audience_claim != "aud":
         raise ConfigurationError("audience_claim", "any claim other than aud requires a single issuer")
 
 
 class TokenVerifier(VerifierCore):
-    """Verify access tokens in threads. Create one verifier per process and share it."""
+    """A verifier that blocks the current thread while it waits. Create a single verifier for each process."""
 
     def verify(self, token: str) -> VerifiedToken:
-        """Verify *token*, passed without the ``Bearer`` prefix, and return the result.
+        """Verify *token*, which must not include the ``Bearer`` prefix, and return the result.
 
         Raises:
-            TokenRejected: The token violates a rule; the reason identifies the first such rule.
-            KeysUnavailable: The token cannot be verified now; try again later.
+            TokenRejected: The token violates a rule. The reason identifies the first violated rule.
+            KeysUnavailable: The token cannot be verified at this time. Try again later.
         """
         try:
             verified = self.cached(token)
@@ -593,14 +600,14 @@ class TokenVerifier(VerifierCore):
 
 
 class AsyncTokenVerifier(VerifierCore):
-    """Verify access tokens in asyncio or trio tasks, without ever blocking the event loop."""
+    """A verifier that waits in an asyncio or trio task without blocking the event loop."""
 
     async def verify(self, token: str) -> VerifiedToken:
-        """Verify *token*, passed without the ``Bearer`` prefix, and return the result.
+        """Verify *token*, which must not include the ``Bearer`` prefix, and return the result.
 
         Raises:
-            TokenRejected: The token violates a rule; the reason identifies the first such rule.
-            KeysUnavailable: The token cannot be verified now; try again later.
+            TokenRejected: The token violates a rule. The reason identifies the first violated rule.
+            KeysUnavailable: The token cannot be verified at this time. Try again later.
         """
         try:
             verified = self.cached(token)

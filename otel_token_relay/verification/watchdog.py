@@ -1,9 +1,8 @@
-"""Call functions at deadlines, from a single thread.
+"""Use a single thread to call functions when their deadlines pass.
 
-Almost every watch ends before its deadline, and starting a ``threading.Timer`` for each watch would take longer than
-the rest of the request. The thread starts with the first watch and exits when nothing is left to watch. The thread
-sleeps until the deadline that was the earliest when the thread went to sleep, even if that watch has since ended, but
-for a few seconds at most. Therefore, a watch that ends does not have to wake the thread.
+Almost every watch ends before its deadline. Starting a ``threading.Timer`` for each watch would take longer than the
+rest of the request. The thread starts with the first watch and exits after the last watch has ended. The thread sleeps
+until the earliest deadline, but for at most a few seconds. A watch that ends early does not wake up the thread.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ _LONGEST_SLEEP: Final = 5.0
 
 
 class Watchdog:
-    """The deadlines and the thread that enforces them. Safe to share between threads, and usable after a fork."""
+    """A thread that enforces deadlines. This class is thread-safe and can be used after a fork."""
 
     def __init__(self) -> None:
         self._start_over()
@@ -35,13 +34,13 @@ class Watchdog:
         self._numbers = itertools.count()
         self._is_running = False
         self._wakes_at = 0.0
-        self._tidy_at = 0.0  # when the entries of ended watches are next removed
+        self._tidy_at = 0.0  # the next time to remove the entries of ended watches
 
     @contextlib.contextmanager
     def watching(self, deadline: float, call: Callable[[], None]) -> Generator[None, None, None]:
-        """Call *call* in another thread if the block has not ended at *deadline* on the monotonic clock.
+        """Call *call* in a different thread if the ``with`` block has not ended by the monotonic time *deadline*.
 
-        *call* may still be called just after the block has ended.
+        The call can still occur shortly after the ``with`` block has ended.
         """
         held: list[Callable[[], None] | None] = [call]
         with self._changed:
@@ -51,14 +50,14 @@ class Watchdog:
                 thread = threading.Thread(target=self._run, name="token-relay-watchdog", daemon=True)
                 try:
                     thread.start()
-                except RuntimeError:  # the process is at its thread limit or exiting: the block has no deadline
+                except RuntimeError:  # the process has reached its thread limit or is exiting
                     self._is_running = False
             elif deadline < self._wakes_at:
                 self._changed.notify()
         try:
             yield
         finally:
-            held[0] = None  # so that the call's objects are not kept alive until the deadline
+            held[0] = None  # release the callable's objects before the deadline
 
     def _run(self) -> None:
         while True:
@@ -90,6 +89,6 @@ class Watchdog:
 def shared() -> Watchdog:
     """Return this process's watchdog.
 
-    The watchdog is created on first use, because gevent can patch only locks and threads that do not exist yet.
+    The watchdog is created on first use, because gevent cannot patch existing locks and threads.
     """
     return Watchdog()

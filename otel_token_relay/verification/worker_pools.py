@@ -1,4 +1,4 @@
-"""Thread pools for requests to authorization servers. Each pool counts its calls so that they can be limited."""
+"""Thread pools for requests to authorization servers."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ from concurrent.futures import ThreadPoolExecutor
 
 
 class WorkerPool:
-    """A thread pool and the number of its running and waiting calls. The owner's lock guards both.
+    """A thread pool and the number of calls that are running or waiting.
+
+    The owner must hold a lock to access the pool, and must update and limit the number of calls.
 
     Args:
-        name: Part of the threads' names.
+        name: A word to include in the names of the threads.
         workers: The maximum number of threads.
 
     Attributes:
         executor: The executor that runs the calls.
-        load: The number of running and waiting calls, which the owner updates.
+        load: The number of running and waiting calls.
     """
 
     __slots__ = ("_name", "_workers", "executor", "load")
@@ -25,10 +27,10 @@ class WorkerPool:
         self.start_over()
 
     def start_over(self) -> None:
-        """Replace the workers with new ones, which start on demand."""
+        """Replace the executor. The new executor starts its workers on demand."""
         self.executor: ThreadPoolExecutor = ThreadPoolExecutor(self._workers, f"token-relay-{self._name}")
 
     @property
     def is_busy(self) -> bool:
-        """Whether another call would have to wait for a worker."""
+        """Whether a new call would have to wait for a worker."""
         return self.load >= self._workers

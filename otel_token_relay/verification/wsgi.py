@@ -1,4 +1,4 @@
-"""`BearerAuthMiddleware` for WSGI applications (Flask, Django, Falcon, and more), and a scope check for views."""
+"""`BearerAuthMiddleware` for WSGI applications (Flask, Django, Falcon, and more) and a scope check for views."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ PRINCIPAL_KEY: Final = "otel_token_relay.principal"
 
 
 class BearerAuthMiddleware:
-    """Accept only requests with a valid bearer token.
+    """WSGI middleware that accepts only requests with a valid bearer token.
 
-    All other requests receive a 400, 401, 403, or 503 response. The application finds a `Principal` in
+    The response to a rejected request has the status 400, 401, 403, or 503. The middleware stores a `Principal` in
     ``environ["otel_token_relay.principal"]``.
 
     Args:
-        app: The WSGI application; for Flask, ``app.wsgi_app``.
+        app: The WSGI application, such as ``app.wsgi_app`` in Flask.
         verifier: A `TokenVerifier` or an `AsyncTokenVerifier`.
-        authenticator: Your own `BearerAuthenticator`, instead of *verifier* and *options*.
-        settings: The settings that specify the token headers. They are used only if no outer boundary has read the
-            headers. ``None`` to use the installed settings or, if none are installed, the settings from the
-            environment.
+        authenticator: A custom `BearerAuthenticator` to use instead of *verifier* and *options*.
+        settings: The settings that specify the token headers. The middleware uses these settings only if no outer
+            boundary has read the headers. If this argument is ``None``, the middleware uses the installed settings or,
+            if no settings are installed, the settings from the environment.
         options: Options for `BearerAuthenticator`: ``realm``, ``required_scopes``, ``any_scopes``, ``exclude``,
             ``resource_metadata``, ``acr_values``, and ``max_age``.
 
     Raises:
-        ConfigurationError: An option is invalid; the error identifies it.
+        ConfigurationError: An option is invalid. The error identifies the option.
     """
 
     def __init__(
@@ -59,11 +59,11 @@ class BearerAuthMiddleware:
 
 
 class Response(NamedTuple):
-    """A complete response, with its fields in the order in which a Flask view returns them.
+    """A complete response. A Flask view can return this tuple.
 
     Attributes:
-        body: The body, which is the same for every request.
-        status: The status code, 401 or 403.
+        body: The response body.
+        status: The status code, which is 401 or 403.
         headers: All headers, including the challenge.
     """
 
@@ -73,15 +73,15 @@ class Response(NamedTuple):
 
 
 def refuse_without(environ: Environ, *scopes: str) -> Response | None:
-    """Return the error response if the caller's token lacks any of *scopes*; ``None`` if the token has all of them::
+    """Return an error response if the caller's token lacks any of *scopes*; otherwise, return ``None``::
 
         if refusal := refuse_without(request.environ, "profiles:read"):
             return refusal
 
     Args:
         environ: The WSGI environ: Flask's ``request.environ`` or Django's ``request.META``.
-        scopes: The required scopes, which the challenge lists (RFC 6750, section 3.1). If there are none, every valid
-            token is accepted.
+        scopes: The required scopes, which are listed in the challenge (RFC 6750, section 3.1). If no scopes are
+            specified, every valid token is accepted.
 
     Raises:
         ConfigurationError: No authenticator has checked this request, or a scope contains a character that

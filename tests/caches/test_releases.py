@@ -32,7 +32,7 @@ print("STATUS", cli.main(["check"]))
         (
             {"policy/__init__.py": "", "session.py": ""},
             "this release has no module requests_cache.policy.actions",
-            ["token relay cannot hook requests_cache, which is left unchanged: this release has no module"],
+            ["token relay cannot hook requests_cache, which remains unchanged: this release has no module"],
         ),
         (
             {
@@ -44,7 +44,7 @@ print("STATUS", cli.main(["check"]))
                 "__init__.py": "from .policy import actions\nfrom .backends import base\nfrom . import session",
             },
             "CacheActions has no update_from_response",
-            ["token relay cannot hook requests_cache.policy.actions, which is left unchanged"],
+            ["token relay cannot hook requests_cache.policy.actions, which remains unchanged"],
         ),
     ],
     ids=["no module", "no method"],

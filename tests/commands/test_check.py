@@ -84,14 +84,14 @@ def test_check_begins_with_the_verdict_and_shows_only_what_differs() -> None:
     status, output = run("check", **{DESTINATIONS: "https://profile-service"})
 
     assert status == 0
-    assert output.startswith("No problem found. The relay is on; requests are not verified.\n")
+    assert output.startswith("No problems found. The relay is on; requests are not verified.\n")
     assert "Problems" not in output
     assert "Warnings" not in output
     assert output.partition("Settings that differ from their defaults\n")[2] == (
         f"  {DESTINATIONS} = https://profile-service (environment)\n"
     )
     assert f"httpx {version('httpx')}" in output.partition("\nCan be hooked (to try the hooks, add --all)\n")[2]
-    assert f"  websockets {version('websockets')}: no hook; name the destination with to_destination()\n" in output
+    assert f"  websockets {version('websockets')}: no hook; specify the destination with to_destination()\n" in output
 
 
 @pytest.mark.parametrize(
@@ -286,17 +286,17 @@ def test_a_replaced_value_is_marked(without_hooks: pytest.MonkeyPatch, capsys: p
             [], {"OTEL_PROPAGATORS": "b"}, 1, "contains b, which no installed package", id="unknown propagator"
         ),
         pytest.param([], {"OTEL_PROPAGATORS": "tracecontext"}, 1, "the relay is off", id="destinations, relay off"),
-        pytest.param(["--require", "relay"], {}, 0, "No problem found", id="relay is on"),
+        pytest.param(["--require", "relay"], {}, 0, "No problems found", id="relay is on"),
         pytest.param(["--require", "relay,verify"], {}, 1, "are not refused", id="verify is off"),
         pytest.param(["--strict"], {DESTINATIONS: "http://a"}, 1, "1 warning, which --strict", id="strict"),
-        pytest.param([], {DESTINATIONS: "http://a"}, 0, "sends tokens unencrypted", id="warning"),
+        pytest.param([], {DESTINATIONS: "http://a"}, 0, "receives unencrypted tokens", id="warning"),
         pytest.param([], {DESTINATIONS: "https://*"}, 0, "to any host", id="any host"),
         pytest.param([], {DESTINATIONS: "https://a;audience=a"}, 1, "no token can be exchanged", id="exchange"),
         pytest.param(
             ["--strict"],
             {DESTINATIONS: "http://a", "OTEL_PYTHON_TOKEN_RELAY_PLAINTEXT_HOSTS": "a"},
             0,
-            "No problem found",
+            "No problems found",
             id="plaintext is deliberate",
         ),
         pytest.param(
@@ -304,7 +304,7 @@ def test_a_replaced_value_is_marked(without_hooks: pytest.MonkeyPatch, capsys: p
         ),
         pytest.param([], {"OTEL_PYTHON_CONTEXT": "datadog_context"}, 1, "uses its default context", id="context"),
         pytest.param(
-            [], {"OTEL_PYTHON_TOKEN_RELAY_ISSUERS": "https://i"}, 0, "requests are not verified: set", id="issuers only"
+            [], {"OTEL_PYTHON_TOKEN_RELAY_ISSUERS": "https://i"}, 0, "requests are not verified; set", id="issuers only"
         ),
     ],
 )
@@ -328,7 +328,7 @@ def test_check_has_the_right_status(
     assert words in text
     assert report["ok"] == (status == 0)
     assert all(sentence in text for sentence in (*report["problems"], *report["warnings"]))
-    assert ("No problem found" in text) == (status == 0)
+    assert ("No problems found" in text) == (status == 0)
 
 
 def test_an_environment_without_libraries_is_a_problem(
@@ -339,7 +339,7 @@ def test_an_environment_without_libraries_is_a_problem(
     without_hooks.setattr(check, "installed_libraries", lambda: [])
 
     assert cli.main(["check"]) == 1
-    assert "run this command in the environment of the service" in capsys.readouterr().out
+    assert "run this command in the service's environment" in capsys.readouterr().out
 
 
 def test_check_reads_the_environment_of_another_process(tmp_path: Path) -> None:
@@ -393,8 +393,8 @@ def test_lines_fit_the_terminal(columns: str) -> None:
 @pytest.mark.parametrize(
     ("fault", "status", "words"),
     [
-        (None, 0, ["No problem found", "Endpoints", "/jwks: 1 usable key"]),
-        ("metadata", 1, ["1 problem found", "this issuer's tokens cannot be verified", "another issuer"]),
+        (None, 0, ["No problems found", "Endpoints", "/jwks: 1 usable key"]),
+        ("metadata", 1, ["1 problem found", "this issuer's tokens cannot be verified", "a different issuer"]),
         ("keys", 1, ["this issuer's tokens cannot be verified: key set", "empty"]),
         ("down", 3, ["No response from http://127.0.0.1", "connection refused"]),
     ],
@@ -489,7 +489,7 @@ def test_no_part_of_a_password_is_shown(scheme: str, before: str, after: str) ->
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        pytest.param([], "report whether everything", id="no command"),
+        pytest.param([], "report whether the configuration", id="no command"),
         pytest.param(["chek"], "chek", id="no such command"),
         pytest.param(["check", "--yaml"], "--yaml", id="no such flag"),
     ],
@@ -557,7 +557,7 @@ def test_clocks_that_differ_are_a_problem(
 
     output = capsys.readouterr().out
     assert status == (words is not None)
-    assert ("No problem found" in output) is (words is None)
+    assert ("No problems found" in output) is (words is None)
     if words is not None:
         assert f"{issuer.url}: The issuer's clock is {words} this machine's clock. If the clocks differ" in output
 
@@ -613,6 +613,6 @@ def test_check_warns_if_a_credential_cannot_be_used(
     warning = "the credential of the client me cannot be used: the file in client_key_file"
     missing, unusable, usable = (" ".join(text.split()) for text in texts)
     assert f"{warning} cannot be read" in missing
-    assert f"{warning} is neither" in unusable
+    assert f"{warning} is not a private key" in unusable
     assert "Hunter2" not in unusable
     assert "cannot be used" not in usable

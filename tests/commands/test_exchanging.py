@@ -99,7 +99,7 @@ def test_an_exchange_that_works_is_described(run: Explain, endpoint: Endpoint, b
         ((400, {"error": "invalid_target"}), "invalid_target (status 400)", 1),
         ((401, {"error": "invalid_client"}), "invalid_client (status 401)", 1),
         ((500, {}), "unavailable (status 500)", 3),
-        (issued(access_token=jwt(aud="orders")), "wrong_audience (the issued token is for another audience)", 1),
+        (issued(access_token=jwt(aud="orders")), "wrong_audience (the issued token is for a different audience)", 1),
         ((200, b"<html>"), "bad_response (the body is not a JSON object)", 1),
     ],
 )
@@ -132,7 +132,10 @@ def test_input_without_a_token_is_a_usage_error(run: Explain, endpoint: Endpoint
     """Missing input is a usage error only if a destination requires an exchange."""
     status, text = run(billing.url)
     assert status == 2
-    assert "standard input contains no token; pass it as in: otel-token-relay explain --online URL < token.txt" in text
+    assert (
+        "standard input contains no token; pass a token, for example: otel-token-relay explain --online URL < token.txt"
+        in text
+    )
     assert run("https://elsewhere.example")[0] == 1
     assert endpoint.forms == []
 
@@ -168,7 +171,7 @@ def test_each_error_has_advice() -> None:
         ((401, {"error": "invalid_client"}), 1, "invalid_client (status 401)"),
         ((400, {"error": "unsupported_grant_type"}), 1, "unsupported_grant_type (status 400)"),
         ((200, b"<html>"), 1, "bad_response (the body is not a JSON object)"),
-        (issued(access_token="issued-token"), 1, "it issues a token in exchange for a random one"),
+        (issued(access_token="issued-token"), 1, "it issues a token in exchange for a random token"),
         ((503, {}), 3, "unavailable (status 503)"),
     ],
 )

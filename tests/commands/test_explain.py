@@ -263,7 +263,7 @@ def test_no_destination_is_set(capsys: pytest.CaptureFixture[str]) -> None:
     process = Explained(capsys, "https://a", environ=ON, pid=7)
 
     assert f"What to do: {DESTINATIONS} is not set in this environment." in shell
-    assert "--pid with the process id of the running service, or export" in shell
+    assert "--pid with the process ID of the running service, or export" in shell
     assert f"{DESTINATIONS} is not set in this environment." in nothing
     assert "set OTEL_PROPAGATORS=tracecontext,baggage,token_relay" in nothing
     assert f"{DESTINATIONS} is not set in the environment of process 7." in process

@@ -91,7 +91,7 @@ def test_a_large_file_is_a_usage_error(
 
     assert cli.main(["picture", recording]) == 2
 
-    assert "the file has more than" in capsys.readouterr().err
+    assert "the file is larger than" in capsys.readouterr().err
 
 
 def test_a_page_that_cannot_be_written(recording: str, tmp_path: Path) -> None:
@@ -101,4 +101,4 @@ def test_a_page_that_cannot_be_written(recording: str, tmp_path: Path) -> None:
     ran = subprocess.run(command, capture_output=True, text=True)
 
     assert (ran.returncode, ran.stdout) == (1, "")
-    assert ran.stderr == "otel-token-relay: error: the output cannot be written: No such file or directory\n"
+    assert ran.stderr == "otel-token-relay: error: cannot write the output: No such file or directory\n"

@@ -11,7 +11,7 @@ import pytest
 from otel_token_relay.commands import token_input
 from otel_token_relay.commands.token_input import MAX_BYTES, NoToken, read_token
 
-REMOVED = 'The input begins with "Bearer", which was removed.'
+REMOVED = 'The "Bearer" prefix was removed from the input.'
 
 
 def give(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
@@ -54,7 +54,7 @@ def test_the_token_is_read(data: bytes, token: str, notes: list[str], monkeypatc
     [
         pytest.param(b"", "no token", id="empty"),
         pytest.param(b" \n\n", "no token", id="blank"),
-        pytest.param(b"a" * (MAX_BYTES + 1), "more than 1048576 bytes", id="too large"),
+        pytest.param(b"a" * (MAX_BYTES + 1), "larger than 1048576 bytes", id="too large"),
     ],
 )
 def test_without_a_token_the_usage_is_wrong(data: bytes, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,7 +96,7 @@ def test_a_token_that_the_terminal_has_cut_is_not_used(monkeypatch: pytest.Monke
     assert len(read_token("otel-token-relay verify")[0]) == 4094
 
     monkeypatch.setattr(token_input.getpass, "getpass", lambda prompt, stream: "a" * 4095)
-    with pytest.raises(NoToken, match="a terminal truncates long lines"):
+    with pytest.raises(NoToken, match="the terminal truncates long lines"):
         read_token("otel-token-relay verify")
 
 

@@ -29,7 +29,7 @@ from tests.support.tokens import AUDIENCE, b64, claims, make_token, public_jwk
 from tests.verification.test_concealment import runs_of
 
 PREFIX = "OTEL_PYTHON_TOKEN_RELAY_"
-AGREE = "  The clocks of the issuer and this machine agree.\n"
+AGREE = "  The issuer's clock and this machine's clock agree.\n"
 
 
 @pytest.fixture
@@ -107,8 +107,8 @@ def test_a_rejected_token(issuer: Issuer) -> None:
 @pytest.mark.parametrize(
     ("token", "reason", "cause"),
     [
-        ("opaque", "malformed", "form: it has one part;"),
-        (b64({"alg": "RS256"}), "malformed", "form: it has one part;"),
+        ("opaque", "malformed", "form: the token has one part;"),
+        (b64({"alg": "RS256"}), "malformed", "form: the token has one part;"),
         ("a" * 16_385, "too_long", "length: expected at most 16384 characters; the token has 16385"),
     ],
 )
@@ -173,9 +173,16 @@ def test_all_sources_of_settings_are_read(issuer: Issuer, environment: pytest.Mo
             id="issuer behind",
         ),
         pytest.param(
-            0, {"nbf": 312}, "not_yet_valid", "The clocks", "The issuer has issued the token for later use.", id="later"
+            0,
+            {"nbf": 312},
+            "not_yet_valid",
+            "The issuer's clock and",
+            "The issuer has issued the token for later use.",
+            id="later",
         ),
-        pytest.param(0, {"exp": -100}, "expired", "The clocks", "The caller must get a new token.", id="expired"),
+        pytest.param(
+            0, {"exp": -100}, "expired", "The issuer's clock and", "The caller must get a new token.", id="expired"
+        ),
         pytest.param(312, {"exp": -100}, "expired", "The issuer's", "The caller must get a new token.", id="both"),
     ],
 )
@@ -242,7 +249,7 @@ def test_all_issuers_are_asked_about_a_token_of_an_unknown_issuer(
         pytest.param("down", "connection refused", "can reach the issuer", id="down"),
         pytest.param("fail", "status 503", "Correct the endpoint", id="503"),
         pytest.param("keys", "the key set is empty", "Correct the endpoint", id="no keys"),
-        pytest.param("metadata", "the document names another issuer", "Correct the endpoint", id="metadata"),
+        pytest.param("metadata", "the document specifies a different issuer", "Correct the endpoint", id="metadata"),
     ],
 )
 def test_without_keys_the_status_is_3(
@@ -442,7 +449,7 @@ def test_bearer_is_removed_with_a_note(issuer: Issuer) -> None:
     status, output, _ = run(f"Authorization: Bearer {make_token(claims(issuer.url))}\n")
 
     assert status == 0
-    assert output.endswith('  note: The input begins with "Bearer", which was removed.\n')
+    assert output.endswith('  note: The "Bearer" prefix was removed from the input.\n')
 
 
 def test_empty_input_is_a_usage_error() -> None:
@@ -450,7 +457,9 @@ def test_empty_input_is_a_usage_error() -> None:
     status, output, errors = run(" \n")
 
     assert (status, output) == (2, "")
-    assert errors.startswith("otel-token-relay verify: error: standard input contains no token; pass it as in: ")
+    assert errors.startswith(
+        "otel-token-relay verify: error: standard input contains no token; pass a token, for example: "
+    )
 
 
 @pytest.mark.parametrize("name", ["the token", "Bearer x", "a" * 201])

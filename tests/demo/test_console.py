@@ -145,7 +145,7 @@ def test_the_tokens_of_a_user_are_shown_once_for_each_service() -> None:
 
     lines = [re.split("  +", line.strip()) for line in printed.getvalue().decode().splitlines()]
     assert lines[lines.index(["tokens"]) + 1 :] == [
-        ["received by", "user", "audience of the token"],
+        ["received by", "user", "token audience"],
         ["profile-service alice", "user-service, profile-service"],
         ["billing-service alice", "billing-service"],
     ]
@@ -191,9 +191,9 @@ def test_a_result_without_faults_counts_the_hops() -> None:
     one.print_result([], exchanged="billing-service", unlisted="third-party")
 
     text = printed.getvalue().decode()
-    assert "4 hops. 2 had the token of the user who had called." in text
-    assert "1 went to billing-service, each with another token" in text
-    assert "third-party was called 1 times and received no token." in text
+    assert "4 hops. 2 carried the calling user's token." in text
+    assert "1 carried a token that was exchanged for billing-service." in text
+    assert "third-party received 1 requests, all without a token." in text
     assert "✗" not in text
 
 

@@ -19,7 +19,7 @@ from tools import pictures
 
 README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
 COMMAND = [sys.executable, "-m", "otel_token_relay", "demo"]
-START = "Starting an authorization server, three services and a third party on loopback."
+START = "Starting an authorization server, three services, and a third party on loopback."
 
 
 def find_processes(mark):
@@ -136,12 +136,12 @@ def test_demo_shows_every_hop_and_succeeds(start, tmp_path):
         ("profile-service", "user-service, profile-service"),
         ("billing-service", "billing-service"),
     ]
-    assert "✓ billing-service accepted its own tokens and rejected the one that alice sends." in output
-    assert "✓ profile-service accepted every valid token and rejected every other one." in output
-    assert "✓ No service received a token that it must not have." in output
-    assert "20 hops. 6 had the token of the user who had called." in output
-    assert "3 went to billing-service, each with another token for the same user." in output
-    assert "third-party was called 8 times and received no token." in output
+    assert "✓ billing-service accepted exchanged tokens and rejected alice's original token." in output
+    assert "✓ profile-service accepted every valid token and rejected every invalid token." in output
+    assert "✓ No service received a token that it must not receive." in output
+    assert "20 hops. 6 carried the calling user's token." in output
+    assert "3 carried a token that was exchanged for billing-service." in output
+    assert "third-party received 8 requests, all without a token." in output
     assert_shows_the_sample(output)
     shown = [line.rstrip() for line in pictures.plain(pictures.RECORDING.read_text("utf-8")).splitlines()[1:]]
     lines = iter(line.rstrip() for line in output.splitlines())
@@ -177,7 +177,7 @@ def test_recording_to_a_place_that_cannot_be_written(start, tmp_path):
     output, _ = process.communicate(timeout=120)
 
     assert process.returncode == 1
-    assert "otel-token-relay: error: the output cannot be written: No such file or directory" in output
+    assert "otel-token-relay: error: cannot write the output: No such file or directory" in output
     assert "alice" not in output
     assert survivors() == []
 
@@ -295,7 +295,7 @@ def test_demo_runs_without_standard_streams(start, tmp_path):
     output, _ = process.communicate(timeout=120)
 
     assert process.returncode == 0, output
-    assert "✓ No service received a token that it must not have." in output
+    assert "✓ No service received a token that it must not receive." in output
     assert survivors() == []
     assert list(tmp_path.iterdir()) == []
 
@@ -362,7 +362,7 @@ def test_program_that_does_not_start_is_named(start, tmp_path):
     output, _ = process.communicate(timeout=120)
 
     assert process.returncode == 1
-    assert "✗ authorization-server ended with status 1" in output
+    assert "✗ authorization-server exited with status 1" in output
     assert "broken on purpose" in output
     assert survivors() == []
     assert list(tmp_path.iterdir()) == [broken]

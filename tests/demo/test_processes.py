@@ -98,7 +98,7 @@ def test_a_program_that_ends_is_reported_with_the_end_of_its_log(tmp_path: Path)
             processes.wait_until("one", lambda: False)
 
     message = str(failed.value)
-    assert message.startswith("one ended with status 3.\n")
+    assert message.startswith("one exited with status 3.\n")
     assert message.endswith("last \ufffd")
     assert message.count("first") == 14
 

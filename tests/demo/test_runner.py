@@ -51,7 +51,7 @@ def stopped(tmp_path: Path) -> Iterator[Runner]:
         yield Runner(tmp_path, processes, Report(console), console)
 
 
-START = "Starting an authorization server, three services and a third party on loopback.\n"
+START = "Starting an authorization server, three services, and a third party on loopback.\n"
 
 
 def run() -> tuple[int, str]:

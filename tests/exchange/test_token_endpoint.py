@@ -111,9 +111,11 @@ def test_second_document_replaces_one_that_names_no_endpoint(issuer: Issuer) -> 
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        pytest.param({"issuer": "https://evil.example"}, "the document names another issuer", id="another issuer"),
-        pytest.param({"issuer": "{url}/"}, "the document names another issuer", id="a slash more"),
-        pytest.param({"issuer": ...}, "the document does not name an issuer", id="no issuer"),
+        pytest.param(
+            {"issuer": "https://evil.example"}, "the document specifies a different issuer", id="another issuer"
+        ),
+        pytest.param({"issuer": "{url}/"}, "the document specifies a different issuer", id="a slash more"),
+        pytest.param({"issuer": ...}, "the document does not specify an issuer", id="no issuer"),
         pytest.param({"token_endpoint": ...}, "the document has no token_endpoint", id="no endpoint"),
         pytest.param({"token_endpoint": ["https://a/token"]}, "the document has no token_endpoint", id="a list"),
         pytest.param({"token_endpoint": "http://idp.example/token"}, "is not an https URL", id="plain http"),

@@ -73,5 +73,5 @@ def test_long_runs_are_cut() -> None:
     assert len(text) < 50_000
     assert text.splitlines()[1:3] == [
         "    %% Shown: 250 of 300 hops, 1 of 1 trace.",
-        f"    %% {250 - text.count('--x')} more lines are left out, because Mermaid limits the length of a diagram.",
+        f"    %% {250 - text.count('--x')} more lines are omitted, because Mermaid limits the length of a diagram.",
     ]

@@ -90,7 +90,7 @@ def test_clock_skew_does_not_change_the_order() -> None:
     )
 
     assert arrows_in(run) == ["caller>a", "a>b", "b>c", "a>unknown"]
-    assert run.traces[0].notes == ("The clocks of a and b differ; hops are in the order of the calls.",)
+    assert run.traces[0].notes == ("The clocks of a and b differ, so hops are in call order.",)
 
 
 def test_how_much_is_shown() -> None:
@@ -113,7 +113,7 @@ def test_notes() -> None:
 
     assert run.notes == (
         "None of the spans is a request to or from another service.",
-        "1 span skipped: without an identifier, or a duplicate of another one.",
+        "Skipped 1 span because of missing identifiers or duplicates.",
         "The end of the file is missing or cannot be read.",
     )
 

@@ -15,7 +15,7 @@ OWN_JWT = (
     "uQ3vT8xZ1kLmN0pRsW7yB2dFgH5jKlM9nPqR4sTvWxYzA6bCdEfGhIjKlMnOpQrStUvWxYz0123456789ab"
 )
 OWN_OPAQUE = "tGzv3JOkF0XG5Qx2TlKWIA.k9_Zr-71bLxYqHs4"
-# Contains every character that one of the encoders below writes differently.
+# Contains every character that any of the encoders below changes.
 OWN_BASE64 = "q8/Zk+3vN1x+Lm0/pRt5Wy7+Bc2/Df9Gh4Jk6Ms8Qa=="
 OWN_UUID = "c8a1f7d2-6b3e-4f95-b0d4-72e9a65c1f83"
 OWN_HEX = "5c2d9e41f07ab386d19c4e75a2b860f3d7419ce05b8a62f1"
@@ -26,7 +26,7 @@ FOREIGN_JWT = (
 )
 OWN = {"jwt": OWN_JWT, "opaque": OWN_OPAQUE, "base64": OWN_BASE64, "uuid": OWN_UUID, "hex": OWN_HEX}
 
-# Embeds a token in text or in another value, in one encoding.
+# A function that embeds a token in text or in a different value, in one encoding.
 Encoding = Callable[[str], object]
 
 
@@ -74,7 +74,7 @@ OWN_FORMS: dict[str, Encoding] = {
     "nested-key": lambda t: {"a": {t: 1}},
 }
 
-# These tokens are unknown to the scrubber: it must recognize them by their form or by the text around them.
+# The scrubber does not know these tokens and must recognize them by their format or the surrounding text.
 FOREIGN_FORMS: dict[str, Encoding] = {
     name: OWN_FORMS[name]
     for name in (
@@ -103,7 +103,7 @@ FOREIGN_FORMS: dict[str, Encoding] = {
     "payload-alone": lambda t: t.split(".")[1],
 }
 
-# An unknown opaque token: the scrubber must recognize it by its label.
+# The scrubber does not know this opaque token and must recognize it by its label.
 MARKED = "2YotnFZFEjr1zCsicMWpAA"
 MARKS = {
     "bearer": f"Bearer {MARKED}",
@@ -263,7 +263,7 @@ BENIGN = (
     "client_secret_basic",
     "token_endpoint_auth_method=client_secret_post",
     "verifier=none",
-    # Parameter names without a value: documents, SQL, code.
+    # Documents, SQL, and code that contain parameter names without values.
     '{"grant_types_supported":["authorization_code","refresh_token","client_credentials"]}',
     '{"response_types_supported":["code","token","id_token","code id_token"]}',
     '{"required":["access_token","token_type"]}',
@@ -281,7 +281,7 @@ BENIGN = (
     "    return f(access_token=token)",
     '    resp = post(data={"access_token": access_token})',
     "def f(access_token: str, id_token: str | None = None):",
-    # Codes that are not credentials.
+    # Values of `code` keys that are not credentials.
     '{"Error":{"Code":"ProvisionedThroughputExceededException","Message":"slow down"}}',
     "{'Error': {'Code': 'InvalidParameterCombination', 'Message': 'x'}}",
     '{"code":"auth/requires-recent-login"}',

@@ -1,4 +1,4 @@
-"""All three signals with in-memory exporters, and the search for a token in what they received."""
+"""An OpenTelemetry pipeline with in-memory exporters, and a search for tokens in the exported data."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.redaction.corpus import fragments
 
 @cache
 def readable_runs(token: str, *, coded: bool = True) -> tuple[bytes, ...]:
-    """Return every run of 17 characters, and the runs of the base64-encoded token."""
+    """Return every run of 17 characters of the token and of its base64 encoding."""
     runs = fragments(token)
     if coded:
         for before in range(3):
@@ -32,26 +32,26 @@ def readable_runs(token: str, *, coded: bool = True) -> tuple[bytes, ...]:
     return tuple(run.lower().encode() for run in runs)
 
 
-_PIECE = 9  # a run of 17 bytes contains one of the pieces of 9 bytes into which data is cut
+_PIECE = 9  # every run of 17 bytes contains a 9-byte piece whose offset is a multiple of 9
 
 
 @cache
 def _pieces(token: str) -> frozenset[bytes]:
-    """Return every piece of the runs of a token."""
+    """Return every piece of a token's runs."""
     return frozenset(run[at : at + _PIECE] for run in readable_runs(token) for at in range(len(run) - _PIECE + 1))
 
 
 def leaks(token: str, data: bytes) -> int:
-    """Count the runs of a token that appear in some bytes, ignoring case."""
+    """Count the runs of a token that appear in the data, ignoring case."""
     lowered = data.lower()
-    # Most data contains none of the pieces, and the search for a thousand runs takes much longer.
+    # This check is much faster than the search for a thousand runs, and most data contains none of the pieces.
     if _pieces(token).isdisjoint(lowered[at : at + _PIECE] for at in range(0, len(lowered), _PIECE)):
         return 0
     return sum(run in lowered for run in readable_runs(token))
 
 
 class Pipeline:
-    """All three signals, with simple and batch exporters added before and after the installation."""
+    """A pipeline for all three signals, with simple and batch exporters added before and after the installation."""
 
     def __init__(self, resource: Resource | None = None) -> None:
         resource = Resource({"service.name": "test"}) if resource is None else resource
@@ -63,7 +63,7 @@ class Pipeline:
         self.meters = MeterProvider(
             [self.reader], resource=resource, exemplar_filter=AlwaysOnExemplarFilter(), shutdown_on_exit=False
         )
-        # This tracer and this logger exist before the installation.
+        # Create this tracer and this logger before the installation.
         self.tracer = self.tracers.get_tracer("test", "1")
         self.logger = self.loggers.get_logger("test", "1")
         self.meter = self.meters.get_meter("test", "1")
@@ -76,7 +76,7 @@ class Pipeline:
         self.loggers.add_log_record_processor(BatchLogRecordProcessor(self.logs[at + 1]))
 
     def exported(self) -> list[bytes]:
-        """Return the records that each exporter received, as text. The last item contains the metrics."""
+        """Return each exporter's records as text, and the metrics as the last item."""
         self.tracers.force_flush()
         self.loggers.force_flush()
         found = []
@@ -95,20 +95,20 @@ class Pipeline:
 
 
 def shown(value: Any, depth: int = 0) -> Any:
-    """Return everything that an exporter can reach from a record, including private attributes."""
+    """Return everything that an exporter can read from a record, including private attributes."""
     if value is None or isinstance(value, (str, bytes, int, float)) or depth > 12:
         return value
     if isinstance(value, Context):
-        return None  # contains the token as an object that does not show its value
+        return None  # contains the token in an object whose repr hides it
     if isinstance(value, dict):
         return {str(k): shown(v, depth + 1) for k, v in value.items()}
     if isinstance(value, (SpanContext, SpanKind)):
         return (repr(value), dict(value.trace_state)) if isinstance(value, SpanContext) else repr(value)
     if isinstance(value, (list, tuple, set)):
-        # Also joined, since a token may be split over the elements.
+        # A token can be split across the elements, so search the joined text too.
         return [shown(item, depth + 1) for item in value], "".join(i for i in value if isinstance(i, str))
     if isinstance(value, (ReadableSpan, ReadableLogRecord)):
-        # Reads an attribute, as an exporter does: records are cleaned on first access.
+        # Read an attribute, as an exporter does, because records are cleaned on first access.
         assert value.resource is not None
         assert DEFERRED not in vars(value)
     if isinstance(value, type) or callable(value):

@@ -1,4 +1,4 @@
-"""Telemetry without credentials, most of it recorded, and all of it left alone."""
+"""Redaction does not change telemetry without credentials, most of which was recorded in real programs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from otel_token_relay.redaction.token_search import NOTHING
 from tests.redaction.pipeline import Pipeline
 
 ENTRIES: list[dict[str, Any]] = json.loads((Path(__file__).parents[1] / "vectors" / "benign.json").read_text("utf-8"))
-# Raise it when entries are added. None is removed because a rule masks it.
+# Raise this minimum when you add entries. Do not remove an entry because a rule masks it.
 MIN_ENTRIES = 710
 SCRUBBER = Scrubber()
 
@@ -28,7 +28,7 @@ def _named() -> dict[str, Any]:
 
 
 def test_every_value_stays_the_same_object() -> None:
-    """Also within a mapping and a list, under a key that says nothing."""
+    """Values without credentials are returned as the same object, even nested under a neutral key."""
     values = _named()
 
     assert _changed(values) == {}
@@ -36,7 +36,7 @@ def test_every_value_stays_the_same_object() -> None:
 
 
 def test_every_value_stays_as_json_text() -> None:
-    """Agents record arguments, messages and results as JSON, and JSON within JSON."""
+    """Values without credentials stay unchanged as JSON text and as JSON nested in JSON."""
     texts = {name: json.dumps(value) for name, value in _named().items() if not isinstance(value, str)}
 
     assert len(texts) > 80
@@ -45,7 +45,7 @@ def test_every_value_stays_as_json_text() -> None:
 
 
 def test_every_value_is_exported_unchanged() -> None:
-    """By the SDK: as an attribute of a span and of an event, as the body of a log record and as its attributes."""
+    """The SDK exports each value unchanged as a span attribute, an event attribute, a log body, and a log attribute."""
     pipeline = Pipeline()
     install(Settings())
     try:
@@ -77,7 +77,7 @@ def _attribute(value: Any) -> str:
 
 
 def test_the_file_only_grows() -> None:
-    """Every entry says where it comes from, and none is there twice."""
+    """Every entry states its source, and no entry appears twice."""
     values = [json.dumps([entry["as"], entry["value"]], sort_keys=True) for entry in ENTRIES]
 
     assert len(ENTRIES) >= MIN_ENTRIES

@@ -1,4 +1,4 @@
-"""Callers choose their tokens. Whichever they choose, the telemetry of other callers stays as it is."""
+"""A caller's choice of token does not change the telemetry of unrelated callers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from otel_token_relay.redaction.known_tokens import REMEMBERED
 
 BYSTANDER = "pV6bN1xK8sQ3zL0wR5yT7uC2"
 
-# They look like credentials, but they were there before any caller.
+# These values look like credentials, but the process used them before any caller sent a token.
 IN_RESOURCE, IN_SCOPE = "gZ4kW9tB2mX7vQ1nR6cJ", "hY5jD0sF8pL3xV7bT2wM"
 INSTRUMENT, KEY = "uK7nG2rC9zE4aH1qP6iO", "shop.order.kind"
 KNOWN_AT_START = (IN_RESOURCE, IN_SCOPE, INSTRUMENT, KEY, "checkout-service", "http.route")
@@ -69,7 +69,9 @@ writer yellow zebra zone
 
 @pytest.fixture(scope="module")
 def pipeline() -> Iterator[_Signals]:
-    """The real SDK. Its resource, scopes, instruments and attribute names exist before any caller."""
+    """A pipeline of the real SDK whose resource, scopes, instruments, and attribute names exist before the first
+    request.
+    """
     signals = _Signals()
     yield signals
     signals.close()
@@ -95,7 +97,7 @@ class _Signals:
         self.meters.shutdown()
 
     def record(self, text: str) -> None:
-        """Record a span, a log record and a measurement that contain a text."""
+        """Record a span, a log record, and a measurement that contain the text."""
         attributes = {"http.route": f"/v1/{text}/items", "name": text, "tags": ("a", text), KEY: "1"}
         with self.tracer.start_as_current_span(f"GET {text}", attributes=attributes) as span:
             span.add_event(text, attributes)
@@ -103,12 +105,12 @@ class _Signals:
             self.counter.add(1, {"name": text, KEY: "1"})
 
     def log(self, text: str) -> None:
-        """Record a log record: outside of a span, as an access log does."""
+        """Record a log record outside a span, as an access log does."""
         body = {"message": f"served {text} to {text}", "nested": [{text: text}]}
         self.logger.emit(LogRecord(body=body, attributes={"name": text, KEY: "1"}))
 
     def exported(self) -> Exported:
-        """Return what has been exported since the last call."""
+        """Return what was exported since the last call."""
         spans = [
             (
                 span.name,
@@ -143,7 +145,7 @@ class _Signals:
 
 @dataclass
 class Exported:
-    """What an exporter of each signal has received."""
+    """The data that the exporter of each signal received."""
 
     spans: list[Any]
     logs: list[Any]
@@ -163,13 +165,13 @@ OF_WORDS = st.builds(
 
 
 def test_the_words_are_many_and_distinct() -> None:
-    """So that the property tries more than a few combinations."""
+    """The words are numerous and distinct, so the property test tries many combinations."""
     assert len(WORDS) == len(set(WORDS)) > 300
 
 
 @pytest.mark.parametrize("in_span", [False, True])
 def test_an_ordinary_token_changes_no_record_of_another_caller(pipeline: _Signals, in_span: bool) -> None:
-    """Neither with a token nor without one, neither in a trace nor outside, in the same thread."""
+    """An ordinary token changes no other caller's records in the same thread, with or without a token or a trace."""
 
     @settings(max_examples=60)
     @given(SHORT | OF_WORDS | st.sampled_from(KNOWN_AT_START[3:]))
@@ -184,15 +186,15 @@ def test_an_ordinary_token_changes_no_record_of_another_caller(pipeline: _Signal
 @pytest.mark.parametrize("in_span", [False, True])
 @pytest.mark.parametrize("token", KNOWN_AT_START)
 def test_a_token_from_a_resource_a_scope_or_a_name_leaves_them(pipeline: _Signals, token: str, in_span: bool) -> None:
-    """Even if it looks like a credential: what existed before the token is not its copy."""
+    """A caller's token does not mask a resource, a scope, or a name that existed before the token."""
     install(Settings())
 
     _compare(pipeline, token, "items", in_span=in_span)
 
 
 def _compare(pipeline: _Signals, token: str, text: str, *, in_span: bool) -> None:
-    """Compare the records of a bystander before and after another caller in the same thread."""
-    REMEMBERED.forget()  # the token is new to the process
+    """Compare a bystander's records before and after an unrelated caller's request in the same thread."""
+    REMEMBERED.forget()  # the process has not seen this token
     pipeline.exported()
     _serve_bystander(pipeline, text)
     before = pipeline.exported()

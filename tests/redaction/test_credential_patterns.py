@@ -1,4 +1,4 @@
-"""Which tokens look like credentials and are therefore remembered beyond their own request."""
+"""Tokens that look like credentials are remembered after their request ends."""
 
 from __future__ import annotations
 
@@ -118,13 +118,15 @@ READABLE = {
 
 @pytest.mark.parametrize("token", CREDENTIALS.values(), ids=CREDENTIALS)
 def test_tokens_of_real_servers_look_like_credentials(token: str) -> None:
-    """With prefixes, with several segments, in one case, in hexadecimal."""
+    """Tokens with prefixes, several segments, a single case, or hexadecimal digits look like credentials."""
     assert looks_like_credential(token)
 
 
 @pytest.mark.parametrize("token", READABLE.values(), ids=READABLE)
 def test_readable_text_does_not_look_like_a_credential(token: str) -> None:
-    """Names, paths, hosts, versions, dates and identifiers, also if a caller combines them."""
+    """Names, paths, hosts, versions, dates, and identifiers do not look like credentials, even when a caller
+    combines them.
+    """
     assert not looks_like_credential(token)
 
 
@@ -132,19 +134,20 @@ def test_readable_text_does_not_look_like_a_credential(token: str) -> None:
     "parts", [("service", "pod", "uuid"), ("model", "trace-id", "function"), ("host-aws", "timestamp")]
 )
 def test_joined_readable_texts_do_not_look_like_a_credential(parts: tuple[str, ...]) -> None:
-    """No number of readable texts makes a random one."""
+    """Readable texts do not look like a credential, no matter how many are joined."""
     for separator in ".-_~+/":
         assert not looks_like_credential(separator.join(READABLE[part] for part in parts))
 
 
 @given(st.uuids(), st.lists(st.sampled_from(["checkout", "v2", "orders", "eu-west-1", "2026-11-26"]), max_size=8))
 def test_no_uuid_among_words_looks_like_a_credential(value: uuid.UUID, words: list[str]) -> None:
-    """UUIDs identify requests, users and sessions."""
+    """UUIDs, which identify requests, users, and sessions, do not look like credentials."""
     assert not looks_like_credential("/".join([*words, str(value)]))
     assert not looks_like_credential(".".join([value.hex, *words]))
 
 
-# A token that is taken for words is masked in its own request only, so it must be rare. Measured: 0.02 to 1 %.
+# A token that is mistaken for words is masked only in its own request, so such mistakes must be rare. The measured
+# rate is 0.02 to 1 percent.
 SHAPES: dict[str, Callable[[], str]] = {
     "base64url-32-bytes": lambda: secrets.token_urlsafe(32),
     "base64url-16-bytes": lambda: secrets.token_urlsafe(16),
@@ -159,14 +162,16 @@ SHAPES: dict[str, Callable[[], str]] = {
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_few_random_tokens_are_taken_for_words(shape: str) -> None:
-    """At most one in twenty, of a thousand."""
+    """At most 50 of 1,000 random tokens are mistaken for words."""
     missed = sum(not looks_like_credential(SHAPES[shape]()) for _ in range(1000))
 
     assert missed <= 50
 
 
 def test_a_long_token_of_words_is_not_read_to_its_end() -> None:
-    """The caller chooses the length, and each request bears the cost."""
+    """Reading a long token of words stops early, because the caller chooses the length and every request pays the
+    cost.
+    """
     words = "checkout." * 2000
 
     assert not is_random(words + MARKED)
@@ -195,13 +200,13 @@ VALUES_UNDER_WEAK_NAMES = [
 
 @pytest.mark.parametrize("value", SECRETS_UNDER_WEAK_NAMES)
 def test_a_credential_under_a_weak_name_is_masked(value: str) -> None:
-    """A single word, possibly after the name of a scheme."""
+    """A single word under a weak name is masked, with or without a scheme before it."""
     assert looks_secret(value)
 
 
 @pytest.mark.parametrize("value", VALUES_UNDER_WEAK_NAMES)
 def test_what_cannot_be_a_credential_stays_under_a_weak_name(value: str) -> None:
-    """Programs, sentences, error codes, addresses and placeholders, as an attribute, in JSON and in a repr."""
+    """Programs, sentences, error codes, addresses, and placeholders under a weak name remain unchanged."""
     assert not looks_secret(value)
     for name in ("code", "token", "assertion"):
         text = json.dumps({name: value})
@@ -211,7 +216,7 @@ def test_what_cannot_be_a_credential_stays_under_a_weak_name(value: str) -> None
 
 @pytest.mark.parametrize("padding", ["=", "==", "%3D", "%3d%3D"])
 def test_a_jwt_with_padded_segments_is_found_whole(padding: str) -> None:
-    """As an AWS load balancer writes it, also with a claim first that no standard names."""
+    """A JWT with padded segments and any first claim, as an AWS load balancer writes it, is masked completely."""
     segments = [_segment({"typ": "JWT", "alg": "ES256"}), _segment({"email": "zofie@example.com"}), _random(86)]
     token = ".".join(segment + padding for segment in segments)
 
@@ -222,7 +227,7 @@ def test_a_jwt_with_padded_segments_is_found_whole(padding: str) -> None:
     "name", ["api_token", "session_token", "SessionToken", "X-Amz-Security-Token", "private_token", "PRIVATE-TOKEN"]
 )
 def test_names_of_cloud_providers_and_forges_are_known_in_texts(name: str) -> None:
-    """In URLs and in JSON."""
+    """The credential names of cloud providers and forges are recognized in URLs and in JSON."""
     for before, after in ((f"/x?{name}=", "&b=1"), (f'{{"{name}": "', '"}')):
         assert BUILT_IN_RULES.intervals_in(f"{before}plainsecret{after}") == [(len(before), len(before) + 11)]
 
@@ -237,19 +242,19 @@ def test_names_of_cloud_providers_and_forges_are_known_in_texts(name: str) -> No
     ],
 )
 def test_a_credential_that_begins_like_something_else_is_masked(value: str) -> None:
-    """A random token may begin with 0x, and a URL may contain a credential."""
+    """A random token that begins with 0x and a URL that contains a credential are masked."""
     assert looks_secret(value)
 
 
 def test_a_value_whose_closing_quote_was_cut_off_is_masked() -> None:
-    """The text that follows it does not make it a sentence."""
+    """A credential whose closing quote was cut off is masked, even if text follows it."""
     text = '{"token": "kq3Zt9vX0aPl7 and more'
 
     assert BUILT_IN_RULES.intervals_in(text) == [(11, 24)]
 
 
 def test_the_padding_of_a_short_jwt_does_not_hide_it() -> None:
-    """Also in a URL."""
+    """A short JWT with padded segments is masked, even in a URL."""
     for padding in ("=", "%3D"):
         text = _segment({"sub": "ab"}) + padding
         assert BUILT_IN_RULES.intervals_in(text) == [(0, len(text))]
@@ -258,7 +263,7 @@ def test_the_padding_of_a_short_jwt_does_not_hide_it() -> None:
 @pytest.mark.parametrize("separator", ["\n", "\r\n", "\n    ", "\n\t", "\\n", "\\r\\n", "\\\\n  ", " "], ids=repr)
 @pytest.mark.parametrize("width", [20, 40, 60, 64, 76, 80])
 def test_an_unknown_jwt_that_is_wrapped_into_lines_is_found(width: int, separator: str) -> None:
-    """At most the last, short line remains. What follows stays."""
+    """An unknown JWT that is wrapped into lines is masked, except for at most a short last line."""
     for _ in range(20):
         head, claims = _segment({"alg": "RS256", "kid": _random(8)}), _segment({"email": _random(12), "sub": "a"})
         token = f"{head}.{claims}.{secrets.token_urlsafe(64)}"
@@ -276,7 +281,7 @@ def test_an_unknown_jwt_that_is_wrapped_into_lines_is_found(width: int, separato
     "header", ['{ "alg":"RS256"}', '{\n "alg":"RS256"}', '{\r\n  "typ":"JWT"}', '{\n"alg":"RS256"}'], ids=repr
 )
 def test_an_unknown_jwt_whose_header_has_white_space_is_found(header: str) -> None:
-    """As some serializers write it."""
+    """A JWT is masked if its header contains white space, which some serializers write."""
     head = base64.urlsafe_b64encode(header.encode()).decode().rstrip("=")
     token = f"{head}.{_segment({'sub': 'alice'})}.{_random(40)}"
 
@@ -298,12 +303,12 @@ def test_an_unknown_jwt_whose_header_has_white_space_is_found(header: str) -> No
     ],
 )
 def test_what_follows_a_complete_jwt_stays(after: str) -> None:
-    """It is not a part of the token."""
+    """Text that follows a complete JWT remains unchanged."""
     assert jwts_in(f"{FOREIGN_JWT}{after}") == [(0, len(FOREIGN_JWT))]
 
 
 def test_a_jwe_is_found_whole() -> None:
-    """It has five segments, one of which may be empty."""
+    """A JWE is masked completely, whether or not one of its five segments is empty."""
     token = f"{_segment({'alg': 'dir', 'enc': 'A256GCM'})}..{_random(16)}.{_random(50)}.{_random(22)}"
 
     assert jwts_in(token) == [(0, len(token))]
@@ -312,5 +317,5 @@ def test_a_jwe_is_found_whole() -> None:
 
 @pytest.mark.parametrize("text", ["framework network newest", "eyAikido", "ewogs.and.more", "a renewogram", "ew0KINDA"])
 def test_words_are_no_jwts(text: str) -> None:
-    """A few begin in the same way."""
+    """Words that begin like a JWT are not masked."""
     assert jwts_in(text) == []

@@ -1,4 +1,4 @@
-"""Records are cleaned on first access, and their raw content is never shown."""
+"""Records are cleaned on first access and never expose their raw content."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def redaction() -> Iterator[None]:
 
 
 class _Keeping(SpanProcessor):
-    """Keeps the spans without reading them."""
+    """A span processor that stores spans without reading them."""
 
     def __init__(self) -> None:
         self.spans: list[ReadableSpan] = []
@@ -48,7 +48,7 @@ class _Keeping(SpanProcessor):
 
 
 def _dirty_span(**attributes: Any) -> ReadableSpan:
-    """Return a span that contains the caller's token, as processors receive it."""
+    """Return a span that contains the caller's token, as span processors receive it."""
     keeping = _Keeping()
     provider = TracerProvider()
     provider.add_span_processor(keeping)
@@ -72,7 +72,7 @@ def _scanning_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[int]]:
 
 
 def test_the_exporters_thread_cleans_the_records_of_a_batch_processor(monkeypatch):
-    """The thread that ends a span or writes a log record serves a request and does not search the record."""
+    """A thread that ends a span or writes a log record for a request does not search the record for tokens."""
     span_exporter, log_exporter = InMemorySpanExporter(), InMemoryLogRecordExporter()
     tracers, loggers = TracerProvider(), LoggerProvider()
     tracers.add_span_processor(BatchSpanProcessor(span_exporter))
@@ -94,7 +94,7 @@ def test_the_exporters_thread_cleans_the_records_of_a_batch_processor(monkeypatc
     "name", ["name", "_name", "attributes", "_attributes", "events", "_events", "status", "resource", "to_json"]
 )
 def test_the_attribute_that_is_read_first_is_clean(name):
-    """The token cannot be read from any attribute, including private ones."""
+    """No attribute of a record, public or private, exposes the token."""
     span = _dirty_span()
     assert OWN_OPAQUE not in repr(vars(span))
 
@@ -106,14 +106,14 @@ def test_the_attribute_that_is_read_first_is_clean(name):
 
 
 def test_dumping_the_attributes_finds_no_token():
-    """Many loggers dump objects by their ``__dict__``, which does not contain the raw record."""
+    """A record's ``__dict__``, which many loggers dump, does not contain the raw record."""
     dumped = json.dumps(_dirty_span(), default=lambda value: getattr(value, "__dict__", None) or str(value))
 
     assert OWN_OPAQUE not in dumped
 
 
 def test_a_record_has_the_sdks_class_after_the_first_access():
-    """Exporters that compare classes get the class that they know, and isinstance is always true."""
+    """A record has the SDK's class after the first access, and ``isinstance`` always recognizes it."""
     span = _dirty_span()
     assert isinstance(span, ReadableSpan)
 
@@ -124,7 +124,7 @@ def test_a_record_has_the_sdks_class_after_the_first_access():
 
 
 def test_a_missing_attribute_raises_attribute_error():
-    """It does so before and after the first access."""
+    """A missing attribute raises ``AttributeError`` before and after the first access."""
     span = _dirty_span()
 
     for _ in range(2):
@@ -133,7 +133,7 @@ def test_a_missing_attribute_raises_attribute_error():
 
 
 def test_a_field_that_a_processor_sets_is_kept():
-    """A processor may replace a field before the first access."""
+    """A field that a processor replaces before the first access keeps its new value."""
     span = _dirty_span()
     span._name = "mine"
 
@@ -167,10 +167,10 @@ def _set_fields_directly(span: Any) -> None:
     "name", ["_name", "_attributes", "attributes", "_events", "_links", "_status", "_parent", "resource", "to_json"]
 )
 def test_what_a_processor_sets_before_the_first_access_is_clean(setting, name):
-    """Regardless of which attribute is read first."""
+    """A value that a processor sets before the first access is clean, regardless of which attribute is read first."""
     span = _dirty_span()
     setting(span)
-    assert "text" in _dirty_span().attributes  # another record is not affected
+    assert "text" in _dirty_span().attributes  # the other record remains unchanged
 
     value = getattr(span, name)
 
@@ -183,7 +183,9 @@ def test_what_a_processor_sets_before_the_first_access_is_clean(setting, name):
 
 
 def test_what_is_set_is_not_shown_before_the_first_access():
-    """The record has it in no attribute, and the state of the raw record shows nothing."""
+    """A value that is set before the first access appears in no attribute, and the raw record has no state to
+    pickle.
+    """
     span = _dirty_span()
     raw = [vars(span)[DEFERRED].__getstate__()]
     span._attributes = {"text": OWN_OPAQUE}
@@ -194,7 +196,7 @@ def test_what_is_set_is_not_shown_before_the_first_access():
 
 
 def test_what_a_processor_sets_on_a_log_record_is_clean():
-    """The class is frozen, so a processor can set a field only by this function."""
+    """A value that a processor sets on a frozen log record with ``object.__setattr__`` is clean."""
     with use_token(OWN_OPAQUE):
         record = ReadableLogRecord(LogRecord(body="read"), TracerProvider().resource)
         object.__setattr__(record, "log_record", LogRecord(body=f"set {OWN_OPAQUE}"))
@@ -206,7 +208,7 @@ def test_what_a_processor_sets_on_a_log_record_is_clean():
 
 
 def test_concurrent_first_accesses_see_what_was_set_and_no_token():
-    """Without a lock, no thread sees a state that is not redacted yet."""
+    """Concurrent first accesses see the value that was set, and none of them sees the token."""
     with ThreadPoolExecutor(8) as pool:
         for _ in range(50):
             span = _dirty_span()
@@ -223,7 +225,9 @@ def test_concurrent_first_accesses_see_what_was_set_and_no_token():
 
 
 def test_what_is_set_after_the_first_access_is_kept_as_it_is():
-    """The record is then an ordinary object of the SDK."""
+    """A value that is set after the first access remains unchanged, because the record is then an ordinary SDK
+    object.
+    """
     span = _dirty_span()
     assert span.name == f"GET /{MASK}"
     span._name = f"mine {OWN_OPAQUE}"
@@ -240,7 +244,7 @@ def test_copies_are_clean():
 
 
 def test_concurrent_first_accesses_all_see_a_clean_record():
-    """Without a lock, every thread still gets the clean record."""
+    """Every thread gets the clean record when several threads access it first at the same time."""
     with ThreadPoolExecutor(8) as pool:
         for _ in range(50):
             span = _dirty_span()
@@ -257,7 +261,7 @@ def test_concurrent_first_accesses_all_see_a_clean_record():
 
 
 def test_a_span_is_converted_on_first_access(monkeypatch):
-    """The thread that ends a span does not run the SDK's conversion either: the span no longer changes."""
+    """The SDK converts a span on first access instead of in the thread that ends the span."""
     converted: list[int] = []
     original = ReadableSpan.__init__
 
@@ -288,7 +292,7 @@ def test_a_span_is_converted_on_first_access(monkeypatch):
 
 
 def test_a_span_that_cannot_be_converted_is_exported_without_its_data():
-    """The exporter gets a record, and no error reaches its thread."""
+    """A span that cannot be converted is exported without its data, and the exporter's thread gets no error."""
     keeping = _Keeping()
     provider = TracerProvider()
     provider.add_span_processor(keeping)
@@ -305,7 +309,7 @@ def test_a_span_that_cannot_be_converted_is_exported_without_its_data():
 
 
 def test_a_record_that_cannot_be_cleaned_is_wiped_on_first_access(monkeypatch):
-    """A failure in the exporter's thread fails closed as well."""
+    """A record that cannot be cleaned in the exporter's thread is wiped."""
     span = _dirty_span()
 
     def fail(*args: Any) -> bool:
@@ -319,7 +323,7 @@ def test_a_record_that_cannot_be_cleaned_is_wiped_on_first_access(monkeypatch):
 
 
 def test_a_token_that_is_bound_before_the_export_is_known():
-    """A span may end before its trace's token is bound. It is masked if it is exported later."""
+    """A token that is bound after the span ends, but before the export, is masked."""
     keeping = _Keeping()
     provider = TracerProvider()
     provider.add_span_processor(keeping)
@@ -334,7 +338,7 @@ def test_a_token_that_is_bound_before_the_export_is_known():
 
 
 def test_a_snapshot_of_an_open_span_is_cleaned_at_once(monkeypatch):
-    """Other code still writes to an open span, so cleaning its snapshot is not deferred."""
+    """The snapshot of an open span is cleaned immediately, because other code still writes to the span."""
     taken = []
 
     class Snapshots(SpanProcessor):
@@ -350,7 +354,7 @@ def test_a_snapshot_of_an_open_span_is_cleaned_at_once(monkeypatch):
 
 
 def test_what_another_processor_adds_to_a_log_record_is_masked():
-    """A processor after the batch processor shares the record's attributes, and may add a token to them."""
+    """A token that a later processor adds to a log record's shared attributes is masked."""
     exporter = InMemoryLogRecordExporter()
 
     class Enriching:
@@ -373,7 +377,7 @@ def test_what_another_processor_adds_to_a_log_record_is_masked():
 
 
 def test_a_log_record_before_the_first_access_shows_no_token():
-    """This applies to its fields, including those with a default on the class, and to its repr."""
+    """The fields, class defaults, and repr of a log record do not expose a token before the first access."""
     provider = LoggerProvider()
     taken: list[Any] = []
 
@@ -406,7 +410,7 @@ def test_a_log_record_before_the_first_access_shows_no_token():
 
 
 def test_a_subclass_of_a_log_record_keeps_its_class():
-    """A subclass is cleaned at once and keeps its class."""
+    """A log record of a subclass is cleaned immediately and keeps its class."""
 
     class Own(ReadableLogRecord):
         pass

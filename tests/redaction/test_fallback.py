@@ -1,4 +1,4 @@
-"""An SDK without one of the private functions that redaction replaces: its processors are wrapped."""
+"""Redaction wraps span and log processors if the SDK lacks a private function that redaction replaces."""
 
 from __future__ import annotations
 
@@ -58,7 +58,9 @@ BREAKS = {
 
 @pytest.mark.parametrize("signal", BREAKS)
 def test_an_sdk_without_the_conversion_point_is_redacted_by_wrapped_processors(signal):
-    """If a signal's private function is missing, its processors are wrapped, and the state reports it."""
+    """If a signal's private function is missing, redaction wraps the signal's processors and reports this in its
+    state.
+    """
     program = FALLBACK.format(break_it=BREAKS[signal], token=OWN_OPAQUE)
 
     out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)

@@ -1,4 +1,4 @@
-"""Redaction is installed in any order, reports its state and is removed again."""
+"""Redaction can be installed in any order, reports its state, and can be removed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LOADED = "import sys; assert not [m for m in sys.modules if m.startswith('opente
 @pytest.mark.parametrize("order", ["sdk-first", "sdk-later"])
 @pytest.mark.parametrize("start", ["install", "propagator", "pre_instrument"])
 def test_redaction_starts_in_any_order(order, start):
-    """Any of the three entry points starts it, whether the SDK is imported before or after."""
+    """Each of the three entry points starts redaction, whether the SDK is imported before or after it."""
     starts = {
         "install": "import otel_token_relay; otel_token_relay.install()",
         "propagator": "from otel_token_relay.installation import propagator_from_env; propagator_from_env()",
@@ -35,11 +35,11 @@ def test_redaction_starts_in_any_order(order, start):
 
 
 def test_uninstall_removes_redaction():
-    """The SDK's own functions are restored, and no token is remembered."""
+    """Uninstalling restores the SDK's own functions and forgets all tokens."""
     from opentelemetry.sdk.trace import Span
 
     uninstall()
-    while known_tokens._listeners:  # processors and filters that other tests have created listen until the process ends
+    while known_tokens._listeners:  # processors and filters of earlier tests still listen
         known_tokens.stop_listening()
     own = vars(Span)["_readable_span"], vars(Span)["start"]
     install(Settings())
@@ -54,7 +54,7 @@ def test_uninstall_removes_redaction():
 
 
 def test_check_tries_redaction_in_each_signal():
-    """`otel-token-relay check --all` lists the three signals with the results of their self-tests."""
+    """`otel-token-relay check --all` lists the three signals with their self-test results."""
     from otel_token_relay.commands.coverage import try_redaction
 
     uninstall()
@@ -64,7 +64,7 @@ def test_check_tries_redaction_in_each_signal():
 
 
 def test_the_context_of_the_application_is_not_changed():
-    """Redaction attaches no context."""
+    """Redaction does not attach a context."""
     before = otel_context.get_current()
     install(Settings())
 

@@ -1,4 +1,4 @@
-"""The remembered tokens: how many are kept, and their locks in a forked child."""
+"""The number of remembered tokens is bounded, and a forked child does not inherit a held lock."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.redaction.pipeline import Pipeline, leaks
 
 
 def test_a_span_that_outlives_thousands_of_traces_is_masked():
-    """The number of remembered traces is bounded, but a long-running stream must not be forgotten."""
+    """A span that outlives thousands of other traces is masked, although the number of remembered traces is bounded."""
     pipeline = Pipeline()
     install(Settings())
     try:
@@ -72,7 +72,7 @@ stop.set()
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform has no fork")
 def test_a_child_that_is_forked_while_tokens_are_bound_does_not_deadlock():
-    """No lock of the package is held in the child by a thread that exists only in the parent."""
+    """A child that is forked while tokens are being bound does not inherit a held lock."""
     program = FORKING.format(token=OWN_OPAQUE)
 
     out = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, timeout=120)

@@ -1,7 +1,7 @@
-"""The leaks of docs/leaks.md, each reproduced with real servers, clients and instrumentation.
+"""Real servers, clients, and instrumentation reproduce each leak of docs/leaks.md.
 
-Every program runs under ``opentelemetry-instrument`` with header capture ``.*`` and exports to a
-real OTLP/HTTP receiver. The receiver gets no part of the token with redaction, and gets it without.
+Each program runs under ``opentelemetry-instrument``, captures all headers, and exports to a real OTLP/HTTP
+receiver. The receiver gets parts of the token only without redaction.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ with use_token(TOKEN), trace.get_tracer("app").start_as_current_span("work"):
 """,
 }
 
-# Settings and URLs of the Django program. Its instrumentation reads them before the program runs.
+# The settings and URLs of the Django program. The instrumentation reads these settings before the program runs.
 DJANGO_SITE = """
 import logging
 from django.http import HttpResponse
@@ -194,7 +194,7 @@ urlpatterns = [path("me", me), path("broken", broken)]
 """
 
 
-# The instrumentation of the libraries that each program uses.
+# The instrumentation that each program uses.
 USED = {
     "fastapi-httpx-uvicorn": ("fastapi", "httpx"),
     "flask-requests": ("flask", "requests", "urllib3"),
@@ -243,8 +243,8 @@ def runs_in(data: bytes) -> int:
     return sum(run.lower().encode() in lowered for token in (OWN_OPAQUE, OWN_JWT) for run in fragments(token))
 
 
-# Without redaction the search must find a token. A start takes seconds, so the first program shows that, and all of
-# them if FULL_MATRIX is set.
+# Without redaction, the search must find a token. Each start takes seconds, so only the first program runs without
+# redaction unless FULL_MATRIX is set.
 RUNS = [
     pytest.param(name, redaction, id=f"{name}-{'on' if redaction else 'off'}")
     for number, name in enumerate(PROGRAMS)
@@ -255,7 +255,7 @@ RUNS = [
 
 @pytest.mark.parametrize(("name", "redaction"), RUNS)
 def test_the_receiver_gets_no_token(name, redaction, tmp_path):
-    """Real programs export traces, logs and metrics. No 17 consecutive characters of a token are in the bytes."""
+    """Real programs export traces, logs, and metrics that contain no 17 consecutive characters of a token."""
     data, requests = run(name, tmp_path, redaction=redaction)
 
     assert requests >= 1

@@ -1,4 +1,4 @@
-"""The filter for handlers of the logging module: it masks records and keeps their form."""
+"""The filter for logging handlers masks records and keeps their structure."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def lines() -> Iterator[tuple[logging.Logger, Lines]]:
 
 
 def test_the_filter_keeps_the_number_and_types_of_arguments(lines):
-    """uvicorn's access formatter unpacks five arguments and compares the last with numbers."""
+    """uvicorn's access formatter unpacks five arguments and compares the last one with numbers, so all must be kept."""
     logger, handler = lines
     arguments = ("10.0.0.1:99", "GET", f"/me?access_token={OWN_OPAQUE}", "1.1", 200)
 
@@ -65,7 +65,7 @@ def test_the_filter_keeps_the_number_and_types_of_arguments(lines):
     ids=["message", "argument", "object", "mapping", "only-together", "halves", "nested"],
 )
 def test_the_filter_masks_messages_and_arguments(lines, message, arguments):
-    """The formatted line contains no token, regardless of its position in the record."""
+    """The formatted line contains no token, regardless of the token's position in the record."""
     logger, handler = lines
 
     with use_token(OWN_OPAQUE):
@@ -78,7 +78,7 @@ def test_the_filter_masks_messages_and_arguments(lines, message, arguments):
 
 
 def test_the_filter_masks_tracebacks_and_extras(lines):
-    """The exception's text and the extra fields are part of the record."""
+    """The filter masks tokens in the exception's text and in the record's extra fields."""
     logger, handler = lines
 
     with use_token(OWN_OPAQUE):
@@ -96,7 +96,7 @@ def test_the_filter_masks_tracebacks_and_extras(lines):
 
 @pytest.mark.parametrize("name", ["threadName", "taskName", "processName", "funcName", "name"])
 def test_the_filter_masks_names(name):
-    """A thread, a task or a logger may be named after the token."""
+    """The filter masks a token in the name of a thread, a task, a process, a function, or a logger."""
     record = logging.makeLogRecord({"msg": "x", name: f"for {OWN_OPAQUE}"})
 
     with use_token(OWN_OPAQUE):
@@ -106,7 +106,7 @@ def test_the_filter_masks_names(name):
 
 
 def test_the_filter_does_not_change_a_clean_record(lines):
-    """The record and its arguments are the same objects."""
+    """The filter returns a clean record and its arguments as the same objects."""
     logger, handler = lines
     arguments = ("a", 1, ["x"])
 
@@ -118,14 +118,14 @@ def test_the_filter_does_not_change_a_clean_record(lines):
 
 
 class Atoms(dict):
-    """The arguments of an access log, as gunicorn and hypercorn pass them: absent keys are ``-``."""
+    """Access-log arguments as gunicorn and hypercorn pass them, with ``-`` for absent keys."""
 
     def __getitem__(self, key):
         return dict.get(self, key.lower(), "-")
 
 
 class Elsewhere(dict):
-    """A mapping whose values are not in it."""
+    """A mapping that reads its values from an attribute."""
 
     def __init__(self, value):
         super().__init__(r="")
@@ -136,7 +136,7 @@ class Elsewhere(dict):
 
 
 def test_a_mapping_argument_keeps_its_class(lines):
-    """An access line with an absent header is written, and its token is masked."""
+    """A mapping argument keeps its class, so a line with an absent key is written and its token is masked."""
     logger, handler = lines
     atoms = Atoms(r="GET /?access_token=kq3Zt9vX0aPl")
 
@@ -148,7 +148,7 @@ def test_a_mapping_argument_keeps_its_class(lines):
 
 
 def test_a_token_in_two_parts_of_a_mapping_is_masked(lines):
-    """Neither the message nor the arguments contain it alone."""
+    """A token is masked even if the message and the arguments each contain only a part of it."""
     logger, handler = lines
 
     logger.error("Authorization: Bearer %(a)s %(gone)s", Atoms(a=OWN_OPAQUE))
@@ -157,7 +157,7 @@ def test_a_token_in_two_parts_of_a_mapping_is_masked(lines):
 
 
 def test_a_mapping_that_takes_its_values_from_elsewhere_is_written_masked(lines):
-    """The text is cleaned after it has been formatted."""
+    """The formatted text is cleaned if a mapping reads its values from elsewhere."""
     logger, handler = lines
 
     logger.error("Authorization: Bearer %(r)s", Elsewhere(OWN_OPAQUE))
@@ -166,7 +166,7 @@ def test_a_mapping_that_takes_its_values_from_elsewhere_is_written_masked(lines)
 
 
 class Immutable(dict):
-    """A mapping that is its own copy."""
+    """A mapping whose copy is the mapping itself."""
 
     def __copy__(self):
         return self
@@ -181,7 +181,7 @@ class Uncopyable(dict):
 
 @pytest.mark.parametrize("kind", [Immutable, Uncopyable, OrderedDict])
 def test_the_mapping_of_the_application_is_never_modified(lines, kind):
-    """The record gets another one, whose items can still be read."""
+    """The filter masks a copy and never modifies the application's mapping."""
     logger, handler = lines
     given = kind(r="?access_token=kq3Zt9vX0aPl", n=1)
 
@@ -193,7 +193,7 @@ def test_the_mapping_of_the_application_is_never_modified(lines, kind):
 
 
 class Headers(Mapping):
-    """A mapping that is not a ``dict``: absent keys are ``-``, and case is ignored."""
+    """A case-insensitive mapping that is not a ``dict`` and returns ``-`` for absent keys."""
 
     def __init__(self, **items):
         self.items_ = items
@@ -209,21 +209,21 @@ class Headers(Mapping):
 
 
 class ImmutableAtoms(Atoms):
-    """The same as a ``dict`` that is its own copy."""
+    """Access-log arguments whose copy is the mapping itself."""
 
     def __copy__(self):
         return self
 
 
 class Slotted(Atoms):
-    """The same as a ``dict`` whose copy cannot be made."""
+    """Access-log arguments that cannot be copied."""
 
     def __copy__(self):
         raise RuntimeError("no copies")
 
 
 class Defaults(UserDict):
-    """A standard mapping with a default."""
+    """A ``UserDict`` with a default value."""
 
     def __missing__(self, key):
         return self.data.get(key.lower(), "-")
@@ -231,7 +231,7 @@ class Defaults(UserDict):
 
 @pytest.mark.parametrize("kind", [Headers, ImmutableAtoms, Slotted, Defaults])
 def test_a_mapping_that_cannot_be_copied_answers_for_absent_keys(lines, kind):
-    """Its line is written, and what it returns for any other key is masked, too."""
+    """A log line with an uncopyable mapping is written, and the values of absent keys are masked."""
     logger, handler = lines
     given = kind(r="GET /?access_token=kq3Zt9vX0aPl", h=f"Bearer {OWN_OPAQUE}", s="a")
 
@@ -244,7 +244,7 @@ def test_a_mapping_that_cannot_be_copied_answers_for_absent_keys(lines, kind):
 
 
 def test_a_key_that_the_mapping_does_not_have_raises_the_same_error(lines):
-    """The application has to see its own mistake."""
+    """A missing key raises the same error as without the filter, so the application can see its mistake."""
     logger, handler = lines
 
     with pytest.raises(KeyError, match="gone"):
@@ -262,7 +262,7 @@ JWE += ".48V1_ALb6US04U3b.5eym8TW_c8SuK0ltJ3rpYIzOeDQz7TALvtu6UG9oMo4vpzs9tX.XFB
 @pytest.mark.parametrize(("token", "at"), [(FOREIGN_JWT, 1), (FOREIGN_JWT, 2), (JWE, 1), (JWE, 2), (JWE, 3), (JWE, 4)])
 @pytest.mark.parametrize("form", ["tuple", "mapping", "object", "other mapping"])
 def test_a_jwt_that_is_split_over_two_arguments_is_masked(lines, token, at, form):
-    """The first part is a JWT by itself, and the rest looks harmless once that is masked."""
+    """A JWT that is split across two arguments is masked completely, even if the first part is a JWT by itself."""
     logger, handler = lines
     parts = token.split(".")
     first, second = ".".join(parts[:at]), ".".join(parts[at:])
@@ -281,7 +281,7 @@ def test_a_jwt_that_is_split_over_two_arguments_is_masked(lines, token, at, form
 
 
 def test_only_the_encoded_argument_is_masked(lines):
-    """An argument with the token in another encoding is masked as a whole, but not the line around it."""
+    """An argument that contains an encoded token is masked completely, and the rest of the line remains unchanged."""
     logger, handler = lines
     coded = base64.b64encode(f"a:{OWN_OPAQUE}".encode()).decode()
 

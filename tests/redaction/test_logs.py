@@ -1,4 +1,4 @@
-"""Redaction of log records: after the request, and of bodies that cannot be read."""
+"""Redaction covers log records that are written after the request, and bodies that cannot be read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.redaction.pipeline import Pipeline, leaks
 
 
 def test_what_a_thread_logs_after_the_request_is_masked():
-    """A server writes its access log after the context and the trace have ended."""
+    """A record that a server's thread logs after the context and the trace end is masked."""
     pipeline = Pipeline()
     install(Settings())
     try:
@@ -37,7 +37,7 @@ class Unprintable:
 
 
 def test_a_log_body_that_cannot_be_read_is_replaced():
-    """Its text cannot be checked, so none of it is exported, and the logging call returns."""
+    """A log body that cannot be read is replaced, and the logging call returns."""
     pipeline = Pipeline()
     install(Settings())
     try:
@@ -50,7 +50,7 @@ def test_a_log_body_that_cannot_be_read_is_replaced():
 
 
 def test_an_event_name_that_is_not_text_loses_nothing_else():
-    """The body and the attributes remain."""
+    """If an event name is not text, the record keeps its body and attributes."""
     readable = SimpleNamespace(body="kept", attributes={"b": OWN_OPAQUE}, event_name=7, severity_text=None)
 
     assert logs.is_suspect(readable, Scrubber(), known_from_one(OWN_OPAQUE))

@@ -1,4 +1,4 @@
-"""Redaction of metrics: attributes before the aggregation, and names and descriptions."""
+"""Redaction masks metric attributes before the aggregation, and also names and descriptions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.redaction.pipeline import Pipeline, leaks
 
 
 def test_tokens_do_not_create_time_series():
-    """Tokens are masked before the aggregation, so the number of series does not depend on the number of users."""
+    """Tokens are masked before the aggregation, so the number of series does not grow with the number of users."""
     pipeline = Pipeline()
     install(Settings())
     try:
@@ -41,7 +41,7 @@ def test_tokens_do_not_create_time_series():
 
 
 def test_a_collection_is_compared_with_no_token():
-    """What is said of a metric is collected again and again; it was compared when the metric was made."""
+    """Collecting metrics does not search their metadata again, because it was searched when the metric was created."""
     pipeline = Pipeline()
     install(Settings())
     try:
@@ -60,7 +60,7 @@ def test_a_collection_is_compared_with_no_token():
 
 
 def test_a_metric_callback_knows_the_recent_tokens():
-    """An observable instrument's callback runs in the reader's thread, which has no request."""
+    """Values from an observable instrument's callback, which runs without a request, are searched for recent tokens."""
     pipeline = Pipeline()
     install(Settings())
     try:
@@ -77,7 +77,7 @@ def test_a_metric_callback_knows_the_recent_tokens():
 
 
 def test_if_metric_metadata_cannot_be_cleaned_the_numbers_are_kept(monkeypatch):
-    """The metadata is wiped. The values and their attributes, which are clean, are kept."""
+    """If a metric's metadata cannot be cleaned, redaction wipes it and keeps the clean values and attributes."""
     pipeline = Pipeline(Resource({"service.name": OWN_OPAQUE}))
     install(Settings())
 
@@ -114,7 +114,7 @@ def _fail() -> Any:
     ids=["mock", "spec", "object", "raises", "none", "unhashable id"],
 )
 def test_records_of_a_span_that_is_not_a_real_one_lose_nothing(span: Any) -> None:
-    """Tests replace spans. A measurement and a log record in such a context are only masked."""
+    """A measurement and a log record whose context contains a mocked span are masked and lose no other data."""
     pipeline = Pipeline()
     install(Settings())
     try:

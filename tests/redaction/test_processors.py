@@ -1,4 +1,4 @@
-"""Processors and exporters that the application wraps itself, without the hooks."""
+"""An application can wrap its processors and exporters itself, without the hooks."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def by_hand(wrap: Callable[[InMemorySpanExporter], Any]) -> tuple[Any, bytes]:
     ids=["simple-processor", "batch-processor", "exporter-simple", "exporter-batch"],
 )
 def test_without_the_hooks_only_a_wrapped_pipeline_is_masked(wrap):
-    """The wrapped pipeline receives a clean copy, and other pipelines receive the original."""
+    """The wrapped pipeline receives a clean copy, and the other pipelines receive the original."""
     span, text = by_hand(wrap)
 
     assert not leaks(OWN_OPAQUE, text)

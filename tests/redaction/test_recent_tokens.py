@@ -1,4 +1,4 @@
-"""Which tokens are displaced, and when a token is in use."""
+"""Tokens in use are kept when older tokens are evicted."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from otel_token_relay.token import BearerToken, Lease
 
 
 def test_the_oldest_unused_value_is_displaced_first() -> None:
-    """Values in use stay, in order."""
+    """The oldest unused value is evicted first, and values in use remain in order."""
     assert within_limit(("a", "b", "c", "d"), 3, {"a"}) == ("a", "c", "d")
     assert within_limit(("a", "b", "c", "d"), 2, {"a", "b", "c"}) == ("a", "b", "c", "d")
     assert within_limit(("a", "b"), 2, set()) == ("a", "b")
@@ -19,7 +19,7 @@ def test_the_oldest_unused_value_is_displaced_first() -> None:
 
 @given(st.lists(st.booleans(), max_size=200), st.integers(1, 10))
 def test_the_newest_value_is_always_kept_and_the_number_is_bounded(in_use: list[bool], limit: int) -> None:
-    """This applies to tuples and to ordered sets."""
+    """The newest value is always kept, and the number of values is bounded, in tuples and in ordered sets."""
     used = {str(at) for at, is_used in enumerate(in_use) if is_used}
     recent, values = RecentTokens(limit, used), ()
     for at in range(len(in_use)):
@@ -34,7 +34,7 @@ def test_the_newest_value_is_always_kept_and_the_number_is_bounded(in_use: list[
 
 
 def test_a_value_that_is_added_again_is_the_newest_one() -> None:
-    """It is not new."""
+    """A value that is added again becomes the newest value and is not reported as new."""
     recent = RecentTokens(2, ())
 
     assert [recent.add(value) for value in ("a", "b", "a", "c")] == [True, True, False, True]
@@ -42,7 +42,7 @@ def test_a_value_that_is_added_again_is_the_newest_one() -> None:
 
 
 def test_a_value_is_added_only_if_there_is_room() -> None:
-    """It displaces nothing."""
+    """A value that is added only if there is room does not evict any other value."""
     recent = RecentTokens(2, ())
 
     assert [recent.add_if_room(value) for value in ("a", "a", "b", "c")] == [True, False, True, False]
@@ -51,7 +51,7 @@ def test_a_value_is_added_only_if_there_is_room() -> None:
 
 @pytest.mark.parametrize("has_lease", [True, False])
 def test_a_token_is_in_use_while_its_lease_is_open(has_lease: bool) -> None:
-    """A token without a lease has no known end."""
+    """A token is in use only while its lease is open."""
     in_use = TokensInUse()
     token = BearerToken("value-of-a", lease=Lease() if has_lease else None)
     in_use.add(token)
@@ -63,7 +63,7 @@ def test_a_token_is_in_use_while_its_lease_is_open(has_lease: bool) -> None:
 
 
 def test_a_token_that_nothing_refers_to_is_not_in_use() -> None:
-    """Its lease may never be ended."""
+    """A token to which nothing refers is not in use, even if its lease never ends."""
     in_use = TokensInUse()
     in_use.add(BearerToken("value-of-a", lease=Lease()))
 
@@ -71,7 +71,7 @@ def test_a_token_that_nothing_refers_to_is_not_in_use() -> None:
 
 
 def test_tokens_that_are_not_in_use_are_swept() -> None:
-    """The number of values is proportional to the number of tokens in use."""
+    """Unused tokens are removed, so the number of values is proportional to the number of tokens in use."""
     in_use = TokensInUse()
     kept = [BearerToken(f"kept-{at}", lease=Lease()) for at in range(100)]
     for at in range(10_000):

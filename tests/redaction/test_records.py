@@ -1,4 +1,4 @@
-"""Attributes, resources and scopes are masked in a copy, by pattern, and results for shared objects are cached."""
+"""Attributes, resources, and scopes are masked in a copy, and the results for shared objects are cached."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _empty_caches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_rules_contain_the_configured_keys_and_headers() -> None:
-    """A token in a header of the service's own is masked under its name, with any value."""
+    """A token in a header that the service configured is masked under the header's name, regardless of its value."""
     scrubber = scrubber_for(Settings(redact_keys=("session",), source_headers=("x-user-token",), header="x-out"))
     values = {"app.session": "a", "http.request.header.x_user_token": "b", "x-out": "c", "other": "d"}
 
@@ -46,7 +46,7 @@ def test_the_rules_contain_the_configured_keys_and_headers() -> None:
 
 
 def test_the_rules_follow_the_settings_in_force(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are built once for each settings. Processors are often created before the installation."""
+    """Rules are built once for equal settings, and rules without given settings follow later installations."""
     monkeypatch.setenv("OTEL_PYTHON_TOKEN_RELAY_REDACT_KEYS", "environment")
     in_force, given = ScrubberInForce(None), ScrubberInForce(Settings(redact_keys=("given",)))
 
@@ -63,7 +63,7 @@ def test_the_rules_follow_the_settings_in_force(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_dictionary_inside_the_containers_of_the_sdk_is_found() -> None:
-    """Another mapping is returned as it is."""
+    """The dictionary inside the SDK's containers is found, and any other mapping is returned unchanged."""
     values = {"a": "b"}
 
     assert dict(plain(BoundedAttributes(attributes=values))) == values
@@ -72,14 +72,16 @@ def test_the_dictionary_inside_the_containers_of_the_sdk_is_found() -> None:
 
 
 class Constructed:
-    """An object whose constructor must not run again."""
+    """An object whose constructor must not run a second time."""
 
     def __init__(self) -> None:
         self.calls = ["constructed"]
 
 
 def test_a_shallow_copy_runs_no_constructor() -> None:
-    """It has the same state, and attributes that are set on it are not set on the original."""
+    """A shallow copy has the original's state, runs no constructor, and does not share new attributes with the
+    original.
+    """
     original = Constructed()
 
     copied: Any = shallow_copy(original)
@@ -92,12 +94,12 @@ def test_a_shallow_copy_runs_no_constructor() -> None:
 
 @pytest.mark.parametrize("attributes", [None, {}, {"a": "b", "n": 7}, BoundedAttributes(attributes={"a": "b"})])
 def test_clean_attributes_are_the_same_object(attributes: Any) -> None:
-    """Nearly all telemetry is clean."""
+    """Attributes that are clean, as nearly all are, are returned as the same object."""
     assert clean_attributes(attributes, SCRUBBER, known_from(OWN_OPAQUE)) is attributes
 
 
 def test_masked_attributes_keep_their_container_with_its_counts_and_limits() -> None:
-    """The application's own object is not modified."""
+    """Masked attributes are copied into a container with the same counts and limits, and the original is unchanged."""
     attributes = BoundedAttributes(2, {"dropped": 1, "a": OWN_OPAQUE, "n": 7}, max_value_len=100)
 
     cleaned = clean_attributes(attributes, SCRUBBER, known_from(OWN_OPAQUE))
@@ -109,7 +111,7 @@ def test_masked_attributes_keep_their_container_with_its_counts_and_limits() -> 
 
 
 def test_a_resource_is_masked_by_pattern_in_a_copy() -> None:
-    """Every record gets the same copy, and the provider's own object is not modified."""
+    """All records of a provider get the same masked copy of its resource, and the original is unchanged."""
     resource = Resource({"service.name": "orders", "a": FOREIGN_JWT}, f"https://a/?access_token={FOREIGN_JWT}")
 
     cleaned = clean_resource(resource, SCRUBBER)
@@ -122,7 +124,7 @@ def test_a_resource_is_masked_by_pattern_in_a_copy() -> None:
 
 
 def test_a_scope_is_masked_by_pattern_in_a_copy() -> None:
-    """The name, the version, the schema URL and the attributes may contain a token."""
+    """A token in a scope's name, version, schema URL, or attributes is masked in a copy."""
     scope = InstrumentationScope(f"n {FOREIGN_JWT}", FOREIGN_JWT, f"https://a/{FOREIGN_JWT}", {"a": FOREIGN_JWT})
 
     cleaned = clean_scope(scope, SCRUBBER)
@@ -146,14 +148,14 @@ def test_a_scope_is_masked_by_pattern_in_a_copy() -> None:
     ids=["clean", "clean attributes", "neither", "name of the scope", "key of the scope", "resource"],
 )
 def test_a_pair_is_clean_if_both_are(scope: Any, resource: Any, expected: bool) -> None:
-    """The result is the same from the cache, and clean objects are returned as they are."""
+    """A resource and a scope are reported as clean only if both are clean, also from the cache."""
     assert [are_clean(resource, scope, SCRUBBER) for _ in range(2)] == [expected] * 2
     is_same = clean_resource(resource, SCRUBBER) is resource and clean_scope(scope, SCRUBBER) is scope
     assert is_same is expected
 
 
 def test_the_caches_are_bounded_and_do_not_confuse_objects() -> None:
-    """Applications may create a scope for each request, and the id of an object may be used again."""
+    """The caches are bounded and do not confuse a new object with an old one that had the same ID."""
     for number in range(1000):
         token = FOREIGN_JWT if number % 2 else "clean"
         scope, resource = InstrumentationScope(f"lib {number} {token}"), Resource({"a": token})
@@ -165,7 +167,9 @@ def test_the_caches_are_bounded_and_do_not_confuse_objects() -> None:
 
 
 def test_the_texts_of_resources_and_scopes_are_gathered() -> None:
-    """A sensitive key makes the record suspect, regardless of its value."""
+    """The texts of resources and scopes are collected, and a sensitive key makes the record suspect regardless of
+    its value.
+    """
     strings: list[str] = []
 
     assert not gather_resource(Resource({"a": "b"}, "https://r"), SCRUBBER, strings, NOTHING)

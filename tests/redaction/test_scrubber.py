@@ -1,4 +1,4 @@
-"""The pure part of redaction: it takes values and returns them without tokens."""
+"""The scrubber accepts values and returns them without tokens."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ B64TOKEN = st.text("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz01234567
 
 
 def flatten(value: Any) -> str:
-    """Return all readable text of a value, with the elements of sequences also joined."""
+    """Return all readable text of a value, including the joined elements of sequences."""
     if isinstance(value, str):
         return value
     if isinstance(value, bytes):
@@ -46,7 +46,7 @@ def flatten(value: Any) -> str:
 
 
 def decoded(text: str) -> str:
-    """Return a text together with its decoded forms."""
+    """Return a text and its decoded forms."""
     seen = [text, text.replace("\n", "").replace(" ", ""), unquote(unquote(text)), html.unescape(text)]
     plain = text.replace("\\\\", "\\").replace("\\/", "/")
     seen.append(re.sub(r"\\u00([0-9a-fA-F]{2})", lambda m: chr(int(m[1], 16)), plain))
@@ -59,7 +59,7 @@ def decoded(text: str) -> str:
 
 
 def surviving(token: str, value: Any) -> int:
-    """Count the runs of 17 characters of a token that are still readable."""
+    """Count the runs of 17 characters of a token that remain readable."""
     text = decoded(flatten(value))
     return sum(run.lower() in text for run in fragments(token))
 
@@ -67,7 +67,7 @@ def surviving(token: str, value: Any) -> int:
 @pytest.mark.parametrize("token", OWN.values(), ids=OWN)
 @pytest.mark.parametrize("form", OWN_FORMS.values(), ids=OWN_FORMS)
 def test_a_known_token_is_masked_in_every_form(form, token):
-    """No 17 characters of the caller's own token remain, regardless of the encoding."""
+    """No 17 consecutive characters of the caller's token remain, regardless of the encoding."""
     value = form(token)
 
     cleaned = SCRUBBER.redact(value, known_from(token))
@@ -79,7 +79,7 @@ def test_a_known_token_is_masked_in_every_form(form, token):
 
 @pytest.mark.parametrize("form", FOREIGN_FORMS.values(), ids=FOREIGN_FORMS)
 def test_an_unknown_jwt_is_masked(form):
-    """Another user's JWT is recognized by its form. Payload and signature are masked."""
+    """A JWT from a different user is recognized by its format, and its payload and signature are masked."""
     value = form(FOREIGN_JWT)
 
     cleaned = SCRUBBER.redact(value, NOTHING)
@@ -92,7 +92,7 @@ def test_an_unknown_jwt_is_masked(form):
 
 @pytest.mark.parametrize("text", MARKS.values(), ids=MARKS)
 def test_a_labeled_unknown_token_is_masked(text):
-    """`Bearer` and the names of OAuth parameters identify tokens that are not known."""
+    """A token that the scrubber does not know is masked after `Bearer` or an OAuth parameter name."""
     cleaned = SCRUBBER.redact(text, NOTHING)
 
     assert any(secret in text for secret in SECRETS_OF_MARKS)
@@ -102,7 +102,7 @@ def test_a_labeled_unknown_token_is_masked(text):
 
 
 def of_one_issuer(user: str) -> str:
-    """Return a JWT whose header and first claims are the same for every user of the issuer."""
+    """Return a JWT whose header and first claims are the same for all of the issuer's users."""
     segments = (
         {"alg": "RS256", "kid": "2026-11", "typ": "at+jwt"},
         {"iss": "https://idp.example", "aud": "profile-service", "sub": user, "exp": 4870000000},
@@ -124,7 +124,7 @@ def of_one_issuer(user: str) -> str:
     ],
 )
 def test_a_token_with_the_same_beginning_as_the_callers_is_masked_completely(text):
-    """Two tokens of one issuer share their beginning. Masking the beginning must not hide the rest."""
+    """A token that begins like the caller's token is masked completely, not only at the beginning."""
     own, other = of_one_issuer("alice"), of_one_issuer("bob")
     assert own[:60] == other[:60]
 
@@ -138,7 +138,7 @@ def test_a_token_with_the_same_beginning_as_the_callers_is_masked_completely(tex
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\n    ", "\\n"], ids=repr)
 @pytest.mark.parametrize("token", [OWN["opaque"], OWN["jwt"]], ids=["opaque", "jwt"])
 def test_a_token_is_found_across_line_breaks(token, end, columns):
-    """Plain or in base64, wrapped at any column, and starting anywhere in its line."""
+    """A token is found across line breaks, in plain text and in base64, at any column."""
     for before in range(0, columns, 3):
         for text in ("x" * before + token, base64.b64encode(b"x" * before + token.encode()).decode()):
             wrapped = end.join(text[at : at + columns] for at in range(0, len(text), columns))
@@ -168,7 +168,7 @@ def test_a_token_is_found_across_line_breaks(token, end, columns):
     ],
 )
 def test_a_secret_that_consists_of_words_is_masked(text, secret):
-    """The exceptions for error codes, lists of names and lines of code do not apply to credentials."""
+    """A secret that consists of words is masked, although error codes, lists of names, and lines of code are not."""
     cleaned = SCRUBBER.redact(text, NOTHING)
 
     assert secret not in cleaned
@@ -176,7 +176,7 @@ def test_a_secret_that_consists_of_words_is_masked(text, secret):
 
 
 def test_another_word_does_not_hide_a_token_across_line_breaks():
-    """This includes a long text, in which only the first search is done."""
+    """In a long text, a label such as `bearer` does not hide a token that is split across line breaks."""
     token = OWN["jwt"]
     wrapped = "\n".join(token[at : at + 10] for at in range(0, len(token), 10))
     text = "a word\n" * 10_000 + "the bearer\n" + wrapped
@@ -185,7 +185,7 @@ def test_another_word_does_not_hide_a_token_across_line_breaks():
 
 
 def test_a_token_that_is_split_over_bytes_is_found():
-    """A list of bytes is joined like a list of strings."""
+    """A token that is split across a list of byte strings is found as in a list of strings."""
     token = OWN["opaque"]
     value = [token[at : at + 5].encode() for at in range(0, len(token), 5)]
 
@@ -208,12 +208,12 @@ def test_a_token_that_is_split_over_bytes_is_found():
     ],
 )
 def test_a_form_in_a_mapping_is_treated_like_a_form_in_text(value, cleaned):
-    """A code, a token or an assertion is masked because of its form or of the neighboring keys."""
+    """A code, a token, or an assertion is masked because of its format or the neighboring keys."""
     assert SCRUBBER.redact({"form": value}, NOTHING) == {"form": cleaned}
 
 
 class PretendsToBeStr:
-    """Claims to be a string, as frameworks' proxy objects do."""
+    """An object that claims to be a string, as the proxy objects of frameworks do."""
 
     __class__ = str  # type: ignore[assignment]
 
@@ -222,7 +222,7 @@ class PretendsToBeStr:
 
 
 def test_an_object_that_claims_to_be_a_string_is_treated_by_its_type():
-    """The type of an object decides, not its `__class__` attribute."""
+    """An object is treated according to its type, not its `__class__` attribute."""
     value = {"user": PretendsToBeStr()}
 
     assert SCRUBBER.redact(value, known_from(OWN["opaque"])) is value
@@ -238,7 +238,7 @@ ODD = {
 
 @pytest.mark.parametrize("token", ODD.values(), ids=ODD)
 def test_a_token_of_any_form_is_searched_for_in_bounded_time(token):
-    """The client chooses the token. Values that contain it are masked, and no record takes a second."""
+    """Values that contain a token of any form are masked, and no record takes a second."""
     record = {f"k{at}": f"GET /{at}?x={token[:400]}" for at in range(16)} | {"whole": token, "long": "word " * 12_000}
     known = KnownTokens((token,))
 
@@ -252,7 +252,7 @@ def test_a_token_of_any_form_is_searched_for_in_bounded_time(token):
 
 
 def test_text_that_contains_an_encoded_odd_token_is_masked_completely():
-    """Other text of the same record is not."""
+    """Text that contains an encoded token of unusual form is masked completely, and other text in the record is not."""
     token = "Qk7dW3xPz0+sVbN5mL2rT/" * 100
     record = {"a": f"see {quote(token, safe='')} there", "b": "see nothing here"}
 
@@ -260,7 +260,7 @@ def test_text_that_contains_an_encoded_odd_token_is_masked_completely():
 
 
 def test_text_beyond_the_search_limit_is_masked():
-    """In a record that contains a token, only a limited amount of text is searched."""
+    """In a record that contains a token, text beyond the search limit is masked."""
     token = OWN["opaque"]
 
     cleaned = SCRUBBER.redact({"a": token} | dict.fromkeys(range(5000), "word " * 100), known_from(token))
@@ -271,7 +271,7 @@ def test_text_beyond_the_search_limit_is_masked():
 @pytest.mark.parametrize("text", BENIGN, ids=[f"{n}-{t[:24]}" for n, t in enumerate(BENIGN)])
 @pytest.mark.parametrize("known", [NOTHING, known_from(*OWN.values())], ids=["no-token", "five-tokens"])
 def test_benign_text_is_returned_as_the_same_object(known, text):
-    """Text without a token is not changed, with and without known tokens."""
+    """Text without a token is returned as the same object, with and without known tokens."""
     if text in OWN.values():
         return
 
@@ -280,7 +280,7 @@ def test_benign_text_is_returned_as_the_same_object(known, text):
 
 
 def test_there_are_at_least_eighty_benign_texts():
-    """The list above must be long enough to be meaningful."""
+    """The list of benign texts has at least 80 entries."""
     assert len(set(BENIGN)) >= 80
 
 
@@ -290,7 +290,7 @@ def test_there_are_at_least_eighty_benign_texts():
     ids=repr,
 )
 def test_other_clean_values_are_returned_as_the_same_object(value):
-    """Numbers, sequences, mappings and bytes without a token are not copied."""
+    """Numbers, sequences, mappings, and bytes without a token are not copied."""
     assert SCRUBBER.redact(value, known_from(*OWN.values())) is value
 
 
@@ -309,7 +309,7 @@ def test_other_clean_values_are_returned_as_the_same_object(value):
     ],
 )
 def test_a_value_under_a_credential_key_is_masked(key):
-    """The names of some keys indicate a credential. Only text is masked, not numbers."""
+    """Text under a key that indicates a credential is masked, and numbers are not."""
     cleaned = Scrubber().redact({key: ("opaque", "x y"), "n": 1}, NOTHING)
 
     assert cleaned == {key: (MASK, MASK), "n": 1}
@@ -332,14 +332,14 @@ def test_a_value_under_a_credential_key_is_masked(key):
     ],
 )
 def test_a_value_under_another_key_is_not_changed(key):
-    """A key that merely contains such a word is not masked."""
+    """A value remains unchanged if its key merely contains such a word."""
     value = {key: "opaque-value"}
 
     assert SCRUBBER.redact(value, NOTHING) is value
 
 
 def test_configured_keys_are_masked_with_any_value():
-    """A configured key matches itself and the end of a longer key, in any spelling."""
+    """A configured key matches the same key and the end of a longer key, in any spelling."""
     scrubber = Scrubber(["X-Api-Key", "tenant.id"], ["x-forwarded-access-token"])
 
     cleaned = scrubber.redact(
@@ -363,14 +363,14 @@ def test_configured_keys_are_masked_with_any_value():
 
 
 def test_the_mask_is_constant():
-    """Two tokens of different lengths leave the same text."""
+    """Two tokens of different lengths leave identical text."""
     masked = {SCRUBBER.redact(f"a {token} b", known_from(token)) for token in OWN.values()}
 
     assert masked == {f"a {MASK} b"}
 
 
 def test_the_callers_objects_are_not_modified():
-    """Masked values are in a copy. The original is unchanged."""
+    """Masked values are in a copy, and the original is unchanged."""
     token = OWN["opaque"]
     value = {"a": [token, {"b": token}], "c": 1}
     before = json.dumps(value)
@@ -382,7 +382,7 @@ def test_the_callers_objects_are_not_modified():
 
 
 class Hostile:
-    """Raises when it is converted to text."""
+    """An object that raises an error when it is converted to text."""
 
     def __str__(self) -> str:
         raise RuntimeError("no")
@@ -424,7 +424,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("value", HOSTILE.values(), ids=HOSTILE)
 def test_hostile_values_are_cleaned_in_bounded_time(value):
-    """No value raises an error, or takes more than a few seconds on a slow machine."""
+    """A hostile value does not raise an error and takes at most a few seconds, even on a slow machine."""
     begun = time.process_time()
 
     cleaned = SCRUBBER.redact(value, known_from(OWN["opaque"]))
@@ -435,12 +435,14 @@ def test_hostile_values_are_cleaned_in_bounded_time(value):
 
 
 def test_an_unreadable_object_is_replaced():
-    """An object whose text cannot be obtained is not exported."""
+    """An object that cannot be converted to text is not exported."""
     assert SCRUBBER.redact(Hostile(), NOTHING) == FAILED
 
 
 def test_an_object_whose_text_contains_a_token_becomes_its_masked_text():
-    """Exporters convert objects to text, so the text is checked."""
+    """An object whose text contains a token is replaced with the masked text, because exporters convert objects to
+    text.
+    """
     cleaned = SCRUBBER.redact([ValueError(f"bad {OWN['opaque']}")], known_from(OWN["opaque"]))
 
     assert cleaned == [f"bad {MASK}"]
@@ -456,7 +458,7 @@ ENCODINGS = {
 @pytest.mark.parametrize("kind", ["jwt", "opaque", "base64", "hex"])
 @pytest.mark.parametrize("name", OWN_FORMS)
 def test_a_remembered_token_is_found_in_every_form_of_the_whole(kind, name):
-    """It is masked in records of other requests, too, except for parts that could be an identifier."""
+    """A remembered token is also masked in other requests' records, except for parts that could be an identifier."""
     value = OWN_FORMS[name](OWN[kind])
     is_part = name in {"head-17", "head-24", "tail-17", "head-and-tail"}
     if is_part and kind in ("base64", "hex"):
@@ -470,7 +472,7 @@ def test_a_remembered_token_is_found_in_every_form_of_the_whole(kind, name):
 
 @given(token=B64TOKEN, name=st.sampled_from(sorted(ENCODINGS)), before=st.text(max_size=20), after=st.text(max_size=20))
 def test_no_fragment_of_any_known_token_survives_any_encoding(token, name, before, after):
-    """For any token and any surrounding text, no 17 characters remain."""
+    """For any token and any surrounding text, no 17 consecutive characters of the token remain."""
     value = ENCODINGS[name](token)
     value = f"{before}{value}{after}" if isinstance(value, str) else value
 
@@ -497,7 +499,7 @@ VALUES = st.recursive(
 @given(VALUES)
 @example(["SUBJECTTOKEN=0TOKEN", "000000000'"])
 def test_redacting_never_raises_and_is_idempotent(value):
-    """The second pass has nothing to mask, so it returns the same object."""
+    """Redaction never raises an error, and a second pass returns the same object."""
     known = known_from(*OWN.values())
 
     once = SCRUBBER.redact(value, known)
@@ -507,7 +509,7 @@ def test_redacting_never_raises_and_is_idempotent(value):
 
 @given(st.text(st.characters(codec="utf-8", exclude_characters="=:\"'%&"), max_size=200))
 def test_text_without_a_label_is_the_same_object(text):
-    """Text that contains no sign of a token is not masked."""
+    """Text without any sign of a token is returned as the same object."""
     if "eyJ" in text or "bearer" in text.lower():
         return
 
@@ -516,7 +518,7 @@ def test_text_without_a_label_is_the_same_object(text):
 
 @given(st.text("ABab01-._~+/%=&?\"':{} \\u0eyJ", max_size=80), st.text("beartokncsid_=:\"' ", max_size=40))
 def test_rules_are_idempotent_on_their_own_alphabet(left, right):
-    """Text that consists only of the characters of the rules does not change after the first pass."""
+    """A second pass does not change text that consists only of characters that the rules use."""
     text = f"{left}{right}{left}"
 
     once = SCRUBBER.redact(text, NOTHING)
@@ -539,13 +541,13 @@ def test_rules_are_idempotent_on_their_own_alphabet(left, right):
     ],
 )
 def test_the_name_of_a_secret_may_end_a_longer_key(key: str) -> None:
-    """Headers of proxies are captured under such keys, and their tokens have no known form."""
+    """A value is masked if its key ends with the name of a secret, as the captured headers of proxies do."""
     assert Scrubber().redact({key: ("plain",)}, NOTHING) == {key: (MASK,)}
 
 
 @pytest.mark.parametrize("key", ["gen_ai.usage.max_tokens", "access_token_type", "access_token.length", "my_tokens"])
 def test_a_longer_key_that_only_contains_the_name_stays(key: str) -> None:
-    """Its value describes the secret."""
+    """A value under a key that merely contains a secret's name remains, because it describes the secret."""
     values = {key: "plain"}
 
     assert Scrubber().redact(values, NOTHING) is values
@@ -565,7 +567,7 @@ def test_a_longer_key_that_only_contains_the_name_stays(key: str) -> None:
     ],
 )
 def test_a_value_beside_the_name_of_a_secret_is_masked(value, cleaned):
-    """Lists of headers consist of pairs, or of mappings with a name and a value."""
+    """A value next to the name of a secret is masked in pairs and in mappings, as in lists of headers."""
     assert Scrubber(["tenant"]).redact({"x": value}, NOTHING) == {"x": cleaned}
 
 
@@ -583,14 +585,14 @@ def test_a_value_beside_the_name_of_a_secret_is_masked(value, cleaned):
     ],
 )
 def test_two_values_without_a_secret_stay(value):
-    """Lists of names, and pairs whose value is a word or a number."""
+    """Lists of names, and pairs whose value is a word or a number, remain unchanged."""
     value = {"x": value}
 
     assert Scrubber().redact(value, NOTHING) is value
 
 
 def test_a_prompt_of_several_megabytes_keeps_its_text():
-    """A picture makes it long. Only the secret in it is masked."""
+    """Only the secret is masked in a prompt whose embedded picture makes it several megabytes long."""
     picture = base64.b64encode(bytes(range(256)) * 10_000).decode()
     prompt = json.dumps({"language_code": "en", "image": picture, "api_key": MARKED, "text": "What is this?"})
 

@@ -1,4 +1,4 @@
-"""Every name in the table has the same meaning in each spelling, alone and as the end of a longer name."""
+"""Every name in the table has the same meaning in each spelling, alone and at the end of a longer name."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ LONGER: dict[str, Callable[[str], str]] = {
 
 @pytest.mark.parametrize("spell", SPELLINGS.values(), ids=SPELLINGS)
 def test_a_name_is_recognized_in_every_spelling(spell: Callable[[list[str]], str]) -> None:
-    """Case and the way in which words are joined do not matter."""
+    """A name is recognized regardless of its case and of how its words are joined."""
     for name, kind in NAMES.items():
         assert BUILT_IN.kind_of(spell(name.split())) is kind, name
 
 
 @pytest.mark.parametrize("longer", LONGER)
 def test_a_name_may_end_a_longer_name(longer: str) -> None:
-    """Except for plain words, such as ``code``, which are secrets only if they stand alone."""
+    """A name is recognized at the end of a longer name, except for plain words such as ``code``."""
     for name, kind in NAMES.items():
         stays = kind is not Kind.ALONE or longer == "captured-header"
         assert BUILT_IN.kind_of(LONGER[longer]("_".join(name.split()))) is (kind if stays else Kind.ORDINARY), name
@@ -70,24 +70,24 @@ def test_a_name_may_end_a_longer_name(longer: str) -> None:
     ],
 )
 def test_other_names_are_ordinary(name: str) -> None:
-    """A name that only contains a secret's name describes the secret, or something else."""
+    """A name that merely contains a secret's name is not treated as a secret."""
     assert BUILT_IN.kind_of(name) is Kind.ORDINARY
 
 
 @pytest.mark.parametrize("name", ["x_next_token", "nextPageToken", "list.continuationToken", "ClientRequestToken"])
 def test_the_position_in_a_list_is_harmless(name: str) -> None:
-    """Also as the end of a longer name."""
+    """A name for a position in a list, alone or at the end of a longer name, is harmless."""
     assert BUILT_IN.kind_of(name) is Kind.HARMLESS
 
 
 @pytest.mark.parametrize("name", ["a" * 10_000 + "_access_token", "A" * 10_000 + "AccessToken"])
 def test_the_end_of_a_very_long_name_counts(name: str) -> None:
-    """A caller may choose the name."""
+    """The end of a very long name, which a caller can choose, is recognized."""
     assert BUILT_IN.kind_of(name) is Kind.STRONG
 
 
 def test_configured_names_match_whole_names_and_the_end_after_a_dot() -> None:
-    """In any case, with ``-`` or ``_``; an empty name matches nothing."""
+    """Configured names match in any case, with ``-`` or ``_``, and an empty name matches nothing."""
     names = SecretNames(["X-Api-Id", "tenant.id", " ", ""], ["x-user"])
 
     for name in ("x_api_id", "X-API-ID", "http.request.header.x_api_id", "tenant.id", "my.tenant.id", "x-user"):
@@ -99,7 +99,7 @@ def test_configured_names_match_whole_names_and_the_end_after_a_dot() -> None:
 
 
 def test_every_row_has_a_source_and_no_name_is_in_two_rows() -> None:
-    """A second row could contradict the first."""
+    """Every row has a source, and no name appears in two rows."""
     names = [name for name, _, _ in rows()]
 
     assert len(names) == len(set(names))
@@ -107,7 +107,7 @@ def test_every_row_has_a_source_and_no_name_is_in_two_rows() -> None:
 
 
 def test_the_page_lists_every_name_with_its_source() -> None:
-    """Operators look there for what is masked."""
+    """The page lists every masked name with its source."""
     lines = (Path(__file__).parents[2] / "docs" / "redaction.md").read_text("utf-8").splitlines()
 
     for row in TABLE:

@@ -1,4 +1,4 @@
-"""The self-test of redaction: it detects a hook without effect and produces no telemetry."""
+"""The self-test of redaction detects an ineffective hook and produces no telemetry."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tests.redaction.pipeline import Pipeline
 
 
 def test_the_self_test_detects_a_hook_that_does_nothing(monkeypatch):
-    """A conversion point that exists but is not used counts as missing."""
+    """A conversion point that exists but is not used is reported as missing."""
     monkeypatch.setattr(spans, "redact", lambda *args: None)
 
     installation.start(Settings())
@@ -17,7 +17,7 @@ def test_the_self_test_detects_a_hook_that_does_nothing(monkeypatch):
 
 
 def test_the_self_test_reaches_no_exporter_of_the_application():
-    """The self-test of redaction does not produce telemetry."""
+    """The self-test of redaction sends nothing to the application's exporters."""
     pipeline = Pipeline()
     install(Settings())
     try:

@@ -1,4 +1,4 @@
-"""Redaction of spans: which tokens a span is searched for, and that nothing else of it changes."""
+"""Each span is searched for the relevant tokens, and nothing else in it changes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.redaction.pipeline import Pipeline, leaks
 
 
 def test_only_the_token_is_removed_from_a_record():
-    """When one value is masked, counts, limits, times, IDs and the rest of the record stay the same."""
+    """Masking one value does not change counts, limits, times, IDs, or the rest of the record."""
     pipeline = Pipeline()
     pipeline.tracers._span_limits = SpanLimits(max_span_attributes=2, max_events=1)
     install(Settings())
@@ -47,14 +47,14 @@ def test_only_the_token_is_removed_from_a_record():
     assert exported.get_span_context() == span.get_span_context()
     assert exported.start_time == span.start_time
     assert dict(exported.links[0].context.trace_state) == {"v": MASK}
-    # The application's objects, and the trace state sent on the wire, are not modified.
+    # Redaction does not modify the application's objects or the trace state that is sent on the wire.
     assert live == {"b": 2, "c": OWN_OPAQUE}
     assert dict(link.attributes) == {"a": OWN_OPAQUE}
     assert dict(link.context.trace_state) == {"v": OWN_OPAQUE}
 
 
 def test_a_span_that_ends_after_the_request_is_masked():
-    """The trace's token is known in every thread, even after no context contains it."""
+    """A span that ends after the request is masked for the trace's token, in every thread."""
     pipeline = Pipeline()
     install(Settings())
     try:
@@ -74,7 +74,7 @@ def test_a_span_that_ends_after_the_request_is_masked():
 
 
 def test_a_span_that_ends_under_another_token_contains_neither():
-    """A span that starts for one user and ends in another user's context is masked for both tokens."""
+    """A span that starts for one user and ends in a different user's context is masked for both tokens."""
     pipeline = Pipeline()
     other = "kZ8fWq2Lr0TnVb5YxHj3MdPs7c"
     install(Settings())
@@ -92,7 +92,7 @@ def test_a_span_that_ends_under_another_token_contains_neither():
 
 
 def test_a_span_without_a_request_knows_the_recent_tokens_of_its_thread():
-    """Such a span may receive a token as an attribute, and end when the token is no longer bound."""
+    """A span without a request is searched for the recent tokens of its thread, which it can have as attributes."""
     pipeline = Pipeline()
     install(Settings())
     try:
@@ -108,7 +108,7 @@ def test_a_span_without_a_request_knows_the_recent_tokens_of_its_thread():
 
 
 def test_a_token_that_is_bound_after_the_span_has_started_is_known():
-    """This happens with a server span outside the boundary, or with a login during a request."""
+    """A token that is bound after the span starts, for example, during a login, is masked."""
     pipeline = Pipeline()
     install(Settings())
     try:
@@ -125,7 +125,7 @@ def test_a_token_that_is_bound_after_the_span_has_started_is_known():
 
 
 def test_a_concurrent_multi_processor_gets_clean_spans():
-    """Processors that run in their own threads do not have the request's context."""
+    """Processors that run in their own threads, without the request's context, get clean spans."""
     exporter = InMemorySpanExporter()
     provider = TracerProvider(active_span_processor=ConcurrentMultiSpanProcessor(2), shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
@@ -141,7 +141,7 @@ def test_a_concurrent_multi_processor_gets_clean_spans():
 
 
 class Collector(SpanProcessor):
-    """Keep spans that are not sampled, too."""
+    """A span processor that keeps all spans, including those that are not sampled."""
 
     def __init__(self):
         self.ended = []
@@ -151,7 +151,7 @@ class Collector(SpanProcessor):
 
 
 class OtherContext(SpanContext):
-    """A span context whose class takes other arguments."""
+    """A span context whose constructor has different parameters."""
 
     def __new__(cls):
         return super().__new__(cls, 5, 6, False, TraceFlags(1), TraceState([("v", OWN_OPAQUE)]))
@@ -159,7 +159,7 @@ class OtherContext(SpanContext):
 
 @pytest.mark.parametrize("context", [OtherContext(), Mock(spec=SpanContext), Mock()], ids=["subclass", "spec", "mock"])
 def test_a_span_with_an_odd_context_ends_without_an_error(context):
-    """It is cleaned or wiped."""
+    """A span with an unusual context is cleaned or wiped without an error."""
     pipeline = Pipeline()
     install(Settings())
     try:
@@ -190,7 +190,7 @@ ODD_CONTEXTS = {
 @pytest.mark.parametrize("place", ["_context", "_parent", "link"])
 @pytest.mark.parametrize("name", ODD_CONTEXTS)
 def test_of_a_span_with_an_odd_context_only_the_context_is_wiped(name, place):
-    """Its name, attributes and events are kept, and the numbers in the context."""
+    """A span with an unusual context keeps its name, attributes, events, and IDs."""
     context = ODD_CONTEXTS[name]
     pipeline = Pipeline()
     install(Settings())
@@ -212,7 +212,7 @@ def test_of_a_span_with_an_odd_context_only_the_context_is_wiped(name, place):
         found = exported.links[0].context if place == "link" else getattr(exported, place)
         if name == "numbers":
             assert (found.trace_id, found.span_id, bool(found.is_remote)) == (5, 6, True)
-        if name != "magic mock":  # it shows an empty trace state
+        if name != "magic mock":  # its repr contains an empty trace state
             assert type(found) is SpanContext
             assert OWN_OPAQUE not in repr(dict(found.trace_state))
     finally:
@@ -220,7 +220,7 @@ def test_of_a_span_with_an_odd_context_only_the_context_is_wiped(name, place):
 
 
 def test_a_record_that_cannot_even_be_wiped_as_usual_raises_nothing(monkeypatch):
-    """Neither its resource nor its status is one of the SDK's."""
+    """A record whose resource and status are not SDK objects is wiped without an error."""
 
     def fail(*args):
         raise RuntimeError(OWN_OPAQUE)
@@ -241,7 +241,7 @@ def test_a_record_that_cannot_even_be_wiped_as_usual_raises_nothing(monkeypatch)
 
 @pytest.mark.parametrize("name", [None, 7, object()], ids=["none", "number", "object"])
 def test_a_name_that_is_not_text_loses_nothing_else(name):
-    """The SDK exports such spans and events."""
+    """A span or an event whose name is not text keeps all its other data."""
     pipeline = Pipeline()
     install(Settings())
     try:
@@ -258,7 +258,7 @@ def test_a_name_that_is_not_text_loses_nothing_else(name):
 
 
 def test_a_name_with_a_secret_key_is_masked_beside_clean_attributes():
-    """The clean attributes do not clear the suspicion."""
+    """A name that contains a secret is masked even if the attributes are clean."""
     pipeline = Pipeline()
     install(Settings())
     try:
@@ -270,7 +270,7 @@ def test_a_name_with_a_secret_key_is_masked_beside_clean_attributes():
 
 
 def test_a_resource_of_another_class_is_wiped_without_an_error():
-    """Its constructor takes other arguments."""
+    """A resource whose constructor has different parameters is wiped without an error."""
 
     class OtherResource(Resource):
         def __init__(self):

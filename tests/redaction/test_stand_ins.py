@@ -1,4 +1,4 @@
-"""What stands where a secret could be stays, and no generated secret is mistaken for it."""
+"""Placeholders for secrets remain unchanged, and no generated secret is mistaken for a placeholder."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ SECRET = "kq3Zt9vX0aPl71bLxYqHs4"
     ],
 )
 def test_stand_ins(value: str) -> None:
-    """They stay in text and as the value of a key, also in a list."""
+    """Placeholders remain unchanged in text and as the value of a key, also in a list."""
     assert is_stand_in(value)
     for clean in ({"password": value}, {"password": [value]}, json.dumps({"password": value})):
         assert SCRUBBER.redact(clean, NOTHING) is clean
@@ -68,7 +68,7 @@ def test_stand_ins(value: str) -> None:
     ],
 )
 def test_secrets_that_resemble_them_are_masked(value: str) -> None:
-    """One part that does not belong is enough."""
+    """A secret that resembles a placeholder is masked if one part does not match."""
     assert not is_stand_in(value)
     for secret in ({"password": value}, {"password": [value]}, json.dumps({"password": value})):
         assert value not in str(SCRUBBER.redact(secret, NOTHING))
@@ -86,7 +86,7 @@ def test_secrets_that_resemble_them_are_masked(value: str) -> None:
     ],
 )
 def test_schemas_and_errors(value: dict[str, Any]) -> None:
-    """They describe a secret."""
+    """Schemas and error messages that describe a secret remain unchanged."""
     assert is_description(value)
     clean = {"properties": {"password": value}}
     assert SCRUBBER.redact(clean, NOTHING) is clean
@@ -113,19 +113,19 @@ def test_schemas_and_errors(value: dict[str, Any]) -> None:
     ],
 )
 def test_mappings_that_contain_a_value_are_masked(value: dict[Any, Any]) -> None:
-    """As a whole."""
+    """A mapping that contains an actual value under a secret name is masked as a whole."""
     assert not is_description(value)
     assert SCRUBBER.redact({"password": value}, NOTHING) == {"password": MASK}
 
 
 def test_configured_names_have_no_stand_ins() -> None:
-    """A setting asks for any value to be masked."""
+    """Every value under a configured name is masked, even a placeholder."""
     assert Scrubber(["password"]).redact({"password": "none"}, NOTHING) == {"password": MASK}
 
 
 @pytest.mark.parametrize("call", ['crypt("%s", gen_salt("bf"))', "SecretStr('%s')", "encode(b'%s')", "config['%s']"])
 def test_a_secret_within_a_call_is_masked(call: str) -> None:
-    """Only calls whose texts are names stay."""
+    """A secret within a function call is masked, unless all of the call's arguments are names."""
     text = f"UPDATE u SET password={call}".replace("%s", SECRET)
 
     assert SECRET not in SCRUBBER.redact(text, NOTHING)
@@ -149,7 +149,7 @@ SHAPES = {
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_no_generated_secret_is_a_stand_in(shape: tuple[str, str, int]) -> None:
-    """Of the shapes that providers and password managers generate."""
+    """No secret with the format of providers or password managers is mistaken for a placeholder."""
     prefix, alphabet, size = shape
     generator = random.Random(7)
 

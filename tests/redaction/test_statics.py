@@ -1,4 +1,4 @@
-"""The request's token is masked in resources, scopes, tracers and instruments when they are created."""
+"""The request's token is masked in resources, scopes, tracers, and instruments when they are created."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from otel_token_relay import Settings, install, uninstall, use_token
 from otel_token_relay.redaction.scrubber import FAILED, MASK
 from tests.redaction.corpus import OWN_JWT, OWN_OPAQUE
 
-# Words, as a caller may send instead of a token.
+# These words are what a caller can send instead of a token.
 NAME = "profile-service-orders"
 
 
@@ -40,7 +40,7 @@ def meters() -> Iterator[MeterProvider]:
 
 @pytest.mark.parametrize("token", [OWN_OPAQUE, OWN_JWT], ids=["opaque", "JWT"])
 def test_a_resource_is_created_without_the_token(token: str) -> None:
-    """The rest of it is not changed."""
+    """A resource is created without the token, and the rest of the resource is unchanged."""
     with use_token(token):
         resource = Resource({"service.name": f"of {token}", "n": 7}, f"https://a/{token}")
 
@@ -50,7 +50,7 @@ def test_a_resource_is_created_without_the_token(token: str) -> None:
 
 @pytest.mark.parametrize("token", [OWN_OPAQUE, OWN_JWT], ids=["opaque", "JWT"])
 def test_a_scope_is_created_without_the_token(token: str) -> None:
-    """Each of its parts may contain it, and a part that is missing stays missing."""
+    """A scope is created without the token, and its missing parts remain missing."""
     with use_token(token):
         scope = InstrumentationScope(f"of {token}", token, f"https://a/{token}", {"a": token})
         short = InstrumentationScope(name=f"of {token}")
@@ -61,7 +61,7 @@ def test_a_scope_is_created_without_the_token(token: str) -> None:
 
 
 def test_a_tracer_does_not_store_the_token_a_second_time(tracers: TracerProvider) -> None:
-    """The older description of the scope is removed if it contains the token, and kept otherwise."""
+    """A tracer's legacy instrumentation info is removed if it contains the token and kept otherwise."""
     with use_token(OWN_OPAQUE):
         masked: Any = tracers.get_tracer(f"of {OWN_OPAQUE}")
         kept: Any = tracers.get_tracer("lib", "1")
@@ -73,7 +73,7 @@ def test_a_tracer_does_not_store_the_token_a_second_time(tracers: TracerProvider
 
 @pytest.mark.parametrize("kind", ["counter", "histogram", "observable_gauge", "observable_counter"])
 def test_an_instrument_is_created_without_the_token(kind: str, meters: MeterProvider) -> None:
-    """Its name, its unit and its description are exported with the measurements of all requests."""
+    """An instrument is created without the token in its name, unit, or description."""
     create = getattr(meters.get_meter("lib"), f"create_{kind}")
     with use_token(OWN_OPAQUE):
         masked = create(f"of.{OWN_OPAQUE}", unit=OWN_OPAQUE, description=f"of {OWN_OPAQUE}")
@@ -84,7 +84,7 @@ def test_an_instrument_is_created_without_the_token(kind: str, meters: MeterProv
 
 
 def describe_counter(text: str) -> str:
-    """Create a counter with this description, and return the description that it has then."""
+    """Create a counter with the description, and return the description that the counter has."""
     counter: Any = MeterProvider(shutdown_on_exit=False).get_meter("lib").create_counter("n", description=text)
     return str(counter.description)
 
@@ -98,7 +98,7 @@ CREATE: list[Callable[[str], Any]] = [
 
 @pytest.mark.parametrize("create", CREATE, ids=["resource", "scope", "instrument"])
 def test_a_caller_cannot_mask_a_name(create: Callable[[str], Any]) -> None:
-    """A token that consists of words is not masked for good: every later record would lack the name."""
+    """A token that consists of words is not masked permanently, so a caller cannot remove a name from later records."""
     with use_token(NAME):
         assert create(NAME) == NAME
     with use_token(OWN_OPAQUE):
@@ -107,7 +107,7 @@ def test_a_caller_cannot_mask_a_name(create: Callable[[str], Any]) -> None:
 
 @pytest.mark.parametrize("create", CREATE, ids=["resource", "scope", "instrument"])
 def test_only_the_tokens_of_the_current_context_are_masked(create: Callable[[str], Any]) -> None:
-    """The tokens of other requests are not searched for."""
+    """Only the current context's tokens are masked when an object is created."""
     with use_token(OWN_OPAQUE):
         assert create(OWN_OPAQUE) == MASK
 
@@ -115,14 +115,14 @@ def test_only_the_tokens_of_the_current_context_are_masked(create: Callable[[str
 
 
 def test_after_the_uninstallation_nothing_is_masked() -> None:
-    """The constructors of the SDK are restored."""
+    """`uninstall` restores the SDK's constructors, so nothing is masked afterward."""
     uninstall()
     with use_token(OWN_OPAQUE):
         assert [create(OWN_OPAQUE) for create in CREATE] == [OWN_OPAQUE] * 3
 
 
 class Hostile:
-    """Raises when it is converted to text, from the given time on."""
+    """An object that raises an error after it was converted to text a given number of times."""
 
     def __init__(self, raises_from: int) -> None:
         self.left = raises_from
@@ -136,7 +136,7 @@ class Hostile:
 
 @pytest.mark.parametrize("raises_from", [0, 1], ids=["at once", "after the first time"])
 def test_a_value_that_cannot_be_read_is_replaced(raises_from: int) -> None:
-    """Redaction fails closed. The application's constructor does not raise."""
+    """A value that cannot be read is replaced, and the application's constructor does not raise an error."""
     with use_token(OWN_OPAQUE):
         resource = Resource({"a": Hostile(raises_from)})  # type: ignore[dict-item]  # this is the mistake
         scope = InstrumentationScope(Hostile(raises_from))  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Known tokens are found in whole or in part, in any encoding, and words of remembered tokens are not."""
+"""Known tokens are found whole or in part, in any encoding, and words of remembered tokens are not."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from tests.redaction.corpus import BENIGN, OWN, OWN_BASE64, OWN_FORMS, OWN_OPAQU
 from tests.redaction.test_scrubber import surviving
 
 B64TOKEN = st.text("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~+/=", min_size=17, max_size=90)
-# Not random: a caller may choose the name of a service as its token.
+# This token is not random because a caller can choose the name of a service as its token.
 WORDS = "profile-service.internal.example"
-# Nearly all of its parts contain a character that encoders write differently.
+# Nearly all parts of this token contain a character that encoders change.
 ODD = "Qk7dW3xPz0+sVbN5mL2rT/" * 100
 
 
@@ -52,7 +52,7 @@ def base64_of(text: str) -> str:
     ],
 )
 def test_lower_case_keeps_the_length_of_a_text(text: str, lowered: str) -> None:
-    """Positions in the lowercase text are positions in the original."""
+    """A position in the lowercase text is the same position in the original text."""
     assert ascii_lower(text) == lowered
 
 
@@ -71,7 +71,7 @@ def test_lower_case_keeps_the_length_of_a_text(text: str, lowered: str) -> None:
     ],
 )
 def test_the_interval_covers_exactly_the_part_of_the_token(text: str, expected: str) -> None:
-    """The surrounding text is not masked. Line breaks between long parts of the token are."""
+    """The masked interval covers exactly the part of the token, including line breaks between long parts."""
     assert found(text, OWN_OPAQUE) == [expected]
 
 
@@ -86,7 +86,7 @@ def test_the_interval_covers_exactly_the_part_of_the_token(text: str, expected: 
     ],
 )
 def test_a_wrapped_or_encoded_part_masks_the_whole_text(text: str) -> None:
-    """The positions of its characters are unknown."""
+    """A wrapped or encoded part masks the whole text, because the positions of its characters are unknown."""
     assert found(text, OWN_OPAQUE) == found(text, remembered=(OWN_OPAQUE,)) == [text]
 
 
@@ -103,7 +103,7 @@ def test_a_wrapped_or_encoded_part_masks_the_whole_text(text: str) -> None:
     ids=["percent", "percent twice", "escaped slash", "JSON", "HTML", "form"],
 )
 def test_an_encoded_token_masks_the_whole_text(encode: object) -> None:
-    """All the characters that an encoder writes differently are masked."""
+    """An encoded token masks the whole text even if the encoder changes all special characters."""
     text = f"a={encode(OWN_BASE64)}&b"  # type: ignore[operator]
 
     assert found(text, OWN_BASE64) == [text]
@@ -112,7 +112,7 @@ def test_an_encoded_token_masks_the_whole_text(encode: object) -> None:
 @pytest.mark.parametrize("token", OWN.values(), ids=OWN)
 @pytest.mark.parametrize("form", [name for name in OWN_FORMS if isinstance(OWN_FORMS[name](OWN_OPAQUE), str)])
 def test_every_form_of_a_token_contains_one_of_its_needles(form: str, token: str) -> None:
-    """The cheap check finds what the thorough search would find."""
+    """The fast check finds every form of a token that the thorough search finds."""
     text = OWN_FORMS[form](token)
     assert isinstance(text, str)
 
@@ -122,7 +122,7 @@ def test_every_form_of_a_token_contains_one_of_its_needles(form: str, token: str
 
 
 def test_claims_of_words_mask_no_word_in_other_records() -> None:
-    """A JWT is remembered by the beginning of its claims, which a caller can make of words."""
+    """Claims that consist of words, which a caller can choose, do not mask those words in later records."""
     words = "eyJCheckoutServiceInventoryPaymentsOrdersReservation"
     token = f"eyJhbGciOiJub25lIn0.{words}."
     assert looks_like_credential(token)
@@ -132,7 +132,7 @@ def test_claims_of_words_mask_no_word_in_other_records() -> None:
 
 
 def test_benign_text_contains_no_token() -> None:
-    """`Bearer` alone is not part of a token, and neither are other words."""
+    """Benign text, including `Bearer` alone, contains no token."""
     known = known_from(*OWN.values())
     texts = [text for text in BENIGN if text not in OWN.values()]
 
@@ -156,7 +156,7 @@ def test_benign_text_contains_no_token() -> None:
     ],
 )
 def test_a_short_token_is_found_only_in_whole(token: str, text: str, expected: list[str]) -> None:
-    """Its parts could be any word."""
+    """A short token is found only if it is complete, because its parts could be ordinary words."""
     known = KnownTokens((token,))
 
     assert found(text, token) == expected
@@ -164,7 +164,7 @@ def test_a_short_token_is_found_only_in_whole(token: str, text: str, expected: l
 
 
 def test_a_token_with_many_reserved_characters_is_found_like_any_other() -> None:
-    """Its length and its characters do not matter."""
+    """A token with many reserved characters is found regardless of its length."""
     encoded, plain = f"see {quote(ODD, safe='')} there", f"see {ODD[:60]} there"
 
     assert found(encoded, ODD) == [encoded]
@@ -186,12 +186,12 @@ def test_a_token_with_many_reserved_characters_is_found_like_any_other() -> None
     ],
 )
 def test_only_unlikely_parts_of_a_remembered_token_are_found(token: str, text: str, expected: list[str]) -> None:
-    """A caller chooses the token, and must not be able to mask a name in the telemetry of other requests."""
+    """Only unlikely parts of a remembered token are found, so a caller cannot mask a name in later telemetry."""
     assert found(text, remembered=(token,)) == expected
 
 
 def test_a_long_text_is_masked_for_a_remembered_token_only_if_it_is_complete() -> None:
-    """The text is masked as a whole, so a part is enough only for a token of its own request."""
+    """A long text is masked for a remembered token only if the text contains the complete token."""
     part = f"see {OWN_OPAQUE[:20]}"
 
     assert KnownTokens((OWN_OPAQUE,)).may_be_in_long(part)
@@ -202,9 +202,9 @@ def test_a_long_text_is_masked_for_a_remembered_token_only_if_it_is_complete() -
 
 
 def test_known_tokens_are_shared_until_the_caches_are_cleared() -> None:
-    """Records of one request have the same object, so that its needles are computed once."""
+    """Records of one request share one object of known tokens until the caches are cleared."""
     one, two = OWN_OPAQUE, OWN["hex"]
-    clear_caches()  # other tests fill them, and each cache evicts its values on its own
+    clear_caches()  # other tests fill the caches, and each cache evicts its own values
 
     assert known_from(one) is known_from_one(one) is known_with_remembered((one,), ())
     assert known_from(one, two) is known_with_remembered((one, two), ())
@@ -219,7 +219,7 @@ def test_known_tokens_are_shared_until_the_caches_are_cleared() -> None:
 
 
 def test_needles_and_clean_rows_are_created_at_first_use() -> None:
-    """Each is created once. Another attribute does not exist."""
+    """Needles and clean rows are created once, at first use, and no other attribute exists."""
     known = KnownTokens((OWN_OPAQUE,))
 
     assert known.needles is known.needles
@@ -231,7 +231,7 @@ def test_needles_and_clean_rows_are_created_at_first_use() -> None:
 
 
 def test_known_tokens_are_not_printed():
-    """Neither `repr` nor `str` shows a token."""
+    """The `repr` and `str` of known tokens do not contain a token."""
     for shown in (
         repr(known_from(OWN["opaque"])),
         str(KnownTokens((OWN["opaque"],))),
@@ -254,13 +254,13 @@ def test_known_tokens_are_not_printed():
     ],
 )
 def test_intervals_are_merged(intervals: list[tuple[int, int]], gap: int, expected: list[tuple[int, int]]) -> None:
-    """They are sorted, and joined if they overlap or if at most *gap* characters are between them."""
+    """Intervals are sorted, and joined if they overlap or are at most *gap* characters apart."""
     assert merge(intervals, gap=gap) == expected
 
 
 @given(B64TOKEN, st.text(max_size=20), st.text(max_size=20), st.data())
 def test_every_long_part_of_any_token_is_found(token: str, before: str, after: str, data: st.DataObject) -> None:
-    """This holds for any surrounding text, also one that an attacker chooses. The intervals do not overlap."""
+    """Every long part of a token is found in any surrounding text, in intervals that do not overlap."""
     start = data.draw(st.integers(0, len(token) - LONGEST_SURVIVOR - 1))
     part = token[start : start + LONGEST_SURVIVOR + 1]
     text = f"{before}{part}{after}"
@@ -274,7 +274,7 @@ def test_every_long_part_of_any_token_is_found(token: str, before: str, after: s
 
 @given(B64TOKEN, st.text(max_size=20), st.text(max_size=20), st.integers(LONGEST_SURVIVOR + 1, 90))
 def test_the_cheap_check_finds_every_truncated_token(token: str, before: str, after: str, length: int) -> None:
-    """The beginning or the end of a token is enough, in any surrounding text."""
+    """The fast check finds the beginning or the end of a token in any surrounding text."""
     known = KnownTokens((token,))
 
     assert known.may_be_in(f"{before}{token[:length]}{after}")

@@ -1,4 +1,4 @@
-"""Each name of a secret in each notation: what it labels is masked, regardless of the text around it."""
+"""Every name of a secret is recognized in every notation, and its value is masked in any surrounding text."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.redaction.corpus import BENIGN
 
 SCRUBBER = Scrubber()
 SECRET = "kq3Zt9vX0aPl71bLxYqHs4"
-# Values that look like nothing at all. Strong names are enough for them.
+# These values do not look like credentials. Strong names alone are enough to mask them.
 PLAIN = "plainsecret"
 
 Form = Callable[[str, str], str]
@@ -70,7 +70,7 @@ FORMS: dict[str, Form] = {
     "toml": lambda n, v: f"{n} = '{v}'",
     "sql": lambda n, v: f"SELECT * FROM t WHERE {n} = '{v}' AND id = 7",
 }
-# In these forms, other text may follow a name by chance, so the value must look like a credential.
+# In these notations, ordinary text can follow a name, so the value must look like a credential.
 LOOSE: dict[str, Form] = {
     "header-line": lambda n, v: f"> {n}: {v}\r\n> Accept: */*",
     "yaml": lambda n, v: f"config:\n  {n}: {v}\n  other: 1\n",
@@ -86,7 +86,9 @@ def _spelled(name: str) -> list[str]:
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 def test_a_labeled_secret_is_masked_in_every_notation(form: Form) -> None:
-    """Each name, alone and after a prefix, in three spellings; the rest of the text stays."""
+    """The value of each name is masked in three spellings, with and without a prefix, and the rest remains
+    unchanged.
+    """
     for name, kind in MASKED.items():
         for spelled in _spelled(name):
             prefixes = [""] if kind is Kind.ALONE else ["", "x_" if "_" in spelled else "X-"]
@@ -100,14 +102,16 @@ def test_a_labeled_secret_is_masked_in_every_notation(form: Form) -> None:
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 def test_a_strong_name_is_enough(form: Form) -> None:
-    """Its value may be any word."""
+    """Any word is masked as the value of a strong name."""
     for label in (spelled for name, kind in MASKED.items() if kind is Kind.STRONG for spelled in _spelled(name)):
         assert PLAIN not in SCRUBBER.redact(form(label, PLAIN), NOTHING), label
 
 
 @pytest.mark.parametrize("form", LOOSE.values(), ids=LOOSE)
 def test_a_secret_is_masked_after_a_colon(form: Form) -> None:
-    """As in the lines of a header or of YAML. A word there may be part of a sentence, so it stays."""
+    """A secret is masked after a colon, as in a header or in YAML, but a word, which could be part of a sentence, is
+    not.
+    """
     for label in (spelled for name, kind in MASKED.items() if kind is not Kind.ALONE for spelled in _spelled(name)):
         assert SECRET not in SCRUBBER.redact(form(label, SECRET), NOTHING), label
         text = form(label, PLAIN)
@@ -116,7 +120,7 @@ def test_a_secret_is_masked_after_a_colon(form: Form) -> None:
 
 @pytest.mark.parametrize("form", [*FORMS.values(), *LOOSE.values()], ids=[*FORMS, *LOOSE])
 def test_the_position_in_a_list_stays(form: Form) -> None:
-    """It looks like a credential, but the operator needs it, and the server accepts it from its owner only."""
+    """A pagination token is not masked, because operators need it and the server accepts it only from its owner."""
     for name in ("next_token", "nextPageToken", "ClientRequestToken", "x-continuation-token"):
         text = form(name, SECRET)
         assert SCRUBBER.redact(text, NOTHING) is text
@@ -127,7 +131,7 @@ CONFIGURED = Scrubber(["X-Tenant-Id", "session.id", "cookie", "set-cookie"], ["x
 
 @pytest.mark.parametrize("form", [*FORMS.values(), *LOOSE.values()], ids=[*FORMS, *LOOSE])
 def test_a_configured_name_is_masked_in_every_notation(form: Form) -> None:
-    """With any value, also in texts."""
+    """Any value of a configured name is masked in every notation, also in text."""
     for label in ("X-Tenant-Id", "x_tenant_id", "session.id", "my.session.id", "X-User-Assertion", "Set-Cookie"):
         text = form(label, "alice")
         assert "alice" not in CONFIGURED.redact(text, NOTHING), label
@@ -136,7 +140,7 @@ def test_a_configured_name_is_masked_in_every_notation(form: Form) -> None:
 
 @pytest.mark.parametrize("label", ["Cookie", "set-cookie", "Set-Cookie"])
 def test_cookies_are_masked_up_to_the_end_of_the_line_on_request(label: str) -> None:
-    """A line contains several."""
+    """Cookies are masked up to the end of the line if this is configured, because a line can contain several."""
     text = f"> {label}: sid=alice; theme=dark\r\n> Accept: */*"
 
     assert CONFIGURED.redact(text, NOTHING) == f"> {label}: {MASK}\r\n> Accept: */*"
@@ -177,7 +181,9 @@ HEADER_FORMS: dict[str, Form] = {
 @pytest.mark.parametrize("form", HEADER_FORMS.values(), ids=HEADER_FORMS)
 @pytest.mark.parametrize("credentials", CREDENTIALS.values(), ids=CREDENTIALS)
 def test_credentials_of_every_scheme_are_masked_after_authorization(credentials: str, form: Form) -> None:
-    """Also without a scheme. What follows the header stays."""
+    """Credentials of every scheme, and without a scheme, are masked after `Authorization`, and the following text
+    remains.
+    """
     for name in ("Authorization", "Proxy-Authorization", "X-Original-Authorization"):
         text = form(name, credentials)
         cleaned = SCRUBBER.redact(text, NOTHING)
@@ -208,7 +214,7 @@ def test_credentials_of_every_scheme_are_masked_after_authorization(credentials:
     ],
 )
 def test_sentences_about_authorization_stay(text: str) -> None:
-    """They contain no credentials."""
+    """Sentences about authorization remain unchanged if they contain no credentials."""
     assert SCRUBBER.redact(text, NOTHING) is text
 
 
@@ -229,7 +235,7 @@ def test_sentences_about_authorization_stay(text: str) -> None:
     ],
 )
 def test_credentials_of_cloud_providers_are_masked(text: str) -> None:
-    """In presigned URLs, connection strings and responses."""
+    """Cloud providers' credentials are masked in presigned URLs, connection strings, and responses."""
     cleaned = SCRUBBER.redact(text.replace("%s", SECRET), NOTHING)
 
     assert cleaned.count(MASK) >= text.count("%s")
@@ -238,7 +244,7 @@ def test_credentials_of_cloud_providers_are_masked(text: str) -> None:
 
 
 def test_every_word_that_the_first_check_looks_for_is_enough() -> None:
-    """The check must not exclude a text that the search would find."""
+    """The first check does not exclude any text that the full search would mask."""
     for name in MASKED:
         for label in _spelled(name):
             assert BUILT_IN_RULES.may_be_labeled_in(f"{label}={SECRET}".lower()), label
@@ -246,7 +252,7 @@ def test_every_word_that_the_first_check_looks_for_is_enough() -> None:
 
 @pytest.mark.parametrize("text", BENIGN)
 def test_nothing_is_found_in_benign_text(text: str) -> None:
-    """Documents, code, SQL and codes that contain such names."""
+    """Documents, code, SQL, and error codes that contain names of secrets remain unchanged."""
     assert BUILT_IN_RULES.intervals_in(text) == []
 
 
@@ -254,7 +260,7 @@ def test_nothing_is_found_in_benign_text(text: str) -> None:
     st.lists(st.sampled_from([*FORMS["json"]("token", "x"), "\\", '"', "'", "%22", "&quot;", " ", "Authorization: "]))
 )
 def test_odd_quotes_raise_nothing(parts: list[str]) -> None:
-    """Texts are cut at any position."""
+    """Unbalanced quotes in truncated text do not raise an error."""
     text = "".join(parts)
 
     cleaned = SCRUBBER.redact(text, NOTHING)
@@ -267,14 +273,14 @@ def test_odd_quotes_raise_nothing(parts: list[str]) -> None:
     ['code: "a" ', 'token=\\"', "authorization: basic realm ", "token=&quot;", "a token: b ", "password=a,", "_token"],
 )
 def test_a_text_made_of_labels_is_read_in_bounded_time(unit: str) -> None:
-    """A quadratic search would take minutes."""
+    """A text that consists of labels is searched in bounded time, without quadratic growth."""
     text = unit * (1_000_000 // len(unit))
 
     assert isinstance(SCRUBBER.redact(text, NOTHING), str)
 
 
 def test_the_rest_of_a_text_with_very_many_labels_is_masked() -> None:
-    """Nothing in it has been examined."""
+    """In a text with very many labels, the part that was not searched is masked."""
     text = 'code: "a" ' * 20_001 + f"access_token={SECRET}"
 
     cleaned = SCRUBBER.redact(text, NOTHING)

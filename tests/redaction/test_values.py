@@ -1,4 +1,4 @@
-"""The public function that redacts one value."""
+"""The public function redacts a single value."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _stop_listening() -> Iterator[None]:
 
 @pytest.mark.parametrize("bind", [True, False], ids=["bound", "unbound"])
 def test_a_value_keeps_its_shape(bind: bool) -> None:
-    """The caller's token is masked while it is bound, and any JWT always."""
+    """A redacted value keeps its type, the caller's token is masked while it is bound, and JWTs are always masked."""
     event = {"message": f"no user for {FOREIGN_JWT}", "extra": [OWN_OPAQUE, 7, ("kept",)]}
     with use_token(OWN_OPAQUE if bind else None):
         redacted = redact(event)
@@ -33,14 +33,14 @@ def test_a_value_keeps_its_shape(bind: bool) -> None:
 
 
 def test_a_clean_value_is_returned_as_the_same_object() -> None:
-    """Also while a token is bound."""
+    """A clean value is returned as the same object, even while a token is bound."""
     event = {"message": "no user", "numbers": [1, 2]}
     with use_token(OWN_OPAQUE):
         assert redact(event) is event
 
 
 def test_the_installed_settings_apply() -> None:
-    """Settings may be installed after the function was first called."""
+    """The function uses the installed settings, even if they are installed after its first call."""
     assert redact({"tenant": "a"}) == {"tenant": "a"}
 
     install(Settings(redact_keys=("tenant",)))
@@ -49,7 +49,7 @@ def test_the_installed_settings_apply() -> None:
 
 
 def test_a_value_that_raises_does_not_stop_the_application() -> None:
-    """Its text cannot be read, so it is not returned."""
+    """A value that cannot be converted to text is not returned, and the application gets no error."""
 
     class Broken:
         def __str__(self) -> str:
@@ -59,7 +59,7 @@ def test_a_value_that_raises_does_not_stop_the_application() -> None:
 
 
 def test_calls_do_not_keep_tokens_in_memory_after_redaction_is_uninstalled() -> None:
-    """However many there are, they count as one listener."""
+    """Any number of calls adds at most one listener, so no tokens remain in memory after redaction is uninstalled."""
     before = known_tokens._listeners
     for _ in range(3):
         redact("x")

@@ -1,4 +1,4 @@
-"""Fixtures for servers that verify the tokens of an issuer."""
+"""Fixtures for servers that verify an issuer's tokens."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 
-# The imports are in the fixture because the oldest environment does not have all of these libraries.
+# The fixture contains the imports because the oldest environment does not have all of these libraries.
 
 
 @pytest.fixture
 def forget() -> Iterator[None]:
-    """Forget authenticators, which are shared by equal settings, and what earlier requests have reached."""
+    """Forget the authenticators that equal settings share, and the records of earlier requests."""
     from otel_token_relay.configured_authenticator import build_authenticator
     from tests.support.protected_servers import reached
 

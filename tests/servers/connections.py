@@ -1,4 +1,4 @@
-"""What holds for the connections of every server, however its boundary is made."""
+"""Checks that apply to the connections of every server, regardless of how its boundary is installed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ A, B = "token-of-a", "token-of-b"
 
 
 def check_each_request_has_its_own_token(server: Server) -> None:
-    """Send requests of two users and anonymous ones over one connection; their streams see the same tokens."""
+    """Check that two users and anonymous clients that share a connection see only their own tokens, also in streams."""
     with served(server) as one, one.connection() as connection:
         for user in (A, None, B, None):
             assert connection.call("/token", user).text == (user or NONE)
@@ -18,7 +18,7 @@ def check_each_request_has_its_own_token(server: Server) -> None:
 
 
 def check_an_open_connection_binds_no_token_after_uninstall(server: Server) -> None:
-    """Use a connection that was accepted while the boundary was installed."""
+    """Check that a connection that was accepted before `uninstall` binds no token after it."""
     with served(server) as one, one.connection() as connection:
         assert connection.call("/token", A).text == A
         uninstall()

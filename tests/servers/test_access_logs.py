@@ -1,4 +1,4 @@
-"""Access logs of real servers, whose handlers have the filter: every line arrives, without tokens."""
+"""The access logs of real servers contain every line and no tokens if their handlers have the filter."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _gunicorn(folder: Path) -> list[str]:
 
 
 def _hypercorn(folder: Path) -> list[str]:
-    # Its %(r)s has no query.
+    # In this server, `%(r)s` does not include the query.
     options = ["bind = ['127.0.0.1:0']", "accesslog = '-'", f"access_log_format = {f'%(r)s %(q)s {HEADERS}'!r}"]
     options += [f"logconfig_dict = {_logging('hypercorn.access')!r}"]
     (folder / "hypercorn_options.py").write_text("\n".join(options))
@@ -84,7 +84,7 @@ def _access_lines(server: Service) -> list[str]:
 
 @pytest.mark.parametrize("name", SERVERS)
 def test_every_access_line_arrives_without_tokens(name: str, tmp_path: Path) -> None:
-    """An absent header is ``-``, as without the filter."""
+    """An absent header is logged as ``-``, as it is without the filter."""
     pytest.importorskip(name)
     (tmp_path / "application.py").write_text(APPS)
     command = [sys.executable, *SERVERS[name](tmp_path)]
@@ -100,7 +100,7 @@ def test_every_access_line_arrives_without_tokens(name: str, tmp_path: Path) -> 
     assert all(query in line for query, line in zip(queries, lines, strict=True)), lines
     for secret in (IN_QUERY, OPAQUE, BASIC.rstrip("=")):
         assert secret not in server.log
-    if name != "uvicorn":  # its lines contain no headers
+    if name != "uvicorn":  # the lines of this log contain no headers
         ends = ["203.0.113.7 - -", "203.0.113.7 [REDACTED] -", "203.0.113.7 [REDACTED] -"]
         assert [line.partition(" 203.")[1].strip() + line.partition(" 203.")[2] for line in lines] == ends
     assert "Traceback" not in server.log
@@ -109,9 +109,9 @@ def test_every_access_line_arrives_without_tokens(name: str, tmp_path: Path) -> 
 def test_uvicorn_in_an_installed_process_logs_every_request(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Redaction and the boundary leave its access log as it is."""
+    """Redaction and the boundary do not change uvicorn's access log."""
     token = "token-of-a"
-    # Another test's server in this process may have configured uvicorn's loggers, which then propagate nothing.
+    # A server that an earlier test started in this process might have stopped uvicorn's loggers from propagating.
     access_log = logging.getLogger("uvicorn.access")
     for name, value in (("propagate", False), ("disabled", False), ("handlers", [caplog.handler])):
         monkeypatch.setattr(access_log, name, value)

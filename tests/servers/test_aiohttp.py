@@ -1,4 +1,4 @@
-"""The boundary for aiohttp.web: behavior that other servers do not have. The tables of servers cover the rest."""
+"""Behavior of the aiohttp.web boundary that the shared server tests do not cover."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ every_server = pytest.mark.parametrize(
 
 @every_server
 def test_each_request_of_a_connection_has_its_own_token(server: Server) -> None:
-    """The handler, and the stream that it returns, see the token of their request or none."""
+    """The handler and the stream that it returns see the token of their own request, or none."""
     check_each_request_has_its_own_token(server)
 
 
 def test_after_uninstall_an_open_connection_binds_no_token() -> None:
-    """The connection was accepted while the boundary was installed."""
+    """A connection that was accepted before `uninstall` binds no token after it."""
     (server,) = (row for row in SERVERS if row.name == "aiohttp.web")
     check_an_open_connection_binds_no_token_after_uninstall(server)
 
@@ -51,7 +51,9 @@ def test_after_uninstall_an_open_connection_binds_no_token() -> None:
     "replaced", [None, [], ["Bearer another"], ["Bearer another", "Bearer third"]], ids=["same", "none", "one", "two"]
 )
 def test_an_inner_boundary_reads_credentials_that_a_middleware_replaced(replaced: list[str] | None) -> None:
-    """With the same credentials, both middlewares use one boundary; two lines bind no token."""
+    """Middlewares share a boundary if the credentials are the same; replaced ones are read again, and two lines bind no
+    token.
+    """
     seen: list[str | None] = []
 
     @web.middleware
@@ -87,7 +89,7 @@ def test_an_inner_boundary_reads_credentials_that_a_middleware_replaced(replaced
 
 @pytest.mark.parametrize("row", ["aiohttp.web", "aiohttp.web by hand"])
 def test_encoded_slash_does_not_make_an_excluded_path(issuer: Issuer, row: str) -> None:
-    """aiohttp routes ``/a%2Fb`` as one segment, so it is not the excluded ``/a/b``."""
+    """The ``/a%2Fb`` path is not treated as the excluded path ``/a/b``, because aiohttp routes it as one segment."""
     with ROWS[row](settings_for(issuer, verify_exclude=("/a/b",)), None) as server:
         assert server.send(target="/a/b").status == 200
         assert server.send(target="/a%2Fb").status == 401
@@ -95,7 +97,7 @@ def test_encoded_slash_does_not_make_an_excluded_path(issuer: Issuer, row: str) 
 
 
 def test_request_that_cannot_be_parsed_is_no_matter_of_tokens(issuer: Issuer) -> None:
-    """aiohttp responds with 400 itself; a challenge would mislead the client."""
+    """aiohttp rejects a malformed request with status 400 and without a challenge, which would mislead the client."""
     with HOOKED["aiohttp.web"](settings_for(issuer), None) as server:
         reply = server.send_raw(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nbroken\r\n\r\n")
 
@@ -105,7 +107,7 @@ def test_request_that_cannot_be_parsed_is_no_matter_of_tokens(issuer: Issuer) ->
 
 
 def test_by_hand_within_the_hooked_boundary_is_one_check(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The aiohttp middleware joins the boundary around it."""
+    """The aiohttp middleware joins the surrounding boundary, so the token is checked once."""
     settings = settings_for(issuer)
     authenticator = build_authenticator(settings)
     checked: list[str] = []
@@ -123,7 +125,7 @@ def test_by_hand_within_the_hooked_boundary_is_one_check(issuer: Issuer, monkeyp
 
 
 def test_inner_authenticator_runs_within_the_hooked_boundary(issuer: Issuer) -> None:
-    """An outer boundary with a laxer authenticator, or without any, does not replace the inner check."""
+    """The inner authenticator runs even if the outer boundary has a more permissive authenticator, or none."""
     authenticator = BearerAuthenticator(TokenVerifier([issuer.url], AUDIENCE), required_scopes=("admin",))
     for settings in (Settings(), settings_for(issuer)):
         with installed(settings), serve_aiohttp(TokenRelayMiddleware(Settings(), authenticator)) as server:

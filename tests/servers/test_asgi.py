@@ -1,4 +1,4 @@
-"""The ASGI boundary: what it binds, when it joins another boundary, and that it changes nothing else."""
+"""The ASGI boundary binds the caller's token, joins other boundaries, and changes nothing else."""
 
 import asyncio
 import contextlib
@@ -10,8 +10,7 @@ from opentelemetry import propagate
 from opentelemetry.context import Context
 from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware, asgi_getter
 
-from otel_token_relay import Settings, TokenRelayPropagator, current_token, install, uninstall, use_token
-from otel_token_relay import credentials as door
+from otel_token_relay import Settings, TokenRelayPropagator, credentials, current_token, install, uninstall, use_token
 from otel_token_relay.boundary import BOUNDARY_KEY
 from otel_token_relay.patching import Patches
 from otel_token_relay.runtime import Runtime
@@ -35,7 +34,7 @@ def _clean():
 
 
 class Recorder:
-    """An application that records the token it sees, and keeps its context."""
+    """An application that records the visible token and keeps its context."""
 
     def __init__(self):
         self.saw = []
@@ -51,7 +50,7 @@ def bearer(token):
 
 
 def request(token=None, kind="http", **parts):
-    """Return a scope as a server builds it."""
+    """Return a scope as a server creates it."""
     address = {"server": ("127.0.0.1", 80), "client": ("127.0.0.1", 1), "scheme": "http"}
     parts = {"path": "/", "raw_path": b"/", "query_string": b"", "root_path": "", "method": "GET", **parts}
     return {"type": kind, "asgi": {"version": "3.0"}, **address, "headers": bearer(token), **parts}
@@ -62,7 +61,7 @@ async def receive():
 
 
 async def send(message):
-    """Accept the message."""
+    """Accept and discard the message."""
 
 
 def middleware(app, **settings):
@@ -70,7 +69,7 @@ def middleware(app, **settings):
 
 
 def run(app, *scopes):
-    """Serve the requests one after another in one task, as some servers do."""
+    """Serve the requests one after the other in one task, as some servers do."""
 
     async def serve():
         for scope in scopes:
@@ -80,7 +79,7 @@ def run(app, *scopes):
 
 
 def test_each_request_in_one_task_has_its_own_token():
-    """No token of the previous request is left."""
+    """Each request in a task has its own token, and the previous request's token does not remain."""
     recorder = Recorder()
 
     run(middleware(recorder), request(A), request(), request(B), request("x y"))
@@ -89,7 +88,7 @@ def test_each_request_in_one_task_has_its_own_token():
 
 
 def test_the_context_of_a_request_relays_nothing_afterwards():
-    """The lease ends when the application returns."""
+    """A request's context relays nothing after the application returns, because the lease has ended."""
     recorder = Recorder()
 
     run(middleware(recorder), request(A))
@@ -101,7 +100,7 @@ def test_the_context_of_a_request_relays_nothing_afterwards():
 
 
 def test_an_exception_is_propagated_unchanged():
-    """The boundary neither wraps nor hides it, and ends the lease."""
+    """The boundary propagates an exception without wrapping it, and ends the lease."""
     error = apps.Boom()
 
     async def app(scope, receive, send):
@@ -116,7 +115,7 @@ def test_an_exception_is_propagated_unchanged():
 
 
 def test_a_canceled_request_ends_its_lease():
-    """A server that cancels the task of a request leaves no token behind."""
+    """Canceling a request's task ends its lease, and no token remains bound."""
 
     async def app(scope, receive, send):
         apps.keep()
@@ -136,7 +135,7 @@ def test_a_canceled_request_ends_its_lease():
 
 
 def test_lifespan_is_passed_through_unchanged():
-    """It is not a request, so the application receives the same objects."""
+    """The boundary passes lifespan events to the application unchanged, because they are not requests."""
     got = []
 
     async def app(*arguments):
@@ -152,7 +151,7 @@ def test_lifespan_is_passed_through_unchanged():
 
 @pytest.mark.parametrize("linger", [0, 60], ids=["no-linger", "linger"])
 def test_a_reused_scope_is_a_new_request(linger):
-    """A server may serve the next request with the same object, even while the previous lease lingers."""
+    """A scope that a server reuses is a new request, even if the previous lease has not ended."""
     recorder = Recorder()
     scope = request(A)
     app = middleware(recorder, linger=linger)
@@ -160,7 +159,7 @@ def test_a_reused_scope_is_a_new_request(linger):
     run(app, scope)
     scope["headers"] = bearer(B)
     run(app, scope)
-    with use_token(None):  # as inside `send`, in which servers start the next request
+    with use_token(None):  # as inside `send`, where servers start the next request
         run(app, scope)
     scope["headers"] = []
     run(app, scope)
@@ -169,7 +168,9 @@ def test_a_reused_scope_is_a_new_request(linger):
 
 
 def test_nested_boundaries_act_as_one():
-    """The lease ends with the outermost boundary. Code between the boundaries still has the token."""
+    """Nested boundaries share one lease, which ends with the outermost boundary, and code between them has the
+    token.
+    """
     recorder = Recorder()
 
     async def between(scope, receive, send):
@@ -187,7 +188,7 @@ def test_nested_boundaries_act_as_one():
 @pytest.mark.parametrize("inner", [None, B], ids=["removed", "exchanged"])
 @pytest.mark.parametrize("copied", [True, False], ids=["copied-scope", "same-scope"])
 def test_credentials_that_a_middleware_changes_are_used(inner, copied):
-    """A gateway may remove or exchange the header, or send a sub-request."""
+    """The boundary uses the current header, because a gateway can remove or replace it or send a sub-request."""
     recorder = Recorder()
 
     async def gateway(scope, receive, send):
@@ -202,7 +203,7 @@ def test_credentials_that_a_middleware_changes_are_used(inner, copied):
 
 
 def test_a_worker_that_another_request_has_started_serves_each_request_with_its_own_token():
-    """There is a queue between middleware and application. The worker has the first request's context."""
+    """A worker that starts in one request's context and reads from a queue serves each request with its own token."""
     recorder = Recorder()
     inner = middleware(recorder)
 
@@ -223,7 +224,7 @@ def test_a_worker_that_another_request_has_started_serves_each_request_with_its_
             await queue.put((scope, done))
             await done
 
-        # A's request and its lease are still open while B's request is served.
+        # A's request and lease are still open while B's request is served.
         released = asyncio.Event()
 
         async def slow(scope, receive, send):
@@ -246,7 +247,7 @@ def test_a_worker_that_another_request_has_started_serves_each_request_with_its_
 
 @pytest.mark.parametrize("bound", [None, B], ids=["hidden", "exchanged"])
 def test_a_token_bound_explicitly_in_between_is_used(bound):
-    """`use_token` around the inner application takes precedence."""
+    """A token that `use_token` binds around the inner application takes precedence."""
     recorder = Recorder()
 
     async def between(scope, receive, send):
@@ -259,7 +260,7 @@ def test_a_token_bound_explicitly_in_between_is_used(bound):
 
 
 def test_an_empty_context_is_bound_again():
-    """Instrumentation without our propagator drops the bound token, and the next boundary binds it again."""
+    """Instrumentation without the package's propagator drops the bound token, and the next boundary binds it again."""
     recorder = Recorder()
 
     async def forgetful(scope, receive, send):
@@ -275,7 +276,7 @@ def test_an_empty_context_is_bound_again():
 
 
 def test_server_code_runs_without_the_token():
-    """Work that a server starts inside `receive` and `send` does not belong to the caller."""
+    """Work that a server starts inside `receive` and `send` runs without the caller's token."""
     seen = []
 
     async def watching_receive():
@@ -296,7 +297,7 @@ def test_server_code_runs_without_the_token():
 
 
 def test_headers_that_can_be_read_only_once_are_kept_for_the_application():
-    """The specification allows any iterable."""
+    """Headers that are an iterator, as the specification allows, remain readable for the application."""
     got = []
 
     async def app(scope, receive, send):
@@ -309,7 +310,7 @@ def test_headers_that_can_be_read_only_once_are_kept_for_the_application():
 
 @pytest.mark.parametrize("headers", [[("authorization", f"Bearer {A}")], [(b"authorization", None)], [(None, None)]])
 def test_invalid_headers_from_a_server_bind_no_token(headers):
-    """The request is served."""
+    """A request with invalid headers is served without a token."""
     recorder = Recorder()
 
     run(middleware(recorder), request(headers=headers))
@@ -320,7 +321,7 @@ def test_invalid_headers_from_a_server_bind_no_token(headers):
 @pytest.mark.parametrize("place", ["outside", "inside", "both", "installed"])
 @pytest.mark.parametrize("framework", ["plain", "starlette", "fastapi"])
 def test_opentelemetry_middleware_works_in_any_position(framework, place):
-    """Outside ours, inside ours, or hooked: each request has its own token, and its lease ends."""
+    """Each request has its own token, and its lease ends, regardless of the position of OpenTelemetry's middleware."""
     if place == "installed" or framework != "plain":
         install(Settings())
     else:
@@ -346,7 +347,7 @@ def _propagator():
 @pytest.mark.parametrize("name", ["starlette", "fastapi"])
 @pytest.mark.parametrize("path", ["/token", "/mounted/token", "/thread-stream", "/stream"])
 def test_endpoints_mounted_applications_and_streams_see_the_token(name, path):
-    """This covers handlers in tasks and threads, mounted applications, and both kinds of generators."""
+    """Handlers in tasks and threads, mounted applications, and both kinds of generators see the token."""
     install(Settings())
     with serve_asgi(apps.ASGI_APPS[name]()) as port:
         for token in (A, None, B):
@@ -354,7 +355,7 @@ def test_endpoints_mounted_applications_and_streams_see_the_token(name, path):
 
 
 def test_a_django_async_view_sees_the_token():
-    """A synchronous view does too."""
+    """Asynchronous and synchronous Django views see the token."""
     install(Settings())
     with serve_asgi(apps.django_asgi()) as port:
         assert [get(port, "/async-token", token).text for token in (A, None)] == [A, NONE]
@@ -362,7 +363,7 @@ def test_a_django_async_view_sees_the_token():
 
 @pytest.mark.parametrize("outer", ["starlette", "fastapi"])
 def test_an_application_called_in_process_has_the_token_of_that_call(outer):
-    """An application that is called with httpx's ASGITransport gets that request's token, or none."""
+    """An application that is called through httpx's ASGITransport gets that request's token, or none."""
     install(Settings())
     inner = apps.ASGI_APPS[outer]()
     seen = []
@@ -380,7 +381,7 @@ def test_an_application_called_in_process_has_the_token_of_that_call(outer):
 
 
 def test_an_uninstalled_application_is_restored():
-    """After `uninstall`, the framework binds no token."""
+    """The framework binds no token after `uninstall`."""
     from starlette.applications import Starlette
 
     original = vars(Starlette)["__call__"]
@@ -394,10 +395,12 @@ def test_an_uninstalled_application_is_restored():
 
 
 def test_an_inner_boundary_does_not_parse_the_same_header_again(monkeypatch):
-    """All boundaries use the credentials that the outer one has parsed, while the header is the same text."""
+    """All boundaries use the credentials that the outer boundary parsed, while the header remains the same text."""
     parsed = []
-    parse = door.parse_credentials
-    monkeypatch.setattr(door, "parse_credentials", lambda *args, **rest: parsed.append(1) or parse(*args, **rest))
+    parse = credentials.parse_credentials
+    monkeypatch.setattr(
+        credentials, "parse_credentials", lambda *args, **rest: parsed.append(1) or parse(*args, **rest)
+    )
     recorder = Recorder()
     app = TokenRelayMiddleware(TokenRelayMiddleware(recorder, Settings()), Settings())
 
@@ -408,7 +411,7 @@ def test_an_inner_boundary_does_not_parse_the_same_header_again(monkeypatch):
     assert len(parsed) == 2
 
 
-# What a middleware between two boundaries can do to a scope, and whose token its request then has.
+# Each change that a middleware between two boundaries can make to a scope, with the owner of the resulting token.
 
 
 def swapped(scope):
@@ -480,7 +483,7 @@ each_change = pytest.mark.parametrize(("change", "user"), CHANGES.values(), ids=
 
 
 def mutable_request(token):
-    """Return a scope whose header lines are lists, which the specification allows."""
+    """Return a scope whose header lines are lists, which the specification permits."""
     return request(token) | {"headers": [[b"host", b"a"], *map(list, bearer(token))]}
 
 
@@ -494,7 +497,7 @@ def by_server(app):
 
 
 def by_hook(app):
-    """Return an application of a class that is hooked."""
+    """Return an application of a class that has a hook."""
 
     class Framework:
         async def __call__(self, scope, receive, send):
@@ -513,7 +516,7 @@ each_inner = pytest.mark.parametrize("inner", PLACES, ids=lambda place: f"inner-
 @each_outer
 @each_inner
 def test_an_inner_boundary_uses_what_the_scope_contains_now(outer, inner, change, user):
-    """After the inner application, the rest of the request still has the outer boundary's token."""
+    """The inner boundary uses the scope's current credentials, and the outer boundary's token is restored afterward."""
     recorder = Recorder()
     innermost = inner(recorder)
 
@@ -529,7 +532,7 @@ def test_an_inner_boundary_uses_what_the_scope_contains_now(outer, inner, change
 @each_change
 @each_outer
 def test_extract_uses_what_the_scope_contains_now(outer, change, user):
-    """Where the request is served, a scope without credentials keeps the binding; elsewhere it binds none."""
+    """A scope without credentials keeps the binding in its own request and binds no token elsewhere."""
     seen = []
 
     def extract(scope):
@@ -550,7 +553,7 @@ def test_extract_uses_what_the_scope_contains_now(outer, change, user):
 @each_outer
 @each_inner
 def test_the_scope_of_another_request_has_its_own_token(outer, inner):
-    """A's scope is served in the context of B's request, and the other way round."""
+    """A's scope has A's token even while it is served in the context of B's request."""
     recorder = Recorder()
     innermost = inner(recorder)
     scopes = []
@@ -574,7 +577,9 @@ def test_the_scope_of_another_request_has_its_own_token(outer, inner):
 @each_outer
 @each_inner
 def test_after_the_response_a_scope_is_a_new_request(outer, inner):
-    """The inner boundary opens a lease of its own, which ends, too. The kept context relays nothing."""
+    """A scope that is used after the response is a new request with its own lease, and the kept context relays
+    nothing.
+    """
     recorder = Recorder()
     scopes = []
 
@@ -604,7 +609,7 @@ def test_after_the_response_a_scope_is_a_new_request(outer, inner):
 @each_outer
 @each_inner
 def test_an_unchanged_scope_is_joined_without_being_read_again(outer, inner, monkeypatch):
-    """The inner boundary and `extract` compare it once each, if its pairs are tuples, as those of all servers are."""
+    """The inner boundary and `extract` each compare an unchanged scope once, if its header pairs are tuples."""
     recorder = Recorder()
     innermost = inner(recorder)
     located = []

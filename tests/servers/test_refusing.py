@@ -1,4 +1,4 @@
-"""If requests must be verified and a server cannot be hooked, every connection gets 503."""
+"""If requests must be verified and a server cannot be hooked, the server responds to every connection with 503."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SETTINGS = {
     "OTEL_PYTHON_TOKEN_RELAY_AUDIENCE": "this-service",
 }
 
-# Each server reads its application from an attribute with another name than the one that is hooked.
+# Each server reads its application from an attribute that is not the hooked one.
 BREAK = """
 import sys
 from otel_token_relay.servers import web_servers
@@ -72,7 +72,7 @@ def status(port: int, process: Service) -> int:
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_a_server_that_cannot_be_hooked_responds_with_503(name: str) -> None:
-    """The log names it."""
+    """A server that cannot be hooked responds with 503, and the log identifies the server."""
     pytest.importorskip("uvloop" if "uvloop" in name else name)
     with running(PROGRAMS[name], OTEL_PYTHON_TOKEN_RELAY_VERIFY="enforce") as (port, process):
         assert [status(port, process) for _ in range(3)] == [503] * 3
@@ -81,7 +81,7 @@ def test_a_server_that_cannot_be_hooked_responds_with_503(name: str) -> None:
 
 
 def test_the_last_resort_sends_the_response_of_a_boundary() -> None:
-    """It is the response that every part sends if requests cannot be verified, and the connection is closed."""
+    """The fallback response is identical to a boundary's response and closes the connection."""
     with running(PROGRAMS["uvicorn"], OTEL_PYTHON_TOKEN_RELAY_VERIFY="enforce") as (port, process):
         status(port, process)
         reply = Server("uvicorn", port).send()
@@ -93,7 +93,7 @@ def test_the_last_resort_sends_the_response_of_a_boundary() -> None:
 
 @pytest.mark.parametrize("mode", ["off", "report"])
 def test_nothing_is_refused_unless_it_must_be_verified(mode: str) -> None:
-    """A service that only relays goes on."""
+    """If nothing must be verified, a service whose server cannot be hooked keeps running."""
     with running(PROGRAMS["uvicorn"], OTEL_PYTHON_TOKEN_RELAY_VERIFY=mode) as (port, process):
         assert status(port, process) == 200
         process.stop()
@@ -101,6 +101,8 @@ def test_nothing_is_refused_unless_it_must_be_verified(mode: str) -> None:
 
 
 def test_a_hooked_framework_does_not_lift_the_refusal() -> None:
-    """The process has imported a framework, which does not show that every application is the framework's."""
+    """A hooked framework does not make a server accept requests, because the application might not use that
+    framework.
+    """
     with running(FASTAPI, OTEL_PYTHON_TOKEN_RELAY_VERIFY="enforce") as (port, process):
         assert status(port, process) == 503

@@ -1,4 +1,4 @@
-"""The RSGI boundary: what it binds, and what it sends instead of calling the application."""
+"""The RSGI boundary binds tokens and sends error responses in place of the application."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ A, B = "token-of-a", "token-of-b"
 
 
 class Headers:
-    """The headers of a request, with the method that the boundary calls (RSGI 1.6, "Headers")."""
+    """Request headers with the method that the boundary calls (RSGI 1.6, "Headers")."""
 
     def __init__(self, *lines: tuple[str, str]) -> None:
         self._lines = lines
@@ -36,7 +36,7 @@ class Headers:
 
 
 class Scope:
-    """A request (RSGI 1.6, "Scope")."""
+    """A request scope (RSGI 1.6, "Scope")."""
 
     def __init__(self, *authorization: str, proto: str = "http", method: str = "GET", path: str = "/") -> None:
         self.headers = Headers(*(("authorization", value) for value in authorization))
@@ -44,7 +44,7 @@ class Scope:
 
 
 class Protocol:
-    """Records what is sent (RSGI 1.6, "HTTP protocol" and "Websocket protocol")."""
+    """A protocol that records what is sent (RSGI 1.6, "HTTP protocol" and "Websocket protocol")."""
 
     def __init__(self) -> None:
         self.sent: list[Any] = []
@@ -57,7 +57,7 @@ class Protocol:
 
 
 class Application:
-    """Record the token of each request."""
+    """An application that records each request's token."""
 
     name = "an attribute of the application"
 
@@ -76,7 +76,7 @@ def _clean() -> None:
 
 
 def call(app: Any, *scopes: Scope) -> list[Any]:
-    """Serve requests one after another in one task. Return what was sent."""
+    """Serve the requests one after the other in one task. Return the recorded responses."""
     protocol = Protocol()
 
     async def serve() -> None:
@@ -91,7 +91,7 @@ def call(app: Any, *scopes: Scope) -> list[Any]:
 
 
 def test_each_request_has_its_own_token_until_it_ends() -> None:
-    """No token of the previous request is left, and none can be used afterwards."""
+    """Each request has its own token, which cannot be used after the request ends."""
     install(Settings())
     app = Application()
 
@@ -102,7 +102,7 @@ def test_each_request_has_its_own_token_until_it_ends() -> None:
 
 
 def test_an_exception_ends_the_lease_and_is_propagated_unchanged() -> None:
-    """The server responds to it."""
+    """An exception ends the lease and is propagated unchanged to the server."""
     install(Settings())
     error = apps.Boom()
 
@@ -118,7 +118,7 @@ def test_an_exception_ends_the_lease_and_is_propagated_unchanged() -> None:
 
 
 def test_the_boundary_follows_what_is_installed() -> None:
-    """The server keeps the enclosed application for the life of the process."""
+    """The boundary follows the installed settings, because the server keeps the wrapped application permanently."""
     app = Application()
     enclosed = EnclosedApp(app)
     both = Scope(f"Bearer {A}")
@@ -136,7 +136,7 @@ def test_the_boundary_follows_what_is_installed() -> None:
 
 
 def test_attributes_and_results_are_those_of_the_application() -> None:
-    """Granian reads attributes of the application that it serves."""
+    """The wrapped application has the original's attributes and return values, which Granian reads."""
     install(Settings())
     app = Application()
     enclosed = EnclosedApp(app)
@@ -148,7 +148,7 @@ def test_attributes_and_results_are_those_of_the_application() -> None:
 
 
 def test_a_request_that_is_not_accepted_does_not_reach_the_application(issuer: Issuer) -> None:
-    """HTTP requests get the error response, and handshakes its status."""
+    """A rejected HTTP request gets the error response, and a rejected handshake gets its status."""
     install(settings_for(issuer))
     app = Application()
     enclosed, token = EnclosedApp(app), bearer(issuer).decode().strip()
@@ -169,7 +169,9 @@ def test_a_request_that_is_not_accepted_does_not_reach_the_application(issuer: I
 
 
 def test_requests_that_need_no_token_reach_the_application(issuer: Issuer) -> None:
-    """Without a token if verification is optional, and preflight requests in any case, but never handshakes."""
+    """Preflight requests, open paths, and optional verification need no token, but a handshake is never a preflight
+    request.
+    """
     preflight = Scope(method="OPTIONS")
     preflight.headers = Headers(("origin", "https://a.example"), ("access-control-request-method", "GET"))
     handshake = Scope(method="OPTIONS", proto="ws")
@@ -195,7 +197,9 @@ def test_requests_that_need_no_token_reach_the_application(issuer: Issuer) -> No
 def test_an_authenticator_that_raises_keeps_the_request_from_the_application(
     issuer: Issuer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The server responds with its own error."""
+    """If the authenticator raises an error, the server responds with its own error and the application is not
+    called.
+    """
     monkeypatch.setattr("otel_token_relay.runtime.build_authenticator", lambda settings: FaultyAuthenticator())
     install(settings_for(issuer))
     app = Application()
@@ -208,7 +212,7 @@ def test_an_authenticator_that_raises_keeps_the_request_from_the_application(
 
 @contextmanager
 def granian(app: Any) -> Iterator[int]:
-    """Serve with Granian in a thread. Yield the port."""
+    """Run Granian in a thread, and yield its port."""
     from granian.server.embed import Server
 
     port = unused_port()
@@ -223,7 +227,7 @@ def granian(app: Any) -> Iterator[int]:
 
 
 def test_granian_passes_every_header_line() -> None:
-    """Two credentials are ambiguous, in one line or in two."""
+    """Two credentials are ambiguous, whether Granian receives them in one header line or in two."""
     skip_without("granian")
     from tests.support.issuers import wait_until
     from tests.support.unknown_servers import is_listening

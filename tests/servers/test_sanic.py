@@ -1,4 +1,4 @@
-"""The boundary for Sanic's own server: behavior that other servers do not have."""
+"""Behavior of the boundary for Sanic's own server that the shared server tests do not cover."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def _clean() -> Iterator[None]:
 
 
 def create_app() -> Any:
-    """Return an application that records all of its own code that runs."""
+    """Return an application that records which of its functions run."""
     app = sanic.Sanic("tests", configure_logging=False)
-    # Sanic compiles its methods from source once in a process. `test_web_servers.py` serves with it.
+    # Sanic compiles its methods from source once in a process, and `test_web_servers.py` covers the compiled methods.
     app.config.TOUCHUP = False
 
     @app.on_request
@@ -86,7 +86,7 @@ def create_app() -> Any:
 
 @contextmanager
 def serving() -> Iterator[int]:
-    """Run Sanic's own server in a thread. Yield its port."""
+    """Run Sanic's own server in a thread, and yield its port."""
 
     async def start(listener: socket.socket) -> Callable[[], Awaitable[Any]]:
         server = await create_app().create_server(sock=listener, return_asyncio_server=True, access_log=False)
@@ -111,7 +111,7 @@ def serving() -> Iterator[int]:
 
 
 def test_each_request_of_a_connection_has_its_own_token_until_it_ends() -> None:
-    """Handlers, streams and error handlers see the token of their request or none."""
+    """Handlers, streams, and error handlers see the token of their own request, or none."""
     install(Settings())
     with serving() as port, closing(Client(port)) as client:
         for user in (A, None, B, None):
@@ -126,7 +126,7 @@ def test_each_request_of_a_connection_has_its_own_token_until_it_ends() -> None:
 
 
 def test_what_precedes_the_next_request_of_a_connection_has_no_token() -> None:
-    """Sanic serves a connection in one task, and sends its own signals there, before a request reaches the boundary."""
+    """Sanic sends signals in a connection's task before the boundary gets the next request, and they have no token."""
     install(Settings(linger=60))
     with serving() as port, closing(Client(port)) as client:
         assert [client.call("/token", user).text for user in (A, None, B)] == [A, NONE, B]
@@ -135,7 +135,7 @@ def test_what_precedes_the_next_request_of_a_connection_has_no_token() -> None:
 
 
 def test_the_boundary_follows_install_and_uninstall_while_the_server_runs() -> None:
-    """An open connection and a new one are treated alike."""
+    """After `install` and `uninstall`, open and new connections are handled in the same way."""
     with serving() as port, closing(Client(port)) as client:
         assert client.call("/token", A).text == NONE
         install(Settings())
@@ -147,7 +147,7 @@ def test_the_boundary_follows_install_and_uninstall_while_the_server_runs() -> N
 
 
 def test_a_refused_request_runs_no_code_of_the_application(issuer: Issuer) -> None:
-    """Neither handlers nor middleware run, and the connection serves the next request."""
+    """A rejected request runs no handler or middleware, and the connection serves the next request."""
     install(settings_for(issuer))
     token = bearer(issuer).decode().removeprefix(" Bearer ")
     with serving() as port, closing(Client(port)) as client:
@@ -163,7 +163,9 @@ def test_a_refused_request_runs_no_code_of_the_application(issuer: Issuer) -> No
 
 
 def test_the_response_to_a_rejected_head_request_has_no_body(issuer: Issuer) -> None:
-    """It has the headers of the response to a GET request, and the connection serves the next request."""
+    """The response to a rejected HEAD request has the GET response's headers but no body, and the connection remains
+    usable.
+    """
     install(settings_for(issuer))
     with serving() as port, closing(Client(port)) as client:
         head, following = client.call("/token", method="HEAD"), client.call("/token")
@@ -184,7 +186,7 @@ UNREADABLE = {
 def test_a_request_that_cannot_be_parsed_reaches_no_code_of_the_application(
     issuer: Issuer, request_bytes: bytes
 ) -> None:
-    """Sanic would run the application's middleware and error handlers for it."""
+    """A malformed request does not run the application's middleware or error handlers, which Sanic would run for it."""
     install(settings_for(issuer))
     with serving() as port, raw_connection(port) as connection:
         connection.sendall(request_bytes)
@@ -197,7 +199,7 @@ def test_a_request_that_cannot_be_parsed_reaches_no_code_of_the_application(
 
 
 def test_without_verification_error_handlers_run_for_such_a_request() -> None:
-    """The boundary binds no token for it."""
+    """Without verification, Sanic's error handlers run for a malformed request, and no token is bound."""
     install(Settings())
     with serving() as port, raw_connection(port) as connection:
         connection.sendall(UNREADABLE["unknown expectation"])
@@ -208,7 +210,7 @@ def test_without_verification_error_handlers_run_for_such_a_request() -> None:
 
 
 def test_an_authenticator_that_raises_refuses(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The response is 503, and no error handler of the application runs."""
+    """If the authenticator raises an error, the response is 503 and no error handler of the application runs."""
     monkeypatch.setattr("otel_token_relay.runtime.build_authenticator", lambda settings: FaultyAuthenticator())
     install(settings_for(issuer))
     with serving() as port:
@@ -219,7 +221,9 @@ def test_an_authenticator_that_raises_refuses(issuer: Issuer, monkeypatch: pytes
 
 
 def test_requests_that_need_no_token_are_served(issuer: Issuer) -> None:
-    """Without a token if verification is optional; preflight requests and the metadata of the resource in any case."""
+    """Preflight requests, resource metadata, and, with optional verification, any request are served without a
+    token.
+    """
     install(settings_for(issuer, "optional", resource_metadata="https://mcp.example"))
     with serving() as port:
         assert get(port, "/token").status == 200
@@ -244,7 +248,7 @@ def test_requests_that_need_no_token_are_served(issuer: Issuer) -> None:
 
 
 def test_an_excluded_path_is_the_path_that_sanic_routes_by(issuer: Issuer) -> None:
-    """Sanic routes by the path as sent."""
+    """Sanic routes by the path as it was sent, so exclusions are compared with that path."""
     install(settings_for(issuer, verify_exclude=("/token",)))
     with serving() as port:
         assert get(port, "/token").status == 200

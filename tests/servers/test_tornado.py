@@ -1,4 +1,4 @@
-"""The boundary for Tornado: behavior that other servers do not have. The tables of servers cover the rest."""
+"""Behavior of the Tornado boundary that the shared server tests do not cover."""
 
 from __future__ import annotations
 
@@ -26,18 +26,20 @@ every_server = pytest.mark.parametrize(
 
 @every_server
 def test_each_request_of_a_connection_has_its_own_token(server: Server) -> None:
-    """The handler, and the stream that it writes, see the token of their request or none."""
+    """The handler and the stream that it writes see the token of their own request, or none."""
     check_each_request_has_its_own_token(server)
 
 
 def test_after_uninstall_an_open_connection_binds_no_token() -> None:
-    """The connection was accepted while the boundary was installed."""
+    """A connection that was accepted before `uninstall` binds no token after it."""
     (server,) = (row for row in SERVERS if row.name == "tornado")
     check_an_open_connection_binds_no_token_after_uninstall(server)
 
 
 def test_the_response_to_a_rejected_head_request_has_no_body(issuer: Issuer) -> None:
-    """It has the headers of the response to a GET request, and the connection serves the next request."""
+    """The response to a rejected HEAD request has the GET response's headers but no body, and the connection remains
+    usable.
+    """
     head = b"HEAD / HTTP/1.1\r\nHost: a\r\n\r\n"
     with HOOKED["Tornado"](settings_for(issuer), None) as server:
         expected = server.send()
@@ -52,14 +54,16 @@ def test_the_response_to_a_rejected_head_request_has_no_body(issuer: Issuer) -> 
 
 
 def test_encoded_letter_does_not_make_an_excluded_path_in_tornado(issuer: Issuer) -> None:
-    """Tornado routes by the path as sent, so exclusions are compared with that path."""
+    """Tornado routes by the path as it was sent, so exclusions are compared with that path."""
     with HOOKED["Tornado"](settings_for(issuer), None) as server:
         assert server.send(target="/health%7A").status == 401
 
 
 @pytest.mark.parametrize("path", ["/", "/prepared"])
 def test_tornado_runs_nothing_of_a_refused_handler(issuer: Issuer, path: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Neither prepare nor on_finish runs; the request is logged, and the connection serves the next one."""
+    """Tornado logs a rejected request, does not run `prepare` or `on_finish`, and serves the
+    connection's next request.
+    """
     body = b"x" * 100_000
     with HOOKED["Tornado"](settings_for(issuer), None) as server:
         refused = b"POST %s HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % (path.encode(), len(body))
@@ -78,7 +82,9 @@ def test_tornado_runs_nothing_of_a_refused_handler(issuer: Issuer, path: str, ca
 
 
 def test_tornado_streams_no_body_that_is_refused(issuer: Issuer) -> None:
-    """A handler that streams its body receives none of it; the response is sent at once."""
+    """A handler that streams its request body receives none of a rejected body, and the response is sent
+    immediately.
+    """
     request = b"POST /streamed HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 5\r\n"
     with HOOKED["Tornado"](settings_for(issuer), None) as server:
         assert server.send_raw(request + b"\r\n").status == 401
@@ -89,7 +95,7 @@ def test_tornado_streams_no_body_that_is_refused(issuer: Issuer) -> None:
 
 
 def test_tornado_streams_no_body_past_an_authenticator_with_a_bug() -> None:
-    """The handler's ``data_received`` would receive the body of a rejected request."""
+    """If the authenticator raises an error, the handler's ``data_received`` method receives none of the body."""
     request = b"POST /streamed HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 5\r\n\r\nhello"
     with HOOKED["Tornado"](Settings(), FaultyAuthenticator()) as server:
         assert server.send_raw(request).status == 503

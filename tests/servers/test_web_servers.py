@@ -1,6 +1,6 @@
-"""Each server's own place: real server processes with applications that no hook for a framework covers.
+"""Real server processes serve applications that no framework hook covers.
 
-`make test` runs each server once. All configurations run if FULL_MATRIX is set, as in `make matrix`.
+All configurations run if FULL_MATRIX is set, as in `make matrix`; `make test` runs each server once.
 """
 
 from __future__ import annotations
@@ -48,19 +48,19 @@ ROWS = [
     if os.environ.get("FULL_MATRIX") or configuration.is_short
 ]
 TIMEOUT_SECONDS = 60
-# To import all instrumentation takes most of a start, and makes no difference to what a server covers.
+# Importing all instrumentation takes most of a start and does not affect what a server covers.
 INSTRUMENTATION = {} if os.environ.get("FULL_MATRIX") else {"OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "*"}
 
 
 @pytest.fixture
 def listed() -> Iterator[Destination]:
-    """The only listed destination."""
+    """The only destination that is listed in the settings."""
     with destination() as running:
         yield running
 
 
 class Caller:
-    """A client of one server, and what the destination received for each of its requests."""
+    """A server's client that records what the destination received for each request."""
 
     def __init__(self, host: str, issuer: Issuer, listed: Destination, *, is_http2: bool) -> None:
         self.host = host
@@ -72,11 +72,11 @@ class Caller:
         self.refused: list[str] = []
 
     def token(self, user: str) -> str:
-        """Return a valid token of a user."""
+        """Return a valid token for a user."""
         return make_token(claims(self._issuer.url, sub=user))
 
     def client(self) -> httpx.Client:
-        """Return a client that keeps one connection."""
+        """Return a client that keeps one connection open."""
         limits = httpx.Limits(max_connections=1, keepalive_expiry=60)
         return httpx.Client(
             base_url=f"http://{self.host}",
@@ -88,7 +88,7 @@ class Caller:
         )
 
     def get(self, client: httpx.Client, token: str | None, path: str = "/") -> int:
-        """Send a request. If it is served, remember the token that all of its hops must have."""
+        """Send a request. If the request is served, record the token that all its hops must have."""
         number = f"{next(self._numbers)}"
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         response = client.get(path, params={"n": number}, headers=headers)
@@ -102,7 +102,7 @@ class Caller:
 
 
 def variables(issuer: Issuer, listed: Destination) -> dict[str, str]:
-    """Return the settings of a server that relays and enforces."""
+    """Return the settings of a server that relays tokens and enforces verification."""
     return {
         "OTEL_PYTHON_TOKEN_RELAY_VERIFY": "enforce",
         "OTEL_PYTHON_TOKEN_RELAY_ISSUERS": issuer.url,
@@ -116,7 +116,9 @@ def variables(issuer: Issuer, listed: Destination) -> dict[str, str]:
 
 @pytest.mark.parametrize("configuration", ROWS)
 def test_a_server_covers_every_application(configuration: Configuration, issuer: Issuer, listed: Destination) -> None:
-    """Every application gets its own caller's token, until the response ends, and no unverified request."""
+    """Each server gives every application its own caller's token until the response ends, and rejects unverified
+    requests.
+    """
     with unknown_server(configuration, variables(issuer, listed)) as (host, process):
         caller = Caller(host, issuer, listed, is_http2=configuration.is_http2)
         try:
@@ -131,7 +133,7 @@ def test_a_server_covers_every_application(configuration: Configuration, issuer:
 
 
 def check_one_connection(caller: Caller) -> None:
-    """On one connection, each request is served with its own token or none, or refused."""
+    """Check that each request on one connection is served with its own token or none, or is rejected."""
     token = caller.token("a")
     with caller.client() as client:
         assert caller.get(client, token) == 200
@@ -142,7 +144,7 @@ def check_one_connection(caller: Caller) -> None:
 
 
 def check_concurrent_requests(caller: Caller, *, is_http2: bool) -> None:
-    """Six requests at once are each served with their own token."""
+    """Check that six concurrent requests are each served with their own token."""
     shared = caller.client()
 
     def call(user: int) -> int:
@@ -156,10 +158,10 @@ def check_concurrent_requests(caller: Caller, *, is_http2: bool) -> None:
 
 
 def check_after_the_response(caller: Caller, listed: Destination) -> None:
-    """The leases have ended, and no application was called for a refused request."""
+    """Check that all leases have ended and that no rejected request called an application."""
     wait_until(lambda: listed.has("wait", *caller.served), TIMEOUT_SECONDS)
     assert {number: listed.received["wait", number] for number in caller.served} == caller.served
-    time.sleep(0.5)  # a server ends the lease when it has sent the last byte, which the client may see before
+    time.sleep(0.5)  # a server ends the lease after it sends the last byte, which the client can receive earlier
     listed.released.set()
     wait_until(lambda: listed.has("late", *caller.served), TIMEOUT_SECONDS)
     assert {listed.received["late", number] for number in caller.served} == {NOTHING}
@@ -167,7 +169,7 @@ def check_after_the_response(caller: Caller, listed: Destination) -> None:
 
 
 def check_websockets(caller: Caller, listed: Destination) -> None:
-    """A handshake needs a token, which the conversation then uses."""
+    """Check that a WebSocket handshake requires a token, which its messages then use."""
     from websockets.exceptions import InvalidStatus
     from websockets.sync.client import connect
 
@@ -187,7 +189,9 @@ def check_websockets(caller: Caller, listed: Destination) -> None:
 def test_a_server_whose_attribute_was_renamed_is_reported(
     issuer: Issuer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The log says that its requests cannot be verified, and the state names the attribute."""
+    """If a server lacks the hooked attribute, the hook's state contains its name, and the log reports unverified
+    requests.
+    """
     module = types.ModuleType("daphne.server")
     module.Server = type("Server", (), {"__init__": lambda self, app: setattr(self, "app", app)})  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "daphne.server", module)
@@ -196,7 +200,7 @@ def test_a_server_whose_attribute_was_renamed_is_reported(
 
     assert hook_states()["daphne.server"] == "AttributeError: Server has no application"
     first, second = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
-    assert first == "token relay cannot hook daphne.server, which is left unchanged: Server has no application"
+    assert first == "token relay cannot hook daphne.server, which remains unchanged: Server has no application"
     assert "requests to daphne.server " in second
 
 
@@ -224,7 +228,9 @@ SHORT_LATE = ("uvicorn",)
 def test_an_application_that_installs_the_package_itself_is_covered(
     issuer: Issuer, listed: Destination, name: str
 ) -> None:
-    """The server is imported before, and is loading the application by its name. It is not started by the launcher."""
+    """An application that installs the package itself, without the launcher, is covered, even while the server imports
+    it.
+    """
     configuration = CONFIGURATIONS[LATE[name]]
     late = replace(configuration, command=configuration.command.replace(APPS, "tests.support.late_apps"))
     with unknown_server(late, variables(issuer, listed), launcher=()) as (host, process):
@@ -237,17 +243,17 @@ def test_an_application_that_installs_the_package_itself_is_covered(
             raise
 
 
-# Servers in a thread, which are started before the package is installed.
+# These servers run in a thread and start before the package is installed.
 
 
 async def show_asgi(scope: Any, receive: Any, send: Any) -> None:
-    """Respond with the token."""
+    """Respond with the caller's token."""
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": seen().encode()})
 
 
 def show_wsgi(environ: Any, start_response: Any) -> list[bytes]:
-    """Respond with the token."""
+    """Respond with the caller's token."""
     body = seen().encode()
     start_response("200 OK", [("Content-Length", str(len(body)))])
     return [body]
@@ -255,7 +261,7 @@ def show_wsgi(environ: Any, start_response: Any) -> list[bytes]:
 
 @contextmanager
 def in_thread(run: Callable[[], Any], stop: Callable[[], Any]) -> Iterator[None]:
-    """Serve in a thread."""
+    """Run a server in a thread."""
     thread = threading.Thread(target=contextvars.Context().run, args=(run,), daemon=True)
     thread.start()
     try:
@@ -274,7 +280,7 @@ def serve_waitress() -> Iterator[int]:
     server = waitress.create_server(show_wsgi, host="127.0.0.1", port=0)
 
     def run() -> None:
-        with suppress(OSError):  # it waits for a socket that is closed meanwhile
+        with suppress(OSError):  # the server waits for a socket that is closed in the meantime
             server.run()
 
     with in_thread(run, server.close):
@@ -306,7 +312,7 @@ def serve_cheroot() -> Iterator[int]:
 
 @contextmanager
 def serve_tornado() -> Iterator[int]:
-    """Serve a callback with Tornado."""
+    """Run a Tornado server with a callback."""
     from tornado.httpserver import HTTPServer
     from tornado.httputil import HTTPHeaders, ResponseStartLine
 
@@ -335,7 +341,7 @@ def serve_tornado() -> Iterator[int]:
 
 
 def serve_row(name: str) -> AbstractContextManager[int]:
-    """Serve with a row of the table of servers, which responds to ``/token`` with the token."""
+    """Run a server from the table, which responds to ``/token`` with the caller's token."""
     (row,) = (row for row in SERVERS if row.name == name)
     return row.serve(Settings(), {})
 
@@ -356,7 +362,7 @@ RUNNING: dict[str, Callable[[], AbstractContextManager[int]]] = {
 
 @pytest.mark.parametrize("name", RUNNING)
 def test_a_running_server_follows_the_settings_in_force(issuer: Issuer, name: str) -> None:
-    """New connections do, and those that were accepted while the package was installed."""
+    """New connections, and those that were accepted while the package was installed, follow the current settings."""
     token = make_token(claims(issuer.url))
     both = [("X-Token", "token-of-b")]
     with RUNNING[name]() as port, closing(Client(port)) as kept:
@@ -372,7 +378,7 @@ def test_a_running_server_follows_the_settings_in_force(issuer: Issuer, name: st
         uninstall()
         assert kept.call("/token", token).text == get(port, "/token", token).text == NONE
         install(settings_for(issuer))
-        # Tornado decides who receives a connection's next request when it begins to wait for it.
+        # Tornado chooses the receiver of a connection's next request when it starts to wait for that request.
         assert kept.call("/token").status in ((200, 401) if name == "tornado callback" else (401,))
         assert [kept.call("/token").status, get(port, "/token").status] == [401, 401]
         assert kept.call("/token", token).text == get(port, "/token", token).text == token

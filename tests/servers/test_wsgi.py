@@ -1,4 +1,4 @@
-"""The WSGI boundary: what it binds, what streams see, and that it changes nothing else."""
+"""The WSGI boundary binds the caller's token for requests and streams, and changes nothing else."""
 
 import contextvars
 import gc
@@ -38,7 +38,7 @@ def _clean():
 
 
 def environ(token=None, **parts):
-    """Return an environ as a server builds it."""
+    """Return an environ as a server creates it."""
     credentials = {} if token is None else {"HTTP_AUTHORIZATION": f"Bearer {token}"}
     return {
         "REQUEST_METHOD": "GET",
@@ -55,7 +55,7 @@ def environ(token=None, **parts):
 
 
 def start_response(status, headers, exc_info=None):
-    """Accept status and headers."""
+    """Accept a status and headers."""
 
 
 def middleware(app, **settings):
@@ -74,7 +74,7 @@ def listing(environ, start_response):
 
 
 def read(app, environment):
-    """Serve one request as a server does, and return the body."""
+    """Serve one request as a server does, and return the response body."""
     body = app(environment, start_response)
     try:
         return b"".join(body).decode()
@@ -85,7 +85,7 @@ def read(app, environment):
 
 
 def test_each_request_on_one_thread_has_its_own_token():
-    """No token of the previous request is left."""
+    """Each request on a thread has its own token, and the previous request's token does not remain."""
     app = middleware(listing)
 
     assert [read(app, environ(token)) for token in (A, None, B, "x y", f"{A}, Bearer {B}")] == [A, NONE, B, NONE, NONE]
@@ -93,7 +93,7 @@ def test_each_request_on_one_thread_has_its_own_token():
 
 @pytest.mark.parametrize("app", [listing, streaming], ids=["list", "stream"])
 def test_the_context_of_a_request_relays_nothing_afterwards(app):
-    """The lease ends with the response."""
+    """A request's context relays nothing after the response, because the lease has ended."""
     assert set(read(middleware(app), environ(A)).split()) == {A}
 
     assert apps.report() == ENDED
@@ -101,7 +101,9 @@ def test_the_context_of_a_request_relays_nothing_afterwards(app):
 
 @pytest.mark.parametrize("place", ["call", "stream", "close"])
 def test_an_exception_is_propagated_unchanged(place):
-    """In every place, the lease ends, and no context stays attached to the thread."""
+    """An exception at any point is propagated unchanged, the lease ends, and no context remains attached to the
+    thread.
+    """
     error = apps.Boom()
 
     class Body:
@@ -129,7 +131,7 @@ def test_an_exception_is_propagated_unchanged(place):
 
 
 def test_two_streams_on_one_thread_are_separate():
-    """A server may alternate between two responses. Each step runs in its own context."""
+    """Each step of a stream runs in its own context, so a server can alternate between two responses on one thread."""
     app = middleware(streaming)
     bodies = [app(environ(token), start_response) for token in (A, B, None)]
 
@@ -144,13 +146,13 @@ def test_two_streams_on_one_thread_are_separate():
 @pytest.mark.parametrize("steps", [0, 1], ids=["unread", "half-read"])
 @pytest.mark.parametrize("ending", ["closed", "forgotten"])
 def test_a_body_that_is_not_read_completely_leaves_no_token(ending, steps, contrib):
-    """If it is closed early, or dropped without being closed, no lease and no context remain."""
+    """A body that is closed early, or dropped without being closed, leaves no lease or context open."""
     propagate.set_global_textmap(TokenRelayPropagator(Settings()))
     inner = OpenTelemetryMiddleware(streaming, tracer_provider=apps.recording_provider()) if contrib else streaming
     body = middleware(inner)(environ(A), start_response)
     for _ in range(steps):
         assert next(body).decode().strip() == A
-    # Instrumentation's middleware is a generator: if unread, it has not called the application.
+    # OpenTelemetry's middleware is a generator, which does not call the application until the body is read.
     if ending == "closed":
         body.close()
     del body
@@ -162,7 +164,7 @@ def test_a_body_that_is_not_read_completely_leaves_no_token(ending, steps, contr
 
 
 def test_close_of_the_body_has_the_token():
-    """Frameworks run code there at the end of a request."""
+    """The body's `close` method, in which frameworks run code at the end of a request, sees the token."""
     seen = []
 
     class Body:
@@ -180,12 +182,12 @@ def test_close_of_the_body_has_the_token():
 
 @pytest.mark.parametrize("body", [[b"x"], (b"x",), b"x"], ids=["list", "tuple", "bytes"])
 def test_a_body_without_code_is_passed_on_unchanged(body):
-    """Servers recognize these types."""
+    """A body of a type that servers recognize, and that runs no code, is passed on unchanged."""
     assert middleware(lambda *_: body)(environ(A), start_response) is body
 
 
 def test_a_file_wrapper_is_passed_on_unchanged():
-    """A server recognizes by the type that it can send the file directly."""
+    """A file wrapper is passed on unchanged, so the server can recognize it and send the file directly."""
 
     def app(environ, start_response):
         return environ["wsgi.file_wrapper"](io.BytesIO(b"file"))
@@ -196,7 +198,7 @@ def test_a_file_wrapper_is_passed_on_unchanged():
 
 
 class Sequence:
-    """A body that has a length and is not a list."""
+    """A body that has a length but is not a list."""
 
     def __len__(self):
         return 1
@@ -207,7 +209,7 @@ class Sequence:
 
 @pytest.mark.parametrize("body", [lambda: [apps.seen().encode()], Sequence], ids=["list", "sequence"])
 def test_wsgiref_computes_the_content_length(body):
-    """It does so for a body of one piece, as without the boundary."""
+    """wsgiref computes the content length of a one-piece body, as it does without the boundary."""
 
     def app(environ, start_response):
         start_response("200 OK", [("Content-Type", "text/plain")])
@@ -220,7 +222,7 @@ def test_wsgiref_computes_the_content_length(body):
 
 
 def test_a_stream_has_no_length():
-    """The boundary does not add one."""
+    """The boundary does not add a length to a stream."""
     body = middleware(streaming)(environ(A), start_response)
 
     assert not hasattr(body, "__len__")
@@ -228,7 +230,7 @@ def test_a_stream_has_no_length():
 
 
 def test_the_write_callable_works():
-    """This is the old way to send, which returns no body."""
+    """The legacy `write` callable works with the boundary."""
 
     def app(environ, start_response):
         start_response("200 OK", [("Content-Type", "text/plain")])(apps.seen().encode())
@@ -240,7 +242,7 @@ def test_the_write_callable_works():
 
 @pytest.mark.parametrize("linger", [0, 60], ids=["no-linger", "linger"])
 def test_a_reused_environ_is_a_new_request(linger):
-    """A server may serve the next request with the same object, even while the previous lease lingers."""
+    """An environ that a server reuses is a new request, even if the previous lease has not ended."""
     app = middleware(listing, linger=linger)
     same = environ(A)
 
@@ -257,7 +259,7 @@ def test_a_reused_environ_is_a_new_request(linger):
 
 @pytest.mark.parametrize("inner", [None, B], ids=["removed", "exchanged"])
 def test_credentials_that_a_middleware_changes_are_used(inner):
-    """A gateway may remove or exchange the header, or send a sub-request."""
+    """The boundary uses the current header, because a gateway can remove or replace it or send a sub-request."""
 
     def gateway(environment, start_response):
         inward = {**environment, **environ(inner)}
@@ -269,7 +271,7 @@ def test_credentials_that_a_middleware_changes_are_used(inner):
 
 
 def test_a_thread_with_another_requests_context_serves_each_request_with_its_own_token():
-    """A worker starts in A's context and serves B's request while A's is open."""
+    """A worker that starts in A's context serves B's request with B's token while A's request is open."""
 
     def app_of_b(environment, start_response):
         stale = contexts[0]
@@ -295,7 +297,7 @@ def test_a_thread_with_another_requests_context_serves_each_request_with_its_own
 
 @pytest.mark.parametrize("bound", [None, B], ids=["hidden", "exchanged"])
 def test_a_token_bound_explicitly_in_between_is_used(bound):
-    """`use_token` around the inner application takes precedence."""
+    """A token that `use_token` binds around the inner application takes precedence."""
 
     def between(environment, start_response):
         with use_token(bound):
@@ -307,7 +309,7 @@ def test_a_token_bound_explicitly_in_between_is_used(bound):
 @pytest.mark.parametrize("place", ["outside", "inside", "both", "installed"])
 @pytest.mark.parametrize("framework", ["plain-middleware", "flask", "falcon"])
 def test_opentelemetry_middleware_works_in_any_position(framework, place):
-    """Outside ours, inside ours, or hooked: each request has its own token, and its lease ends."""
+    """Each request has its own token, and its lease ends, regardless of the position of OpenTelemetry's middleware."""
     if place == "installed" or framework != "plain-middleware":
         install(Settings())
     else:
@@ -327,7 +329,7 @@ def test_opentelemetry_middleware_works_in_any_position(framework, place):
 
 
 def test_flask_streams_see_the_token_with_and_without_its_context():
-    """Flask supports both ways of streaming."""
+    """Flask streams see the token with and without Flask's request context."""
     install(Settings())
     with serve_wsgi(apps.flask()) as port:
         for path in ("/stream", "/stream-with-context"):
@@ -335,7 +337,7 @@ def test_flask_streams_see_the_token_with_and_without_its_context():
 
 
 def test_flask_with_another_middleware_is_covered():
-    """The server calls the application, and a middleware wraps ``wsgi_app``."""
+    """A Flask application whose ``wsgi_app`` is wrapped by a middleware is covered."""
     install(Settings())
     app = apps.flask()
     outer = []
@@ -352,7 +354,7 @@ def test_flask_with_another_middleware_is_covered():
     assert outer == [A, NONE]
 
 
-# What a middleware between two boundaries can do to an environ, and whose token its request then has.
+# Each change that a middleware between two boundaries can make to an environ, with the owner of the resulting token.
 
 
 def swapped(environment):
@@ -415,7 +417,7 @@ def by_server(app):
 
 
 def by_hook(app):
-    """Return an application of a class that is hooked."""
+    """Return an application of a class that has a hook."""
 
     class Framework:
         def __call__(self, environment, start_response):
@@ -431,7 +433,7 @@ each_inner = pytest.mark.parametrize("inner", PLACES, ids=lambda place: f"inner-
 
 
 def extracted(environment):
-    """Return the token that instrumentation would bind for the environ."""
+    """Return the token that instrumentation binds for the environ."""
     token = current_token(TokenRelayPropagator(Settings()).extract(environment, getter=wsgi_getter))
     return NONE if token is None else token.reveal()
 
@@ -440,7 +442,9 @@ def extracted(environment):
 @each_outer
 @each_inner
 def test_an_inner_boundary_uses_what_the_environ_contains_now(outer, inner, change, user):
-    """After the inner application, the rest of the request still has the outer boundary's token."""
+    """The inner boundary uses the environ's current credentials, and the outer boundary's token is restored
+    afterward.
+    """
     innermost = inner(listing)
 
     def between(environment, start_response):
@@ -452,7 +456,7 @@ def test_an_inner_boundary_uses_what_the_environ_contains_now(outer, inner, chan
 @each_change
 @each_outer
 def test_extract_uses_what_the_environ_contains_now(outer, change, user):
-    """In the thread of the request, an environ without credentials keeps the binding; elsewhere it binds none."""
+    """An environ without credentials keeps the binding in its request's thread and binds no token elsewhere."""
     seen = []
 
     def app(environment, start_response):
@@ -473,7 +477,7 @@ def test_extract_uses_what_the_environ_contains_now(outer, change, user):
 @each_outer
 @each_inner
 def test_the_environ_of_another_request_has_its_own_token(outer, inner):
-    """A's environ is served in the context of B's request, and the other way round."""
+    """A's environ has A's token even while it is served in the context of B's request."""
     innermost = inner(listing)
     both = []
     saw = []
@@ -494,7 +498,9 @@ def test_the_environ_of_another_request_has_its_own_token(outer, inner):
 @each_outer
 @each_inner
 def test_after_the_response_an_environ_is_a_new_request(outer, inner):
-    """The inner boundary opens a lease of its own, which ends, too. The kept context relays nothing."""
+    """An environ that is used after the response is a new request with its own lease, and the kept context relays
+    nothing.
+    """
     environment = environ(A)
     contexts = []
 
@@ -519,7 +525,7 @@ def test_after_the_response_an_environ_is_a_new_request(outer, inner):
 @each_outer
 @each_inner
 def test_an_unchanged_environ_is_joined_without_being_read_again(outer, inner, monkeypatch):
-    """The inner boundary and `extract` compare it once."""
+    """The inner boundary and `extract` compare an unchanged environ only once."""
     innermost = inner(listing)
     located = []
     locate = wsgi._locate_in

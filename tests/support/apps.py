@@ -1,16 +1,16 @@
-"""One small application for every framework. It responds with the token that it sees.
+"""The same small application for every framework. The application responds with the token that its code sees.
 
     /token   the token that the handler sees
     /stream  three pieces, each with the token that the body sees while it is generated
     /slow    many pieces, for clients that disconnect
     /keep    like /token; keeps the context after the request
-    /boom    like /keep, then fails
+    /boom    like /keep, then raises an error
     /kept    what the kept contexts see now, and why they relay nothing; forgets the contexts
     /peek    like /kept, but keeps the contexts
     /socket  (frameworks with WebSockets) like /keep, then like /token for each message
-    /later   (Starlette, FastAPI) background work that notes the token that it sees
+    /later   (Starlette, FastAPI) background work that records the token that it sees
 
-A framework is imported only by the function that builds its application.
+Only the function that builds an application imports its framework.
 """
 
 from __future__ import annotations
@@ -38,23 +38,23 @@ noted: list[str] = []
 
 
 class Boom(Exception):
-    """The error that /boom raises."""
+    """The error that the /boom route raises."""
 
 
 def seen() -> str:
-    """Return the caller's token as the calling code sees it."""
+    """Return the caller's token that the calling code sees."""
     token = current_token()
     return NONE if token is None else token.reveal()
 
 
 def keep() -> str:
-    """Keep the current context, and return the token that it sees."""
+    """Keep the current context, and return the token that is visible in it."""
     kept.append(contextvars.copy_context())
     return seen()
 
 
 def hop() -> tuple[str | None, str]:
-    """Decide a hop to a listed destination. Return the header's value and the reason."""
+    """Decide a hop to a listed destination, and return the header's value and the reason."""
     relay = Relay(Settings(destinations=("http://listed",)))
     reasons: list[Reason] = []
     relay._record = lambda reason, *_, **__: reasons.append(reason)  # type: ignore[assignment]
@@ -64,21 +64,21 @@ def hop() -> tuple[str | None, str]:
 
 
 def peek() -> str:
-    """Return what every kept context sees, and its reason for relaying nothing, as JSON."""
+    """Return, as JSON, each kept context's token and its reason for relaying nothing."""
     return json.dumps([[context.run(seen), context.run(hop)[1]] for context in kept])
 
 
 def report() -> str:
-    """Return the same as `peek`, and forget the contexts."""
+    """Return the result of `peek`, and forget the contexts."""
     found = peek()
     kept.clear()
     return found
 
 
 def report_when_over() -> str:
-    """Return the report after all kept requests have ended.
+    """Return the report when all kept requests have ended.
 
-    An application returns only after its last byte has been sent, so the client may be faster.
+    The client can be faster than the application, which returns after the last byte is sent.
     """
     deadline = time.monotonic() + SETTLE_SECONDS
     while any(context.run(seen) != NONE for context in kept) and time.monotonic() < deadline:
@@ -183,7 +183,7 @@ def fastapi() -> Any:
 
     app = fresh()
 
-    # A synchronous endpoint runs in a worker thread, with a copy of the context.
+    # A synchronous endpoint runs in a worker thread with a copy of the context.
     def boom() -> None:
         fail()
 
@@ -210,7 +210,7 @@ def fastapi() -> Any:
         async for _ in websocket.iter_text():
             await websocket.send_text(seen())
 
-    # Annotations are strings in this module, and FastAPI would resolve them in the module's globals.
+    # Annotations are strings in this module, and FastAPI would resolve them in the module's global namespace.
     later.__annotations__ = {"tasks": BackgroundTasks}
     socket.__annotations__ = {"websocket": WebSocket}
     handlers = {"boom": boom, "stream": stream, "thread-stream": thread_stream, "slow": slow, "later": later}
@@ -289,14 +289,14 @@ def plain_asgi() -> Any:
 
 
 def middleware_asgi() -> Any:
-    """Return a plain application in our middleware. Nothing is installed."""
+    """Return a plain application that the package's middleware wraps, without an installation."""
     from otel_token_relay.servers.asgi import TokenRelayMiddleware
 
     return TokenRelayMiddleware(plain_asgi(), Settings())
 
 
 def contrib_asgi() -> Any:
-    """Return a plain application in OpenTelemetry's middleware."""
+    """Return a plain application that OpenTelemetry's middleware wraps."""
     from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
 
     return OpenTelemetryMiddleware(plain_asgi(), tracer_provider=recording_provider())
@@ -425,14 +425,14 @@ def plain_wsgi() -> Any:
 
 
 def middleware_wsgi() -> Any:
-    """Return a plain application in our middleware. Nothing is installed."""
+    """Return a plain application that the package's middleware wraps, without an installation."""
     from otel_token_relay.servers.wsgi import TokenRelayMiddleware
 
     return TokenRelayMiddleware(plain_wsgi(), Settings())
 
 
 def contrib_wsgi() -> Any:
-    """Return a plain application in OpenTelemetry's middleware."""
+    """Return a plain application that OpenTelemetry's middleware wraps."""
     from opentelemetry.instrumentation.wsgi import OpenTelemetryMiddleware
 
     return OpenTelemetryMiddleware(plain_wsgi(), tracer_provider=recording_provider())
@@ -492,11 +492,11 @@ def _set_up_django() -> None:
     django.setup()
 
 
-# Servers with their own protocol
+# Servers that have their own protocols
 
 
 def aiohttp_web(*middlewares: Any) -> Any:
-    # Read as an attribute, because instrumentation replaces the class.
+    # Look up the class as an attribute, because instrumentation replaces it.
     from aiohttp import web
 
     app = web.Application(middlewares=[*middlewares])
@@ -536,7 +536,7 @@ async def _write_by_itself(request: Any, pieces: AsyncIterator[bytes]) -> Any:
 
 
 async def write_afterwards(_: Any, pieces: AsyncIterator[bytes]) -> Any:
-    """Pass the body to aiohttp, which generates it after the handler has returned."""
+    """Return the body to aiohttp, which runs its generator after the handler returns."""
     from aiohttp import web
 
     return web.Response(body=pieces)
@@ -561,7 +561,7 @@ def tornado() -> Any:
         head = get
 
         def log_exception(self, *_: Any) -> None:
-            """Log nothing about /boom or about clients that disconnect."""
+            """Do not log errors from /boom or from clients that disconnect."""
 
     class Socket(tornado.websocket.WebSocketHandler):
         async def open(self) -> None:
@@ -574,7 +574,9 @@ def tornado() -> Any:
 
 
 def grpc_handlers() -> Any:
-    """Return the same application as methods of a gRPC service, with an additional client-streaming /upload."""
+    """Return the same application as the methods of a gRPC service, with an additional client-streaming /upload
+    method.
+    """
     import grpc
 
     def method(name: str) -> Callable[[bytes, Any], bytes]:
@@ -646,14 +648,14 @@ WSGI_APPS: dict[str, Callable[[], Any]] = {
 
 
 def recording_provider() -> Any:
-    """Return an SDK tracer provider that samples everything and exports nothing."""
+    """Return an SDK tracer provider that samples all spans and exports none."""
     from opentelemetry.sdk.trace import TracerProvider
 
     return TracerProvider()
 
 
 def installed_wsgi(name: str) -> Any:
-    """Install, and build the named application, for a server in another process."""
+    """Install the package and return the named application, for a server in a separate process."""
     if name != "plain-middleware":
         install()
     return WSGI_APPS[name]()

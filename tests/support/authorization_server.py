@@ -1,4 +1,4 @@
-"""The demo's authorization server with faults on demand, in a process, and a client for it."""
+"""The demo's authorization server in a separate process, with injectable faults, and its client."""
 
 from __future__ import annotations
 
@@ -16,33 +16,35 @@ import httpx
 from otel_token_relay.demo.sign_in import sign_in, sign_out
 
 AUDIENCE = "profile-service"
-# Its characters must be encoded before they are put into Basic credentials (RFC 6749, section 2.3.1).
+# Basic credentials must encode the special characters of this secret (RFC 6749, section 2.3.1).
 INTROSPECTS = ("profile-service", "s3cret & more: 100%")
 
 
 class AuthorizationServer:
-    """The client that tests use."""
+    """A client for the tests."""
 
     def __init__(self, issuer: str) -> None:
         self.issuer = issuer
         self._http = httpx.Client(base_url=issuer, trust_env=False)
 
     def log_in(self, user: str, scope: str = "profile", *, opaque: bool = False, audience: str | None = None) -> str:
-        """Run the user flow, authorization code with PKCE, and return the access token."""
+        """Sign in with the authorization code flow and PKCE, and return the access token."""
         client_id = "opaque" if opaque else "web"
         return sign_in(self.issuer, user, client_id=client_id, scope=scope, resource=audience or ())
 
     def revoke(self, token: str) -> None:
-        """RFC 7009."""
+        """Revoke a token (RFC 7009)."""
         sign_out(self.issuer, token, client_id="web" if "." in token else "opaque")
 
     def rotate(self, *, keep: bool) -> None:
-        """Sign with a new key, and keep the old one published or not."""
+        """Sign with a new key, and keep the old key published only if *keep* is set."""
         self._http.post("/keys/rotate", data={"keep": "true" if keep else "false"}).raise_for_status()
 
     @contextmanager
     def failing(self, path: str = "", *, status: int | None = 503, delay: float = 0) -> Iterator[None]:
-        """Respond to requests for *path*, or to all, after *delay* seconds; *status* ``None`` is the real response."""
+        """Respond to requests for *path*, or for all paths, after *delay* seconds; ``None`` as *status* sends the
+        real response.
+        """
         self._http.post("/fault", json={"path": path, "status": status, "delay": delay}).raise_for_status()
         try:
             yield
@@ -50,7 +52,7 @@ class AuthorizationServer:
             self._http.delete("/fault").raise_for_status()
 
     def count(self, path: str) -> int:
-        """Return how often *path* has been requested."""
+        """Return the number of requests for *path*."""
         hits: list[str] = self._http.get("/hits").json()
         return hits.count(path)
 
@@ -60,8 +62,8 @@ class AuthorizationServer:
 
 @contextmanager
 def authorizing() -> Iterator[AuthorizationServer]:
-    """Run the server on a free port of loopback for the length of the block."""
-    from tests.support.processes import end, start  # not at the top, because the server runs this file as a script
+    """Run the server on a free loopback port until the block ends."""
+    from tests.support.processes import end, start  # imported here because the server runs this file as a script
 
     process = start(
         [sys.executable, "-W", "ignore", __file__], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
@@ -80,7 +82,7 @@ def authorizing() -> Iterator[AuthorizationServer]:
 
 
 class Faults:
-    """A WSGI application in front of the server that counts requests and sometimes responds in its place."""
+    """A WSGI application that wraps the server, counts requests, and can respond in the server's place."""
 
     def __init__(self, app: Any) -> None:
         self._app = app
@@ -113,7 +115,7 @@ class Faults:
 
 
 def build(issuer: str) -> Faults:
-    """Build the demo's server with more clients, behind its faults."""
+    """Return the demo's server with additional clients and the fault injector."""
     from otel_token_relay.demo import token_exchange
     from otel_token_relay.demo.authorization_server import CLIENTS, Client, Server, Tokens, create_app
 

@@ -1,7 +1,8 @@
-"""Headless Chromium for tests of pages: Debian's package, driven by Playwright, with axe-core.
+"""Headless Chromium for page tests, from Debian's package, with Playwright and axe-core.
 
-Import the fixture `browser` into a test module. Playwright runs an event loop in the worker's main thread while a
-browser is open, so the fixture ends with its module, and modules that use it have no asynchronous tests.
+Import the `browser` fixture into a test module. While a browser is open, Playwright runs an event loop in the
+worker's main thread. The fixture's scope is the module, so modules that use the fixture cannot contain asynchronous
+tests.
 """
 
 from __future__ import annotations
@@ -20,19 +21,19 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 REQUIRED = "REQUIRE_CHROMIUM"
-"""If this variable is set, a missing browser is a failure instead of a skip."""
+"""If this variable is set, a test fails instead of being skipped when the browser is missing."""
 WIDTHS = (360, 768, 1280)
 THEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 
 _ARGUMENTS = (
-    "--no-sandbox",  # tests may run as root, and load only pages that they have written
+    "--no-sandbox",  # tests can run as root, and the browser loads only pages that the tests wrote
     "--disable-gpu",
     "--disable-quic",
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
 )
-# Chromium reports blocked content to the page, also if it writes nothing to the console.
+# Chromium reports blocked content to the page, even when it writes nothing to the console.
 _COUNT_VIOLATIONS = """
     window.violations = [];
     document.addEventListener("securitypolicyviolation", event => {
@@ -43,7 +44,7 @@ _SERIOUS = ("serious", "critical")
 
 
 def find_chromium() -> str:
-    """Return the program. Skip the test if there is none, unless it is required."""
+    """Return the program. Skip the test if Chromium is not installed, unless it is required."""
     program = shutil.which("chromium") or shutil.which("chromium-browser")
     if program is None:
         reason = "needs Chromium: apt-get install --no-install-recommends chromium"
@@ -55,7 +56,7 @@ def find_chromium() -> str:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """A browser without pages."""
+    """A browser that has no open pages."""
     program = find_chromium()
     playwright = pytest.importorskip("playwright.sync_api")
     with playwright.sync_playwright() as driver:
@@ -70,9 +71,8 @@ def opened(
 ) -> Iterator[tuple[Page, list[str]]]:
     """Open a page.
 
-    Yields:
-        The page, and a list to which everything that goes wrong is appended: console errors and warnings, exceptions,
-        failed requests, and violations of the page's content security policy, which `faults_of` reads.
+    Yields: The page, and a list of its console errors and warnings, exceptions, failed requests, and violations of
+        the content security policy. `faults_of` reads the violations.
     """
     context = browser.new_context(color_scheme=theme, viewport={"width": width, "height": height})
     context.add_init_script(_COUNT_VIOLATIONS)
@@ -94,13 +94,13 @@ def opened(
 
 
 def faults_of(page: Page, faults: list[str]) -> list[str]:
-    """Return everything that has gone wrong in a page that `opened` yielded."""
+    """Return all faults of a page that `opened` yielded."""
     return [*faults, *page.evaluate("window.violations")]
 
 
 def run_axe(page: Page) -> list[str]:
-    """Return axe-core's serious and critical findings in a page, one line for each element."""
-    # The page's policy forbids further scripts, but not those of the developer tools.
+    """Return axe-core's serious and critical findings for a page, with one line for each element."""
+    # The page's policy blocks additional scripts, except those from the developer tools.
     page.evaluate(axe().read_text("utf-8"))
     results = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
     return [

@@ -1,6 +1,6 @@
-"""The table of caches above a client, and a server whose responses depend on the caller's token.
+"""The table of caches for clients, and a server whose responses depend on the caller's token.
 
-Each row keeps one cache and one client for all its calls, as a service does.
+Each row uses one cache and one client for all its calls, as a service does.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from cachecontrol.heuristics import ExpiresAfter, LastModified, OneDayCache
 ANONYMOUS = "anonymous"
 ETAG = '"v1"'
 
-# What a destination says about the caches above its client, by the name that the path contains.
+# A destination's response headers for caches, by the name in the request path.
 VARIANTS: Mapping[str, tuple[tuple[str, str], ...]] = {
     "private": (("Cache-Control", "private, max-age=60"),),
     "public": (("Cache-Control", "public, max-age=60"),),
@@ -51,7 +51,7 @@ VARIANTS: Mapping[str, tuple[tuple[str, str], ...]] = {
 
 @dataclass(frozen=True)
 class Answer:
-    """A response, as the application sees it."""
+    """A response as the application receives it."""
 
     status: int
     body: str
@@ -66,10 +66,12 @@ Call = Callable[..., Answer]
 
 
 class _Personal(BaseHTTPRequestHandler):
-    """Respond with the token. ``/redirect?to=…`` redirects, and any other path has the headers of its variant."""
+    """Respond with the caller's token. ``/redirect?to=…`` redirects, and every other path has the headers of its
+    variant.
+    """
 
     protocol_version = "HTTP/1.1"
-    wbufsize = 65536  # headers and body in one segment, or each response waits 40 ms for an acknowledgment
+    wbufsize = 65536  # one segment for headers and body; with two, each response would wait 40 ms for an acknowledgment
     seen: list[tuple[str, str, str | None]]
 
     def do_GET(self) -> None:
@@ -90,7 +92,7 @@ class _Personal(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Log nothing."""
+        """Do not log requests."""
 
 
 @dataclass
@@ -99,7 +101,7 @@ class Server:
 
     Attributes:
         url: Its origin.
-        seen: For each request, the path, the token, and the validator.
+        seen: The path, the token, and the validator of each request.
     """
 
     url: str
@@ -113,7 +115,7 @@ class _ManyCallers(ThreadingHTTPServer):
 
 @contextmanager
 def personal_server() -> Iterator[Server]:
-    """Run a server that responds with the token that it has received."""
+    """Run a server that responds with the token that it received."""
     handler = type("_Bound", (_Personal,), {"seen": []})
     server = _ManyCallers(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
@@ -128,11 +130,11 @@ def personal_server() -> Iterator[Server]:
 
 @dataclass(frozen=True)
 class Row:
-    """One mode of one cache.
+    """One mode of a cache.
 
     Attributes:
         name: The name.
-        opening: ``with opening(folder) as call`` keeps one client. ``call(url, headers)`` sends a GET.
+        opening: ``with opening(folder) as call`` keeps one client open. ``call(url, headers)`` sends a GET request.
     """
 
     name: str
@@ -230,7 +232,7 @@ def _stacked(_: Path) -> requests.Session:
 
 
 def in_memory() -> hishel.SqliteStorage:
-    """Return storage without a file. hishel would read ``:memory:`` as the name of one."""
+    """Return in-memory storage; hishel would use ``:memory:`` as a file name."""
     return hishel.SqliteStorage(connection=sqlite3.connect(":memory:", check_same_thread=False))
 
 
@@ -244,7 +246,7 @@ def _hishel_requests(rfc: bool) -> Callable[[Path], requests.Session]:
 
 
 class MemoryStorage(hishel.AsyncBaseStorage):
-    """Storage for hishel's asynchronous clients, whose own needs further packages."""
+    """In-memory storage for hishel's asynchronous clients, because hishel's own storage needs additional packages."""
 
     def __init__(self) -> None:
         super().__init__()

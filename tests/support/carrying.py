@@ -1,7 +1,7 @@
-"""The ways to start work from a request, and a real request that the work sends.
+"""Ways to start work from a request, and the real request that the work sends.
 
-A row starts the work and does not wait for it. The work waits until the test releases it, sends one
-real request to a listed server on loopback, and keeps the token that the server received.
+A row starts the work without waiting for it. When the test releases the work, the work sends a real request to
+a listed loopback server. It then records the token that the server received.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from otel_token_relay import Settings
 from otel_token_relay.servers import asgi, wsgi
 
 PATIENCE = 30.0
-"""Seconds until a hanging test fails. No test measures time with it."""
+"""The number of seconds after which a hanging test fails. No test uses this value to measure time."""
 
 
 class _Echo(BaseHTTPRequestHandler):
@@ -43,15 +43,15 @@ class _Echo(BaseHTTPRequestHandler):
         self.wfile.write(seen)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Log nothing."""
+        """Do not log requests."""
 
 
 @contextmanager
 def echo_server() -> Iterator[str]:
-    """Run a server that responds with the token it received, or ``nothing``. Yield its origin."""
+    """Run a server that responds with the token that it received, or with ``nothing``, and yield its origin."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Echo)
     server.daemon_threads = True
-    # The server thread must not inherit the test's context.
+    # The server's thread must not inherit the test's context.
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     contextvars.Context().run(thread.start)
     try:
@@ -63,13 +63,13 @@ def echo_server() -> Iterator[str]:
 
 
 def send(url: str) -> str:
-    """Send a request to the echo server and return the token that it received."""
+    """Send a request to the echo server and return the token that the server received."""
     with urllib3.PoolManager(retries=False, timeout=PATIENCE) as manager:
         return manager.request("GET", url).data.decode()
 
 
 class Work:
-    """One piece of work. A row calls it, or awaits its `coroutine`."""
+    """Work that a request starts. A row calls the work or awaits its `coroutine`."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -77,7 +77,7 @@ class Work:
         self.done = threading.Event()
         self.seen = "never ran"
         self.pump: Callable[[], object] | None = None
-        """Runs the work, for a row in which no thread or event loop does."""
+        """Run the work if no thread or event loop of the row runs it."""
 
     def __call__(self, *_: object) -> None:
         try:
@@ -107,7 +107,7 @@ class Work:
 
 
 class Request:
-    """One request in its own thread, from its arrival to its response."""
+    """A request in its own thread, from its arrival to its response."""
 
     def __init__(self, token: str | None, settings: Settings, body: Callable[[], object]) -> None:
         environ = {} if token is None else {"HTTP_AUTHORIZATION": f"Bearer {token}"}
@@ -126,14 +126,14 @@ class Request:
 
 
 def served(token: str | None, settings: Settings, body: Callable[[], Any]) -> Any:
-    """Run *body* in a request of its own, and return its result once the response is there."""
+    """Run *body* in its own request, and return the result after the response."""
     with being_served(token, settings, body) as result:
         return result
 
 
 @contextmanager
 def being_served(token: str | None, settings: Settings, body: Callable[[], Any]) -> Iterator[Any]:
-    """Run *body* in a request of its own, which goes on until the block ends; yield its result."""
+    """Run *body* in its own request, keep the request open until the block ends, and yield the result."""
     outcome: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
     end = threading.Event()
 
@@ -156,7 +156,7 @@ def being_served(token: str | None, settings: Settings, body: Callable[[], Any])
 
 
 async def serve(token: str | None, settings: Settings, body: Callable[[], Awaitable[object]]) -> None:
-    """Serve one request to an ASGI application."""
+    """Send one request to an ASGI application."""
     headers = [] if token is None else [(b"authorization", f"Bearer {token}".encode())]
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -169,18 +169,18 @@ async def serve(token: str | None, settings: Settings, body: Callable[[], Awaita
 
 
 Take = Callable[[Any], Any]
-"""Wraps work that runs outside the request's context: `carry`, with the test's seconds."""
+"""Wraps work that runs outside the request's context with `carry` and the test's timeout."""
 
 
 @dataclass(frozen=True)
 class Way:
-    """One way to start work from a request.
+    """A way to start work from a request.
 
     Attributes:
-        start: ``start(work, take)``. An asynchronous one is awaited, and receives the application's
-            task group as a third argument.
-        is_carried: Whether the work needs `carry`, and therefore can outlive the request.
-        backends: The anyio backends of an asynchronous one.
+        start: ``start(work, take)``. An asynchronous function is awaited and receives the application's task group
+            as its third argument.
+        is_carried: Whether the work needs `carry`, so that it can outlive the request.
+        backends: The anyio backends on which an asynchronous function runs.
     """
 
     name: str
@@ -190,7 +190,7 @@ class Way:
 
 
 class OwnRun(threading.Thread):
-    """A thread with its own ``run``, as libraries define it. Instrumentation does not reach it."""
+    """A thread class with its own ``run`` method, as libraries define it, which instrumentation does not cover."""
 
     def __init__(self, work: Callable[[], None]) -> None:
         super().__init__(daemon=True)
@@ -201,7 +201,7 @@ class OwnRun(threading.Thread):
 
 
 class HandMade:
-    """A custom executor: long-lived threads and a queue."""
+    """A custom executor with long-lived threads and a queue."""
 
     def __init__(self) -> None:
         self._queue: queue.Queue[Callable[[], None] | None] = queue.Queue()
@@ -223,13 +223,13 @@ class HandMade:
             thread.join()
 
 
-# All requests share these, so that work of different users runs in the same threads.
+# All requests share these executors, so work for different users runs in the same threads.
 _pool = functools.cache(lambda: ThreadPoolExecutor(4))
 _hand_made = functools.cache(HandMade)
 
 
 def stop_workers() -> None:
-    """Stop the shared threads. The next request starts new ones."""
+    """Stop the shared threads; the next request starts new ones."""
     for shared in (_pool, _hand_made):
         if shared.cache_info().currsize:
             shared().shutdown()
@@ -253,7 +253,7 @@ def _scheduler(work: Work, take: Take) -> None:
 
 
 def _greenlet(work: Work, take: Take) -> None:
-    # A gevent hub belongs to one thread, so the greenlets start and run in a new thread.
+    # A gevent hub belongs to one thread, so the greenlets start and run in a single new thread.
     def run() -> None:
         greenlet = gevent.spawn(taken)
         greenlet.join()
@@ -282,7 +282,7 @@ _tasks: set[Any] = set()
 
 
 def _keep(task: Any) -> None:
-    """Keep a reference to *task*: event loops hold only weak ones."""
+    """Keep a reference to *task*, because event loops hold only weak references."""
     _tasks.add(task)
     task.add_done_callback(_tasks.discard)
 
@@ -354,7 +354,7 @@ async def _anyio_task(work: Work, take: Take, group: Any) -> None:
     group.start_soon(work.coroutine)
 
 
-# Starts a task outside the request's context.
+# Start a task outside the request's context.
 def _elsewhere(start: Callable[[], Awaitable[None]], group: Any) -> None:
     contextvars.Context().run(group.start_soon, start)
 

@@ -1,4 +1,4 @@
-"""An authorization server that authenticates its clients, with and without TLS, and keys and certificates for them."""
+"""An authorization server that authenticates clients with and without TLS, and the clients' keys and certificates."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 
 @dataclass(frozen=True)
 class Seen:
-    """A request that the server has received.
+    """A request that the server received.
 
     Attributes:
-        peer: The serial number of the TLS client certificate that was presented.
+        peer: The serial number of the client's TLS certificate.
     """
 
     path: str
@@ -47,14 +47,14 @@ class Seen:
 
 
 class Server:
-    """The server's requests, and how it authenticates its clients.
+    """The server's requests and its settings for client authentication.
 
     Attributes:
         url: The issuer.
-        public_key: Verifies assertions; with ``None``, none is verified.
-        algorithm: The only algorithm that is accepted.
-        is_rfc7523: Whether assertions must have the form of RFC 7523.
-        problems: Why assertions were not accepted.
+        public_key: The key that verifies assertions; with ``None``, the server does not verify them.
+        algorithm: The only algorithm that the server accepts.
+        is_rfc7523: Whether assertions must follow RFC 7523.
+        problems: The reasons for rejected assertions.
     """
 
     def __init__(self, url: str) -> None:
@@ -72,7 +72,7 @@ class Server:
         return [request.form for request in self.requests]
 
     def expect(self, key: Any, algorithm: str, *, is_rfc7523: bool = False) -> None:
-        """Accept only assertions that *key*, a private one, has signed."""
+        """Accept only assertions that *key*, a private key, signed."""
         self.public_key, self.algorithm, self.is_rfc7523 = key.public_key(), algorithm, is_rfc7523
 
     def respond(self, seen: Seen) -> tuple[int, Any]:
@@ -119,7 +119,7 @@ class Server:
         self.claims.append(claims)
 
     def introspect(self, token: str = "opaque-token-1", **credential: Any) -> None:
-        """Verify a token with a new verifier, which has no other credential than this one."""
+        """Verify a token with a new verifier that has only this credential."""
         self.verifier(**credential).verify(token)
 
     def verifier(self, **credential: Any) -> TokenVerifier:
@@ -140,7 +140,7 @@ class Server:
 
 @contextmanager
 def serving(tls: ssl.SSLContext | None = None) -> Iterator[Server]:
-    """Run the server on a free port of loopback for the length of the block."""
+    """Run the server on a free loopback port until the block ends."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -167,7 +167,7 @@ def serving(tls: ssl.SSLContext | None = None) -> Iterator[Server]:
         block_on_close = False
 
         def handle_error(self, request: object, client_address: object) -> None:
-            """Log nothing about clients without a certificate."""
+            """Do not log errors from clients without a certificate."""
 
     listener = Listener(("127.0.0.1", 0), Handler)
     if tls is not None:
@@ -184,7 +184,7 @@ def serving(tls: ssl.SSLContext | None = None) -> Iterator[Server]:
 
 
 def mutual_tls(*clients: Path, is_required: bool = True) -> ssl.SSLContext:
-    """Return the context of a server that accepts these clients' certificates."""
+    """Return the TLS context of a server that accepts these clients' certificates."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate())
     context.verify_mode = ssl.CERT_REQUIRED if is_required else ssl.CERT_OPTIONAL
@@ -194,7 +194,7 @@ def mutual_tls(*clients: Path, is_required: bool = True) -> ssl.SSLContext:
 
 
 def pem_of(key: Any, password: bytes | None = None) -> bytes:
-    """Return a private key in PEM."""
+    """Return a private key in PEM format."""
     encryption = serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
     found: bytes = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
     return found
@@ -208,7 +208,7 @@ def public_pem_of(key: Any) -> bytes:
 
 
 def certify(key: Any, serial: int = 1) -> x509.Certificate:
-    """Return a self-signed certificate of a client."""
+    """Return a self-signed certificate for a client."""
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{CLIENT}-{serial}")])
     now = datetime.datetime.now(datetime.UTC)
     return (
@@ -222,7 +222,7 @@ def certify(key: Any, serial: int = 1) -> x509.Certificate:
 
 
 def write_certificate(folder: Path, serial: int = 1, algorithm: str = "ES256") -> tuple[Path, Path]:
-    """Write a new client's certificate and its key, and return their files."""
+    """Write a new client certificate and its key, and return their paths."""
     key = private_key(algorithm, f"client-{serial}")
     paths = folder / f"cert-{serial}.pem", folder / f"key-{serial}.pem"
     paths[0].write_bytes(certify(key, serial).public_bytes(serialization.Encoding.PEM))
@@ -231,7 +231,7 @@ def write_certificate(folder: Path, serial: int = 1, algorithm: str = "ES256") -
 
 
 def replace_file(path: Path, content: bytes | str) -> None:
-    """Replace a file as the kubelet does: atomically."""
+    """Replace a file atomically, as the kubelet does."""
     new = path.with_suffix(".new")
     new.write_bytes(content if isinstance(content, bytes) else content.encode())
     new.replace(path)

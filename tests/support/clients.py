@@ -1,6 +1,6 @@
-"""The table of clients. Each row sends a request the way that users of the library do.
+"""The table of clients, which state their own limitations. Each row sends a request as the library's users do.
 
-A row states what its client cannot do. Tests select the clients by the lists at the end of this module.
+Tests select clients from the lists at the end of this module.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ from tests.support.loopback import Party, certificate, grpc_party, party, trust
 
 Headers = Mapping[str, str]
 Body = Sequence[bytes]
-"""A body that is sent chunk by chunk from a generator."""
+"""Body that a generator sends in chunks."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The response, and the sent requests' headers as the application sees them."""
+    """The response, and the headers of the sent requests, as the application sees them."""
 
     status: int
     body: bytes
@@ -71,26 +71,26 @@ PARTIES: dict[Protocol, Callable[..., AbstractContextManager[Party]]] = {"http":
 
 @dataclass(frozen=True)
 class Client:
-    """One way to send requests.
+    """A way to send requests.
 
     Attributes:
-        call: ``call(url, method=, headers=, body=, proxy=)`` sends with its own session and follows
+        call: ``call(url, method=, headers=, body=, proxy=)`` sends a request with a new session and follows
             redirects. For gRPC, the headers are metadata, and the method is ignored.
-        reusing: ``with reusing(url) as send`` yields a function that sends the same request object each
-            time, and returns the response body.
-        instrumentor: The OpenTelemetry instrumentor of this library.
-        opening: Like ``reusing`` inside a running event loop, for an asynchronous client.
-        protocol: The protocol that its server must speak.
-        redirects: Which redirects it follows.
-        repeats_posts: Whether it sends a POST again after a redirect with 307 or 308.
-        proxies: Whether it supports proxies: with ``GET`` for http and ``CONNECT`` for https, or always
+        reusing: ``with reusing(url) as send`` yields a function that sends the same request object on each call and
+            returns the response body.
+        instrumentor: The library's OpenTelemetry instrumentor.
+        opening: The equivalent of ``reusing`` for an asynchronous client in a running event loop.
+        protocol: The protocol that the client's server must support.
+        redirects: The redirects that the client follows.
+        repeats_posts: Whether the client repeats a POST request after a 307 or 308 redirect.
+        proxies: Whether the client supports proxies, with ``GET`` for http and ``CONNECT`` for https, or always
             with ``CONNECT``.
-        exclusion: The variable by which its instrumentation excludes requests, and a value that
-            excludes all requests of these tests; ``None`` if it has no such variable.
+        exclusion: The variable that excludes requests from instrumentation, and a value that excludes all requests
+            of these tests; ``None`` if the variable does not exist.
         uninstruments_alone: Whether `uninstrument` keeps patches that were applied after `instrument`.
-        hooks_sessions: Whether the hook patches the creation of a session and not the method that sends.
-            If so, `install` affects only sessions that are opened after it.
-        sees_failures: Whether the error of a failed request passes through the hop.
+        hooks_sessions: Whether the hook patches the creation of a session instead of the method that sends requests.
+            If so, `install` affects only sessions that are opened later.
+        sees_failures: Whether the error of a failed request propagates through the hop.
     """
 
     name: str
@@ -127,7 +127,7 @@ def asynchronous(
     instrumentor: Callable[[], Any],
     **capabilities: Any,
 ) -> Client:
-    """Return the row of an asynchronous client."""
+    """Return the table row for an asynchronous client."""
 
     @contextmanager
     def reusing(url: str) -> Iterator[Send]:
@@ -145,7 +145,7 @@ def asynchronous(
 
 
 def in_loop(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine in its own event loop, in the caller's context."""
+    """Run a coroutine in a new event loop, in the caller's context."""
     return asyncio.run(coroutine)
 
 
@@ -374,7 +374,7 @@ async def _tornado_opening(url: str) -> AsyncIterator[AsyncSend]:
 
 
 class _GrpcInstrumentor(GrpcInstrumentorClient):  # type: ignore[misc]  # it has no types
-    """Contrib's instrumentor, which takes its tracer provider from the arguments of each channel."""
+    """The contrib instrumentor, which reads its tracer provider from each channel's arguments."""
 
     def _instrument(self, **kwargs: Any) -> None:
         self._provider = kwargs.get("tracer_provider")
@@ -453,7 +453,7 @@ CLIENTS = [
     asynchronous("httpx2-async", _httpx_async_call(httpx2), _httpx_opening(httpx2), HTTPX2ClientInstrumentor),
     Client("requests", _requests_call, _requests_reusing, RequestsInstrumentor),
     Client("urllib3", _urllib3_call, _urllib3_reusing, URLLib3Instrumentor),
-    # The connection pool of a single origin, which does not support proxies.
+    # A connection pool for a single origin does not support proxies.
     Client("urllib3-pool", _pool_call, _pool_reusing, URLLib3Instrumentor, redirects="own origin", proxies="none"),
     Client("urllib", _urllib_call, _urllib_reusing, URLLibInstrumentor, repeats_posts=False),
     asynchronous("aiohttp", _aiohttp_call, _aiohttp_opening, AioHttpClientInstrumentor),
@@ -487,7 +487,7 @@ CLIENTS = [
         redirects="none",
         proxies="tunnels",
         exclusion=("OTEL_PYTHON_GRPC_EXCLUDED_SERVICES", "tests.Party"),
-        # It restores the functions that it found, even if they have been patched since.
+        # This instrumentor restores the functions that it found, even if they were patched later.
         uninstruments_alone=False,
         hooks_sessions=True,
         sees_failures=False,

@@ -7,6 +7,6 @@ BOB = "bob-token-0000001"
 
 
 def shown():
-    """Return the value of the current token."""
+    """Return the current token's value."""
     token = current_token()
     return token and token.reveal()

@@ -1,4 +1,6 @@
-"""Fixtures: a listed server that responds with the token it received, and the relay switched on for it."""
+"""Fixtures for a listed server that responds with the token it received, and for a relay that is enabled for the
+server.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from otel_token_relay import Settings, install, uninstall
 @pytest.fixture(scope="module")
 def echo() -> Iterator[str]:
     """The only listed server."""
-    # Imported here because the oldest environment does not have all of these libraries.
+    # Imported here because the oldest environment lacks some of these libraries.
     from tests.support.carrying import echo_server
 
     with echo_server() as url:
@@ -21,7 +23,7 @@ def echo() -> Iterator[str]:
 
 @pytest.fixture
 def settings(echo: str) -> Iterator[Settings]:
-    """Switch the relay on for that server."""
+    """Enable the relay for the echo server."""
     settings = Settings(destinations=(echo,))
     install(settings)
     yield settings

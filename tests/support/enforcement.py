@@ -1,4 +1,4 @@
-"""Settings that verify tokens of a test's issuer, and what a request has reached behind them."""
+"""Settings that verify tokens from a test's issuer, and a record of the application code that a request runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def bearer(issuer: Issuer, **changes: Any) -> bytes:
 
 
 def application_reached() -> list[str]:
-    """Return the parts of the application that ran. Its access log may run for rejected requests as well."""
+    """Return the parts of the application that ran. Its access log can run for rejected requests too."""
     return [name for name in reached if not name.startswith("log ")]
 
 

@@ -1,4 +1,4 @@
-"""Envoy as it runs in front of a service: it verifies tokens with its filter ``jwt_authn``."""
+"""Envoy in front of a service, with the ``jwt_authn`` filter that verifies tokens."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _FILTERS = f"{_TYPES}.filters"
 
 @contextmanager
 def protecting(http: str, grpc: str, *, issuer: str, audience: str) -> Iterator[str]:
-    """Run Envoy on a free port of loopback until the block ends. Yields its URL.
+    """Run Envoy on a free loopback port until the block ends, and yield its URL.
 
     Args:
-        http: The service behind it that gets HTTP requests.
-        grpc: The service behind it that gets gRPC calls.
-        issuer: The only issuer whose tokens it accepts. Its keys are at ``/jwks``.
-        audience: The only audience that it accepts.
+        http: The service behind Envoy that receives HTTP requests.
+        grpc: The service behind Envoy that receives gRPC calls.
+        issuer: The only issuer whose tokens Envoy accepts. The issuer's keys are at ``/jwks``.
+        audience: The only audience that Envoy accepts.
     """
     program = installed.envoy()
     config = _config(http, grpc, issuer=issuer, audience=audience)
@@ -38,7 +38,7 @@ def protecting(http: str, grpc: str, *, issuer: str, audience: str) -> Iterator[
             process = start(
                 [
                     *(str(program), "--config-yaml", json.dumps(config), "--admin-address-path", str(address)),
-                    # Envoys on one machine would otherwise share memory.
+                    # Without this option, Envoy processes on one machine share memory.
                     *("--disable-hot-restart", "--concurrency", "1", "--log-level", "error"),
                 ],
                 env=installed.clean_environ(),
@@ -52,7 +52,7 @@ def protecting(http: str, grpc: str, *, issuer: str, audience: str) -> Iterator[
 
 
 def _wait(process: subprocess.Popen[Any], address: Path, log: Path) -> str:
-    """Wait until Envoy serves, and return its URL."""
+    """Wait until Envoy accepts requests, and return its URL."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and process.poll() is None:
         if address.exists() and (admin := address.read_text()):
@@ -78,7 +78,7 @@ def _config(http: str, grpc: str, *, issuer: str, audience: str) -> dict[str, An
                 "issuer": issuer,
                 "audiences": [audience],
                 "remote_jwks": {"http_uri": jwks},
-                "forward": True,  # so that the service behind it sees the token
+                "forward": True,  # keep the token in the request for the service behind Envoy
             }
         },
         "rules": [{"match": {"prefix": "/"}, "requires": {"provider_name": "issuer"}}],

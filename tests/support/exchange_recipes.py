@@ -11,11 +11,11 @@ PAGE = (Path(__file__).parents[2] / "docs" / "exchange-servers.md").read_text("u
 
 
 class Recipe(NamedTuple):
-    """One block.
+    """A block of settings on the page.
 
     Attributes:
-        server: The heading of its section; empty for what is the same everywhere.
-        line: The line of the page at which it begins.
+        server: The heading of the recipe's section; empty for settings that apply to every server.
+        line: The line of the page where the recipe starts.
         text: The commands.
     """
 
@@ -25,7 +25,7 @@ class Recipe(NamedTuple):
 
     @property
     def variables(self) -> dict[str, str]:
-        """The variables that the commands set."""
+        """The environment variables that the commands set."""
         words = [word for line in self.text.splitlines() for word in shlex.split(line)[1:]]
         return dict(word.split("=", 1) for word in words)
 
@@ -38,7 +38,7 @@ def _read() -> list[Recipe]:
     return found
 
 
-# The servers at which tests/exchange/test_real_servers.py runs the recipe: their headings, and their names there.
+# Headings of the recipes that tests/exchange/test_real_servers.py runs, and the names of their servers in that file.
 RUN = {"authgent-server": "authgent", "oidc-provider": "oidc-provider", "The demo's server": "demo"}
 
 _EVERYWHERE, *RECIPES = _read()

@@ -1,10 +1,10 @@
-"""IDs of spans and traces that do not vary."""
+"""Fixed span and trace IDs."""
 
 from __future__ import annotations
 
 
 class FixedIds:
-    """Generates the same IDs in each run, so that two runs can be compared."""
+    """A generator that returns the same IDs in each run, so that two runs can be compared."""
 
     def __init__(self) -> None:
         self.last = 0

@@ -2,11 +2,11 @@
 
     python forks.py WAY[,WAY…] URL [unguarded] [same_pid]
 
-Prints for each way, in one line, what the listed server saw from the child. Forking with threads
-about is deprecated, and the test process has some.
+For each way, the program prints one line with what the listed server received from the child. The program is
+separate because the test process has threads, and forking with threads is deprecated.
 
-With ``same_pid`` every process has the process id of the first one, as in PID namespaces or after
-the system has used an id again.
+With ``same_pid``, every process reports the first process's ID, as in PID namespaces or after the system reuses an
+ID.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ALICE = "alice-token-0001"
 BOB = "bob-token-0000001"
 
 NOT_PERMITTED = 77
-"""The exit status if this machine does not let the program make a PID namespace."""
+"""The exit status if the program is not allowed to create a PID namespace."""
 
 
 def send(url: str) -> str:
@@ -40,7 +40,7 @@ def send(url: str) -> str:
 
 
 def serve(token: str, url: str, work: Callable[[str], str]) -> str:
-    """Serve one request with the boundary, and return what its work returned."""
+    """Serve one request with the boundary, and return the result of the request's work."""
     seen: list[str] = []
 
     def app(environ, start_response):
@@ -78,7 +78,7 @@ def fork(url: str) -> str:
 
 
 def double_fork(url: str) -> str:
-    """The way of a daemon."""
+    """Fork twice, as a daemon does."""
     return in_child(fork, url)
 
 
@@ -91,7 +91,7 @@ def thread_of_child(url: str) -> str:
 
 
 def carried(url: str) -> str:
-    """Work that the parent has carried, and the child runs."""
+    """Run, in the child, work that the parent carried."""
     return in_child(carry(send, seconds=60), url)
 
 
@@ -115,7 +115,7 @@ def process_pool(url: str) -> str:
 
 
 def pool(url: str) -> str:
-    """Every method that submits to a pool of processes; prints each outcome once."""
+    """Use every method that submits work to a process pool, and print each outcome once."""
     with multiprocessing.get_context("fork").Pool(1) as workers:
         seen = [
             workers.apply(send, (url,)),
@@ -129,7 +129,7 @@ def pool(url: str) -> str:
 
 
 def new_namespace(url: str) -> str:
-    """The child is the first process of a PID namespace, as its parent is of another one."""
+    """Fork the first process of a new PID namespace from the first process of a different namespace."""
     unshare()
     assert os.getpid() == 1
     return in_child(lambda url: send(url) if os.getpid() == 1 else "another process id", url)
@@ -138,20 +138,20 @@ def new_namespace(url: str) -> str:
 def unshare() -> None:
     try:
         os.unshare(os.CLONE_NEWPID | (0 if os.geteuid() == 0 else os.CLONE_NEWUSER))
-    except (AttributeError, OSError) as error:  # Python 3.11, another system, or not permitted
+    except (AttributeError, OSError) as error:  # Python 3.11, an unsupported system, or a missing permission
         sys.stderr.write(f"{type(error).__name__}: {error}")
         os._exit(NOT_PERMITTED)
 
 
 def requests_of_child(url: str) -> str:
-    """The child serves bob, and a job of its own; then its own child has nothing again."""
+    """Serve Bob and run a separate job in the child, and check that the child's own child has no token."""
 
     def job(url: str) -> str:
         with use_token(BOB):
             return send(url)
 
     def consume(url: str) -> str:
-        """The very token that alice's request has brought comes once more, by a message."""
+        """Consume a message that contains the same token as Alice's request."""
         attached = otel_context.attach(propagate.extract({"authorization": f"Bearer {ALICE}"}))
         try:
             return send(url)

@@ -1,4 +1,4 @@
-"""An HTTP/2 server on loopback, without TLS, that accepts one stream at a time."""
+"""A loopback HTTP/2 server, without TLS, that accepts one stream at a time."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class _Server(ThreadingTCPServer):
     allow_reuse_address = True
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Log nothing about clients that disconnect."""
+        """Do not log errors from clients that disconnect."""
 
 
 @contextmanager

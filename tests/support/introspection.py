@@ -1,4 +1,4 @@
-"""Verifiers with an introspection endpoint, and its responses."""
+"""Verifiers with an introspection endpoint, and the endpoint's responses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.support.tokens import AUDIENCE
 
 
 def active(**changes: Any) -> dict[str, Any]:
-    """Return an active response of the server; a change to ``...`` removes a member."""
+    """Return an active introspection response; a change to ``...`` removes a member."""
     found = {"active": True, "sub": "alice", "aud": AUDIENCE, "scope": "profiles:read", "client_id": "web"}
     found |= {"exp": int(time.time()) + 600, "token_type": "Bearer"} | changes
     return {name: value for name, value in found.items() if value is not ...}

@@ -1,4 +1,4 @@
-"""A real HTTP server that acts as an issuer: metadata, keys and introspection, with faults on demand."""
+"""A real HTTP server that acts as an issuer, with metadata, keys, introspection, and injectable faults."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from tests.support.tokens import claims, make_token
 
 
 class Issuer:
-    """The responses of the server, and the requests that it has received.
+    """The server's responses and the requests that it received.
 
     Attributes:
         url: The issuer, ``http://127.0.0.1:port``.
-        keys: The members of the key set.
+        keys: The keys in the key set.
         hits: The requested paths, oldest first.
         seen: All received headers and bodies, as text.
-        behave: Called with the handler and the path; returns ``True`` if it has sent a response of its own.
-        introspect: Returns the introspection response for a token.
+        behave: A function that receives the handler and the path, and returns ``True`` if it sent its own response.
+        introspect: A function that returns the introspection response for a token.
     """
 
     def __init__(self, url: str, keys: list[dict[str, Any]]) -> None:
@@ -40,16 +40,16 @@ class Issuer:
 
     @property
     def fetches(self) -> int:
-        """How often the key set was requested."""
+        """Return the number of requests for the key set."""
         return self.hits.count("/jwks")
 
     def hang(self, handler: BaseHTTPRequestHandler, path: str) -> bool:
-        """A behavior: do not respond until the test ends."""
+        """Do not respond until the test ends."""
         self.released.wait(20)
         return True
 
     def fail(self, handler: BaseHTTPRequestHandler, path: str) -> bool:
-        """A behavior: 503."""
+        """Respond with status 503."""
         handler.send_response(503)
         handler.send_header("Content-Length", "0")
         handler.end_headers()
@@ -67,7 +67,7 @@ class Issuer:
 
 @contextmanager
 def issuing(*keys: dict[str, Any], tls: bool = False) -> Iterator[Issuer]:
-    """Run an issuer on a free port of loopback for the length of the block."""
+    """Run an issuer on a free loopback port until the block ends."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -88,7 +88,7 @@ def issuing(*keys: dict[str, Any], tls: bool = False) -> Iterator[Issuer]:
                 self.end_headers()
                 self.wfile.write(text)
             except OSError:
-                pass  # the client has gone, as it should when it is told too much
+                pass  # the client has disconnected, as it should when the response is too large
 
         do_POST = do_GET
 
@@ -104,7 +104,7 @@ def issuing(*keys: dict[str, Any], tls: bool = False) -> Iterator[Issuer]:
 
     server = Server(("127.0.0.1", 0), Handler)
     if tls:
-        from tests.support.loopback import serving_context  # not at the top: the oldest environment has no gRPC
+        from tests.support.loopback import serving_context  # the oldest environment lacks gRPC
 
         server.socket = serving_context().wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     issuer = Issuer(f"{'https' if tls else 'http'}://127.0.0.1:{server.server_port}", list(keys))
@@ -120,15 +120,15 @@ def issuing(*keys: dict[str, Any], tls: bool = False) -> Iterator[Issuer]:
 
 
 def bearer(issuer: Issuer, **changes: Any) -> dict[str, str]:
-    """Return the header of a token from *issuer*; *changes* are changed claims."""
+    """Return the Authorization header with a token from *issuer*; *changes* are changed claims."""
     return {"Authorization": f"Bearer {make_token(claims(issuer.url, **changes))}"}
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    """Wait for something that happens in another thread.
+    """Wait for a condition that a different thread fulfills.
 
     Raises:
-        AssertionError: It has not happened in time.
+        AssertionError: The condition was not fulfilled in time.
     """
     deadline = time.monotonic() + seconds
     while not condition():

@@ -1,4 +1,4 @@
-"""A Hypothesis strategy for parsers of what an issuer or a client sends."""
+"""A Hypothesis strategy for testing parsers of data from an issuer or a client."""
 
 from hypothesis import strategies as st
 

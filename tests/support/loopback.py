@@ -1,4 +1,4 @@
-"""Real servers on loopback that record the requests they receive, with and without TLS, and a proxy."""
+"""Real loopback servers that record their requests, with and without TLS, and a proxy."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from otel_token_relay.testing import SeenRequest, ThirdParty, _Handler
 
 @dataclass(frozen=True)
 class Status:
-    """A response to send once, before the regular ones."""
+    """A response that the server sends once, before the regular responses."""
 
     code: int
     headers: tuple[tuple[str, str], ...] = ()
@@ -45,7 +45,7 @@ class Status:
 class Party(ThirdParty):
     """A server that records its requests and responds with the Authorization lines that it received.
 
-    Statuses that a test queues are sent first, one for each request.
+    The server first sends the statuses that a test queues, one for each request.
     """
 
     def __init__(self, url: str) -> None:
@@ -53,7 +53,7 @@ class Party(ThirdParty):
         self.answers: deque[Status] = deque()
 
     def lines(self, header: str = "authorization") -> list[list[str]]:
-        """Return the lines of *header* of each request so far."""
+        """Return the lines of *header* from each request so far."""
         return [request.header_lines(header) for request in self.requests]
 
     @property
@@ -90,7 +90,7 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 64
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Log nothing about clients that disconnect."""
+        """Do not log errors from clients that disconnect."""
 
 
 class _Server6(_Server):
@@ -126,12 +126,12 @@ class _UnixServer(_Server):
     address_family = socket.AF_UNIX
 
     def server_bind(self) -> None:
-        TCPServer.server_bind(self)  # HTTPServer's looks up the name of a host
+        TCPServer.server_bind(self)  # HTTPServer's method looks up the host's name
         self.server_name, self.server_port = "localhost", 0
 
 
 PLACEHOLDER = "http://localhost"
-"""The host in the URL of a request that goes to a Unix socket."""
+"""The host in the URL of a request that is sent to a Unix socket."""
 
 
 def unix_socket(path: str) -> socket.socket:
@@ -143,7 +143,11 @@ def unix_socket(path: str) -> socket.socket:
 
 @contextmanager
 def unix_party(*, tls: bool = False) -> Iterator[tuple[Party, str]]:
-    """Run a server on a Unix socket for the block. Yields it, whose URL has ``localhost``, and the socket's path."""
+    """Run a server on a Unix socket until the block ends.
+
+    Yields:
+        The server, whose URL contains ``localhost``, and the socket's path.
+    """
     handler = type("_BoundHandler", (_PartyHandler,), {})
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder, "socket"))
@@ -158,7 +162,7 @@ def unix_party(*, tls: bool = False) -> Iterator[tuple[Party, str]]:
 
 
 class _GrpcHandlers(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no types
-    """Accept every call, regardless of its name: record it, and respond as `party` does."""
+    """Accept and record every call, regardless of its name, and respond as `party` does."""
 
     def __init__(self, party: Party) -> None:
         self._party = party
@@ -169,15 +173,15 @@ class _GrpcHandlers(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has n
             self._party.requests.append(seen)
             yield "\n".join(seen.header_lines("authorization")).encode()
 
-        # On the wire, the four kinds of calls look the same.
+        # All four kinds of calls are the same on the wire.
         return grpc.stream_stream_rpc_method_handler(respond)
 
 
 @contextmanager
 def grpc_party(*, host: str = "127.0.0.1", tls: bool = False, address: str | None = None) -> Iterator[Party]:
-    """Run a gRPC server on a free port until the block ends. The paths of its URLs are method names.
+    """Run a gRPC server on a free port until the block ends. The paths of the server's URLs are method names.
 
-    It also listens on *address*, if given.
+    The server also listens on *address* if it is set.
     """
     shown = f"[{host}]" if ":" in host else host
     with ThreadPoolExecutor(4) as pool:
@@ -201,7 +205,7 @@ def grpc_party(*, host: str = "127.0.0.1", tls: bool = False, address: str | Non
 
 @functools.cache
 def certificate() -> str:
-    """Return the path of a key and a certificate for loopback and idp.example, created for each test run."""
+    """Return the path of a key and certificate for loopback and idp.example, which each test run creates."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "loopback")])
     now = datetime.datetime.now(datetime.UTC)
@@ -234,7 +238,7 @@ def certificate() -> str:
 
 
 def serving_context() -> ssl.SSLContext:
-    """Return a server's TLS context with `certificate`."""
+    """Return a server's TLS context that uses `certificate`."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate())
     return context
@@ -242,12 +246,12 @@ def serving_context() -> ssl.SSLContext:
 
 @functools.cache
 def trust() -> ssl.SSLContext:
-    """Return a client TLS context that trusts only `certificate`."""
+    """Return a client's TLS context that trusts only `certificate`."""
     return ssl.create_default_context(cafile=certificate())
 
 
 def _join(one: socket.socket, other: socket.socket) -> None:
-    """Forward data in both directions until one end closes."""
+    """Forward data in both directions until one end closes its connection."""
     ends = {one: other, other: one}
     while ready := select.select(list(ends), [], [], 5)[0]:
         for end in ready:
@@ -258,9 +262,9 @@ def _join(one: socket.socket, other: socket.socket) -> None:
 
 
 class Proxy:
-    """A forward proxy, also for CONNECT, that notes what it is sent itself.
+    """A forward proxy that supports CONNECT and records the requests that it receives.
 
-    It forwards to the authority in the target, with or without a scheme, or else to the ``Host`` header.
+    The proxy forwards to the authority in the target, with or without a scheme, or otherwise to the ``Host`` header.
 
     Attributes:
         addresses: The addresses of hosts that only the proxy can resolve.
@@ -287,7 +291,7 @@ class _ProxyHandler(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def do_GET(self) -> None:
-        # `self.path` has only one of several slashes at the start.
+        # `self.path` contains only one slash if the path starts with several.
         target = self.requestline.split()[1]
         self.proxy.requests.append(SeenRequest(self.command, target, self.headers.items(), b""))
         parts = urlsplit(target if target.startswith("/") or "://" in target else f"//{target}")
@@ -308,12 +312,12 @@ class _ProxyHandler(BaseHTTPRequestHandler):
         upstream.close()
 
     def log_message(self, format: str, *args: object) -> None:
-        """Log nothing."""
+        """Do not log requests."""
 
 
 @contextmanager
 def proxy(*, tls: bool | ssl.SSLContext = False) -> Iterator[Proxy]:
-    """Run a proxy on a free loopback port until the block ends. With *tls*, clients speak to the proxy over TLS."""
+    """Run a proxy on a free loopback port until the block ends. With *tls*, clients connect to the proxy over TLS."""
     handler = type("_BoundProxyHandler", (_ProxyHandler,), {})
     server = _Server(("127.0.0.1", 0), handler)
     if tls:
@@ -346,7 +350,7 @@ class _SocksServer(ThreadingTCPServer):
 
 @contextmanager
 def socks_proxy() -> Iterator[str]:
-    """Run a SOCKS proxy for the block. Yields its URL."""
+    """Run a SOCKS proxy until the block ends, and yield its URL."""
     with _SocksServer(("127.0.0.1", 0), _SocksHandler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
         thread.start()

@@ -1,6 +1,6 @@
-"""A service with OpenTelemetry's exporter for Prometheus: it relays, withholds, exchanges, accepts and refuses.
+"""A service with OpenTelemetry's Prometheus exporter that relays, withholds, exchanges, accepts, and rejects tokens.
 
-Prints the address of the exporter, and serves requests of its own until it is stopped.
+The program prints the exporter's address and sends requests to itself until it is stopped.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tests.support.token_endpoint import SECRET, serving
 
 
 class Quiet(WSGIRequestHandler):
-    """Writes no access log."""
+    """A request handler that writes no access log."""
 
     def log_message(self, format: str, *args: Any) -> None: ...
 
@@ -49,7 +49,7 @@ def main() -> None:
                 verify="enforce",
                 issuers=[issuer.url],
                 audience=[tokens.AUDIENCE],
-                verify_exclude=["/healthz", "/metrics"],  # the exporter serves in the same process
+                verify_exclude=["/healthz", "/metrics"],  # the exporter runs in the same process
                 token_endpoint=endpoint.url,
                 client_id="user-service",
                 client_secret=SECRET,

@@ -1,8 +1,7 @@
-"""Applications that respond with the path by which they route, one for each framework.
+"""Applications that respond with the path that they use for routing, one for each framework.
 
-``ISSUER`` is the trusted issuer. ``EXCLUDED`` lists the paths that need no token. The ``X-App`` header of
-a request names the application. Each application responds to every path with the path that its framework
-routes by.
+``ISSUER`` is the trusted issuer. ``EXCLUDED`` lists the paths that need no token. A request's ``X-App`` header
+specifies the application. Each application responds to every path with the path that its framework uses for routing.
 """
 
 from __future__ import annotations
@@ -124,7 +123,7 @@ ASGI: dict[str, Any] = {
 
 
 async def asgi_app(scope: Any, receive: Any, send: Any) -> None:
-    """Serve the application that the request names."""
+    """Serve the application that the request specifies."""
     if scope["type"] == "lifespan":
         while True:
             message = await receive()
@@ -147,7 +146,7 @@ def _flask(*, whole: bool = False) -> Flask:
 
 
 class _ReverseProxied:
-    """A snippet that many Flask applications use for a prefix."""
+    """A middleware that many Flask applications copy to support a prefix."""
 
     def __init__(self, app: Callable[..., Any]) -> None:
         self.app = app
@@ -187,5 +186,5 @@ WSGI: dict[str, Any] = {
 
 
 def wsgi_app(environ: dict[str, Any], start_response: Any) -> Any:
-    """Serve the application that the request names."""
+    """Serve the application that the request specifies."""
     return WSGI[environ["HTTP_X_APP"]](environ, start_response)

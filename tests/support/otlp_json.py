@@ -1,4 +1,4 @@
-"""Recordings for tests: OTLP JSON as the OpenTelemetry Collector's file exporter writes it."""
+"""OTLP JSON recordings in the format of the OpenTelemetry Collector's file exporter."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def make_span(
     trace: str = "a" * 32,
     **attributes: Any,
 ) -> dict[str, Any]:
-    """Return a span. In the names of *attributes*, two underscores are a dot."""
+    """Return a span. In the names of *attributes*, two underscores represent a dot."""
     return {
         "traceId": trace,
         "spanId": span_id,
@@ -41,7 +41,7 @@ def make_span(
 
 
 def decided(decision: str, reason: str | None = None, **more: Any) -> dict[str, Any]:
-    """Return the attributes of a decision."""
+    """Return the attributes of a relay decision."""
     return {"token_relay__decision": decision, "token_relay__reason": reason or decision, **more}
 
 
@@ -56,7 +56,7 @@ def lines_of(*requests: dict[str, Any]) -> str:
 
 
 def every_outcome() -> str:
-    """Return a recording with one hop of each kind, and a call from the receiver to a third service."""
+    """Return a recording with one hop of each kind, and with a call from the receiver to a third service."""
     frontend = request_of(
         "frontend",
         make_span("01", "ff", 2, seconds=9),

@@ -11,11 +11,11 @@ from typing import Any
 
 
 class Receiver:
-    """The requests that the receiver has received.
+    """The requests that the receiver received.
 
     Attributes:
         url: The base endpoint, for ``OTEL_EXPORTER_OTLP_ENDPOINT``.
-        bodies: Path and body of each request, oldest first.
+        bodies: The path and body of each request, oldest first.
     """
 
     def __init__(self, url: str) -> None:
@@ -23,7 +23,7 @@ class Receiver:
         self.bodies: list[tuple[str, bytes]] = []
 
     def bytes_for(self, signal: str = "") -> bytes:
-        """Return all bytes received for *signal* (``traces``, ``logs`` or ``metrics``), or for all signals."""
+        """Return all bytes received for *signal* (``traces``, ``logs``, or ``metrics``), or for all signals."""
         return b"\0".join(body for path, body in list(self.bodies) if path.endswith(signal))
 
 
@@ -45,7 +45,7 @@ def otlp_receiver() -> Iterator[Receiver]:
             self.end_headers()
 
         def log_message(self, format: str, *args: Any) -> None:
-            """Log nothing."""
+            """Do not log requests."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True

@@ -1,4 +1,4 @@
-"""An ASGI application without a framework, which responds to every request that reaches it."""
+"""An ASGI application without a framework that responds to every request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Real services in their own processes, on ports that they choose."""
+"""Real services in their own processes, on ports that the services choose."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def _instrument() -> tuple[str, ...]:
     return ("env", f"PYTHONPATH={os.pathsep.join(paths)}")
 
 
-# The words before a command that start it as ``opentelemetry-instrument`` does. Unless FULL_MATRIX is set, they set the
-# variable that this launcher sets, without starting Python for it; tests/promises/test_zero_code.py runs the launcher.
+# The start of a command that runs a program as ``opentelemetry-instrument`` does. Unless FULL_MATRIX is set, it sets
+# the launcher's variable without starting Python for the launcher, which tests/promises/test_zero_code.py runs.
 INSTRUMENT = _instrument()
 RELAY = {
     "OTEL_PROPAGATORS": "tracecontext,baggage,token_relay",
@@ -46,12 +46,14 @@ RELAY = {
 
 
 def instrumentations(*used: str) -> dict[str, str]:
-    """Return the variable that leaves out the instrumentation of libraries that a program does not use.
+    """Return the variable that disables the instrumentation of libraries that a program does not use.
 
-    Importing all of it takes most of the processor time of a start. If FULL_MATRIX is set, nothing is left out.
+    Importing all instrumentation uses most of the processor time of a start. If FULL_MATRIX is set, the variable
+    disables nothing.
 
     Args:
-        used: The names of the instrumentation to keep, such as ``"fastapi"``. That of threads is always kept.
+        used: The names of the instrumentation to keep, such as ``"fastapi"``. The instrumentation of threads is
+            always kept.
     """
     if FULL_MATRIX:
         return {}
@@ -60,17 +62,17 @@ def instrumentations(*used: str) -> dict[str, str]:
     return {"OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": ",".join(sorted(unused))}
 
 
-# This process alone holds the write end, so a test run that is killed leaves no server behind.
+# Only this process has the write end, so the servers also end when the test run is killed.
 _lifeline, _our_end = os.pipe()
 
 _LISTENING = re.compile(r"https?://(?:127\.0\.0\.1|localhost|0\.0\.0\.0):(\d+)")
 
 
 def unused_port() -> int:
-    """Return a free port that no other test is given.
+    """Return a free port that is not allocated to a different test.
 
-    The system gives out ports from 32768 on, so that a server of a test that runs meanwhile cannot get this one
-    before the program that is told its number.
+    The system allocates ports from 32768 upward. A concurrent test's server therefore cannot get this port before
+    the program that receives the number.
     """
     while True:
         port = random.SystemRandom().randrange(20_000, 32_000)
@@ -79,27 +81,27 @@ def unused_port() -> int:
 
 
 def start(command: Sequence[str], *, pass_fds: Sequence[int] = (), **options: Any) -> subprocess.Popen[Any]:
-    """Start a program in a process group of its own, which ends when this process ends, even by SIGKILL.
+    """Start a program in its own process group, which ends when this process ends, even by SIGKILL.
 
     Args:
-        options: Other arguments of `subprocess.Popen`.
+        options: Additional arguments for `subprocess.Popen`.
     """
     return subprocess.Popen(tie(command, _lifeline), pass_fds=(_lifeline, *pass_fds), start_new_session=True, **options)
 
 
 def end(process: subprocess.Popen[Any]) -> None:
-    """End a program that `start` has started, and everything that is left in its process group."""
+    """End a program that `start` started, and all remaining processes in its group."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait(10)
 
 
 class Service:
-    """A process that serves.
+    """A process that runs a server.
 
     Attributes:
         url: Its origin.
-        log: Its output so far.
+        log: The output of the process so far.
     """
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
@@ -127,7 +129,7 @@ class Service:
         return f"http://127.0.0.1:{self._port}"
 
     def stop(self) -> None:
-        """Stop the process and all of its workers."""
+        """Stop the process and all its workers."""
         with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
             os.killpg(self.process.pid, signal.SIGTERM)
             self.process.wait(10)

@@ -34,14 +34,14 @@ class Prometheus:
         self._open = build_opener(ProxyHandler({})).open
 
     def get(self, path: str, **parameters: str) -> Any:
-        """Return the data of a response of the HTTP API."""
+        """Return the data from an HTTP API response."""
         with self._open(f"{self.url}/api/v1/{path}?{urlencode(parameters)}", timeout=30) as response:
             document = json.load(response)
         assert document["status"] == "success", document
         return document["data"]
 
     def query(self, expression: str) -> list[dict[str, Any]]:
-        """Return the series of an instant query."""
+        """Return the series that an instant query selects."""
         result: list[dict[str, Any]] = self.get("query", query=expression)["result"]
         return result
 
@@ -59,10 +59,10 @@ def scraping(target: str, rules: Path, directory: Path, *, job: str) -> Iterator
     """Run Prometheus on loopback until the block ends.
 
     Args:
-        target: The URL of the exporter, which is scraped each second.
-        rules: The rule file, which is evaluated each second.
-        directory: An empty directory for its data.
-        job: The name of the target.
+        target: The exporter's URL, which Prometheus scrapes every second.
+        rules: The rule file, which Prometheus evaluates every second.
+        directory: An empty directory for Prometheus's data.
+        job: The target's job name.
     """
     config = {
         "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},

@@ -1,4 +1,4 @@
-"""Protected applications for separate server processes; ``ISSUER`` names the trusted issuer."""
+"""Protected applications for separate server processes, where ``ISSUER`` identifies the trusted issuer."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ def _wsgi(environ: dict[str, Any], start_response: Any) -> list[bytes]:
 
 
 def asgi() -> Any:
-    """Build the ASGI application."""
+    """Return the ASGI application."""
     return AsgiAuth(_asgi, _verifier(), **OPTIONS)
 
 
 def wsgi() -> Any:
-    """Build the WSGI application."""
+    """Return the WSGI application."""
     return WsgiAuth(_wsgi, _verifier(), **OPTIONS)
 
 

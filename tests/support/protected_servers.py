@@ -1,7 +1,7 @@
-"""Servers whose boundary verifies: servers with their own interface, and one each for ASGI and WSGI.
+"""Servers whose boundary verifies tokens: all servers with their own interfaces, one ASGI server, and one WSGI server.
 
-Each calls the same function on every path (for gRPC: for every method) and runs in threads of this process,
-so that a test sees whether the application was reached. Requests are sent byte for byte.
+Each server calls the same function for every path or gRPC method and runs in threads of this process. A test
+can therefore check whether the application ran. Requests are sent as exact bytes.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ from tests.support.served import Reply, Server
 from tests.support.servers import looping, serve_asgi, serve_wsgi
 
 reached: list[str] = []
-"""The paths and hooks of the application that a request has reached."""
+"""The application's paths and hooks that ran for a request."""
 
 downstream: list[str] = []
-"""The destination of ``/relay``."""
+"""The destination of the hop that ``/relay`` decides."""
 
 
 def answer(path: str) -> str:
-    """Return the caller; ``/relay`` returns whether the token was relayed."""
+    """Return the caller, or, for ``/relay``, whether the token was relayed."""
     reached.append(path)
     if path == "/relay":
         try:
@@ -63,7 +63,7 @@ def answer(path: str) -> str:
 
 @contextmanager
 def installed(settings: Settings, authenticator: Authenticator | None = None) -> Iterator[None]:
-    """Install, with an authenticator that settings cannot describe if one is given."""
+    """Install the settings, and an authenticator that settings cannot describe if one is given."""
     install(settings)
     if authenticator is not None:
         installation._installed.runtime.terms = Terms(settings, authenticator)
@@ -84,7 +84,7 @@ def _running(name: str, begin: Callable[[socket.socket], Awaitable[Callable[[], 
 
 
 def serve_aiohttp(*middlewares: Any) -> AbstractContextManager[Server]:
-    """aiohttp.web, with a WebSocket on /ws."""
+    """Run an aiohttp.web server with a WebSocket on /ws."""
 
     async def handle(request: web.Request) -> web.StreamResponse:
         if request.path == "/ws":
@@ -108,7 +108,9 @@ def serve_aiohttp(*middlewares: Any) -> AbstractContextManager[Server]:
 
 
 def serve_tornado() -> AbstractContextManager[Server]:
-    """Tornado: a synchronous handler, an asynchronous ``prepare``, a streamed body and a WebSocket."""
+    """Run a Tornado server with a synchronous handler, an asynchronous ``prepare``, a streamed body, and a
+    WebSocket.
+    """
 
     class Quiet(tornado.web.RequestHandler):
         def on_finish(self) -> None:
@@ -169,7 +171,7 @@ KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
 
 
 class GrpcServer:
-    """A gRPC server, as seen over the wire."""
+    """A gRPC server, as a client on the wire sees it."""
 
     name = "grpc"
 
@@ -177,10 +179,10 @@ class GrpcServer:
         self.port = port
 
     def send(self, *authorization: bytes, target: str = "/", headers: tuple[bytes, ...] = ()) -> Reply:
-        """Call the method of that name with exactly these metadata entries, less the space after a header's colon.
+        """Call the specified method with exactly these metadata entries, without the space after each header's colon.
 
         Returns:
-            The trailing metadata, and for the status the one of HTTP that says the same.
+            The trailing metadata, and the HTTP status that corresponds to the gRPC status.
         """
         fields = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", target.encode()), (b":authority", b"a")]
         fields += [(b"content-type", b"application/grpc"), (b"te", b"trailers")]
@@ -218,7 +220,7 @@ class GrpcServer:
 
 
 class _Methods(grpc.GenericRpcHandler):
-    """All methods; the last part of the name is the kind."""
+    """All methods, for which the last part of the name is the kind."""
 
     def __init__(self, is_aio: bool) -> None:
         self._is_aio = is_aio
@@ -254,7 +256,7 @@ class _Methods(grpc.GenericRpcHandler):
 
 @contextmanager
 def serve_grpc(*interceptors: Any) -> Iterator[GrpcServer]:
-    """A server with threads."""
+    """Run a gRPC server with threads."""
     with ThreadPoolExecutor(2) as pool:
         server = grpc.server(pool, interceptors=interceptors)
         server.add_generic_rpc_handlers([_Methods(is_aio=False)])
@@ -268,7 +270,7 @@ def serve_grpc(*interceptors: Any) -> Iterator[GrpcServer]:
 
 @contextmanager
 def serve_grpc_aio(*interceptors: Any, is_aio: bool = True) -> Iterator[GrpcServer]:
-    """A server with an event loop; its methods may run in threads all the same."""
+    """Run a gRPC server with an event loop, whose methods can still run in threads."""
 
     async def begin() -> tuple[Any, int]:
         server = grpc.aio.server(interceptors=interceptors, migration_thread_pool=pool)
@@ -277,7 +279,7 @@ def serve_grpc_aio(*interceptors: Any, is_aio: bool = True) -> Iterator[GrpcServ
         await server.start()
         return server, port
 
-    # The threads end first: gRPC has them put what a method yields into a queue of the loop.
+    # The threads end first, because gRPC makes them put the messages that a method yields into a queue of the loop.
     with looping() as loop, ThreadPoolExecutor(2) as pool:
         server, port = asyncio.run_coroutine_threadsafe(begin(), loop).result(30)
         try:
@@ -288,7 +290,7 @@ def serve_grpc_aio(*interceptors: Any, is_aio: bool = True) -> Iterator[GrpcServ
 
 @contextmanager
 def serve_starlette() -> Iterator[Server]:
-    """ASGI, behind uvicorn, with a WebSocket on /ws."""
+    """Run a Starlette application in uvicorn, with a WebSocket on /ws."""
     from starlette.applications import Starlette
     from starlette.requests import Request
     from starlette.responses import Response
@@ -311,7 +313,7 @@ def serve_starlette() -> Iterator[Server]:
 
 @contextmanager
 def serve_flask() -> Iterator[Server]:
-    """WSGI, behind wsgiref."""
+    """Run a WSGI application in wsgiref."""
     import flask
 
     app = flask.Flask("protected")
@@ -372,7 +374,7 @@ OWN_INTERFACE = tuple(_PATCHES)
 
 @contextmanager
 def serving_behind(authenticator: Authenticator, name: str) -> Iterator[Any]:
-    """Run one of `OWN_INTERFACE` with only its own hook, which may remain between tests."""
+    """Run one of `OWN_INTERFACE` with only its own hook, which can remain installed between tests."""
     patch, module, serve = _PATCHES[name]
     runtime, patches = Runtime(Settings()), Patches()
     runtime.terms = Terms(Settings(), authenticator)

@@ -1,8 +1,8 @@
-"""Run the rows of `tests/vectors/providers.json` against issuers under their real names, over TLS on loopback.
+"""Test the rows of `tests/vectors/providers.json` against issuers with their real names, over TLS on loopback.
 
-Run as a program, in a process of its own, because the certificate authority and the proxy are those of the process:
-the environment's proxy is a server on loopback that ends TLS and serves every host. The result is JSON on standard
-output: for each row, what the synchronous and the asynchronous verifier decided.
+This file runs as a program in a separate process, because the certificate authority and the proxy apply to the
+whole process. The environment's proxy is a loopback server that terminates TLS and serves every host. For each row,
+the program writes the decisions of the synchronous and the asynchronous verifier to standard output, as JSON.
 """
 
 from __future__ import annotations
@@ -34,30 +34,30 @@ PREFIX = "OTEL_PYTHON_TOKEN_RELAY_"
 
 
 def load_rows() -> list[dict[str, Any]]:
-    """Return the rows of the file."""
+    """Return the rows in the file."""
     rows: list[dict[str, Any]] = json.loads(VECTORS.read_text("utf-8"))["rows"]
     return rows
 
 
 def name_of(row: dict[str, Any]) -> str:
-    """Return the name of a row, which is unique."""
+    """Return a row's unique name."""
     return f"{row['provider']}: {row['token']}"
 
 
 def issuer_of(row: dict[str, Any]) -> str:
-    """Return the issuer whose metadata the row needs; empty if it needs none."""
+    """Return the issuer whose metadata the row needs, or an empty string."""
     return str(row["settings"].get("ISSUERS", ""))
 
 
 def responses_of(row: dict[str, Any]) -> dict[str, tuple[int, Any]]:
-    """Return what the hosts respond: by default, the issuer's metadata and its keys."""
+    """Return the hosts' responses, which by default are the issuer's metadata and its keys."""
     issuer = issuer_of(row)
     jwks_url = row.get("jwks_url") or f"{issuer.rstrip('/')}/jwks"
     documents = row.get("documents")
     if documents is None:
         documents = {f"{issuer.rstrip('/')}/.well-known/openid-configuration": {"issuer": issuer, "jwks_uri": jwks_url}}
     alg = row.get("alg", "RS256")
-    # As Keycloak does, publish a key for encryption as well.
+    # Publish an encryption key too, as Keycloak does.
     keys = [public_jwk(alg, "k1", **row.get("key", {})), public_jwk("RS256", "enc", use="enc", alg="RSA-OAEP-256")]
     status = row.get("status", 200)
     responses = {url: (status, document) for url, document in documents.items()}
@@ -68,7 +68,7 @@ def responses_of(row: dict[str, Any]) -> dict[str, tuple[int, Any]]:
 
 
 def token_of(row: dict[str, Any]) -> str:
-    """Return the token, signed with the key that the row's issuer publishes."""
+    """Return a token that is signed with the key that the row's issuer publishes."""
     if "raw" in row:
         return str(row["raw"])
     now = int(time.time())
@@ -78,12 +78,12 @@ def token_of(row: dict[str, Any]) -> str:
 
 
 class Hosts:
-    """A proxy that serves every host itself.
+    """A proxy that itself responds for every host.
 
     Attributes:
-        responses: The status and the document of each URL.
-        bearer: The token that each request must have; ``None`` for none.
-        requests: The requested URLs, each with the body.
+        responses: The status and the document for each URL.
+        bearer: The token that each request must have, or ``None``.
+        requests: The requested URLs, each with its body.
     """
 
     def __init__(self, context: ssl.SSLContext) -> None:
@@ -102,7 +102,7 @@ class Hosts:
                     with context.wrap_socket(self.connection, server_side=True) as tls, tls.makefile("rb") as file:
                         outer.respond(target, file, tls.sendall)
                 except OSError:
-                    pass  # the client has given up
+                    pass  # the client has disconnected
 
         self.server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
@@ -122,7 +122,7 @@ class Hosts:
 
 
 def certify(hosts: set[str], folder: Path) -> tuple[ssl.SSLContext, str]:
-    """Return a context with a certificate for all *hosts*, and the file with that certificate."""
+    """Return a context with a certificate for all *hosts*, and the path of that certificate."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "identity providers")])
     now = datetime.datetime.now(datetime.UTC)
@@ -149,9 +149,9 @@ def certify(hosts: set[str], folder: Path) -> tuple[ssl.SSLContext, str]:
 
 
 def decide(row: dict[str, Any], hosts: Hosts, certificate: str) -> dict[str, Any]:
-    """Return what both verifiers decide about the row's token, with the settings as variables.
+    """Return both verifiers' decisions about the row's token, with the settings as environment variables.
 
-    The files in the settings are those of a pod. Here, files with the same purpose take their place.
+    The files in the settings are paths in a pod. Equivalent local files replace them here.
     """
     from otel_token_relay.settings import Settings
     from otel_token_relay.verification import AsyncTokenVerifier, KeysUnavailable, TokenRejected, TokenVerifier

@@ -1,4 +1,6 @@
-"""A caller whose outgoing request waits for a connection, and what can happen to the caller's token meanwhile."""
+"""A caller whose outgoing request waits for a connection, and the events that can affect the caller's
+token meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,7 @@ class Revocable:
 
 
 class Caller:
-    """A caller whose request is being served, and what is recorded about its hops."""
+    """A caller whose request is being served, with the recorded hops."""
 
     def __init__(self, *, has_lease: bool = True) -> None:
         self.lease = Lease()
@@ -99,7 +101,7 @@ def fail_to_check(caller: Caller) -> None:
 
 
 def go_on(caller: Caller) -> None:
-    """The caller still waits for its response."""
+    """Simulate a caller that is still waiting for its response."""
 
 
 Event = Callable[[Caller], None]

@@ -1,7 +1,8 @@
-"""Three authorization servers, each in its own process: the demo's, oidc-provider and authgent-server.
+"""Three authorization servers, each in a separate process: the demo's, oidc-provider, and authgent-server.
 
-The last two are not ours, so they decide what their tokens and responses contain. One class for each server hides how
-users sign in and how keys are rotated; everything else is the same standard for all of them.
+oidc-provider and authgent-server are third-party servers, so they determine what their tokens and responses
+contain. One class for each server hides how users sign in and how keys are rotated, and all other operations follow
+the same standards.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ SERVICE = "profile-service"
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """A client that authenticates with a secret, which may contain any characters."""
+    """A client that authenticates with a secret, which can contain any characters."""
 
     client_id: str
     secret: str
@@ -54,11 +55,11 @@ class RealServer(ABC):
     """A running server.
 
     Attributes:
-        issuer: Its issuer identifier.
-        service: The client with which this service introspects and exchanges tokens.
-        web: The public client with which users sign in.
-        profile: The profile of its access tokens.
-        can_drop_keys: Whether a rotation can withdraw the old keys at once.
+        issuer: The server's issuer identifier.
+        service: The client that this service uses to introspect and exchange tokens.
+        web: The public client that users use to sign in.
+        profile: The profile of the server's access tokens.
+        can_drop_keys: Whether a rotation can withdraw the old keys immediately.
     """
 
     issuer: str
@@ -77,15 +78,15 @@ class RealServer(ABC):
         return found
 
     def resource(self, service: str, kind: str) -> str:
-        """Return the ``resource`` for a token of that kind for a service, whose name is its audience."""
+        """Return the ``resource`` parameter for a token of that kind, for a service whose name is its audience."""
         return service
 
     def subject(self, user: str) -> str:
-        """Return the ``sub`` of a user's tokens."""
+        """Return the ``sub`` claim of a user's tokens."""
         return user
 
     def sign_in(self, user: str, kind: str, *, service: str = SERVICE, scope: str = "profile") -> Tokens:
-        """Run the user flow, authorization code with PKCE."""
+        """Run the authorization code flow with PKCE as a user."""
         verifier = secrets.token_urlsafe(48)
         resource = self.resource(service, kind)
         client_id = self._web_client(kind)
@@ -127,30 +128,30 @@ class RealServer(ABC):
         return self.web
 
     def own_token(self, kind: str, *, service: str = SERVICE) -> str:
-        """Return a token of the service itself."""
+        """Return a token for the service itself."""
         form = {"grant_type": "client_credentials", "resource": self.resource(service, kind), "scope": "profile"}
         return _tokens(self._post("token_endpoint", form)).access
 
     def revoke(self, token: str, kind: str) -> None:
-        """Revoke a token of the client with which users sign in (RFC 7009)."""
+        """Revoke a token of the client that users use to sign in (RFC 7009)."""
         response = self.http.post(
             self.metadata["revocation_endpoint"], data={"token": token, "client_id": self._web_client(kind)}
         )
         assert response.status_code == 200
 
     def introspect(self, token: str) -> dict[str, Any]:
-        """Return the server's response (RFC 7662)."""
+        """Return the server's introspection response (RFC 7662)."""
         found: dict[str, Any] = self._post("introspection_endpoint", {"token": token}).json()
         return found
 
     def _post(self, endpoint: str, form: dict[str, str]) -> httpx.Response:
-        # RFC 6749, section 2.3.1: both parts are encoded before they become Basic credentials.
+        # Encode the client ID and the secret before they become Basic credentials (RFC 6749, section 2.3.1).
         credential = httpx.BasicAuth(quote(self.service.client_id, safe=""), quote(self.service.secret, safe=""))
         return self.http.post(self.metadata[endpoint], data=form, auth=credential)
 
     @abstractmethod
     def rotate(self, *, keep: bool) -> None:
-        """Sign with new keys. The old ones stay published or not."""
+        """Sign with new keys, and keep the old keys published only if *keep* is set."""
 
 
 class _Demo(RealServer):
@@ -179,7 +180,7 @@ class _OidcProvider(RealServer):
 
     @property
     def clients(self) -> list[dict[str, Any]]:
-        """The clients' metadata (OpenID Connect Dynamic Client Registration, section 2)."""
+        """Return the clients' metadata (OpenID Connect Dynamic Client Registration, section 2)."""
         machine = {"redirect_uris": [], "response_types": []}
         grants = ["client_credentials", TOKEN_EXCHANGE]
         return [
@@ -219,14 +220,14 @@ class _OidcProvider(RealServer):
         ]
 
     def write_key(self, path: Path) -> str:
-        """Write the private key of the client ``with-key`` to *path*, and return the path."""
+        """Write the ``with-key`` client's private key to *path*, and return the path."""
         encoding, kind = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
         path.write_bytes(self.key.private_bytes(encoding, kind, serialization.NoEncryption()))
         return str(path)
 
 
 class _Authgent(RealServer):
-    # RFC 9068 requires a type that its access tokens do not have.
+    # RFC 9068 requires a type that this server's access tokens do not have.
     profile = "generic"
     can_drop_keys = False
 
@@ -247,7 +248,7 @@ class _Authgent(RealServer):
         return installed.clean_environ() | {f"AUTHGENT_{name}": value for name, value in own.items()}
 
     def register(self) -> None:
-        """Create this test's clients (RFC 7591)."""
+        """Register this test's clients (RFC 7591)."""
         web = self._register("web", ["authorization_code", "refresh_token"], redirect_uris=[REDIRECT_URI])
         self.web, self._web_secret = web.client_id, web.secret
         self.service = self._register(SERVICE, ["client_credentials", TOKEN_EXCHANGE])
@@ -261,7 +262,7 @@ class _Authgent(RealServer):
     def sign_in(self, user: str, kind: str, *, service: str = SERVICE, scope: str = "profile") -> Tokens:
         if user == "alice":
             return super().sign_in(user, kind, service=service, scope=scope)
-        # There is only one person at this server. The other user is a machine.
+        # This server has only one human user. The second user is a machine.
         return Tokens(self.own_token(kind, service=service), None, None)
 
     def subject(self, user: str) -> str:
@@ -342,7 +343,7 @@ _SERVERS = {"demo": _demo, "oidc-provider": _oidc_provider, "authgent": _authgen
 
 
 class RealServers:
-    """The servers, each of which starts when it is first used."""
+    """The servers, each of which starts on first use."""
 
     def __init__(self) -> None:
         self._stack = ExitStack()

@@ -1,6 +1,6 @@
-"""Every way to require a token, each with a real server; all of them reject the same requests.
+"""Every way to require a token, each with a real server that rejects the same requests.
 
-The module is also the application that gunicorn serves, configured by the variables that `variables` returns.
+This module also contains the application that gunicorn serves, which the variables from `variables` configure.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from tests.support.served import Server, serving
 from tests.support.servers import serve_asgi
 from tests.support.tokens import AUDIENCE
 
-# Above this length, no server in the table rejects the header by itself.
+# Above this length, no server in the table rejects the header itself.
 MAX_LENGTH = 4096
 PREFIX = "REJECTING_"
 
 
 class Service(NamedTuple):
-    """What a service requires.
+    """The requirements of a service.
 
     Attributes:
         issuers: The trusted issuers.
@@ -43,7 +43,7 @@ class Service(NamedTuple):
 
     @property
     def settings(self) -> Settings:
-        """Settings that verify tokens, without the scopes, which settings cannot require."""
+        """Return settings that verify tokens but not scopes, which settings cannot require."""
         return Settings(
             verify="enforce",
             issuers=tuple(self.issuers),
@@ -53,13 +53,13 @@ class Service(NamedTuple):
         )
 
     def authenticator(self, *, with_scopes: bool = True) -> BearerAuthenticator:
-        """Build the authenticator; without scopes, they must be required elsewhere."""
+        """Return the authenticator; if *with_scopes* is false, other code must require the scopes."""
         verifier = TokenVerifier(self.issuers, AUDIENCE, max_length=MAX_LENGTH)
         scopes = self.scopes if with_scopes else ()
         return BearerAuthenticator(verifier, required_scopes=scopes, exclude=self.exclude)
 
     def variables(self, app: str) -> dict[str, str]:
-        """Return the environment variables with which this module contains the application *app*."""
+        """Return the environment variables for which this module contains the application *app*."""
         values = {"APP": app, "ISSUERS": " ".join(self.issuers), "SCOPES": " ".join(self.scopes)}
         return {PREFIX + name: value for name, value in values.items()}
 
@@ -79,7 +79,7 @@ def wsgi_app(environ: Any, start_response: Any) -> list[bytes]:
 
 
 def fastapi_app(scopes: Sequence[str]) -> Any:
-    """FastAPI with a dependency that requires *scopes*."""
+    """Return a FastAPI application with a dependency that requires *scopes*."""
     from fastapi import Depends, FastAPI
 
     from otel_token_relay.verification.fastapi import require_scopes
@@ -94,7 +94,7 @@ def fastapi_app(scopes: Sequence[str]) -> Any:
 
 
 def flask_app(scopes: Sequence[str]) -> Any:
-    """Flask with a view that requires *scopes*."""
+    """Return a Flask application with a view that requires *scopes*."""
     import flask
 
     app = flask.Flask("rejecting")
@@ -192,7 +192,7 @@ WAYS: dict[str, Way] = {
         wsgi_middleware(flask_app(service.scopes), service, with_scopes=False)
     ),
 }
-"""Each way to require a token."""
+"""The ways to require a token."""
 
 
 def _application(name: str, service: Service) -> Any:

@@ -1,4 +1,4 @@
-"""A server that rejects tokens until a test accepts them, and the clients that send requests to it."""
+"""A server that rejects tokens until a test accepts them, and the clients that send requests to the server."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ class Answer(NamedTuple):
 
 
 class Guarded:
-    """The server's state. *accepts* gets the token, and *challenges* are the header lines of a 401."""
+    """The server's state. *accepts* is called with the token, and *challenges* are the header lines of a 401
+    response.
+    """
 
     def __init__(self) -> None:
         self.url = ""
@@ -63,7 +65,7 @@ class Guarded:
 
 @contextmanager
 def guarded() -> Iterator[Guarded]:
-    """Run the server for the block."""
+    """Run the server until the block ends."""
     state = Guarded()
 
     class Handler(BaseHTTPRequestHandler):
@@ -110,14 +112,14 @@ def guarded() -> Iterator[Guarded]:
         do_GET = do_HEAD = do_OPTIONS = do_PUT = do_DELETE = do_POST = do_PATCH = respond
 
         def log_message(self, *args: object) -> None:
-            """Write nothing."""
+            """Do not log requests."""
 
     class Server(ThreadingHTTPServer):
         daemon_threads = True
         request_queue_size = 128
 
         def handle_error(self, request: object, client_address: object) -> None:
-            """Log nothing about clients that disconnect."""
+            """Do not log errors from clients that disconnect."""
 
     server = Server(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)

@@ -1,4 +1,4 @@
-"""Real servers in their own processes, on a port that listens before they start."""
+"""Real servers in their own processes, on sockets that listen before the servers start."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from tests.support.processes import end, start
 
-# Each server takes over a listening socket.
+# Each server uses an existing listening socket.
 COMMANDS = {
     "uvicorn-h11": ("asgi", "{python} -m uvicorn {app} --fd {fd} --http h11 --log-level warning"),
     "uvicorn-httptools": ("asgi", "{python} -m uvicorn {app} --fd {fd} --http httptools --log-level warning"),
@@ -25,7 +25,7 @@ COMMANDS = {
 
 
 class Reply(NamedTuple):
-    """A response as received on the wire."""
+    """A response as it was received on the wire."""
 
     status: int
     headers: dict[str, str]
@@ -33,7 +33,7 @@ class Reply(NamedTuple):
 
 
 class Server:
-    """A running server: its name and its port."""
+    """A running server's name and port."""
 
     def __init__(self, name: str, port: int) -> None:
         self.name = name
@@ -86,8 +86,8 @@ def serving(name: str, app: Mapping[str, str], environ: Mapping[str, str]) -> It
     """Run one of `COMMANDS` until the block ends.
 
     Args:
-        name: Its key in `COMMANDS`.
-        app: The application as ``module:name`` for ``asgi`` and for ``wsgi``.
+        name: The server's key in `COMMANDS`.
+        app: The application, as ``module:name``, for ``asgi`` and for ``wsgi``.
         environ: Variables to add to the environment.
     """
     kind, command = COMMANDS[name]

@@ -1,7 +1,7 @@
-"""Real servers on loopback, in threads of this process and in their own processes, and the table of servers.
+"""Real loopback servers, in threads and in separate processes, and the table of servers.
 
-Every listening socket is bound here, to a free port, and listens before its server runs. Therefore, tests
-do not wait for a server to start: the first connection waits in the backlog.
+Every listening socket is bound here to a free port and listens before its server runs. Tests do not wait for a
+server to start, because the first connection waits in the backlog.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Answer:
 
 
 class Client:
-    """One connection to one server, kept alive until `close`."""
+    """A connection to a server that remains open until `close` is called."""
 
     def __init__(self, port: int) -> None:
         self.port = port
@@ -62,7 +62,7 @@ class Client:
         method: str = "GET",
         body: bytes | None = None,
     ) -> Answer:
-        """Send one request. *headers* may repeat a name."""
+        """Send one request. *headers* can repeat a name."""
         self._connection.putrequest(method, path)
         if token is not None:
             self._connection.putheader("Authorization", f"Bearer {token}")
@@ -80,7 +80,7 @@ class Client:
 
 
 def get(port: int, path: str, token: str | None = None, **options: Any) -> Answer:
-    """Send one request over its own connection."""
+    """Send one request over a new connection."""
     client = Client(port)
     try:
         return client.call(path, token, **options)
@@ -90,13 +90,13 @@ def get(port: int, path: str, token: str | None = None, **options: Any) -> Answe
 
 @contextmanager
 def raw_connection(port: int) -> Iterator[socket.socket]:
-    """Open a connection for requests that no client library would send."""
+    """Open a connection for requests that a client library cannot send."""
     with socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT_SECONDS) as connection:
         yield connection
 
 
 def read_answer(stream: Any) -> str:
-    """Read the body of one response that has a Content-Length from a socket's file."""
+    """Read a response body with a Content-Length from a socket's file."""
     length = 0
     while (line := stream.readline().strip()) != b"":
         name, _, value = line.partition(b":")
@@ -116,7 +116,7 @@ def listening_socket() -> socket.socket:
 
 @contextmanager
 def serve_asgi(app: Any, kind: str = "uvicorn-h11-asyncio", **config: Any) -> Iterator[int]:
-    """Serve an ASGI application in a thread. Yield the port."""
+    """Serve an ASGI application in a thread, and yield the port."""
     server = _hypercorn(app) if kind == "hypercorn" else _uvicorn(app, kind, config)
     with server as port:
         yield port
@@ -166,7 +166,7 @@ def _hypercorn(app: Any) -> Iterator[int]:
 
 
 class _QuietHandler(WSGIRequestHandler):
-    # A kept-alive connection must not occupy the server's only thread.
+    # A persistent connection must not occupy the server's only thread.
     protocol_version = "HTTP/1.0"
 
     def log_message(self, format: str, *args: Any) -> None: ...
@@ -184,7 +184,7 @@ class _ThreadingWSGIServer(ThreadingMixIn, WSGIServer):
 
 @contextmanager
 def serve_wsgi(app: Any, *, threads: bool = False) -> Iterator[int]:
-    """Serve a WSGI application with wsgiref, in one thread for all requests or one thread for each."""
+    """Serve a WSGI application with wsgiref, in one thread for all requests or in one thread for each."""
     server = (_ThreadingWSGIServer if threads else WSGIServer)(("127.0.0.1", 0), _QuietHandler)
     server.set_app(app)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
@@ -210,7 +210,7 @@ def environment(**variables: str) -> dict[str, str]:
 def process(
     command: Sequence[str], *, stdout: Any = subprocess.DEVNULL, stderr: Any = subprocess.DEVNULL, **variables: str
 ) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
-    """Run a server in its own process. ``{fd}`` in the command becomes the number of its listening socket.
+    """Run a server in a separate process. ``{fd}`` in the command is replaced with the number of the listening socket.
 
     Yields:
         The port and the process.
@@ -226,7 +226,7 @@ def process(
             stderr=stderr,
         )
         port = listener.getsockname()[1]
-        # Now the child has the only copy: if the child dies, connections are refused.
+        # Only the child has the socket now, so connections are refused if the child ends.
         listener.close()
         try:
             yield port, child
@@ -238,12 +238,12 @@ def process(
 
 
 def script(name: str) -> str:
-    """Return the path of a console script of this environment."""
+    """Return the path of a console script in this environment."""
     return str(Path(sys.executable).with_name(name))
 
 
 def gunicorn_command(app: str, worker: str, *, threads: int = 4) -> list[str]:
-    """Return the command that serves ``module:app`` with one worker of that class."""
+    """Return the command that serves ``module:app`` with one worker of the specified class."""
     command = [script("gunicorn"), "--bind", "fd://{fd}", "--worker-class", worker, "--workers", "1"]
     command += ["--log-level", "critical", "--graceful-timeout", "1", "--no-control-socket"]
     return [*command, *(["--threads", str(threads)] if worker == "gthread" else []), app]
@@ -254,18 +254,18 @@ def uvicorn_command(app: str, *options: str) -> list[str]:
     return [script("uvicorn"), "--fd", "{fd}", "--log-level", "critical", "--lifespan", "off", *options, app]
 
 
-# The table: every application on every server that supports it.
+# This table contains every application on every server that supports it.
 
 
 class Served:
-    """A running server, and the ways to call it."""
+    """A running server, and the functions that call it."""
 
     def __init__(self, port: int) -> None:
         self.port = port
 
     @contextmanager
     def connection(self) -> Iterator[Any]:
-        """Yield an object with a ``call`` method, like `Client`, that keeps its connection."""
+        """Yield an object with a ``call`` method, like `Client`, that keeps its connection open."""
         client = Client(self.port)
         try:
             yield client
@@ -273,13 +273,13 @@ class Served:
             client.close()
 
     def get(self, path: str, token: str | None = None, **options: Any) -> Answer:
-        """Send one request over its own connection."""
+        """Send one request over a new connection."""
         with self.connection() as connection:
             response: Answer = connection.call(path, token, **options)
             return response
 
     def abandon(self, path: str, token: str) -> str:
-        """Disconnect as soon as the response contains the token. Return what was received."""
+        """Disconnect as soon as the response contains the token, and return the received data."""
         received = b""
         with raw_connection(self.port) as connection:
             connection.sendall(f"GET {path} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {token}\r\n\r\n".encode())
@@ -289,12 +289,12 @@ class Served:
 
 
 _GRPC_STREAMS = ("/stream", "/slow")
-# The status that gRPC returns for metadata that it rejects.
+# The gRPC status for metadata that gRPC rejects.
 _GRPC_STATUSES = {"RESOURCE_EXHAUSTED": 431, "INTERNAL": 400}
 
 
 class _GrpcConnection:
-    """A channel with the interface of a connection. Headers become metadata."""
+    """A gRPC channel with the interface of a connection, in which headers become metadata."""
 
     def __init__(self, channel: Any) -> None:
         self._channel = channel
@@ -316,7 +316,7 @@ class _GrpcConnection:
             response = self.start(path, token, headers)
             text = b"".join(response) if path in _GRPC_STREAMS else response
             return Answer(200, text.decode(), http.client.HTTPMessage())
-        except ValueError:  # gRPC does not send such metadata
+        except ValueError:  # the gRPC client refuses to send this metadata
             return Answer(400, "", http.client.HTTPMessage())
         except grpc.RpcError as error:
             return Answer(_GRPC_STATUSES.get(error.code().name, 500), "", http.client.HTTPMessage())
@@ -344,17 +344,17 @@ class GrpcServed(Served):
 
 @dataclass(frozen=True)
 class Server:
-    """An application on a server.
+    """An application and the server that runs it.
 
     Attributes:
-        serve: ``with serve(settings, variables) as port`` runs it. *variables* are environment variables
-            for a server in its own process.
-        reach: How to call it: over HTTP or gRPC.
-        needs_install: Whether its boundary is installed by a hook, and not added as our middleware.
-        instrumentor: The OpenTelemetry instrumentor to switch on while it runs.
-        is_here: Whether it runs in this process.
-        has_sockets: Whether it serves WebSockets.
-        can_be_abandoned: Whether it stops a stream after the client has disconnected.
+        serve: ``with serve(settings, variables) as port`` runs the server. *variables* are environment variables
+            for a server in a separate process.
+        reach: The protocol for calls, HTTP or gRPC.
+        needs_install: Whether a hook installs the boundary, instead of a middleware in the application.
+        instrumentor: The OpenTelemetry instrumentor to enable while the server runs.
+        is_here: Whether the server runs in this process.
+        has_sockets: Whether the server supports WebSockets.
+        can_be_abandoned: Whether the server stops a stream after the client disconnects.
     """
 
     name: str
@@ -371,14 +371,14 @@ class Server:
 def served(
     server: Server, settings: Settings | None = None, instrumentation: Mapping[str, Any] | None = None, **variables: str
 ) -> Iterator[Served]:
-    """Run the server, with the installation and instrumentation that its row requires."""
+    """Run the server with the installation and instrumentation that its row requires."""
     settings = settings or Settings()
     if server.needs_install and server.is_here:
         install(settings)
     instrumentor = server.instrumentor() if server.instrumentor else None
     if instrumentor is not None:
         with warnings.catch_warnings():
-            # aiohttp deprecates deriving from Application, which its instrumentation does.
+            # aiohttp deprecates subclassing Application, which its instrumentation does.
             warnings.simplefilter("ignore", DeprecationWarning)
             instrumentor.instrument(**(instrumentation or {}))
     try:
@@ -430,7 +430,7 @@ def looping() -> Iterator[asyncio.AbstractEventLoop]:
 
 @contextmanager
 def _started(start: Callable[[socket.socket], Awaitable[Callable[[], Awaitable[Any]]]]) -> Iterator[int]:
-    """Serve with *start* on a socket. Call the function that *start* returns to stop."""
+    """Run *start* on a socket. To stop the server, call the function that *start* returns."""
     with looping() as loop, listening_socket() as listener:
         listener.setblocking(False)
         stop = asyncio.run_coroutine_threadsafe(start(listener), loop).result(TIMEOUT_SECONDS)
@@ -541,7 +541,9 @@ def _grpc_aio_instrumentor() -> Any:
 def _own_rows(
     name: str, serve: Callable[..., AbstractContextManager[int]], instrumentor: Callable[[], Any], **others: Any
 ) -> list[Server]:
-    """Return the rows of a server with its own protocol: plain and instrumented, hooked and added by hand."""
+    """Return the rows of a server with its own protocol: plain and instrumented, with the hook and with explicit
+    middleware.
+    """
     return [
         Server(
             f"{name}{', by hand' * by_hand}{', instrumented' * instrumented}",
@@ -568,12 +570,12 @@ SERVERS = [
         "grpc-aio, in threads",
         lambda settings, _: _serve_grpc_aio(settings, threads=True),
         reach=GrpcServed,
-        # The thread of a synchronous method blocks forever in send, with or without our boundary.
+        # With or without the boundary, the thread of a synchronous method blocks forever in `send`.
         can_be_abandoned=False,
     ),
 ]
 
-# One application for each server, for tests of the servers.
+# One application for each server, for the server tests.
 ONE_FOR_EACH_SERVER = [
     server for server in SERVERS if "-on-" not in server.name or server.name.startswith(("starlette-on-", "flask-on-"))
 ]

@@ -1,7 +1,7 @@
-"""Run everything that explains a set-up: `check`, `explain`, `verify`, the log at startup, and the decision log.
+"""Run everything that explains a setup: `check`, `explain`, `verify`, the startup log, and the decision log.
 
-All of it runs in this process, with the environment and the files of the set-up. The process is started as
-OpenTelemetry starts it: the propagators are loaded, then `pre_instrument` runs.
+Everything runs in this process, with the setup's environment and files. The process starts as
+OpenTelemetry starts it: the propagators are loaded, and then `pre_instrument` runs.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ OPAQUE: Final = "an-opaque-token-0123456789-abcdefghij"
 
 @dataclass(frozen=True)
 class Says:
-    """What a command says.
+    """The expected output of a command.
 
     Attributes:
-        status: Its exit status.
-        words: Words that its output contains.
-        never: Words that its output must not contain, because they are untrue in this set-up.
+        status: The command's exit status.
+        words: Words that the output contains.
+        never: Words that the output must not contain, because they are untrue for this setup.
     """
 
     status: int
@@ -66,27 +66,27 @@ def says(status: int, *words: str, never: tuple[str, ...] = ()) -> Says:
 
 @dataclass(frozen=True, kw_only=True)
 class SetUp:
-    """One wrong set-up, and what explains it.
+    """An incorrect setup and the output that explains it.
 
     In the variables and in the file, ``{issuer}`` is replaced with the issuer, and ``{file}`` with the file's path.
 
     Attributes:
-        name: What is wrong.
-        variables: The environment variables. `PREFIX` precedes the names that start with a dot.
-        check: What ``check`` says.
-        explain: What ``explain`` says.
-        verify: What ``verify`` says.
-        startup: Words in one line of the log at startup; empty if the log has no line about it.
-        line: Words in one line of the decision log; empty for none.
+        name: A description of the mistake.
+        variables: The environment variables. `PREFIX` is prepended to names that start with a dot.
+        check: The expected output of ``check``.
+        explain: The expected output of ``explain``.
+        verify: The expected output of ``verify``.
+        startup: Words in one line of the startup log; empty if the log contains no line about the mistake.
+        line: Words in one line of the decision log, or an empty string.
         url: The URL of the hop.
-        token: Returns the token, as it follows ``Bearer`` in the request.
-        fault: Changes what the issuer does.
-        is_down: Whether nothing listens at the issuer's address.
+        token: A function that returns the token for the ``Authorization: Bearer`` header of the request.
+        fault: A function that changes the issuer's behavior.
+        is_down: Whether no server listens at the issuer's address.
         file: The content of OpenTelemetry's configuration file.
-        suffix: The suffix of the file's name.
-        arguments: Arguments of ``check``.
-        libraries: The installed libraries; ``None`` for those of this environment.
-        works: Why ``check`` finds no problem although the set-up is wrong; empty if it must find one.
+        suffix: The file name's suffix.
+        arguments: The arguments of ``check``.
+        libraries: The installed libraries; ``None`` uses those of this environment.
+        works: The reason that ``check`` finds no problem in this setup; empty if ``check`` must find one.
     """
 
     name: str
@@ -109,7 +109,7 @@ class SetUp:
 
 @dataclass(frozen=True)
 class Output:
-    """What a command printed."""
+    """The output of a command."""
 
     status: int
     text: str
@@ -117,14 +117,15 @@ class Output:
 
 @dataclass(frozen=True)
 class Observed:
-    """What explains a set-up.
+    """The output that explains a setup.
 
     Attributes:
         check, explain, verify: The output of the commands.
-        startup: The lines of the log at startup.
-        lines: The lines of the decision log for one request, if requests are verified, and one hop.
-        is_relayed: Whether the hop got a token. The token is opaque, alive and, if this service can verify, verified.
-        token: The token of the request.
+        startup: The lines of the startup log.
+        lines: The lines of the decision log for one hop, and for one request if requests are verified.
+        is_relayed: Whether the hop received a token. The token is opaque, has not expired, and, if this service can
+            verify tokens, is verified.
+        token: The request's token.
     """
 
     check: Output
@@ -142,7 +143,7 @@ class Observed:
 
 
 class _Accepted:
-    """The verification of the token of the hop."""
+    """The verification of the hop's token."""
 
     claims: Mapping[str, object] = MappingProxyType({})
     expires_at: float | None = None
@@ -153,18 +154,18 @@ class _Accepted:
 
 @cache
 def _libraries() -> list[Library]:
-    """Look up the libraries once, which takes a second."""
+    """Look up the libraries only once, because the lookup takes a second."""
     return installed_libraries()
 
 
 @cache
 def _entry_points(**wanted: str) -> EntryPoints:
-    """Read the metadata of all packages once for each group."""
+    """Read the metadata of all packages only once for each group."""
     return entry_points(**wanted)
 
 
 def observe(set_up: SetUp, folder: Path) -> Observed:
-    """Run the commands, and one request with one hop, in the environment of the set-up."""
+    """Run the commands, and one request with one hop, in the setup's environment."""
     with _issuer(set_up) as issuer, pytest.MonkeyPatch.context() as patch:
         if set_up.fault is not None:
             set_up.fault(issuer)
@@ -202,7 +203,7 @@ def _fill(text: str, places: Mapping[str, str]) -> str:
 
 
 def _run(arguments: list[str], given: str = "") -> Output:
-    """Run a command of the command line."""
+    """Run a command of the command-line interface."""
     output = io.StringIO()
     original = sys.stdin
     sys.stdin = io.TextIOWrapper(io.BytesIO(given.encode()))
@@ -215,7 +216,7 @@ def _run(arguments: list[str], given: str = "") -> Output:
 
 
 class _Lines(logging.Handler):
-    """Keep what is logged."""
+    """A handler that keeps the logged lines."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -227,13 +228,13 @@ class _Lines(logging.Handler):
 
 @contextlib.contextmanager
 def _started() -> Iterator[list[str]]:
-    """Start this process as OpenTelemetry does, and yield the lines of the log."""
+    """Start this process as OpenTelemetry does, and yield the log lines."""
     handler, logger, textmap = _Lines(), logging.getLogger("otel_token_relay"), propagate.get_global_textmap()
-    build_authenticator.cache_clear()  # building it logs why verification cannot start
+    build_authenticator.cache_clear()  # building the authenticator logs why verification cannot start
     logger.addHandler(handler)
     before, logger.propagate = logger.propagate, False
     try:
-        # Importing the module loads the propagators. This process has already imported it, so it is loaded again.
+        # Importing the module loads the propagators. This process has already imported the module, so reload it.
         spec = importlib.util.spec_from_file_location("propagate_of_set_up", propagate.__file__)
         assert spec is not None
         assert spec.loader is not None
@@ -258,7 +259,7 @@ def _serve(set_up: SetUp, token: str) -> tuple[tuple[str, ...], bool]:
     settings = Settings.load() if installed is None else installed.settings
     authenticator: Authenticator | None = None if installed is None else installed.terms.authenticator
     log, is_relayed = io.StringIO(), False
-    operator_log.follow("debug")  # with the values that the tests look for
+    operator_log.follow("debug")  # use the values that the tests look for
     try:
         with contextlib.redirect_stderr(log):
             if authenticator is not None:
@@ -273,7 +274,7 @@ def _serve(set_up: SetUp, token: str) -> tuple[tuple[str, ...], bool]:
 
 
 def _hop(url: str, *, is_verified: bool) -> bool:
-    """Return whether a request of httpx gets the token, decided by the relay that is installed."""
+    """Return whether the installed relay adds the token to an httpx request."""
     assert runtime.installed is not None
     settings = runtime.installed.settings
     source = credentials.locate(lambda name: [f"Bearer {OPAQUE}"], settings)

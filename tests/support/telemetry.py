@@ -1,4 +1,4 @@
-"""Providers with in-memory exporters in place of the global ones, which can be set only once."""
+"""Providers with in-memory exporters that replace the global providers, which can be set only once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from otel_token_relay import refusals
 
 
 class Telemetry:
-    """What the process has exported."""
+    """The data that the process exported."""
 
     def __init__(self, sampler: Sampler = DEFAULT_ON) -> None:
         self.exporter = InMemorySpanExporter()
@@ -30,11 +30,11 @@ class Telemetry:
 
     @property
     def server_spans(self) -> list[ReadableSpan]:
-        """The SERVER spans."""
+        """The exported SERVER spans."""
         return [span for span in self.exporter.get_finished_spans() if span.kind is SpanKind.SERVER]
 
     def points(self, name: str) -> dict[tuple[tuple[str, Any], ...], Any]:
-        """Return the sorted attributes of each series of a metric, in all scopes, and its value or number of values."""
+        """Return the sorted attributes and the value or count of each series of a metric, in all scopes."""
         found: dict[tuple[tuple[str, Any], ...], Any] = {}
         for metric in self._metrics():
             for point in metric.data.data_points if metric.name == name else ():
@@ -43,16 +43,16 @@ class Telemetry:
         return found
 
     def count(self, name: str) -> int:
-        """Return the number of values of a histogram, in all scopes."""
+        """Return the number of values in a histogram, in all scopes."""
         return sum(self.points(name).values())
 
     def sums(self, name: str) -> list[float]:
-        """Return the sum of each series of a histogram."""
+        """Return the sum of each series in a histogram."""
         return [point.sum for metric in self._metrics() if metric.name == name for point in metric.data.data_points]
 
     @property
     def text(self) -> str:
-        """Everything that has been exported."""
+        """Return all exported data as text."""
         spans = [span.to_json() for span in self.exporter.get_finished_spans()]
         data = self._collect()
         return "\n".join([*spans, "" if data is None else data.to_json()])
@@ -72,7 +72,7 @@ class Telemetry:
 
 @contextmanager
 def recording(monkeypatch: pytest.MonkeyPatch, sampler: Sampler = DEFAULT_ON) -> Iterator[Telemetry]:
-    """Make new providers the global ones until the test ends, with no refused requests recorded so far."""
+    """Use new global providers until the test ends, and start without recorded rejected requests."""
     telemetry = Telemetry(sampler)
     monkeypatch.setattr("opentelemetry.trace.get_tracer_provider", lambda: telemetry.tracer_provider)
     monkeypatch.setattr("opentelemetry.metrics._internal._METER_PROVIDER", telemetry.meter_provider)

@@ -1,4 +1,4 @@
-"""A token endpoint on loopback whose responses a test chooses, and tokens that count as verified."""
+"""A loopback token endpoint whose responses a test chooses, and tokens that are considered verified."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def unsigned_jwt(**claims: Any) -> str:
 
 
 class Endpoint:
-    """A token endpoint that counts its requests. *respond* returns the status and the body."""
+    """A token endpoint that counts its requests. *respond* returns the status and the body of a response."""
 
     def __init__(self) -> None:
         self.forms: list[dict[str, str]] = []
@@ -93,7 +93,7 @@ def serving() -> Iterator[Endpoint]:
             self.send_response(status)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
-            with suppress(BrokenPipeError):  # the client has given up
+            with suppress(BrokenPipeError):  # the client has disconnected
                 self.wfile.write(content)
 
         def log_message(self, *_: Any) -> None:
@@ -101,7 +101,7 @@ def serving() -> Iterator[Endpoint]:
 
     class Server(ThreadingHTTPServer):
         daemon_threads = True
-        request_queue_size = 128  # with the default of 5, connections are reset when many callers come at once
+        request_queue_size = 128  # with the default of 5, many simultaneous callers cause connection resets
 
     server = Server(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)

@@ -1,4 +1,4 @@
-"""Keys and tokens for tests: well-formed ones by one call, malformed ones byte by byte."""
+"""Keys and tokens for tests: one call creates a well-formed token, and malformed tokens are built from bytes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ AUDIENCE = "profile-service"
 
 
 def b64(data: bytes | str | dict[str, Any]) -> str:
-    """Encode as base64url without padding; a dict is encoded as JSON first."""
+    """Encode a value as base64url without padding; a dict is first encoded as JSON."""
     if isinstance(data, dict):
         data = json.dumps(data)
     if isinstance(data, str):
@@ -25,7 +25,7 @@ def b64(data: bytes | str | dict[str, Any]) -> str:
 
 @cache
 def private_key(alg: str, name: str = "first") -> Any:
-    """Return the key of that algorithm and name, which is created once."""
+    """Return the key for the specified algorithm and name, which is created only once."""
     curves = {"ES256": ec.SECP256R1, "ES384": ec.SECP384R1, "ES512": ec.SECP521R1, "ES256K": ec.SECP256K1}
     if alg in curves:
         return ec.generate_private_key(curves[alg]())
@@ -38,14 +38,14 @@ def private_key(alg: str, name: str = "first") -> Any:
 
 @cache
 def rsa_key(bits: int, name: str = "first") -> rsa.RSAPrivateKey:
-    """Return an RSA key. Creating one is slow, so all RSA algorithms share it."""
+    """Return an RSA key. All RSA algorithms share one key, because creating a key is slow."""
     return rsa.generate_private_key(65537, bits)
 
 
 def public_jwk(
     alg: str, kid: str | None = None, /, *, name: str = "first", key: Any = None, **members: Any
 ) -> dict[str, Any]:
-    """Return the public JWK of that key, with ``use`` and ``alg`` unless changed (``alg=None``)."""
+    """Return the key's public JWK, with ``use`` and ``alg`` unless they are changed (``alg=None``)."""
     key = key or private_key(alg, name)
     implementation = get_default_algorithms()["EdDSA" if alg in ("Ed25519", "Ed448") else alg]
     jwk = {"use": "sig", "alg": alg, **implementation.to_jwk(key.public_key(), as_dict=True)}
@@ -56,7 +56,7 @@ def public_jwk(
 
 
 def claims(issuer: str, **changes: Any) -> dict[str, Any]:
-    """Return claims by RFC 9068; a change to ``...`` removes the claim."""
+    """Return claims that follow RFC 9068; a change to ``...`` removes the claim."""
     now = int(time.time())
     found = {
         "iss": issuer,
@@ -72,7 +72,7 @@ def claims(issuer: str, **changes: Any) -> dict[str, Any]:
 
 
 def sign_raw(header: str, payload: str, alg: str = "RS256", *, key: Any = None, name: str = "first") -> str:
-    """Sign two segments as they are."""
+    """Sign two segments without changing them."""
     implementation = get_default_algorithms()["EdDSA" if alg in ("Ed25519", "Ed448") else alg]
     signing_input = f"{header}.{payload}"
     signature = implementation.sign(signing_input.encode("ascii"), key or private_key(alg, name))
@@ -89,7 +89,9 @@ def make_token(
     kid: str | None = "k1",
     **members: Any,
 ) -> str:
-    """Sign claims; *members* change the header, ``...`` removes a member, *header* replaces it."""
+    """Sign claims; *members* change the header, a value of ``...`` removes a member, and *header* replaces the
+    header.
+    """
     if header is None:
         header = {"alg": alg, "typ": "at+jwt", "kid": kid if kid is not None else ...} | members
         header = {member: value for member, value in header.items() if value is not ...}
@@ -102,7 +104,7 @@ def unsigned(header: dict[str, Any], payload: dict[str, Any], signature: str = "
 
 
 def hmac_token(header: dict[str, Any], payload: dict[str, Any], secret: bytes) -> str:
-    """Return a token with an HMAC under any secret, also one that PyJWT refuses to sign with."""
+    """Return a token with an HMAC for any secret, including secrets that PyJWT rejects."""
     import hashlib
     import hmac
 

@@ -1,4 +1,4 @@
-"""An application that contains no verification code, for servers with several kinds of processes."""
+"""An application without verification code, for servers with several kinds of processes."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ asgi_app = FastAPI(openapi_url=None)
 
 @asgi_app.get("/me")
 async def me() -> dict[str, str]:
-    """Respond to every request that reaches the application."""
+    """Respond to every request that the application receives."""
     return {"served": "yes"}

@@ -1,4 +1,6 @@
-"""The application of `tests.support.unaware_apps` with Flask, in a module of its own because each worker imports it."""
+"""A Flask version of the application in `tests.support.unaware_apps`, in its own module because each worker imports
+it.
+"""
 
 from __future__ import annotations
 
@@ -9,5 +11,5 @@ app = Flask(__name__)
 
 @app.get("/me")
 def me() -> dict[str, str]:
-    """Respond to every request that reaches the application."""
+    """Respond to every request that the application receives."""
     return {"served": "yes"}

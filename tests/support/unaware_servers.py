@@ -1,4 +1,6 @@
-"""A program that does not use our package: aiohttp.web, Tornado and gRPC in one event loop. Prints their ports."""
+"""A program that runs aiohttp.web, Tornado, and gRPC in one event loop without using the package, and prints their
+ports.
+"""
 
 from __future__ import annotations
 

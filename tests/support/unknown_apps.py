@@ -1,8 +1,8 @@
-"""Applications without any framework that the package knows, and servers that are started in code.
+"""Applications without a supported framework, and servers that code starts.
 
-Each application sends three requests of its own to the destination in ``ECHO`` for each request: one before the
-response, one in the middle of the streamed response, and one from a thread after the response. The query ``?n=…``
-is the number of the request, which the destination records. A message on a WebSocket is such a number.
+For each request, an application sends three requests to the destination in ``ECHO``: before the response, in the
+middle of the streamed response, and from a thread after the response. The ``?n=…`` query contains the request's
+number, which the destination records. Each WebSocket message contains the number of a request.
 
     python -m tests.support.unknown_apps SERVER PORT
 """
@@ -24,34 +24,34 @@ PAUSE = 0.02
 
 
 def hop(step: str, number: str) -> bytes:
-    """Send a request to the destination. Return the token that it received."""
+    """Send a request to the destination. Return the token that the destination received."""
     with urllib.request.urlopen(f"{os.environ['ECHO']}/{step}?n={number}", timeout=60) as response:
         return bytes(response.read()) + b"\n"
 
 
 def number_in(query: str | bytes) -> str:
-    """Return the number of a request."""
+    """Return a request's number."""
     text = query.decode() if isinstance(query, bytes) else query
     return text.partition("n=")[2]
 
 
 def start_late_work(number: str) -> None:
-    """Start a thread that keeps the context of the request and uses it after the response."""
+    """Start a thread that keeps the request's context and uses it after the response."""
 
     def work() -> None:
-        hop("wait", number)  # the destination responds when the test has received the whole response
+        hop("wait", number)  # the destination responds after the test receives the whole response
         hop("late", number)
 
     threading.Thread(target=contextvars.copy_context().run, args=(work,), daemon=True).start()
 
 
 async def hop_elsewhere(step: str, number: str) -> bytes:
-    """Do the same as `hop` in a thread, so that other requests are served meanwhile."""
+    """Run `hop` in a thread, so that concurrent requests can be served."""
     return await asyncio.to_thread(hop, step, number)
 
 
 async def steps(number: str) -> tuple[bytes, Callable[[], Any]]:
-    """Do everything that precedes the response. Return the first line, and what returns the second one."""
+    """Run all steps before the response. Return the first line and a function that returns the second line."""
     before = await hop_elsewhere("before", number)
     start_late_work(number)
 
@@ -63,7 +63,7 @@ async def steps(number: str) -> tuple[bytes, Callable[[], Any]]:
 
 
 async def asgi_app(scope: Any, receive: Any, send: Any) -> None:
-    """Serve HTTP and WebSockets. This also runs on trio."""
+    """Serve HTTP and WebSockets; the application also runs on trio."""
     import anyio.to_thread
 
     if scope["type"] == "lifespan":
@@ -128,7 +128,7 @@ def create_sanic() -> Any:
     from sanic import Sanic
     from sanic.worker.manager import WorkerManager
 
-    WorkerManager.THRESHOLD = 900  # tenths of a second that workers may take to start, on a slow machine
+    WorkerManager.THRESHOLD = 900  # startup time limit for workers, in tenths of a second, on a slow machine
     app = Sanic("unknown")
 
     async def serve(request: Any) -> None:
@@ -148,7 +148,7 @@ def create_sanic() -> Any:
 
 
 async def aiohttp_handler(request: Any) -> Any:
-    """Serve a request of ``aiohttp.web.Server``."""
+    """Serve a request for ``aiohttp.web.Server``."""
     from aiohttp import web
 
     if request.path == "/socket":
@@ -188,12 +188,12 @@ def _run(coroutine: Any) -> None:
 
 
 def tornado_callback(request: Any) -> None:
-    """Serve a request of Tornado without handlers."""
+    """Serve a Tornado request without handlers."""
     _run(_tornado_writer(request.connection, request.query))
 
 
 def tornado_delegate() -> Any:
-    """Return a delegate that serves every request of Tornado."""
+    """Return a delegate that serves every Tornado request."""
     from tornado import httputil
 
     class Message(httputil.HTTPMessageDelegate):
@@ -214,7 +214,7 @@ def tornado_delegate() -> Any:
 
 
 def tornado_handlers() -> Any:
-    """Return an application with handlers for HTTP and WebSockets."""
+    """Return an application with HTTP and WebSocket handlers."""
     from tornado.web import Application, RequestHandler
     from tornado.websocket import WebSocketHandler
 
@@ -232,7 +232,7 @@ def tornado_handlers() -> Any:
     return Application([("/socket", Socket), (".*", Handler)])
 
 
-# Servers that are started in code. Each function serves on the port until the process ends.
+# Servers that code starts. Each function serves on the port until the process ends.
 
 
 def _uvicorn(port: int) -> None:
@@ -345,7 +345,7 @@ IN_CODE: dict[str, Callable[[int], None]] = {
     "tornado-wsgi-threads": _tornado(_tornado_wsgi),
 }
 
-# For Django's runserver, which serves any callable that WSGI_APPLICATION names.
+# Django's runserver serves the callable that WSGI_APPLICATION specifies.
 DEBUG = True
 SECRET_KEY = "only for tests"
 ALLOWED_HOSTS = ["*"]

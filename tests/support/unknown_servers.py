@@ -1,4 +1,4 @@
-"""Server processes that serve `tests.support.unknown_apps`, and the destination that records what they relay."""
+"""Server processes that run `tests.support.unknown_apps`, and the destination that records the relayed tokens."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ NOTHING = "nothing"
 
 
 class Destination:
-    """A listed server that responds with the token it receives.
+    """A listed server that responds with the token that it receives.
 
     Attributes:
         url: Its origin.
         received: The token, or `NOTHING`, for each step and number of a request.
-        released: Until it is set, requests for ``/wait`` wait.
+        released: An event that requests for ``/wait`` wait for.
     """
 
     def __init__(self, url: str) -> None:
@@ -59,7 +59,7 @@ def destination() -> Iterator[Destination]:
             self.wfile.write(token.encode())
 
         def log_message(self, format: str, *args: Any) -> None:
-            """Log nothing."""
+            """Do not log requests."""
 
     class Server(ThreadingHTTPServer):
         daemon_threads = True
@@ -67,7 +67,7 @@ def destination() -> Iterator[Destination]:
         request_queue_size = 128
 
         def handle_error(self, request: Any, client_address: Any) -> None:
-            """Ignore a server that was stopped while it waited."""
+            """Ignore the error of a server that is stopped while it waits."""
 
     server = Server(("127.0.0.1", 0), Handler)
     running = Destination(f"http://127.0.0.1:{server.server_port}")
@@ -84,14 +84,14 @@ def destination() -> Iterator[Destination]:
 
 @dataclass(frozen=True)
 class Configuration:
-    """One way to run a server.
+    """A way to run a server.
 
     Attributes:
-        command: The arguments of ``opentelemetry-instrument``. ``{port}`` is the port. The first word is a console
-            script, or ``python``.
-        needs: The modules without which it cannot run.
-        is_short: Whether it runs without ``FULL_MATRIX``.
-        has_sockets: Whether it serves WebSockets.
+        command: The arguments of ``opentelemetry-instrument``. ``{port}`` is replaced with the port. The first word
+            is a console script or ``python``.
+        needs: The modules that the server requires.
+        is_short: Whether the configuration also runs without ``FULL_MATRIX``.
+        has_sockets: Whether the server supports WebSockets.
         is_http2: Whether the test uses HTTP/2.
         environ: More variables.
     """
@@ -147,7 +147,7 @@ CONFIGURATIONS: dict[str, Configuration] = {
     "granian asgi, threads": _asgi(
         f"{_GRANIAN} asgi {APPS}:asgi_app --runtime-mode mt --runtime-threads 2 --access-log", "granian"
     ),
-    # It then serves no WebSockets, whose handshake is a request of HTTP/1.1.
+    # In this mode the server rejects WebSockets, whose handshake is an HTTP/1.1 request.
     "granian HTTP/2": Configuration(f"{_GRANIAN} asginl {APPS}:asgi_app --http 2", ("granian", "h2"), is_http2=True),
     "granian wsgi": Configuration(f"{_GRANIAN} wsgi {APPS}:wsgi_app --blocking-threads 8 --workers 2", ("granian",)),
     "granian rsgi": _asgi(f"{_GRANIAN} rsgi {APPS}:rsgi_app --workers 2", "granian", is_short=True),
@@ -187,7 +187,9 @@ CONFIGURATIONS: dict[str, Configuration] = {
 
 
 def skip_without(*modules: str) -> None:
-    """Skip the test if one of these modules is not installed. It does not import them: some patch what they find."""
+    """Skip the test if one of these modules is not installed. The function does not import the modules, because some
+    of them patch other modules on import.
+    """
     for module in modules:
         top = module.partition(".")[0]
         if importlib.util.find_spec(top) is None or importlib.util.find_spec(module) is None:
@@ -205,7 +207,7 @@ def running(command: list[str], port: int, environ: Mapping[str, str]) -> Iterat
     """Run a server process until the block ends.
 
     Raises:
-        AssertionError: It ended, or has not started in time.
+        AssertionError: The process ended or did not start in time.
     """
     with service(*command, environ=environ) as process:
 
@@ -221,7 +223,7 @@ def running(command: list[str], port: int, environ: Mapping[str, str]) -> Iterat
 def unknown_server(
     configuration: Configuration, environ: Mapping[str, str], *, launcher: Sequence[str] = INSTRUMENT
 ) -> Iterator[tuple[str, Service]]:
-    """Run a configuration, by default under ``opentelemetry-instrument``. Yield its host and port, and its process."""
+    """Run a configuration, by default with ``opentelemetry-instrument``, and yield its host, port, and process."""
     skip_without(*configuration.needs)
     port = unused_port()
     command = [*launcher, *configuration.arguments(port)]

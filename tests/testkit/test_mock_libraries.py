@@ -1,4 +1,4 @@
-"""The methods of mocking libraries are wrapped only for the length of a block."""
+"""The methods of mocking libraries are wrapped only until a block ends."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SENT = f"Bearer {TOKEN}"
 
 
 def test_nothing_stays_wrapped() -> None:
-    """After the block, the methods of the libraries are their own, also if a mock ended before or within it."""
+    """After the block, the libraries have their original methods, even if a mock ended before or within the block."""
     own = (responses.RequestsMock.unbound_on_send, HTTPAdapter.send, HTTPAdapter.add_headers)
     own_of_requests_mock = requests_mock_library.Adapter.send
     before = responses.RequestsMock(assert_all_requests_are_fired=False)
@@ -33,14 +33,14 @@ def test_nothing_stays_wrapped() -> None:
 
 
 def test_a_library_that_cannot_be_wrapped_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A later release without the method causes a warning, and not a test that silently sees no header."""
+    """If a library's method is missing, a warning is emitted, so no test silently lacks the header."""
     monkeypatch.delattr(responses.RequestsMock, "unbound_on_send")
-    with pytest.warns(RuntimeWarning, match="mocks of responses do not see the header"), mocks.visible_to_mocks():
+    with pytest.warns(RuntimeWarning, match="mocks of responses do not receive the header"), mocks.visible_to_mocks():
         pass
 
 
 def test_mocks_that_started_earlier_see_the_header() -> None:
-    """A mock may start before the relay is installed, and end after it."""
+    """A mock that starts before the relay is installed, and ends after it, sees the header."""
     with responses.RequestsMock() as mocked:
         mocked.get(LISTED)
         with installed_relay(destinations=[LISTED.removesuffix("/me")]), use_token(TOKEN):

@@ -30,12 +30,12 @@ pytestmark = pytest.mark.token_relay(destinations=["https://profile-service", "h
 
 
 class Mock:
-    """A mock of requests, under one interface.
+    """A uniform interface to the mocks.
 
     Attributes:
-        get: Adds a response.
-        seen: Returns the Authorization header of each request that the mock has received.
-        requests: Returns these requests.
+        get: A function that adds a response.
+        seen: A function that returns the Authorization header of each request that the mock received.
+        requests: A function that returns the requests that the mock received.
     """
 
     def __init__(self, get: Callable[..., Any], received: Callable[[], list[Any]]) -> None:
@@ -48,7 +48,7 @@ class Mock:
 
 @pytest.fixture(params=["responses", "requests-mock"])
 def mock(request: pytest.FixtureRequest) -> Iterator[Mock]:
-    """A mock of requests that starts after the relay is installed."""
+    """A mock that starts after the relay is installed."""
     request.getfixturevalue("token_relay")
     if request.param == "responses":
         with responses.RequestsMock(assert_all_requests_are_fired=False) as one:
@@ -64,11 +64,11 @@ def mock(request: pytest.FixtureRequest) -> Iterator[Mock]:
             )
 
 
-# What mocks of requests see
+# Headers that mocks see
 
 
 def test_the_mock_sees_the_header(mock: Mock, recorded_decisions: RecordedDecisions) -> None:
-    """The mock sees the token at a listed destination and at no other; the application's request stays as it is."""
+    """The mock sees the token only at a listed destination, and the application's request is unchanged."""
     mock.get(LISTED)
     mock.get(OTHER)
     with use_token(TOKEN):
@@ -82,7 +82,7 @@ def test_the_mock_sees_the_header(mock: Mock, recorded_decisions: RecordedDecisi
 
 
 def test_a_signed_url_is_left_alone(mock: Mock, recorded_decisions: RecordedDecisions) -> None:
-    """The mock sees a signed URL as the destination would: its query is the credential."""
+    """The mock sees a signed URL, whose query is the credential, without a token."""
     mock.get(LISTED)
     with use_token(TOKEN):
         requests.get(f"{LISTED}?X-Amz-Signature=5d67&X-Amz-Credential=AKIA&X-Amz-Date=20261127T000000Z", timeout=9)
@@ -92,7 +92,7 @@ def test_a_signed_url_is_left_alone(mock: Mock, recorded_decisions: RecordedDeci
 
 
 def test_an_explicit_credential_is_left_alone(mock: Mock, recorded_decisions: RecordedDecisions) -> None:
-    """A header, `auth=` and user info of the URL arrive as the application chose them, in one line."""
+    """A header, `auth=`, or user info in the URL is sent as the application chose it, in one line."""
     mock.get(LISTED)
     with use_token(TOKEN):
         requests.get(LISTED, headers={"authorization": "Bearer own"}, timeout=9)
@@ -106,7 +106,7 @@ def test_an_explicit_credential_is_left_alone(mock: Mock, recorded_decisions: Re
 
 
 def test_the_application_gets_what_the_mock_adds_to_its_request() -> None:
-    """`responses` adds parsed parameters to a request, and its recent releases read a body that is a file."""
+    """The application gets what the mock adds to its request, such as the parsed parameters of `responses`."""
     with responses.RequestsMock() as mocked, use_token(TOKEN):
         mocked.post(LISTED)
         response = requests.post(LISTED, params={"a": "b"}, data=io.BytesIO(b"content"), timeout=9)
@@ -118,7 +118,7 @@ def test_the_application_gets_what_the_mock_adds_to_its_request() -> None:
 
 
 def test_each_redirect_is_decided_alone(mock: Mock) -> None:
-    """The header does not follow a redirect to another host, and is added again after a redirect back."""
+    """The header does not follow a redirect to a different host, and is added again after a redirect back."""
     mock.get(LISTED, status=302, headers={"Location": OTHER})
     mock.get(OTHER, status=302, headers={"Location": "https://profile-service/back"})
     mock.get("https://profile-service/back")
@@ -130,7 +130,7 @@ def test_each_redirect_is_decided_alone(mock: Mock) -> None:
 
 
 def test_a_request_object_is_used_by_two_callers(mock: Mock) -> None:
-    """A prepared request that is sent again carries the token of its second caller, and never the first one's."""
+    """A prepared request that is sent again contains only the token of its second caller."""
     mock.get(LISTED)
     prepared = requests.Request("GET", LISTED).prepare()
     with requests.Session() as session:
@@ -143,7 +143,7 @@ def test_a_request_object_is_used_by_two_callers(mock: Mock) -> None:
 
 
 def test_callers_in_threads_keep_their_tokens(mock: Mock) -> None:
-    """Two callers at once never see each other's tokens."""
+    """Two concurrent callers in threads never see each other's tokens."""
     mock.get(LISTED)
     mock.get(f"{LISTED}/")
     both = threading.Barrier(2)
@@ -164,7 +164,7 @@ def test_callers_in_threads_keep_their_tokens(mock: Mock) -> None:
 
 
 def test_a_required_destination_fails_as_in_production(mock: Mock, recorded_decisions: RecordedDecisions) -> None:
-    """Without a token, the call raises before the mock sees it."""
+    """Without a token, a call to a required destination raises an error before the mock sees the call."""
     mock.get("https://required/")
     with pytest.raises(TokenUnavailable):
         requests.get("https://required/", timeout=9)
@@ -174,7 +174,7 @@ def test_a_required_destination_fails_as_in_production(mock: Mock, recorded_deci
 
 
 def test_a_call_without_a_response_fails_without_the_token(mock: Mock) -> None:
-    """The error carries the application's request, so error trackers do not get the token."""
+    """The error for a call without a mocked response does not contain the token, so error trackers do not get it."""
     unanswered = (requests.ConnectionError, requests_mock_library.NoMockAddress)
     with use_token(TOKEN), pytest.raises(unanswered) as failed:
         requests.get(LISTED, timeout=9)
@@ -197,7 +197,7 @@ def test_the_end_of_the_relay_is_the_end_of_the_header(mock: Mock, third_party: 
 
 @pytest.mark.token_relay(header="X-Caller", on_conflict="replace")
 def test_the_header_is_the_one_of_the_settings(mock: Mock) -> None:
-    """Another header contains the token without `Bearer`, and `replace` replaces the application's."""
+    """A custom header contains the token without `Bearer`, and `replace` replaces the application's header."""
     mock.get(LISTED)
     with use_token(TOKEN):
         requests.get(LISTED, headers={"x-caller": "own"}, timeout=9)
@@ -207,7 +207,7 @@ def test_the_header_is_the_one_of_the_settings(mock: Mock) -> None:
     assert [name.lower() for name in request.headers].count("x-caller") == 1
 
 
-# What passes through the mock
+# Requests that pass through the mock
 
 
 def test_what_responses_lets_pass_is_decided_by_the_real_hook(
@@ -215,7 +215,7 @@ def test_what_responses_lets_pass_is_decided_by_the_real_hook(
     token_relay: Callable[..., Any],
     recorded_decisions: RecordedDecisions,
 ) -> None:
-    """Each request on the wire has one decision, made by the hook of urllib3."""
+    """Each request that `responses` passes through has one decision, which urllib3's hook makes."""
     listed, other = third_party(), third_party()
     token_relay(destinations=[listed.url])
     with responses.RequestsMock() as mocked, use_token(TOKEN):
@@ -233,7 +233,7 @@ def test_what_requests_mock_lets_pass_is_decided_by_the_real_hook(
     token_relay: Callable[..., Any],
     recorded_decisions: RecordedDecisions,
 ) -> None:
-    """The same, for `real_http` of the mocker and of one URL."""
+    """Each request that requests-mock passes through, for the mocker or one URL, has one decision."""
     listed, other = third_party(), third_party()
     token_relay(destinations=[listed.url])
     with requests_mock_library.Mocker(real_http=True) as mocked, use_token(TOKEN):
@@ -246,7 +246,7 @@ def test_what_requests_mock_lets_pass_is_decided_by_the_real_hook(
 
 
 def test_a_retry_of_responses_carries_the_header(recorded_decisions: RecordedDecisions) -> None:
-    """`responses` repeats a request that urllib3 would repeat."""
+    """A request that `responses` repeats as urllib3 would also contains the header."""
     with responses.RequestsMock() as mocked, use_token(TOKEN), requests.Session() as session:
         session.mount("https://", HTTPAdapter(max_retries=Retry(1, status_forcelist=[503], backoff_factor=0)))
         mocked.get(LISTED, status=503)
@@ -256,12 +256,12 @@ def test_a_retry_of_responses_carries_the_header(recorded_decisions: RecordedDec
         assert [call.request.headers.get("Authorization") for call in mocked.calls] == [SENT, SENT]
 
 
-# When the mock starts
+# Times at which the mock starts
 
 
 @responses.activate
 def test_decorated_tests_see_the_header() -> None:
-    """`responses.activate` starts after the fixtures."""
+    """Tests with the `responses.activate` decorator, which starts after the fixtures, see the header."""
     responses.get(LISTED, match=[responses.matchers.header_matcher({"Authorization": SENT})])
     with use_token(TOKEN):
         requests.get(LISTED, timeout=9)
@@ -270,7 +270,7 @@ def test_decorated_tests_see_the_header() -> None:
 
 
 def test_the_fixture_of_requests_mock_sees_the_header(requests_mock: requests_mock_library.Mocker) -> None:
-    """The header can be a condition of a response."""
+    """With requests-mock's fixture, the header can be a condition of a response."""
     requests_mock.get(LISTED, request_headers={"Authorization": SENT})
     with use_token(TOKEN):
         requests.get(LISTED, timeout=9)
@@ -284,7 +284,7 @@ def test_the_fixture_of_requests_mock_sees_the_header(requests_mock: requests_mo
 
 @pytest.mark.parametrize("using", ["httpcore", "httpx"])
 def test_respx_sees_the_header(using: str, recorded_decisions: RecordedDecisions) -> None:
-    """respx needs no help: it replaces connection pools, or uses `httpx.MockTransport`."""
+    """respx, which replaces connection pools or uses `httpx.MockTransport`, sees the header without help."""
     with respx.mock(using=using) as router, use_token(TOKEN):
         route = router.get(LISTED)
         response = httpx.get(LISTED)
@@ -295,7 +295,7 @@ def test_respx_sees_the_header(using: str, recorded_decisions: RecordedDecisions
 
 
 def test_pytest_httpx_sees_the_header(httpx_mock: Any, recorded_decisions: RecordedDecisions) -> None:
-    """The relay is installed around the methods of pytest-httpx."""
+    """pytest-httpx sees the header, because the relay is installed around its methods."""
     httpx_mock.add_response(url=LISTED, match_headers={"Authorization": SENT})
     httpx_mock.add_response(url=OTHER)
     with use_token(TOKEN):
@@ -311,7 +311,7 @@ def test_pytest_httpx_sees_the_header(httpx_mock: Any, recorded_decisions: Recor
 
 @pytest.mark.anyio
 async def test_pytest_httpx_sees_the_header_of_asynchronous_clients(httpx_mock: Any) -> None:
-    """The same for `httpx.AsyncClient`."""
+    """pytest-httpx also sees the header for `httpx.AsyncClient`."""
     httpx_mock.add_response(url=LISTED)
     with use_token(TOKEN):
         async with httpx.AsyncClient() as client:
@@ -327,7 +327,7 @@ def test_what_pytest_httpx_lets_pass_has_one_decision(
     token_relay: Callable[..., Any],
     recorded_decisions: RecordedDecisions,
 ) -> None:
-    """A request to a real server carries one header line."""
+    """A request that pytest-httpx passes through to a real server has one decision and one header line."""
     listed = third_party()
     token_relay(destinations=[listed.url])
     with use_token(TOKEN):

@@ -1,4 +1,4 @@
-"""A verifier of the tokens of a test's issuer."""
+"""A verifier for the tokens of a test's issuer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Applications behind the middleware: Starlette, WebSockets, nested boundaries, and the caller they see."""
+"""The middleware protects Starlette applications, WebSockets, and nested boundaries, and provides the caller."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_starlette_sees_user_and_auth(issuer: Issuer, kind: Any) -> None:
 
 
 def test_header_is_read_once(issuer: Issuer, verifier: TokenVerifier) -> None:
-    """The middleware uses the credentials that the boundary has read, with the boundary's settings."""
+    """The middleware uses the credentials that the boundary read, with the boundary's settings."""
 
     async def show(request: Request) -> JSONResponse:
         token = current_token()
@@ -83,7 +83,7 @@ def test_header_is_read_once(issuer: Issuer, verifier: TokenVerifier) -> None:
 
 
 def test_wsgi_boundary_around_the_middleware_is_joined(issuer: Issuer, verifier: TokenVerifier) -> None:
-    """The same for WSGI: one lease, one token, verified."""
+    """WSGI middleware joins the surrounding boundary, so there is one lease and one verified token."""
 
     def app(environ: Any, start_response: Any) -> list[bytes]:
         token = current_token()
@@ -100,7 +100,7 @@ def test_wsgi_boundary_around_the_middleware_is_joined(issuer: Issuer, verifier:
 
 
 def test_two_middlewares_both_have_their_say(issuer: Issuer, verifier: TokenVerifier) -> None:
-    """An inner middleware with its own scope runs even if the request has passed an outer one."""
+    """An inner middleware with its own scope runs even if an outer middleware accepted the request."""
 
     async def show(request: Request) -> JSONResponse:
         return JSONResponse({})
@@ -153,7 +153,7 @@ def noting(answers: list[int]) -> Any:
 @pytest.mark.parametrize("middleware", [again_after_503, several_of_one, again_after_a_timeout])
 @pytest.mark.parametrize(("error", "status"), [(TokenRejected("expired"), 401), (KeysUnavailable(1.0), 503)])
 def test_a_middleware_that_calls_again_gets_nobody_in(middleware: Any, error: Exception, status: int) -> None:
-    """Neither a rejection nor a pending check counts as passed for later calls."""
+    """A middleware that calls the application again does not bypass a rejection or a pending check."""
 
     async def application(scope: Any, receive: Any, send: Any) -> None:
         raise AssertionError("the application was called")
@@ -173,7 +173,7 @@ def test_a_middleware_that_calls_again_gets_nobody_in(middleware: Any, error: Ex
 
 
 def test_what_is_excluded_on_one_path_is_not_on_another(verifier: TokenVerifier) -> None:
-    """An excluded path that dispatches to another path does not open that one."""
+    """An excluded path that dispatches to a different path does not exclude that path."""
 
     async def application(scope: Any, receive: Any, send: Any) -> None:
         if scope["path"] == "/batch":
@@ -192,13 +192,13 @@ def test_what_is_excluded_on_one_path_is_not_on_another(verifier: TokenVerifier)
 
 @pytest.mark.parametrize("kind", [BearerAuthMiddleware, WsgiAuth], ids=["asgi", "wsgi"])
 def test_misspelled_option_is_an_error(verifier: TokenVerifier, kind: Any) -> None:
-    """An option that would be ignored silently could open the application."""
+    """A misspelled option raises an error, because ignoring it could leave the application unprotected."""
     with pytest.raises(TypeError, match="required_scope"):
         kind(None, verifier, required_scope=("admin",))
 
 
 def test_middleware_uses_the_given_authenticator(issuer: Issuer, verifier: TokenVerifier) -> None:
-    """The scopes and the realm are those of the authenticator, for ASGI and WSGI."""
+    """The middleware uses the authenticator's scopes and realm, for ASGI and WSGI."""
     authenticator = BearerAuthenticator(verifier, realm="shared", required_scopes=("admin",))
 
     async def asgi(scope: Any, receive: Any, send: Any) -> None:
@@ -224,7 +224,7 @@ def test_middleware_uses_the_given_authenticator(issuer: Issuer, verifier: Token
 
 
 class Websockets:
-    """Build an application with a WebSocket that sends the caller."""
+    """An application with a WebSocket that sends the caller's identity."""
 
     def __init__(self, verifier: TokenVerifier, implementation: str) -> None:
         async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -252,7 +252,9 @@ class Websockets:
 
 
 def test_websocket_is_refused_before_it_is_accepted(issuer: Issuer, verifier: TokenVerifier) -> None:
-    """The handshake is rejected with the challenge; with a valid token the application takes over."""
+    """Without a valid token, the WebSocket handshake is rejected with the challenge; with one, the application accepts
+    it.
+    """
     newest = "websockets-sansio" if "websockets-sansio" in WS_PROTOCOLS else "websockets"
     with Websockets(verifier, newest) as url:
         with websockets.sync.client.connect(url, additional_headers=bearer(issuer)) as connection:
@@ -265,7 +267,7 @@ def test_websocket_is_refused_before_it_is_accepted(issuer: Issuer, verifier: To
 
 
 def test_websocket_is_closed_where_the_server_cannot_answer(issuer: Issuer, verifier: TokenVerifier) -> None:
-    """Without the extension for a response, the WebSocket is closed before it is accepted."""
+    """If the server cannot send an HTTP response to a handshake, the WebSocket is closed before it is accepted."""
     sent: list[Any] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:

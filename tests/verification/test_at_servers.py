@@ -1,4 +1,4 @@
-"""Verification at the server boundary, without a line of code in the application: one table of servers."""
+"""The server boundary verifies tokens for every server in the table, without code in the application."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ every_server = pytest.mark.parametrize("row", ROWS)
 
 @pytest.fixture(autouse=True)
 def forget() -> Iterator[None]:
-    """Authenticators are shared by equal settings, also between tests."""
+    """Forget the authenticators, because equal settings share them even between tests."""
     build_authenticator.cache_clear()
     reached.clear()
     yield
@@ -61,7 +61,7 @@ def forget() -> Iterator[None]:
 
 @every_server
 def test_boundary_lets_in_only_what_is_valid(issuer: Issuer, row: str) -> None:
-    """With VERIFY=enforce the application receives only requests with a valid token, and knows the caller."""
+    """With VERIFY=enforce, the application receives only requests with a valid token, and can read the caller."""
     with ROWS[row](settings_for(issuer), None) as server:
         malformed = 401 if isinstance(server, GrpcServer) else 400
         for lines, status, challenge in (
@@ -87,7 +87,7 @@ def test_boundary_lets_in_only_what_is_valid(issuer: Issuer, row: str) -> None:
 
 @every_server
 def test_report_accepts_every_request_and_logs(issuer: Issuer, row: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Report mode counts, logs each reason once, and marks only valid tokens as verified."""
+    """Report mode counts requests, logs each reason once, and marks only valid tokens as verified."""
     valid, expired = bearer(issuer), bearer(issuer, exp=1)
     with (
         caplog.at_level(logging.WARNING, logger="otel_token_relay"),
@@ -107,7 +107,7 @@ def test_report_accepts_every_request_and_logs(issuer: Issuer, row: str, caplog:
 
 @every_server
 def test_nothing_is_checked_unless_asked_for(issuer: Issuer, row: str) -> None:
-    """Issuers and an audience alone change nothing."""
+    """Issuers and an audience alone do not enable verification."""
     with ROWS[row](settings_for(issuer, "off"), None) as server:
         for lines in ([], [bearer(issuer, exp=1)], [bearer(issuer)]):
             assert json.loads(server.send(*lines).body) == {"user": "", "claims": None}
@@ -118,7 +118,7 @@ def test_nothing_is_checked_unless_asked_for(issuer: Issuer, row: str) -> None:
 def test_enforcement_that_cannot_start_accepts_no_request(
     issuer: Issuer, row: str, mode: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A service with VERIFY=enforce that cannot verify serves nothing; it starts all the same, and logs the reason."""
+    """With VERIFY=enforce, a service that cannot verify starts, logs the reason, and rejects every request."""
     settings = Settings.from_env({PREFIX + "VERIFY": mode, PREFIX + "VERIFY_EXCLUDE": "/healthz"})
     with ROWS[row](settings, None) as server:
         for lines in ([], [bearer(issuer)]):
@@ -133,7 +133,7 @@ def test_enforcement_that_cannot_start_accepts_no_request(
 
 @every_server
 def test_issuer_that_is_down_is_unavailable(row: str) -> None:
-    """Without keys no token is accepted, and none is reported as invalid."""
+    """While the issuer is down, no token is accepted, and none is reported as invalid."""
     with issuing() as issuer, ROWS[row](settings_for(issuer), None) as server:
         issuer.behave = issuer.fail
         refused = server.send(bearer(issuer))
@@ -146,7 +146,7 @@ def test_issuer_that_is_down_is_unavailable(row: str) -> None:
 
 @every_server
 def test_missing_scope_is_forbidden(issuer: Issuer, row: str) -> None:
-    """An authenticator built in code can require scopes; for gRPC a missing one is PERMISSION_DENIED."""
+    """An authenticator built in code can require scopes, and for gRPC a missing scope is PERMISSION_DENIED."""
     authenticator = BearerAuthenticator(TokenVerifier([issuer.url], AUDIENCE), required_scopes=("admin",))
     with ROWS[row](Settings(), authenticator) as server:
         refused = server.send(bearer(issuer))
@@ -160,7 +160,7 @@ def test_missing_scope_is_forbidden(issuer: Issuer, row: str) -> None:
 @every_server
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_authenticator_with_a_bug_accepts_no_request(issuer: Issuer, row: str) -> None:
-    """If the check fails with any error, the request does not reach the application."""
+    """If the authenticator raises any error, the application does not receive the request."""
     with ROWS[row](Settings(), FaultyAuthenticator()) as server:
         assert server.send(bearer(issuer)).status >= 500
 
@@ -169,7 +169,7 @@ def test_authenticator_with_a_bug_accepts_no_request(issuer: Issuer, row: str) -
 
 @every_server
 def test_each_caller_is_seen_as_themselves(issuer: Issuer, row: str) -> None:
-    """With many users at once, some with invalid tokens, each gets the right response."""
+    """With many concurrent users, some of whom have invalid tokens, each user gets the correct response."""
     names = [f"user-{number}" for number in range(24)]
     with ROWS[row](settings_for(issuer), None) as server, concurrent.futures.ThreadPoolExecutor(8) as pool:
         sent = [
@@ -189,7 +189,7 @@ def test_each_caller_is_seen_as_themselves(issuer: Issuer, row: str) -> None:
     "row", [row for row in HOOKED if row not in ("Flask", "gRPC", "gRPC aio, synchronous methods")]
 )
 def test_waiting_for_keys_does_not_stall_the_loop(row: str) -> None:
-    """While the first request waits for an issuer that hangs, other requests are served."""
+    """Other requests are served while the first request waits for an issuer that hangs."""
     with issuing() as issuer, HOOKED[row](settings_for(issuer), None) as server:
         issuer.behave = issuer.hang
         replies: list[Reply] = []
@@ -208,7 +208,7 @@ def test_waiting_for_keys_does_not_stall_the_loop(row: str) -> None:
 
 @pytest.mark.parametrize("row", HOOKED)
 def test_only_what_the_boundary_has_verified_is_relayed(issuer: Issuer, row: str) -> None:
-    """With REQUIRE_VERIFIED the verification at the boundary counts, also in report mode."""
+    """With REQUIRE_VERIFIED, only a token that the boundary verified is relayed, including in report mode."""
     with third_party() as receiver:
         downstream[:] = [receiver.url]
         options: dict[str, Any] = {"destinations": (f"{receiver.url};required",), "require_verified": True}
@@ -247,14 +247,16 @@ def instrumented(row: str, provider: TracerProvider) -> Iterator[None]:
 def test_chosen_claims_are_written_onto_the_server_span(
     issuer: Issuer, row: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Verified claims are written, before the span starts or within it; nothing is written by default."""
+    """Only configured claims are written to the server span, whether verification precedes the span or runs within
+    it.
+    """
     exporter, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     monkeypatch.setattr("opentelemetry.trace.get_tracer_provider", lambda: provider)
     for chosen in (("sub:enduser.id",), ()):
         exporter.clear()
         with instrumented(row, provider), HOOKED[row](settings_for(issuer, span_claims=chosen), None) as server:
-            # Instrumentation of gRPC treats a name without a method as an error.
+            # The gRPC instrumentation treats a name without a method as an error.
             target = "/tests.Profiles/Me"
             assert server.send(bearer(issuer), target=target).status == 200
             assert server.send(bearer(issuer, exp=1, sub="mallory"), target=target).status == 401
@@ -262,14 +264,16 @@ def test_chosen_claims_are_written_onto_the_server_span(
 
         spans = [span for span in exporter.get_finished_spans() if span.kind is trace.SpanKind.SERVER]
         found = [(span.attributes or {}).get("enduser.id") for span in spans]
-        # Instrumentation of gRPC is outside the boundary, and has a span for rejected requests too.
+        # The gRPC instrumentation is outside the boundary and also creates a span for rejected requests.
         assert [value for value in found if value is not None] == (["alice"] if chosen else [])
     provider.shutdown()
 
 
 @pytest.mark.parametrize("row", ["Starlette", "aiohttp.web", "aiohttp.web by hand", "Tornado"])
 def test_websocket_is_refused_before_it_is_accepted(issuer: Issuer, row: str) -> None:
-    """The handshake is rejected with the challenge; with a valid token the application takes over."""
+    """Without a valid token, the WebSocket handshake is rejected with the challenge; with one, the application accepts
+    it.
+    """
     with ROWS[row](settings_for(issuer), None) as server:
         url = f"ws://127.0.0.1:{server.port}/ws"
         for headers in ({}, {"Authorization": bearer(issuer, exp=1).decode().strip()}):
@@ -286,7 +290,7 @@ def test_websocket_is_refused_before_it_is_accepted(issuer: Issuer, row: str) ->
 
 
 def test_mounted_application_is_excluded_by_the_whole_path(issuer: Issuer) -> None:
-    """A path excluded with its mount point is open; a path of that name inside the mount is not."""
+    """A path that is excluded with its mount point needs no token, but a path with that name inside the mount does."""
     inner = Starlette(routes=[Route("/{name:path}", lambda request: PlainTextResponse("inner"))])
     with installed(settings_for(issuer, verify_exclude=("/healthz", "/api/open"))):
         client = TestClient(Starlette(routes=[Mount("/api", inner), Mount("/healthz", inner)]))
@@ -302,7 +306,7 @@ def test_mounted_application_is_excluded_by_the_whole_path(issuer: Issuer) -> No
 def test_server_that_cannot_be_hooked_is_said_to_be_unverified(
     issuer: Issuer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The server works as before, so operators who configured enforcement must be told."""
+    """A server that cannot be hooked works as before, and operators who configured enforcement get a warning."""
     monkeypatch.setattr("tornado.web.RequestHandler", object)
     with installed(settings_for(issuer)):
         pass
@@ -328,7 +332,7 @@ def call(channel: grpc.Channel, method: str, kind: str, token: bytes | None) -> 
 
 @pytest.mark.parametrize("row", GRPC_ROWS)
 def test_grpc_refuses_all_four_kinds_of_method(issuer: Issuer, row: str) -> None:
-    """UNAUTHENTICATED with a fixed text and the challenge, before the method or its stream runs."""
+    """All four kinds of gRPC methods are rejected with UNAUTHENTICATED and a challenge before they run."""
     with ROWS[row](settings_for(issuer), None) as server, grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         for kind in KINDS:
             method = f"/tests.Profiles/{kind}"
@@ -348,7 +352,7 @@ def test_grpc_refuses_all_four_kinds_of_method(issuer: Issuer, row: str) -> None
 
 @pytest.mark.parametrize("row", GRPC_ROWS)
 def test_grpc_method_is_excluded_by_its_full_name(issuer: Issuer, row: str) -> None:
-    """Health checks have no token; another method of the same service needs one."""
+    """A gRPC method, such as a health check, is excluded only by its full name."""
     settings = settings_for(issuer, verify_exclude=(HEALTH,))
     with ROWS[row](settings, None) as server, grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         assert b'"claims": null' in call(channel, HEALTH, "unary_unary", None)
@@ -360,7 +364,7 @@ def test_grpc_method_is_excluded_by_its_full_name(issuer: Issuer, row: str) -> N
 
 @pytest.mark.parametrize("row", GRPC_ROWS)
 def test_grpc_stream_that_never_sends_is_refused_at_once(issuer: Issuer, row: str) -> None:
-    """The check does not wait for a message."""
+    """A gRPC stream that never sends a message is rejected immediately."""
     silence = threading.Event()
 
     def requests() -> Iterator[bytes]:
@@ -377,7 +381,7 @@ def test_grpc_stream_that_never_sends_is_refused_at_once(issuer: Issuer, row: st
 
 @pytest.mark.parametrize("row", BY_HAND)
 def test_boundary_in_code_follows_the_environment(issuer: Issuer, row: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A boundary added in code without settings enforces the variables."""
+    """A boundary that is added in code without settings enforces the environment variables."""
     monkeypatch.setenv(PREFIX + "VERIFY", "enforce")
     monkeypatch.setenv(PREFIX + "ISSUERS", issuer.url)
     monkeypatch.setenv(PREFIX + "AUDIENCE", AUDIENCE)

@@ -1,7 +1,8 @@
-"""The attack corpus: tokens that must be refused, tokens that must not, and no other exception.
+"""Check that the verifier rejects every token in the attack corpus, raises no other exception, and accepts valid
+tokens.
 
-The keys, the tokens and the issuer are made here. Every case goes through a verifier that has
-fetched its keys over HTTP, as in production.
+This module creates the keys, the tokens, and the issuer. Each case uses a verifier that fetched its keys over HTTP,
+as in production.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ Case = Callable[["World"], str]
 
 
 class World:
-    """One issuer with keys of every kind, and the verifiers that trust it."""
+    """An issuer with keys of every kind, and the verifiers that trust the issuer."""
 
     def __init__(self, issuer: Issuer) -> None:
         self.issuer = issuer
@@ -64,7 +65,7 @@ class World:
         return make_token(json.dumps(self.claims())[:-1] + f", {text}}}")
 
     def instead(self, name: str, text: str) -> str:
-        """Return a correctly signed token in which the value of one claim is spelled *text*."""
+        """Return a correctly signed token in which the value of one claim is *text*, verbatim."""
         return make_token(json.dumps(self.claims(**{name: ...}))[:-1] + f', "{name}": {text}}}')
 
 
@@ -141,7 +142,7 @@ def confused(alg: str, secret: Callable[[World], bytes], **members: Any) -> Case
 
 
 def set_unused_bits(token: str, segment: int) -> str:
-    """Spell the same bytes in another way, by setting the unused bits of the last character."""
+    """Encode the same bytes differently by setting the unused bits of the last character."""
     alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
     parts = token.split(".")
     assert len(parts[segment]) % 4, "this segment has no unused bits"
@@ -439,7 +440,7 @@ SPELLINGS: dict[str, Case] = {
 
 
 def _unused_bits_resigned(world: World) -> str:
-    """The signature covers the odd spelling, so only the parser can reject it."""
+    """The signature covers the unusual encoding, so only the parser can reject it."""
     payload = json.dumps(world.claims())
     payload += " " * (1 + (-len(payload)) % 3)
     token = set_unused_bits(f"{b64(GOOD_HEADER)}.{b64(payload)}.x", 1)
@@ -457,7 +458,8 @@ TIMES: dict[str, Case] = {
         for name in ("exp", "nbf", "iat")
         for text in ('"9999999999"', "true", "[9999999999]", "-1", "1e300", "1099511627776")
     },
-    # A null in one of these is a missing claim; null for nbf, which is optional, is accepted.
+    # A null value for one of these claims is equivalent to a missing claim; null is accepted for the optional nbf
+    # claim.
     "exp null": lambda w: w.instead("exp", "null"),
     "iat null": lambda w: w.instead("iat", "null"),
     "exp 0": lambda w: w.saying(exp=0),
@@ -469,7 +471,7 @@ TIMES: dict[str, Case] = {
     "exp a date": lambda w: w.instead("exp", '"2099-01-01T00:00:00Z"'),
 }
 
-# The line breaks of terminals, log viewers and `str.splitlines`, as JSON escapes.
+# JSON escapes for the line breaks that terminals, log viewers, and `str.splitlines` recognize.
 _LINE_BREAKERS = ("\\u0000", "\\n", "\\u0085", "\\u2028", "\\u2029")
 
 SHAPES: dict[str, Case] = {
@@ -583,13 +585,13 @@ def _of_length(world: World, length: int) -> str:
 
 
 def test_the_corpus_is_large_enough() -> None:
-    """There are at least 120 cases, all with different names."""
+    """The corpus has at least 120 cases, and all of them have different names."""
     assert len(REFUSED) + len(ACCEPTED) >= 120
 
 
 @pytest.mark.parametrize("case", REFUSED.values(), ids=REFUSED)
 def test_attack_is_refused(world: World, case: Case) -> None:
-    """The token is rejected with `TokenRejected`."""
+    """Every attack token is rejected with `TokenRejected`."""
     token = case(world)
 
     with pytest.raises(TokenRejected) as refused:
@@ -599,7 +601,7 @@ def test_attack_is_refused(world: World, case: Case) -> None:
 
 @pytest.mark.parametrize("case", ACCEPTED.values(), ids=ACCEPTED)
 def test_valid_token_is_accepted(world: World, case: Case) -> None:
-    """A valid token is accepted twice: by verification and from the cache."""
+    """A valid token is accepted after verification and again from the cache."""
     token = case(world)
 
     assert world.rfc9068.verify(token).issuer == world.issuer.url
@@ -655,7 +657,7 @@ def test_generic_profile_refuses_other_kinds_of_tokens(world: World, case: Case)
 
 @pytest.mark.parametrize("case", GENERIC_ACCEPTED.values(), ids=GENERIC_ACCEPTED)
 def test_generic_profile_accepts_what_common_issuers_send(world: World, case: Case) -> None:
-    """Access tokens of issuers that do not follow RFC 9068 are valid under the generic profile."""
+    """Access tokens from issuers that do not follow RFC 9068 are valid with the generic profile."""
     assert world.generic.verify(case(world)).subject == "alice"
 
 
@@ -668,7 +670,7 @@ def test_what_is_no_text_is_refused(world: World, value: object) -> None:
 
 @pytest.mark.parametrize("alg", ["RS384", "RS512", "ES384", "ES512", "ES256K"])
 def test_algorithm_off_the_default_list_is_refused(world: World, alg: str) -> None:
-    """By default only four algorithms are accepted, even if the key set contains keys for more."""
+    """By default, only four algorithms are accepted, even if the key set contains keys for more."""
     kid = {"ES384": "e3", "ES512": "e5", "ES256K": "ek"}.get(alg, "k1")
 
     with pytest.raises(TokenRejected, match="algorithm_not_allowed"):
@@ -676,7 +678,7 @@ def test_algorithm_off_the_default_list_is_refused(world: World, alg: str) -> No
 
 
 def test_flood_of_attacks_does_not_reach_the_issuer(world: World) -> None:
-    """Forged kids cost the issuer one fetch for each cooldown and verifier."""
+    """Forged key IDs cost the issuer one fetch for each cooldown and verifier."""
     for case in REFUSED.values():
         with pytest.raises(TokenRejected):
             world.rfc9068.verify(case(world))
@@ -698,7 +700,7 @@ def test_flood_of_attacks_does_not_reach_the_issuer(world: World) -> None:
     ],
 )
 def test_work_grows_no_faster_than_a_hostile_token(world: World, build: Callable[[int], str]) -> None:
-    """Anyone can send this token unsigned; the longest once took 0.8 s on the event loop."""
+    """The time to read a long hostile token, which needs no signature, does not grow quadratically with its length."""
     header = b64({"alg": "RS256", "typ": "at+jwt", "kid": "k1"})
 
     def work(size: int) -> float:
@@ -706,8 +708,9 @@ def test_work_grows_no_faster_than_a_hostile_token(world: World, build: Callable
         tokens = (f"{header}.{payload}.AAAA", f"{payload}.{b64('{}')}.AAAA")
         return sum(min(_work(world, token) for _ in range(5)) for token in tokens)
 
-    # Eight times the length may be eight times the work, and is 64 times if the work is quadratic. What is
-    # compared is this thread's own processor time, the least of several: a busy machine slows both sides alike.
+    # A token that is eight times longer can take eight times longer; quadratic work takes 64 times longer. The test
+    # compares the minimum of several measurements of this thread's processor time, so a busy machine affects both
+    # lengths equally.
     assert work(11600) < 24 * work(11600 // 8)
 
 

@@ -1,4 +1,4 @@
-"""The authenticator: which requests it accepts and rejects, and what it counts and logs."""
+"""The authenticator accepts or rejects each request, and counts and logs the result."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ both_verifiers = pytest.mark.parametrize("kind", [TokenVerifier, AsyncTokenVerif
 @both_ways
 @both_verifiers
 def test_a_valid_token_is_accepted_and_marked_as_verified(issuer: Issuer, kind: Any, check: Any) -> None:
-    """Either verifier works with either kind of server, and a rejected token stays unverified."""
+    """Either verifier works with either kind of server, and a rejected token remains unverified."""
     authenticator = BearerAuthenticator(kind([issuer.url], AUDIENCE), required_scopes=("profiles:read",))
-    for _ in range(2):  # verified, and then from the cache
+    for _ in range(2):  # first after verification, and then from the cache
         accepted = token_of(issuer)
         assert check(authenticator, accepted) is None
         assert accepted.claims is not None
@@ -81,7 +81,7 @@ def test_a_valid_token_is_accepted_and_marked_as_verified(issuer: Issuer, kind: 
 def test_a_request_without_a_readable_token_is_rejected(
     verifier: TokenVerifier, check: Any, reason: Reason, status: int
 ) -> None:
-    """On an excluded path it is accepted, unless the client chose the mount point."""
+    """A request without a readable token is accepted on an excluded path, unless the client chose the mount point."""
     authenticator = BearerAuthenticator(verifier, exclude=("/healthz",))
     moved = RequestPath("/healthz", "/admin/healthz", lambda: ["/admin"])
 
@@ -92,7 +92,7 @@ def test_a_request_without_a_readable_token_is_rejected(
 
 
 class Failing:
-    """A verifier that raises."""
+    """A verifier that raises an error."""
 
     def __init__(self, error: Exception) -> None:
         self.error = error
@@ -113,7 +113,7 @@ class Failing:
 def test_a_verifier_that_fails_accepts_no_request(
     check: Any, error: Exception, retry_after: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The token is not reported as invalid, and a bug is logged by its type only."""
+    """If the verifier fails, the token is not reported as invalid, and a bug is logged only by its type."""
     token = BearerToken("secret-token")
     response = check(BearerAuthenticator(Failing(error)), token)
 
@@ -129,7 +129,7 @@ def test_a_verifier_that_fails_accepts_no_request(
 def test_report_mode_accepts_every_request_and_warns_once_for_each_reason(
     issuer: Issuer, verifier: TokenVerifier, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Only a valid token is marked as verified."""
+    """Report mode accepts every request, warns once for each reason, and marks only a valid token as verified."""
     authenticator = BearerAuthenticator(verifier, mode="report")
     valid, expired = token_of(issuer), token_of(issuer, exp=1)
     for _ in range(3):
@@ -147,7 +147,7 @@ def test_report_mode_accepts_every_request_and_warns_once_for_each_reason(
 def test_the_reason_is_logged_for_operators_only(
     issuer: Issuer, verifier: TokenVerifier, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The response contains one word for all invalid tokens; each request has a log line at the level DEBUG."""
+    """The response contains the same word for all invalid tokens, and a DEBUG log line contains the reason."""
     authenticator = BearerAuthenticator(verifier)
     with caplog.at_level(logging.DEBUG, logger="otel_token_relay"):
         response = check(authenticator, token_of(issuer, aud="billing-service"))
@@ -157,7 +157,7 @@ def test_the_reason_is_logged_for_operators_only(
 
 
 class BrokenMeter:
-    """A meter whose counters raise, or that raises itself."""
+    """A meter that raises an error itself, or whose counters raise one."""
 
     def __init__(self, *, creates: bool) -> None:
         self.creates = creates
@@ -177,7 +177,7 @@ class BrokenMeter:
 def test_a_meter_that_fails_does_not_change_the_result(
     issuer: Issuer, verifier: TokenVerifier, monkeypatch: pytest.MonkeyPatch, creates: bool
 ) -> None:
-    """A counter that was created in advance is not created again by a request."""
+    """A failing meter does not change the result, and a request does not create an existing counter again."""
     meter = BrokenMeter(creates=creates)
     monkeypatch.setattr(counters.metrics, "get_meter", lambda *args: meter)
     authenticator = BearerAuthenticator(verifier)
@@ -191,7 +191,7 @@ def test_a_meter_that_fails_does_not_change_the_result(
 
 @pytest.mark.parametrize(("mode", "is_rejected"), [("enforce", True), ("report", False)])
 def test_the_settings_determine_the_authenticator_of_the_boundary(issuer: Issuer, mode: Any, is_rejected: bool) -> None:
-    """The mode, the excluded paths, the issuers and the audience are those of the settings."""
+    """The boundary's authenticator has the settings' mode, excluded paths, issuers, and audience."""
     settings = Settings(verify=mode, issuers=(issuer.url,), audience=(AUDIENCE,), verify_exclude=("/healthz",))
     authenticator = authenticator_from(settings)
     accepted = token_of(issuer)
@@ -203,14 +203,14 @@ def test_the_settings_determine_the_authenticator_of_the_boundary(issuer: Issuer
 
 
 def test_settings_without_an_issuer_or_audience_are_an_error(issuer: Issuer) -> None:
-    """No authenticator is built that would accept any token."""
+    """Settings without an issuer or an audience are an error, because any token could be accepted."""
     for settings in (Settings(audience=("a",)), Settings(issuers=(issuer.url,))):
         with pytest.raises(ConfigurationError):
             authenticator_from(settings)
 
 
 def test_a_given_authenticator_is_used_as_it_is(verifier: TokenVerifier) -> None:
-    """From a verifier, one is built with the options."""
+    """The middleware uses a given authenticator unchanged, and builds one with the options from a given verifier."""
     given, in_force = BearerAuthenticator(verifier), SettingsInForce(Settings())
     built = choose_authenticator(verifier, None, in_force, {"realm": "shared"})
 
@@ -220,7 +220,7 @@ def test_a_given_authenticator_is_used_as_it_is(verifier: TokenVerifier) -> None
 
 
 def test_each_check_is_counted(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By outcome and reason, both of closed sets."""
+    """Each check is counted by outcome and reason, both of which are closed sets."""
     reader = InMemoryMetricReader()
     provider = MeterProvider([reader])
     monkeypatch.setattr(counters.metrics, "get_meter", provider.get_meter)
@@ -261,7 +261,9 @@ def test_one_of_several_scopes_is_enough(
     is_accepted: bool,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The required scopes are needed beside it, and the challenge names all of them."""
+    """A token needs the required scopes and one of several alternative scopes, and the challenge contains all of
+    them.
+    """
     verifier = TokenVerifier([issuer.url], AUDIENCE)
     authenticator = BearerAuthenticator(verifier, required_scopes=("read",), any_scopes=("a", "b"))
     operator_log.follow("debug")
@@ -283,7 +285,9 @@ def test_one_of_several_scopes_is_enough(
 def test_the_decision_log_names_the_claim_and_has_values_only_with_debug(
     issuer: Issuer, check: Any, mode: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One line for each request. The values come from tokens that are not valid."""
+    """The log has one line per request with the name of the wrong claim, and contains the claim's value only in debug
+    mode.
+    """
     authenticator = BearerAuthenticator(TokenVerifier([issuer.url], AUDIENCE), required_scopes=("write",))
     tokens = [token_of(issuer, aud="billing"), token_of(issuer, scope="read"), token_of(issuer, scope="write")]
     operator_log.follow(mode)
@@ -316,7 +320,7 @@ def test_the_decision_log_names_the_claim_and_has_values_only_with_debug(
 def test_a_verifier_of_the_application_has_no_cause(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Only its reason is known."""
+    """For a rejection by an application's own verifier, only the reason is known."""
 
     class Own:
         def verify(self, token: str) -> Any:
@@ -329,7 +333,7 @@ def test_a_verifier_of_the_application_has_no_cause(
 
 
 def test_foreign_verifier_does_for_asgi_and_wsgi(issuer: Issuer) -> None:
-    """Any object with a verify method works, awaited or not; no error of it accepts a request."""
+    """Any object with a synchronous or asynchronous `verify` method works, and an error in it rejects the request."""
     own = TokenVerifier([issuer.url], AUDIENCE)
 
     class Foreign:
@@ -373,7 +377,7 @@ def test_foreign_verifier_does_for_asgi_and_wsgi(issuer: Issuer) -> None:
     ],
 )
 def test_step_up_is_asked_for(issuer: Issuer, verifier: TokenVerifier, claimed: dict[str, Any], status: int) -> None:
-    """Row 18: RFC 9470, section 3."""
+    """A token with insufficient authentication gets a step-up challenge (row 18: RFC 9470, section 3)."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await JSONResponse({})(scope, receive, send)
@@ -408,7 +412,7 @@ def test_step_up_is_asked_for(issuer: Issuer, verifier: TokenVerifier, claimed: 
 def test_option_that_would_break_the_challenge_is_refused(
     verifier: TokenVerifier, kind: Any, options: dict[str, Any]
 ) -> None:
-    """The error is raised at construction, not with the first request."""
+    """An option that would break the challenge raises an error at construction."""
     with pytest.raises(ConfigurationError):
         kind(None, verifier, **options)
 
@@ -425,7 +429,7 @@ def test_option_that_would_break_the_challenge_is_refused(
 def test_middleware_takes_either_a_verifier_or_an_authenticator(
     verifier: TokenVerifier, kind: Any, with_verifier: bool, with_authenticator: bool, options: dict[str, Any]
 ) -> None:
-    """Ambiguous arguments are an error at construction."""
+    """The middleware accepts a verifier or an authenticator, and ambiguous arguments raise an error at construction."""
     authenticator = BearerAuthenticator(verifier) if with_authenticator else None
     with pytest.raises(ConfigurationError):
         kind(None, verifier if with_verifier else None, authenticator=authenticator, **options)

@@ -1,4 +1,4 @@
-"""The cache of verification results."""
+"""The cache stores verification results."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from otel_token_relay.verification.cache import Cache, digest
 
 
 def test_what_is_remembered_is_bounded() -> None:
-    """The least recently used entry is evicted first, and a cache of size 0 stores nothing."""
+    """The cache evicts the least recently used entry first, and a cache of size 0 stores nothing."""
     cache: Cache[int] = Cache(3)
     for number in range(3):
         cache.put(bytes([number]), number)
@@ -26,20 +26,20 @@ def test_what_is_remembered_is_bounded() -> None:
 
 
 def test_the_key_of_a_token_is_its_hash() -> None:
-    """The cache contains no token. The hash is that of FIPS 180-4."""
+    """The key of a token is its FIPS 180-4 hash, so the cache contains no token."""
     assert digest("abc").hex() == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert digest("abcd") != digest("abc")
 
 
 def test_a_text_that_cannot_be_encoded_has_a_key_of_its_own() -> None:
-    """A lone surrogate does not raise, and does not share the entry of another token."""
+    """A string with a lone surrogate raises no error and does not share another token's cache entry."""
     keys = {digest(text) for text in ("\ud800", "\udfff", "?", "\ufffd", "")}
 
     assert len(keys) == 5
 
 
 def test_an_entry_is_replaced_and_dropped() -> None:
-    """A missing entry is ``None``, and to drop it again does no harm."""
+    """An entry can be replaced and removed, and removing a missing entry is harmless."""
     cache: Cache[str] = Cache(2)
     cache.put(b"a", "old")
     cache.put(b"a", "new")
@@ -52,7 +52,7 @@ def test_an_entry_is_replaced_and_dropped() -> None:
 
 @pytest.mark.parametrize("size", [0, -1])
 def test_a_cache_without_a_size_stores_nothing(size: int) -> None:
-    """Every lookup then verifies again."""
+    """A cache of size 0 stores nothing, so every lookup verifies again."""
     cache: Cache[str] = Cache(size)
     cache.put(b"a", "entry")
 
@@ -60,7 +60,7 @@ def test_a_cache_without_a_size_stores_nothing(size: int) -> None:
 
 
 def test_threads_share_a_cache_without_errors() -> None:
-    """Entries may be lost between two steps, but the limit holds and no entry appears under another key."""
+    """Concurrent threads can lose entries, but never exceed the limit or find an entry under the wrong key."""
     cache: Cache[bytes] = Cache(8)
     problems: list[object] = []
     start = threading.Barrier(4)

@@ -1,4 +1,4 @@
-"""The error responses of a protected resource, byte for byte."""
+"""The error responses of a protected resource match byte for byte."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def challenge_of(response: ErrorResponse) -> str | None:
     ],
 )
 def test_each_response_has_its_challenge(name: str, status: int, plain: str, full: str) -> None:
-    """The realm comes first and the metadata last, and a missing option adds nothing."""
+    """Each response's challenge starts with the realm and ends with the metadata, and a missing option adds nothing."""
     for challenges, expected in (
         (PLAIN, f'Bearer realm="api"{plain}'),
         (FULL, f'Bearer realm="profiles"{full}, resource_metadata="{METADATA}"'),
@@ -83,7 +83,9 @@ def test_each_response_has_its_challenge(name: str, status: int, plain: str, ful
     ],
 )
 def test_each_kind_of_unreadable_header_has_its_response(reason: Reason, name: str) -> None:
-    """A request without a token gets no error code (RFC 6750, section 3.1)."""
+    """Each kind of unreadable header has its own response, without an error code for a missing token (RFC 6750,
+    section 3.1).
+    """
     assert FULL.without_token(reason) is getattr(FULL, name)
 
 
@@ -91,7 +93,9 @@ def test_each_kind_of_unreadable_header_has_its_response(reason: Reason, name: s
     ("scopes", "attribute"), [((), ""), (("admin",), ', scope="admin"'), (["a", "b"], ', scope="a b"')]
 )
 def test_the_response_to_a_missing_scope_names_the_given_scopes(scopes: Any, attribute: str) -> None:
-    """They may differ from the scopes that every request needs."""
+    """The response to a missing scope contains the given scopes, which can differ from those that every request
+    needs.
+    """
     response = FULL.build_insufficient_scope(scopes)
 
     assert response.status == 403
@@ -116,7 +120,7 @@ def test_the_response_to_a_missing_scope_names_the_given_scopes(scopes: Any, att
     ],
 )
 def test_an_unavailable_issuer_is_not_the_fault_of_the_token(retry_after: float, seconds: str) -> None:
-    """The response asks the client to retry after whole seconds, and has no challenge."""
+    """If the issuer is unavailable, the response has no challenge and asks the client to retry after whole seconds."""
     response = FULL.unavailable(retry_after)
 
     assert response.status == 503
@@ -146,7 +150,7 @@ def test_an_unavailable_issuer_is_not_the_fault_of_the_token(retry_after: float,
     ],
 )
 def test_a_value_that_would_break_a_challenge_is_an_error(setting: str, value: Any) -> None:
-    """The error names the setting, and is raised at construction."""
+    """A value that would break a challenge raises an error at construction that contains the setting's name."""
     with pytest.raises(ConfigurationError) as rejected:
         Challenges(**({"realm": "api"} | {setting: value}))
 
@@ -155,7 +159,7 @@ def test_a_value_that_would_break_a_challenge_is_an_error(setting: str, value: A
 
 @given(st.text(), st.text())
 def test_no_option_adds_an_attribute_or_a_header_line(realm: str, scope: str) -> None:
-    """Each value is either an error or one quoted string."""
+    """No option adds an attribute or a header line: each value is an error or one quoted string."""
     try:
         challenge = challenge_of(Challenges(realm=realm).build_insufficient_scope((scope,)))
     except ConfigurationError:

@@ -1,4 +1,4 @@
-"""The circuit breaker of the introspection endpoint: its states, and what an attacker can do to it."""
+"""The circuit breaker of the introspection endpoint changes its state safely, even during an attack."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def open_circuit(breaker: CircuitBreaker) -> None:
 
 
 def test_failures_alone_do_not_open_the_circuit(breaker: CircuitBreaker) -> None:
-    """After several in a row one probe is due, however many calls fail while it runs."""
+    """Several consecutive failures make one probe due, regardless of how many calls fail while the probe runs."""
     due = [breaker.record_failure(b"attack") for _ in range(FAILURES_BEFORE_PROBE + 5)]
 
     assert due == [False] * (FAILURES_BEFORE_PROBE - 1) + [True] + [False] * 5
@@ -46,7 +46,7 @@ def test_failures_alone_do_not_open_the_circuit(breaker: CircuitBreaker) -> None
 
 
 def test_a_success_starts_the_count_again(breaker: CircuitBreaker) -> None:
-    """Only failures in a row make a probe due."""
+    """A success resets the count, so only consecutive failures make a probe due."""
     for _ in range(10):
         for _ in range(FAILURES_BEFORE_PROBE - 1):
             assert not breaker.record_failure(b"attack")
@@ -54,7 +54,9 @@ def test_a_success_starts_the_count_again(breaker: CircuitBreaker) -> None:
 
 
 def test_a_probe_that_succeeds_leaves_the_circuit_closed(breaker: CircuitBreaker) -> None:
-    """The endpoint fails on some tokens only, and the count starts again."""
+    """If the probe succeeds, the endpoint fails only for some tokens, so the circuit stays closed and the count
+    restarts.
+    """
     for _ in range(3):
         due = [breaker.record_failure(b"attack") for _ in range(FAILURES_BEFORE_PROBE)]
         breaker.end_probe(succeeded=True)
@@ -69,7 +71,7 @@ def test_a_probe_that_succeeds_leaves_the_circuit_closed(breaker: CircuitBreaker
 def test_an_open_circuit_allows_no_call_for_its_time(
     breaker: CircuitBreaker, clock: Clock, seconds: float, is_allowed: bool
 ) -> None:
-    """Then it is half-open, and allows one call."""
+    """An open circuit allows no call for its duration, and then becomes half-open and allows one call."""
     open_circuit(breaker)
 
     clock.now += seconds
@@ -78,7 +80,7 @@ def test_an_open_circuit_allows_no_call_for_its_time(
 
 
 def test_calls_that_wait_for_a_worker_end_when_the_circuit_opens(breaker: CircuitBreaker, clock: Clock) -> None:
-    """Only the half-open call is still made."""
+    """When the circuit opens, calls that are waiting for a worker end, and later only the half-open call is made."""
     assert breaker.allows(b"waiting")
     open_circuit(breaker)
     assert not breaker.still_allows(b"waiting")
@@ -90,7 +92,7 @@ def test_calls_that_wait_for_a_worker_end_when_the_circuit_opens(breaker: Circui
 
 
 def test_a_response_to_the_half_open_call_closes_the_circuit(breaker: CircuitBreaker, clock: Clock) -> None:
-    """All further calls are allowed."""
+    """A response to the half-open call closes the circuit, which then allows all calls."""
     open_circuit(breaker)
     clock.now += OPEN_SECONDS
     assert breaker.allows(b"half-open")
@@ -100,7 +102,7 @@ def test_a_response_to_the_half_open_call_closes_the_circuit(breaker: CircuitBre
 
 
 def test_a_half_open_call_that_fails_is_followed_by_a_probe(breaker: CircuitBreaker, clock: Clock) -> None:
-    """The probe decides, so that an attacker whose token fails cannot keep the circuit open."""
+    """A failed half-open call is followed by a probe, so an attacker's token cannot keep the circuit open."""
     open_circuit(breaker)
     clock.now += OPEN_SECONDS
     assert breaker.allows(b"attack")
@@ -113,7 +115,7 @@ def test_a_half_open_call_that_fails_is_followed_by_a_probe(breaker: CircuitBrea
 
 
 def test_a_probe_that_fails_opens_the_circuit_again(breaker: CircuitBreaker, clock: Clock) -> None:
-    """The time starts when the probe ends."""
+    """A failed probe opens the circuit again for a period that starts when the probe ends."""
     open_circuit(breaker)
     clock.now += OPEN_SECONDS
     assert breaker.allows(b"user")
@@ -127,7 +129,7 @@ def test_a_probe_that_fails_opens_the_circuit_again(breaker: CircuitBreaker, clo
 
 
 def test_a_half_open_call_that_was_not_made_is_replaced(breaker: CircuitBreaker, clock: Clock) -> None:
-    """Only that call can be canceled, not another one in its name."""
+    """After a half-open call is canceled, a different call is allowed, and no other call can cancel it."""
     open_circuit(breaker)
     clock.now += OPEN_SECONDS
     assert breaker.allows(b"half-open")
@@ -142,7 +144,7 @@ def test_a_half_open_call_that_was_not_made_is_replaced(breaker: CircuitBreaker,
 def test_a_forked_child_does_not_wait_for_calls_of_its_parent(
     breaker: CircuitBreaker, clock: Clock, is_probing: bool
 ) -> None:
-    """The circuit stays open, but the call or the probe that was running is forgotten."""
+    """In a forked child, the circuit stays open, but the parent's running call or probe is forgotten."""
     open_circuit(breaker)
     clock.now += OPEN_SECONDS
     assert breaker.allows(b"of the parent")
@@ -156,7 +158,7 @@ def test_a_forked_child_does_not_wait_for_calls_of_its_parent(
 
 
 def test_one_of_many_threads_makes_the_half_open_call(breaker: CircuitBreaker, clock: Clock) -> None:
-    """Threads that arrive at once do not all reach an endpoint that has just recovered."""
+    """Of many concurrent threads, only one calls an endpoint that has just recovered."""
     open_circuit(breaker)
     clock.now += OPEN_SECONDS
     start = threading.Barrier(8)

@@ -1,4 +1,4 @@
-"""The rules for the type and the claims of a token whose signature is valid."""
+"""A token with a valid signature must satisfy the rules for its type and claims."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ COMPLETE: dict[str, Any] = {
     ],
 )
 def test_rules_that_cannot_be_applied_are_an_error(setting: str, value: Any) -> None:
-    """The error names the setting, and is raised before the first token arrives."""
+    """Rules that cannot be applied raise an error with the setting's name before the first token arrives."""
     with pytest.raises(ConfigurationError) as rejected:
         Rules(**{"audience": ("profile-service",), setting: value})
 
@@ -81,7 +81,9 @@ def test_rules_that_cannot_be_applied_are_an_error(setting: str, value: Any) -> 
 def test_only_access_tokens_have_the_right_type(
     typ: str | None, claims: dict[str, Any], rfc9068: bool, generic: bool
 ) -> None:
-    """An issuer signs other kinds of tokens with the same keys."""
+    """Only the type of an access token is accepted, because an issuer signs other kinds of tokens with the same
+    keys.
+    """
     header = {"alg": "RS256"} | ({} if typ is None else {"typ": typ})
     for profile, accepted in (("rfc9068", rfc9068), ("generic", generic)):
         if accepted:
@@ -93,7 +95,7 @@ def test_only_access_tokens_have_the_right_type(
 
 @pytest.mark.parametrize("name", ["iss", "exp", "aud", "sub", "client_id", "iat", "jti"])
 def test_each_required_claim_is_required(name: str) -> None:
-    """The generic profile requires three of the seven claims, and ``sub`` or a client."""
+    """The generic profile requires three of the seven claims and either ``sub`` or a client."""
     claims = {key: value for key, value in COMPLETE.items() if key != name}
 
     assert check_claims(COMPLETE, RULES, now=NOW) == {"profiles:read", "profiles:write"}
@@ -109,7 +111,7 @@ def test_each_required_claim_is_required(name: str) -> None:
 
 @pytest.mark.parametrize("client", CLIENT_NAMES)
 def test_a_machine_token_needs_no_subject(client: str) -> None:
-    """Duende, PingOne and Keycloak send none with client credentials, but always the client."""
+    """A machine token needs no subject, because Duende, PingOne, and Keycloak send only the client."""
     claims = {"iss": "https://idp.example", "aud": "profile-service", "exp": NOW + 600, client: "web"}
     generic = Rules(audience=("profile-service",), profile="generic")
 
@@ -131,7 +133,9 @@ def test_a_machine_token_needs_no_subject(client: str) -> None:
     ],
 )
 def test_another_claim_can_contain_the_audience(claims: dict[str, Any], reason: str | None) -> None:
-    """Cognito sends ``client_id`` and no ``aud``. A token with both must satisfy both."""
+    """Cognito sends ``client_id`` and no ``aud``, so a different claim can contain the audience; if both exist, both
+    must match.
+    """
     rules = Rules(audience=("orders",), profile="generic", audience_claim="client_id")
     claims = {"iss": "https://idp.example", "exp": NOW + 600, "sub": "alice"} | claims
     if reason is None:
@@ -145,7 +149,7 @@ def test_another_claim_can_contain_the_audience(claims: dict[str, Any], reason: 
 
 @pytest.mark.parametrize("profile", ["rfc9068", "id-token"])
 def test_the_audience_claim_requires_the_generic_profile(profile: Any) -> None:
-    """RFC 9068 and OpenID Connect require ``aud``."""
+    """A custom audience claim requires the generic profile, because RFC 9068 and OpenID Connect require ``aud``."""
     with pytest.raises(ConfigurationError, match="audience_claim"):
         Rules(audience=("orders",), profile=profile, audience_claim="client_id")
 
@@ -163,7 +167,7 @@ def test_the_audience_claim_requires_the_generic_profile(profile: Any) -> None:
     ],
 )
 def test_each_present_claim_is_checked(changes: dict[str, Any], reason: str) -> None:
-    """Introspection responses may omit claims, but those that are present must satisfy the rules."""
+    """Introspection responses can omit claims, but every present claim must satisfy the rules."""
     assert check_values({"aud": "profile-service"}, RULES, now=NOW) == frozenset()
     assert check_values({"aud": 1}, Rules(audience=()), now=NOW) == frozenset()
     with pytest.raises(TokenRejected) as rejected:
@@ -174,7 +178,7 @@ def test_each_present_claim_is_checked(changes: dict[str, Any], reason: str) -> 
 
 @pytest.mark.parametrize("value", ["", None, 1, ["alice"], {}, "a\nb", "a\0", "a\u2028b"], ids=ascii)
 def test_a_name_is_text_on_one_line(value: object) -> None:
-    """Applications write names to logs, headers and database keys."""
+    """A name is a single line of text, because applications write names to logs, headers, and database keys."""
     check_name("Åsa 漢字")
     with pytest.raises(TokenRejected, match="invalid_claim"):
         check_name(value)
@@ -204,7 +208,7 @@ def test_a_name_is_text_on_one_line(value: object) -> None:
     ],
 )
 def test_a_token_is_valid_between_its_times(claims: dict[str, Any], reason: str | None) -> None:
-    """On and after ``exp`` plus the leeway, the token has expired (RFC 7519, section 4.1.4)."""
+    """A token is expired as of ``exp`` plus the leeway (RFC 7519, section 4.1.4)."""
     if reason is None:
         check_times(claims, 30.0, now=NOW)
         return
@@ -230,7 +234,7 @@ def test_a_token_is_valid_between_its_times(claims: dict[str, Any], reason: str 
     ],
 )
 def test_the_audience_contains_a_name_of_this_service(value: object, reason: str | None) -> None:
-    """Names are compared as a whole, and every entry must be text."""
+    """One of the audience's entries must be this service's full name, and every entry must be text."""
     accepted = ("profile-service", "profiles")
     if reason is None:
         check_audience(value, accepted)
@@ -263,7 +267,7 @@ def test_the_audience_contains_a_name_of_this_service(value: object, reason: str
     ],
 )
 def test_scopes_are_found_in_the_configured_claims(claims: dict[str, Any], expected: set[str] | None) -> None:
-    """Scopes are words separated by spaces, or a list of words."""
+    """Scopes are found in the configured claims as words separated by spaces or as a list of words."""
     names = ("scope", "scp", "realm_access.roles")
     if expected is not None:
         assert read_scopes(claims, names) == expected
@@ -275,7 +279,7 @@ def test_scopes_are_found_in_the_configured_claims(claims: dict[str, Any], expec
 
 @given(st.dictionaries(st.sampled_from([*COMPLETE, "nbf", "cnf", "scp", "azp"]), json_values), st.booleans())
 def test_any_claims_are_accepted_or_rejected(changes: dict[str, Any], is_complete: bool) -> None:
-    """A value of any form raises no other error than `TokenRejected`."""
+    """No claim value raises an error other than `TokenRejected`."""
     try:
         scopes = check_claims((COMPLETE if is_complete else {}) | changes, RULES, now=NOW)
     except TokenRejected:

@@ -1,4 +1,4 @@
-"""Values from an unverified token: no credential, only printable ASCII, a limited length."""
+"""Printed values from an unverified token are short printable ASCII and contain no credentials."""
 
 from __future__ import annotations
 
@@ -50,20 +50,20 @@ def runs_of(token: str, text: str) -> list[str]:
     ],
 )
 def test_a_value_is_shown_without_credentials(value: object, shown: str) -> None:
-    """What helps to find the cause remains readable."""
+    """A value is printed without credentials, and the parts that help to find the cause remain readable."""
     assert Concealment(TOKEN).value(value, 100) == shown
 
 
 def test_an_escape_cannot_complete_a_run_of_the_token() -> None:
-    """The escape of a letter ends in letters and digits, which the token may contain as well."""
-    for size in range(20):  # the search for parts does not look at every position
+    """An escaped letter, which ends in letters and digits, cannot complete a run of the token."""
+    for size in range(20):  # the search for parts does not check every position
         token = f"{HEADER}{'-' * size}xe9abcdefghijklmnopqrstuvwxyz.AAAA"
 
         assert runs_of(token, Concealment(token).text("\xe9abcdefghijklmn", 100)) == []
 
 
 def test_only_some_of_many_values_are_shown() -> None:
-    """The number of the remaining ones is shown."""
+    """Of many values, only some are printed, with the number of remaining values."""
     concealment = Concealment(TOKEN)
 
     assert concealment.values(map(str, range(7)), limit=100, count=5) == ("0", "1", "2", "3", "4", "2 more")
@@ -86,7 +86,7 @@ CHANGED = st.builds(
     st.integers(0, 300),
 )
 def test_no_run_of_the_token_is_shown(pieces: list[str], limit: int) -> None:
-    """A hostile token can contain any pieces of itself, except for its payload."""
+    """No run of a hostile token is printed, even if a value contains any pieces of the token."""
     shown = Concealment(TOKEN).text("".join(pieces), limit)
 
     assert runs_of(TOKEN, shown) == []
@@ -96,11 +96,13 @@ def test_no_run_of_the_token_is_shown(pieces: list[str], limit: int) -> None:
 
 @given(json_values)
 def test_any_json_value_can_be_shown(value: object) -> None:
-    """The parser of tokens is strict, but this class is also used for other values."""
+    """Any JSON value is printed in ASCII, because the class is also used for values that the strict token parser
+    rejects.
+    """
     assert all(" " <= c <= "~" for c in Concealment(TOKEN).value(value, 50))
 
 
 def test_a_short_token_has_no_run_to_mask() -> None:
-    """Opaque tokens may have any length."""
+    """A short opaque token contains no run that could be masked."""
     assert Concealment("abc").text("abcdef", 100) == "abcdef"
     assert Concealment("").text("abcdef", 100) == "abcdef"

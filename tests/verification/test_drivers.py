@@ -1,4 +1,4 @@
-"""One core, run in threads, on asyncio and on trio."""
+"""The same core runs in threads, on asyncio, and on trio."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Core = Generator[Wait, None, Any]
 
 
 def waiting_for(future: Future[str], seconds: float = 60.0, waits: list[Wait] | None = None) -> Core:
-    """A core that waits once, and returns the result of the future if there is one."""
+    """A core that waits once, and returns the future's result if there is one."""
     wait = Wait(future, seconds)
     if waits is not None:
         waits.append(wait)
@@ -45,7 +45,7 @@ Run = Callable[[Core], Any]
 
 @every_driver
 def test_a_core_that_waits_for_nothing_returns_its_result(run: Run) -> None:
-    """So does one that waits for futures that are done already, even if they failed."""
+    """A core that waits for nothing, or only for finished futures, returns its result."""
     failed: Future[str] = Future()
     failed.set_exception(ValueError("not the driver's to raise"))
 
@@ -59,7 +59,7 @@ def test_a_core_that_waits_for_nothing_returns_its_result(run: Run) -> None:
 
 @every_driver
 def test_a_core_continues_when_its_time_is_over(run: Run) -> None:
-    """The future stays as it is, for the other callers that wait for it."""
+    """When its time is over, a core continues without changing the future that other callers wait for."""
     future: Future[str] = Future()
 
     assert run(waiting_for(future, seconds=0.0)) == "gave up"
@@ -70,7 +70,7 @@ def test_a_core_continues_when_its_time_is_over(run: Run) -> None:
 
 @every_driver
 def test_the_error_of_a_core_reaches_the_caller(run: Run) -> None:
-    """Also if it is raised after waiting, and if it is the one that ends asynchronous code."""
+    """A core's error is raised in the caller, even after a wait, and even if the error is a `TimeoutError`."""
 
     def core(error: Exception, *, waits: bool) -> Core:
         if waits:
@@ -85,7 +85,7 @@ def test_the_error_of_a_core_reaches_the_caller(run: Run) -> None:
 
 
 def test_a_thread_continues_when_the_future_is_done() -> None:
-    """Another thread sets the result."""
+    """A waiting thread continues when a different thread sets the future's result."""
     future: Future[str] = Future()
     waits: list[Wait] = []
     found: list[str] = []
@@ -100,7 +100,7 @@ def test_a_thread_continues_when_the_future_is_done() -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_tasks_continue_when_the_future_is_done(backend: str) -> None:
-    """The loop runs other tasks in the meantime, and all that wait for the future continue."""
+    """All waiting tasks continue when the future is done, and the loop runs other tasks in the meantime."""
     future: Future[str] = Future()
     waits: list[Wait] = []
     found: list[str] = []
@@ -110,7 +110,7 @@ def test_tasks_continue_when_the_future_is_done(backend: str) -> None:
         found.append(await drive_async(waiting_for(future, waits=waits)))
 
     async def main() -> None:
-        # A loop that is not woken would continue when the wait is over, which is later.
+        # A loop that is not woken up continues only when the wait is over, which is later.
         with anyio.fail_after(30):
             async with anyio.create_task_group() as group:
                 for _ in range(3):
@@ -128,7 +128,7 @@ def test_tasks_continue_when_the_future_is_done(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_task_that_is_canceled_leaves_the_future_alone(backend: str) -> None:
-    """Other callers share the call, and get its result."""
+    """A canceled task does not cancel the future, so the other callers get its result."""
     future: Future[str] = Future()
     waits: list[Wait] = []
 
@@ -150,7 +150,7 @@ def test_a_task_that_is_canceled_leaves_the_future_alone(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_future_outlives_the_loop_that_waited_for_it(backend: str, caplog: pytest.LogCaptureFixture) -> None:
-    """The thread that sets the result later is not disturbed: nothing is raised or logged."""
+    """Setting the result of a future after its loop ended raises and logs nothing."""
     future: Future[str] = Future()
     assert anyio.run(drive_async, waiting_for(future, seconds=0.01), backend=backend) == "gave up"
 
@@ -159,7 +159,7 @@ def test_a_future_outlives_the_loop_that_waited_for_it(backend: str, caplog: pyt
 
 
 def test_asyncio_is_recognized_after_trio_has_run() -> None:
-    """A process may use both, one after the other or in different threads."""
+    """asyncio is recognized after trio ran, because a process can use one after the other."""
     assert on_trio(waiting_for(Future(), seconds=0.0)) == "gave up"
 
     assert asyncio.run(drive_async(waiting_for(Future(), seconds=0.01))) == "gave up"

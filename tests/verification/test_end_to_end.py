@@ -1,4 +1,4 @@
-"""A service that verifies, a service behind it, and an Authlib authorization server, all for real."""
+"""A verifying service, a second service, and an Authlib authorization server work together."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ def bearer(token: str) -> dict[str, str]:
 
 
 def with_kid(token: str, kid: str) -> str:
-    """Return the token with the signature of another key."""
+    """Return the token with a different key's signature."""
     head = json.dumps({"alg": "RS256", "typ": "at+jwt", "kid": kid}).encode()
     return f"{base64.urlsafe_b64encode(head).rstrip(b'=').decode()}.{token.split('.', 1)[1]}"
 
 
 @pytest.mark.parametrize("kind", [TokenVerifier, AsyncTokenVerifier], ids=["sync", "async"])
 def test_user_flow(server: AuthorizationServer, kind: Any) -> None:
-    """A user signs in by code and PKCE, and the service knows the caller."""
+    """A user signs in with an authorization code and PKCE, and the service identifies the caller."""
     client = client_of(kind([server.issuer], AUDIENCE))
     token = server.log_in("alice")
 
@@ -73,13 +73,13 @@ def test_user_flow(server: AuthorizationServer, kind: Any) -> None:
 
 
 def test_token_for_another_service_is_refused(server: AuthorizationServer) -> None:
-    """The same issuer and key, but another audience."""
+    """A token from the same issuer and key with a different audience is rejected."""
     with pytest.raises(TokenRejected, match="wrong_audience"):
         verifier_of(server).verify(server.log_in("alice", audience="billing-service"))
 
 
 def test_token_expires(server: AuthorizationServer) -> None:
-    """After exp and leeway the token is rejected, cached or not."""
+    """A token is rejected once `exp` and the leeway have passed, even if it is cached."""
     ahead = 0.0
     verifier = verifier_of(server, now=lambda: time.time() + ahead, cache_seconds=1e6)
     token = server.log_in("alice")
@@ -91,7 +91,7 @@ def test_token_expires(server: AuthorizationServer) -> None:
 
 
 def test_rotation(server: AuthorizationServer) -> None:
-    """A new key is used at once, and tokens of the withdrawn key are rejected."""
+    """A new key is used immediately, and tokens from the withdrawn key are rejected."""
     client = client_of(verifier_of(server))
     before = server.log_in("alice")
     assert client.get("/", headers=bearer(before)).status_code == 200
@@ -104,7 +104,7 @@ def test_rotation(server: AuthorizationServer) -> None:
 
 
 def test_rotation_that_keeps_the_old_key(server: AuthorizationServer) -> None:
-    """While both keys are published, both verify, and noticing the new key costs one fetch."""
+    """While both keys are published, both verify tokens, and detecting the new key costs one fetch."""
     client = client_of(verifier_of(server))
     before = server.log_in("alice")
     assert client.get("/", headers=bearer(before)).status_code == 200
@@ -119,7 +119,7 @@ def test_rotation_that_keeps_the_old_key(server: AuthorizationServer) -> None:
 
 
 def test_forged_keys_cost_the_server_one_fetch(server: AuthorizationServer) -> None:
-    """However many tokens contain unknown keys, the server gets one request, and valid ones are accepted."""
+    """Any number of tokens with unknown keys cost the server one request, and valid tokens are accepted."""
     client = client_of(verifier_of(server))
     token = server.log_in("alice")
     assert client.get("/", headers=bearer(token)).status_code == 200
@@ -134,7 +134,7 @@ def test_forged_keys_cost_the_server_one_fetch(server: AuthorizationServer) -> N
 
 
 def test_outage(server: AuthorizationServer) -> None:
-    """A verifier with keys continues while the server is down; a verifier without keys responds with 503, not 401."""
+    """While the server is down, a verifier with keys continues, and one without keys returns 503 instead of 401."""
     warm, cold = client_of(verifier_of(server)), client_of(verifier_of(server))
     token, other = server.log_in("alice"), server.log_in("bob")
     warm.get("/", headers=bearer(token))
@@ -148,7 +148,9 @@ def test_outage(server: AuthorizationServer) -> None:
 
 
 def test_slow_server_delays_nobody_whose_key_is_known(server: AuthorizationServer) -> None:
-    """While a request waits for a new key, tokens of the present keys are accepted; then the new key is, too."""
+    """While a request waits for a new key, tokens with known keys are accepted; later, tokens with the new key are
+    accepted, too.
+    """
     verifier = verifier_of(server, timeout=60)
     verifier.verify(server.log_in("alice"))
     other = server.log_in("bob")
@@ -167,7 +169,9 @@ def test_slow_server_delays_nobody_whose_key_is_known(server: AuthorizationServe
 
 
 def test_introspection_outage(server: AuthorizationServer) -> None:
-    """While the state of a token is unknown, it is neither accepted nor called invalid; afterwards it is accepted."""
+    """During an outage of introspection, a token is not accepted and not reported as invalid; afterward, it is
+    accepted.
+    """
     ahead = 0.0
     client = client_of(verifier_of(server, introspects=True, monotonic=lambda: time.monotonic() + ahead))
     token = server.log_in("alice")
@@ -181,7 +185,7 @@ def test_introspection_outage(server: AuthorizationServer) -> None:
 
 
 def test_opaque_token_is_introspected(server: AuthorizationServer) -> None:
-    """Only the server knows the meaning of an opaque token; without introspection it is rejected."""
+    """An opaque token is introspected, and without introspection it is rejected."""
     token = server.log_in("alice", opaque=True)
     assert "." not in token
 
@@ -192,7 +196,7 @@ def test_opaque_token_is_introspected(server: AuthorizationServer) -> None:
 
 @pytest.mark.parametrize("opaque", [False, True], ids=["JWT", "opaque"])
 def test_revoked_token_is_refused(server: AuthorizationServer, opaque: bool) -> None:
-    """The token is rejected after the next introspection, at the latest a minute later."""
+    """A revoked token is rejected after the next introspection, at most a minute later."""
     ahead = 0.0
     verifier = verifier_of(server, introspects=True, monotonic=lambda: time.monotonic() + ahead)
     token = server.log_in("alice", opaque=opaque)
@@ -208,7 +212,7 @@ def test_revoked_token_is_refused(server: AuthorizationServer, opaque: bool) -> 
 
 @pytest.mark.parametrize("opaque", [False, True], ids=["JWT", "opaque"])
 def test_token_is_relayed_for_as_long_as_it_stands(server: AuthorizationServer, opaque: bool) -> None:
-    """The second service receives the token until the server has revoked it; then neither service accepts it."""
+    """The second service receives the token until the server revokes it, and then both services reject the token."""
     ahead = 0.0
     verifier = verifier_of(server, introspects=True, monotonic=lambda: time.monotonic() + ahead)
     token = server.log_in("alice", opaque=opaque)

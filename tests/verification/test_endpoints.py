@@ -1,4 +1,4 @@
-"""Asking endpoints: each failure is named, clocks are compared, and everything ends in time."""
+"""A check of the endpoints reports each failure, compares clocks, and ends in time."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def results_of(report: IssuerReport) -> list[tuple[str, str, str, str]]:
 
 OPENID = "/.well-known/openid-configuration"
 RFC8414 = "/.well-known/oauth-authorization-server"
-TRUSTED = ("metadata", OPENID, "ok", "the document names this issuer and its key set")
+TRUSTED = ("metadata", OPENID, "ok", "the document specifies this issuer and its key set")
 NOT_NEEDED = ("metadata", RFC8414, "unused", "status 404; not needed")
 
 
@@ -62,7 +62,7 @@ NOT_NEEDED = ("metadata", RFC8414, "unused", "status 404; not needed")
 
 
 def test_a_healthy_issuer_is_reported_with_its_keys(issuer: Issuer) -> None:
-    """Both metadata documents and the key set are asked for, in the verifier's order."""
+    """A healthy issuer is reported with its keys after both metadata documents and the key set are fetched."""
     report = ask_one(issuer.url)
 
     assert results_of(report) == [TRUSTED, NOT_NEEDED, ("key set", "/jwks", "ok", "1 usable key: k1 (RS256)")]
@@ -74,7 +74,7 @@ def test_a_healthy_issuer_is_reported_with_its_keys(issuer: Issuer) -> None:
 
 
 def test_the_second_document_is_used_without_the_first(issuer: Issuer) -> None:
-    """Some servers publish only the document of RFC 8414."""
+    """If a server publishes only the RFC 8414 metadata document, that document is used."""
     issuer.metadata_path = RFC8414
 
     report = ask_one(issuer.url)
@@ -87,7 +87,7 @@ def test_the_second_document_is_used_without_the_first(issuer: Issuer) -> None:
 
 
 def test_a_configured_key_set_needs_no_metadata(issuer: Issuer) -> None:
-    """The verifier does not ask for metadata either."""
+    """With a configured key set, no metadata is fetched."""
     report = ask_one("https://idp.example", jwks_uri=f"{issuer.url}/jwks")
 
     assert issuer.hits == ["/jwks"]
@@ -95,7 +95,7 @@ def test_a_configured_key_set_needs_no_metadata(issuer: Issuer) -> None:
 
 
 def test_several_keys_are_reported_with_their_algorithms_and_problems(issuer: Issuer) -> None:
-    """Each key that the verifier skips is reported with the reason."""
+    """Several keys are reported with their algorithms, and each skipped key with its reason."""
     issuer.keys = [
         public_jwk("RS256", "k1", alg=None),
         public_jwk("ES256", None),
@@ -111,8 +111,8 @@ def test_several_keys_are_reported_with_their_algorithms_and_problems(issuer: Is
 
     assert key_set.result == (
         "2 usable keys: k1 (RS256), no kid (ES256); 6 unusable keys: e\\x1b[31m (not for signatures),"
-        " operations (not for signatures), secret (its type is not RSA, EC, or OKP), weak (too short),"
-        " other (no accepted algorithm fits it), 1 more"
+        " operations (not for signatures), secret (not an RSA, EC, or OKP key), weak (too short),"
+        " other (not for an accepted algorithm), 1 more"
     )
 
 
@@ -124,7 +124,7 @@ def test_several_keys_are_reported_with_their_algorithms_and_problems(issuer: Is
         pytest.param(
             [public_jwk("RS256", "k1"), public_jwk("RS256", "k1", name="second")],
             "problem",
-            "no usable key; 2 unusable keys: k1 (another key has the same kid), k1 (another key has the same kid)",
+            "no usable key; 2 unusable keys: k1 (duplicate kid), k1 (duplicate kid)",
             id="one kid twice",
         ),
         pytest.param(["x"], "problem", "no usable key; 1 unusable key: no kid (malformed)", id="no object"),
@@ -134,7 +134,7 @@ def test_several_keys_are_reported_with_their_algorithms_and_problems(issuer: Is
     ],
 )
 def test_a_key_set_without_a_usable_key_is_a_problem(issuer: Issuer, keys: Any, state: str, result: str) -> None:
-    """Every request would fail."""
+    """A key set without a usable key is a problem, because every request would fail."""
     issuer.keys = keys
 
     report = ask_one(issuer.url)
@@ -149,9 +149,11 @@ SECRET = "a-secret-in-the-response"
 @pytest.mark.parametrize(
     ("metadata", "result"),
     [
-        pytest.param({"issuer": "{url}/"}, "the document names another issuer (an extra trailing slash)", id="slash"),
-        pytest.param({"issuer": f"https://{SECRET}"}, "the document names another issuer", id="another issuer"),
-        pytest.param({"issuer": None}, "the document does not name an issuer", id="no issuer"),
+        pytest.param(
+            {"issuer": "{url}/"}, "the document specifies a different issuer (an extra trailing slash)", id="slash"
+        ),
+        pytest.param({"issuer": f"https://{SECRET}"}, "the document specifies a different issuer", id="another issuer"),
+        pytest.param({"issuer": None}, "the document does not specify an issuer", id="no issuer"),
         pytest.param({"jwks_uri": None}, "the document has no jwks_uri", id="no jwks_uri"),
         pytest.param({"jwks_uri": f"http://{SECRET}"}, "the document's jwks_uri is not an https URL", id="plain http"),
     ],
@@ -159,7 +161,7 @@ SECRET = "a-secret-in-the-response"
 def test_a_metadata_document_that_is_not_believed_is_explained(
     issuer: Issuer, metadata: dict[str, Any], result: str
 ) -> None:
-    """The verifier does not use its keys. The document is not quoted."""
+    """An untrusted metadata document is explained without being quoted, and its keys are not used."""
     issuer.metadata |= {k: v and v.replace("{url}", issuer.url) for k, v in metadata.items()}
 
     report = ask_one(issuer.url)
@@ -184,7 +186,7 @@ def test_a_metadata_document_that_is_not_believed_is_explained(
     ],
 )
 def test_a_response_that_cannot_be_used_is_named(issuer: Issuer, status: int, body: bytes, result: str) -> None:
-    """A web application often serves its start page at every path. The response is not quoted."""
+    """An unusable response, such as a start page, is reported without being quoted."""
 
     def behave(handler: BaseHTTPRequestHandler, path: str) -> bool:
         handler.send_response(status)
@@ -204,7 +206,7 @@ def test_a_response_that_cannot_be_used_is_named(issuer: Issuer, status: int, bo
 
 
 def test_an_endpoint_that_does_not_respond_is_named(issuer: Issuer) -> None:
-    """The state differs from that of an endpoint whose response cannot be used."""
+    """An endpoint that does not respond is reported differently from one whose response cannot be used."""
     report = ask_one(f"http://127.0.0.1:{unused_port()}")
     assert [(r.state, r.result) for r in report.endpoints] == [("no_response", "connection refused")] * 2
     assert (report.state, report.clock_difference) == ("no_response", None)
@@ -216,15 +218,15 @@ def test_an_endpoint_that_does_not_respond_is_named(issuer: Issuer) -> None:
 
 
 def test_an_untrusted_certificate_is_named() -> None:
-    """The reason is one of a closed set."""
+    """An untrusted certificate is reported with one of a closed set of reasons."""
     with party(tls=True) as server:
         report = ask_one(server.url)
 
-    assert {r.result for r in report.endpoints} == {"certificate not trusted: it is self-signed"}
+    assert {r.result for r in report.endpoints} == {"certificate not trusted: the certificate is self-signed"}
 
 
 def test_issuers_are_asked_in_parallel_and_in_time(issuer: Issuer) -> None:
-    """Six issuers that hang take as long as one, and do not delay the report about another."""
+    """Issuers are checked in parallel, so six that hang take as long as one."""
     with ExitStack() as stack:
         hanging = [stack.enter_context(issuing()) for _ in range(6)]
         for one in hanging:
@@ -239,7 +241,7 @@ def test_issuers_are_asked_in_parallel_and_in_time(issuer: Issuer) -> None:
 
 
 def test_a_name_lookup_that_hangs_is_abandoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It cannot be canceled, so its thread is left behind."""
+    """A name lookup that hangs is abandoned with its thread, because the lookup cannot be canceled."""
     released = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: released.wait(20) and [])
     monkeypatch.setenv("no_proxy", "*")
@@ -257,7 +259,7 @@ def test_a_name_lookup_that_hangs_is_abandoned(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_metadata_document_that_is_late_does_not_delay_the_keys(issuer: Issuer) -> None:
-    """The second document is not needed."""
+    """If the second metadata document is late, the report has the keys without it."""
     issuer.behave = lambda handler, path: path == RFC8414 and issuer.hang(handler, path)
 
     report = ask_one(issuer.url, timeout=1.0)
@@ -267,7 +269,7 @@ def test_a_metadata_document_that_is_late_does_not_delay_the_keys(issuer: Issuer
 
 
 def test_an_error_in_a_thread_is_not_printed(capfd: pytest.CaptureFixture[str]) -> None:
-    """A traceback could contain a response."""
+    """An error in a thread is not printed, because a traceback could contain a response."""
 
     def fail() -> None:
         raise RuntimeError(SECRET)
@@ -280,7 +282,9 @@ def test_an_error_in_a_thread_is_not_printed(capfd: pytest.CaptureFixture[str]) 
 
 
 def test_another_kind_of_endpoint_can_be_asked() -> None:
-    """The form and the credential are those of the caller, and the response is examined by a function of its own."""
+    """Other kinds of endpoints can be checked with their own form, credential, and function that
+    examines the response.
+    """
     with third_party() as server:
         endpoint = Endpoint(
             "introspection",
@@ -302,7 +306,7 @@ def test_another_kind_of_endpoint_can_be_asked() -> None:
 
 
 def test_a_report_is_also_data(issuer: Issuer) -> None:
-    """What was found in a response is not part of it."""
+    """A report is also available as data, which excludes the content of responses."""
     (*_, key_set) = ask_one(issuer.url).endpoints
 
     document = json.loads(json.dumps(key_set.as_dict()))
@@ -317,7 +321,7 @@ def test_a_report_is_also_data(issuer: Issuer) -> None:
 
 @pytest.mark.parametrize(("status", "problem"), [(200, None), (404, "status 404"), (204, "status 204")])
 def test_only_the_status_200_is_expected(status: int, problem: str | None) -> None:
-    """The endpoints respond with documents."""
+    """Only status 200 is expected, because the endpoints return documents."""
     assert problem_with_status(Response(status, {}, b"")) == problem
 
 
@@ -326,7 +330,7 @@ def test_only_the_status_200_is_expected(status: int, problem: str | None) -> No
 
 @pytest.mark.parametrize("offset", [-312, 0, 45])
 def test_the_clock_difference_is_measured(issuer: Issuer, offset: int) -> None:
-    """The issuer's `Date` is compared with the middle of the exchange."""
+    """The issuer's `Date` header is compared with the midpoint of the exchange to measure the clock difference."""
     report = ask_one(issuer.url, now=lambda: time.time() - offset)
 
     assert report.clock_difference == pytest.approx(offset, abs=2)
@@ -347,13 +351,13 @@ def test_the_clock_difference_is_measured(issuer: Issuer, offset: int) -> None:
     ],
 )
 def test_the_date_is_read(headers: dict[str, str], difference: float | None) -> None:
-    """A date is cut to whole seconds, and a cache adds the age of the response."""
+    """A date is truncated to whole seconds, and a cached response's age is added."""
     assert read_clock_difference(Response(200, headers, b""), NOW) == difference
 
 
 @given(st.dictionaries(st.sampled_from(["date", "age"]), st.text() | st.floats(0, 2**33).map(email.utils.formatdate)))
 def test_any_header_can_be_read(headers: dict[str, str]) -> None:
-    """The server may send anything."""
+    """Any `Date` header that a server sends can be read without an error."""
     found = read_clock_difference(Response(200, headers, b""), NOW)
 
     assert found is None or isinstance(found, float)
@@ -363,15 +367,15 @@ def test_any_header_can_be_read(headers: dict[str, str]) -> None:
     ("difference", "text"),
     [
         (None, None),
-        (0.0, "The clocks of the issuer and this machine agree."),
-        (1.9, "The clocks of the issuer and this machine agree."),
-        (-1.9, "The clocks of the issuer and this machine agree."),
+        (0.0, "The issuer's clock and this machine's clock agree."),
+        (1.9, "The issuer's clock and this machine's clock agree."),
+        (-1.9, "The issuer's clock and this machine's clock agree."),
         (2.0, "The issuer's clock is 2 s ahead of this machine's clock."),
         (-312.4, "The issuer's clock is 312 s behind this machine's clock."),
     ],
 )
 def test_the_clock_difference_is_a_sentence(difference: float | None, text: str | None) -> None:
-    """A difference below the resolution of the measurement is not one."""
+    """The clock difference is described in a sentence, unless it is below the measurement's resolution."""
     assert describe_clock(difference) == text
 
 
@@ -383,7 +387,7 @@ def introspecting(issuer: Issuer, **options: Any) -> IssuerReport:
 
 
 def test_the_introspection_endpoint_is_asked_about_a_random_token(issuer: Issuer) -> None:
-    """The credential is sent as the verifier sends it, and the random token is not active."""
+    """A random, inactive token is sent to the introspection endpoint with the verifier's credential."""
     client = ClientCredential(client_id="me", secret=Secret("s3cr3t"))
     report = introspecting(issuer, client=client)
 
@@ -400,12 +404,14 @@ def test_the_introspection_endpoint_is_asked_about_a_random_token(issuer: Issuer
         pytest.param((403, {}), "status 403; check the client's permissions", id="permission"),
         pytest.param((301, {}), "status 301; redirects are not followed", id="redirect"),
         pytest.param((200, b"<html>secret"), "the introspection response is not a JSON document: not JSON", id="HTML"),
-        pytest.param((200, {"active": "no"}), "the introspection response has no boolean member 'active'", id="text"),
-        pytest.param((200, {"active": True}), "it reports that a random token is active", id="active"),
+        pytest.param(
+            (200, {"active": "no"}), "the introspection response does not contain a boolean 'active' member", id="text"
+        ),
+        pytest.param((200, {"active": True}), "the endpoint reports that a random token is active", id="active"),
     ],
 )
 def test_a_problem_of_the_introspection_endpoint_is_named(issuer: Issuer, response: Any, result: str) -> None:
-    """The keys are good, but this issuer's tokens cannot be verified."""
+    """A problem with the introspection endpoint is reported, even if the issuer's keys are usable."""
     answer = issuer.answer
     issuer.answer = lambda path, body: response if path == "/introspect" else answer(path, body)  # type: ignore[method-assign]
     report = introspecting(issuer)
@@ -416,7 +422,9 @@ def test_a_problem_of_the_introspection_endpoint_is_named(issuer: Issuer, respon
 
 
 def test_an_endpoint_without_an_issuer_is_asked_alone(issuer: Issuer) -> None:
-    """Tokens are then verified by introspection alone. A secret that cannot be read is a problem."""
+    """An introspection endpoint without an issuer is checked by itself, and an unreadable secret is reported as a
+    problem.
+    """
     endpoint = f"{issuer.url}/introspect"
     (report,) = ask_issuers([], ALGORITHMS, introspection_endpoint=endpoint)
     assert [(r.kind, r.url, r.state) for r in report.endpoints] == [("introspection", endpoint, "ok")]

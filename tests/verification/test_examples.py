@@ -1,4 +1,4 @@
-"""The verification examples, each in its own process."""
+"""Each verification example runs in its own process."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_example_accepts_valid_tokens_only(issuer: Issuer, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["flask", "django"])
 def test_example_works_under_the_launcher(issuer: Issuer, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """The example also works under ``opentelemetry-instrument``, which configures Django first."""
+    """The example also works with ``opentelemetry-instrument``, which configures Django first."""
     command = f"{LAUNCHER} {sys.executable} -m gunicorn {{app}} --bind fd://{{fd}} --log-level warning"
     monkeypatch.setitem(servers.COMMANDS, "instrumented", ("wsgi", command))
     environ = QUIET | instrumentations(name) | {"ISSUER": issuer.url, "AUDIENCE": AUDIENCE}
@@ -76,7 +76,7 @@ def environment_to_verify(issuer: Issuer) -> dict[str, str]:
 
 
 def test_zero_code_example_enforces(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Under ``opentelemetry-instrument`` the variables alone protect an application without code for it."""
+    """With ``opentelemetry-instrument``, the variables alone protect an application that has no verification code."""
     command = f"{LAUNCHER} {sys.executable} -m uvicorn {{app}} --fd {{fd}} --log-level warning"
     monkeypatch.setitem(servers.COMMANDS, "instrumented", ("asgi", command))
     with serving(
@@ -91,7 +91,7 @@ def test_zero_code_example_enforces(issuer: Issuer, monkeypatch: pytest.MonkeyPa
 
 
 def test_zero_code_covers_servers_without_asgi_or_wsgi(issuer: Issuer) -> None:
-    """The variables also protect aiohttp.web, Tornado and gRPC, under their instrumentation."""
+    """The variables also protect aiohttp.web, Tornado, and gRPC with their instrumentation."""
     used = ("aiohttp-server", "tornado", "grpc_server", "grpc_aio_server")
     program = subprocess.Popen(
         [*INSTRUMENT, sys.executable, "-m", "tests.support.unaware_servers"],

@@ -1,4 +1,4 @@
-"""Explanations of rejections: which check failed, what was expected, what the token has, and what to do."""
+"""A rejection's explanation contains the failed check, the expected and actual values, and advice."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Make = Callable[[str], str]
 
 
 def token_with(**changes: Any) -> Make:
-    """Return a function that makes a token of an issuer with changed claims."""
+    """Return a function that creates an issuer's token with changed claims."""
     return lambda issuer: make_token(claims(issuer, **changes))
 
 
@@ -48,7 +48,7 @@ CASES = [
     pytest.param(
         lambda issuer: "abc.def",
         "malformed",
-        "form: it has 2 parts; a signed token has three, separated by dots",
+        "form: the token has 2 parts; a signed token has three parts, separated by dots",
         "introspection",
         id="malformed",
     ),
@@ -84,13 +84,13 @@ CASES = [
         lambda issuer: unsigned({"alg": 1}, claims(issuer), "AAAA"),
         "algorithm_not_allowed",
         "alg: expected one of RS256, PS256, ES256, EdDSA; the token has 1",
-        "must specify its signature algorithm",
+        "must specify the signature algorithm",
         id="alg a number",
     ),
     pytest.param(
         header_with("PS256"),
         "algorithm_not_allowed",
-        "alg: expected RS256; the token has PS256 (the issuer's key is only for the expected algorithm)",
+        "alg: expected RS256; the token has PS256 (the issuer's key supports only the expected algorithm)",
         "its own algorithm",
         id="not the key's algorithm",
     ),
@@ -119,7 +119,7 @@ CASES = [
         header_with(typ="logout+jwt"),
         "wrong_type",
         "typ: expected at+jwt; the token has logout+jwt",
-        "The issuer must send access tokens of type at+jwt",
+        "Configure the issuer to send access tokens of type at+jwt",
         id="logout token",
     ),
     pytest.param(
@@ -160,7 +160,7 @@ CASES = [
     pytest.param(
         lambda issuer: make_token(claims(issuer), name="second"),
         "bad_signature",
-        "signature: it was not made with the issuer's key k1, or the token was changed afterward",
+        "signature: the token was not signed with the issuer's key k1, or was modified afterward",
         "Copy the whole token again",
         id="signature",
     ),
@@ -175,21 +175,21 @@ CASES = [
         token_with(sub=...),
         "missing_claim",
         "claims: expected iss, exp, aud, sub, client_id, iat, jti; the token lacks sub",
-        "must add them",
+        "must add the missing claims",
         id="missing subject",
     ),
     pytest.param(
         token_with(iss=...),
         "missing_claim",
         "claims: expected iss, exp, aud, sub, client_id, iat, jti; the token lacks iss",
-        "must add them",
+        "must add the missing claims",
         id="missing issuer",
     ),
     pytest.param(
         token_with(aud=None),
         "missing_claim",
         "claims: expected iss, exp, aud, sub, client_id, iat, jti; the token lacks aud",
-        "must add them",
+        "must add the missing claims",
         id="aud null",
     ),
     pytest.param(
@@ -258,7 +258,7 @@ CASES = [
     pytest.param(
         token_with(aud="Profile-Service"),
         "wrong_audience",
-        "aud: expected profile-service; the token has Profile-Service (upper and lower case differ)",
+        "aud: expected profile-service; the token has Profile-Service (the capitalization differs)",
         "OTEL_PYTHON_TOKEN_RELAY_AUDIENCE",
         id="aud in upper case",
     ),
@@ -295,14 +295,14 @@ CASES = [
         "sender_constrained",
         "cnf: expected a bearer token without cnf; the token is bound to DPoP (jkt) and a client certificate"
         " (x5t#S256)",
-        "switch off DPoP",
+        "disabling DPoP",
         id="bound to keys",
     ),
     pytest.param(
         token_with(cnf=1),
         "sender_constrained",
         "cnf: expected a bearer token without cnf; the token is bound to a key",
-        "switch off DPoP",
+        "disabling DPoP",
         id="bound to an unknown key",
     ),
 ]
@@ -317,7 +317,7 @@ def issuer() -> Any:
 
 @pytest.mark.parametrize(("make", "reason", "cause", "advice"), CASES)
 def test_each_rejection_is_explained(issuer: Issuer, make: Make, reason: str, cause: str, advice: str) -> None:
-    """The verifier gives the reason, and its explanation names the check and both values."""
+    """The verifier provides the reason for each rejection, and the explanation contains the check and both values."""
     verifier = TokenVerifier([issuer.url], AUDIENCE, now=lambda: float(NOW))
     token = make(issuer.url)
 
@@ -333,12 +333,12 @@ def test_each_rejection_is_explained(issuer: Issuer, make: Make, reason: str, ca
 
 @pytest.fixture(autouse=True)
 def fixed_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tokens of the cases are issued at the time at which they are verified."""
+    """Issue the tokens of the cases at the time when they are verified."""
     monkeypatch.setattr(time, "time", lambda: float(NOW))
 
 
 def test_each_reason_has_a_case() -> None:
-    """A new reason needs an explanation. Two reasons never depend on what the token contains."""
+    """Each reason has a test case, except for the two that do not depend on the token's content."""
     assert {case.values[1] for case in CASES} | {"inactive", "revoked"} == set(get_args(RejectReason))
 
 
@@ -360,7 +360,7 @@ def test_each_reason_has_a_case() -> None:
     ],
 )
 def test_the_generic_profile_names_the_marker(issuer: Issuer, change: dict[str, Any], cause: str, advice: str) -> None:
-    """What identifies an ID token or a refresh token is a claim."""
+    """For the generic profile, the explanation contains the claim that identifies an ID token or a refresh token."""
     verifier = TokenVerifier([issuer.url], AUDIENCE, profile="generic")
     token = make_token(claims(issuer.url, **change), typ="JWT")
 
@@ -373,7 +373,7 @@ def test_the_generic_profile_names_the_marker(issuer: Issuer, change: dict[str, 
 
 
 def test_the_generic_profile_names_the_type(issuer: Issuer) -> None:
-    """Any other type is wrong in both profiles."""
+    """For the generic profile, the explanation contains the token's type if it is wrong in both profiles."""
     verifier = TokenVerifier([issuer.url], AUDIENCE, profile="generic")
     token = make_token(claims(issuer.url, typ="Bearer"), typ="dpop+jwt")
 
@@ -383,7 +383,7 @@ def test_the_generic_profile_names_the_type(issuer: Issuer) -> None:
 
 
 def test_a_cause_is_also_data() -> None:
-    """Programs read the check and the values without parsing the sentence."""
+    """A cause is also available as data, so programs need not parse the sentence."""
     token = make_token(claims(ISSUER, aud=["billing", "account"]))
 
     cause = explain(token, "wrong_audience", EXPECTED, now=NOW)
@@ -399,7 +399,7 @@ def test_a_cause_is_also_data() -> None:
 
 
 def test_keys_that_have_not_been_fetched_are_not_listed() -> None:
-    """The explanation fetches nothing."""
+    """Keys that have not been fetched are not listed, because an explanation fetches nothing."""
     token = make_token(claims(ISSUER), kid="k9")
 
     assert str(explain(token, "unknown_key", EXPECTED, now=NOW)) == (
@@ -410,20 +410,20 @@ def test_keys_that_have_not_been_fetched_are_not_listed() -> None:
 
 
 def test_missing_scopes_are_named() -> None:
-    """A 403 response has a cause as well."""
+    """The cause of a 403 response contains the missing scopes."""
     expected = Expectations(rules=EXPECTED.rules, required_scopes=("orders:read", "orders:write"))
     token = make_token(claims(ISSUER, scope="orders:read profile"))
 
     cause = explain(token, "insufficient_scope", expected, now=NOW)
 
     assert str(cause) == "scope: expected orders:read, orders:write; the token has orders:read, profile"
-    assert cause.advice == "The caller must request the scopes that are missing: orders:write."
+    assert cause.advice == "The caller must request the missing scopes: orders:write."
     none = explain(make_token(claims(ISSUER, scope=...)), "insufficient_scope", expected, now=NOW)
     assert str(none) == "scope: expected orders:read, orders:write; the token has none"
 
 
 def test_a_verifier_explains_missing_scopes(issuer: Issuer) -> None:
-    """The scopes belong to the authenticator, which passes them on."""
+    """A verifier explains missing scopes, which the authenticator passes to it."""
     cause = TokenVerifier([issuer.url], AUDIENCE).explain(
         make_token(claims(issuer.url)), "insufficient_scope", required_scopes=["admin"]
     )
@@ -434,7 +434,7 @@ def test_a_verifier_explains_missing_scopes(issuer: Issuer) -> None:
 @pytest.mark.parametrize("reason", REASONS)
 @pytest.mark.parametrize("token", ["2YotnFZFEjr1zCsicMWpAA", "", "é", f"{b64('[]')}.{b64('{}')}.AAAA"], ids=ascii)
 def test_every_reason_has_a_cause_without_claims(reason: ExplainedReason, token: str) -> None:
-    """An opaque token is rejected because of an introspection response, whose values are not known here."""
+    """Every reason has a cause even if the token contains no readable claims, as an opaque token does not."""
     cause = explain(token, reason, EXPECTED, now=NOW)
 
     assert cause.check
@@ -444,10 +444,10 @@ def test_every_reason_has_a_cause_without_claims(reason: ExplainedReason, token:
 
 @pytest.mark.parametrize("reason", REASONS)
 def test_a_rule_that_the_token_satisfies_is_not_named_as_its_mistake(reason: ExplainedReason) -> None:
-    """If the introspection response violates the rule, the explanation does not blame the JWT."""
+    """If the introspection response violates a rule, the explanation does not blame the JWT."""
     token = make_token(claims(ISSUER, aud="orders", scope="a"))
     if reason in ("bad_signature", "unknown_key", "too_long"):
-        return  # these concern the token itself
+        return  # these rules concern the token itself
 
     expected = Expectations(rules=EXPECTED.rules, issuers=(ISSUER,), keys=(("k1", "RS256"),))
     cause = explain(token, reason, expected, now=NOW)
@@ -463,7 +463,7 @@ def test_a_rule_that_the_token_satisfies_is_not_named_as_its_mistake(reason: Exp
 def test_a_time_within_the_leeway_is_not_the_cause(
     name: str, reason: ExplainedReason, within: int, beyond: int
 ) -> None:
-    """The border is that of the verifier."""
+    """A time within the verifier's leeway is not reported as the cause."""
     for offset, is_cause in ((within, False), (beyond, True)):
         token = make_token(claims(ISSUER, **{name: NOW + offset}))
 
@@ -471,7 +471,7 @@ def test_a_time_within_the_leeway_is_not_the_cause(
 
 
 def test_an_introspection_response_that_is_rejected_is_explained(issuer: Issuer) -> None:
-    """The cause says where to look."""
+    """The explanation of a rejected introspection response states where to look for the cause."""
     issuer.introspect = lambda token: active(aud="billing")
     verifier = TokenVerifier((), AUDIENCE, introspection_endpoint=f"{issuer.url}/introspect", now=lambda: NOW)
 
@@ -479,17 +479,17 @@ def test_an_introspection_response_that_is_rejected_is_explained(issuer: Issuer)
         verifier.verify("2YotnFZFEjr1zCsicMWpAA")
 
     assert str(verifier.explain("2YotnFZFEjr1zCsicMWpAA", "wrong_audience")) == (
-        "aud: the introspection response, not the token, does not satisfy the rule"
+        "aud: the introspection response violates the rule; the token does not"
     )
 
 
 def test_an_unknown_reason_has_a_cause() -> None:
-    """A verifier of the application may have reasons of its own."""
+    """An unknown reason, which an application's verifier can return, has a cause."""
     assert explain("a.b.c", "other", EXPECTED, now=NOW).check == "token"  # type: ignore[arg-type]
 
 
 def test_an_error_in_an_explanation_is_not_raised() -> None:
-    """A log line must not fail a request."""
+    """An error in an explanation is not raised, because a log line must not make a request fail."""
     broken = Expectations(rules=None)  # type: ignore[arg-type]
     token = make_token(claims(ISSUER))
 
@@ -497,7 +497,7 @@ def test_an_error_in_an_explanation_is_not_raised() -> None:
 
 
 def test_many_long_values_are_cut() -> None:
-    """At most 5 values of at most 100 characters are shown, and a line has at most 500 bytes."""
+    """At most 5 values of at most 100 characters are printed, and a line has at most 500 bytes."""
     token = make_token(claims(ISSUER, aud=[f"{number}{'é' * 2000}" for number in range(9)]), kid="k" * 300)
     expected = Expectations(rules=Rules(audience=tuple(f"{n}{'a' * 300}" for n in range(9))), max_length=10**6)
 
@@ -512,7 +512,7 @@ def test_many_long_values_are_cut() -> None:
 
 
 def test_a_short_cause_is_one_whole_line() -> None:
-    """The advice is not part of the line."""
+    """A short cause is a complete line, which does not contain the advice."""
     cause = Cause(check="aud", problem="expected a; the token has b", advice="Do something.")
 
     assert cause.line() == "aud: expected a; the token has b"
@@ -523,12 +523,12 @@ def test_a_short_cause_is_one_whole_line() -> None:
     [(0, "1970-01-01T00:00:00Z"), (NOW + 0.9, "2026-11-27T06:43:16Z"), (2**40 - 1, "1099511627775"), (-1, "-1")],
 )
 def test_times_are_in_utc(seconds: float, text: str) -> None:
-    """Every NumericDate that the verifier accepts can be shown."""
+    """Every NumericDate that the verifier accepts is printed in UTC."""
     assert describe_time(seconds) == text
 
 
 def test_names_are_joined_within_limits() -> None:
-    """The names come from the settings or from a scope."""
+    """Names from the settings or from a scope are joined up to the limits."""
     assert join_names(["a", "b\n"]) == r"a, b\n"
     assert join_names(map(str, range(8))) == "0, 1, 2, 3, 4, 3 more"
 
@@ -559,7 +559,9 @@ VALUES = HOSTILE | st.lists(HOSTILE, max_size=7) | st.dictionaries(HOSTILE, HOST
     st.sampled_from(["rfc9068", "generic"]),
 )
 def test_no_part_of_a_hostile_token_is_shown(payload: dict[str, Any], header: dict[str, Any], profile: Any) -> None:
-    """Neither text nor data contains 17 characters of the token in a row, another token, or a control character."""
+    """Explanations contain no control characters and no 17 consecutive characters of the hostile token or of a token
+    inside it.
+    """
     header = {"alg": "RS256"} | header
     token = f"{b64(header)}.{b64(payload)}.{SIGNATURE}"
     expected = Expectations(
@@ -582,7 +584,7 @@ def test_no_part_of_a_hostile_token_is_shown(payload: dict[str, Any], header: di
 
 
 def test_a_huge_token_is_explained_in_time() -> None:
-    """100 kB in each claim: the values are cut before they are searched."""
+    """A token with 100 kB in each claim is explained in time, because values are truncated before the search."""
     huge = "abc/" * 25_000
     token = unsigned({"alg": "RS256", "kid": huge}, claims(ISSUER, iss=huge, aud=[huge, huge], scope=huge), "AAAA")
     expected = Expectations(rules=EXPECTED.rules, issuers=(ISSUER,), max_length=10**7, required_scopes=("a",))
@@ -592,7 +594,7 @@ def test_a_huge_token_is_explained_in_time() -> None:
         assert len(explain(token, reason, expected, now=NOW).line()) <= 500
 
     assert time.perf_counter() - started < 20  # a limit, not a measurement
-    assert explain(token, "wrong_audience", EXPECTED, now=NOW).actual == ()  # beyond the limit, nothing is parsed
+    assert explain(token, "wrong_audience", EXPECTED, now=NOW).actual == ()  # tokens beyond the limit are not parsed
 
 
 @pytest.mark.parametrize(
@@ -602,8 +604,8 @@ def test_a_huge_token_is_explained_in_time() -> None:
             lambda: ".".join(["eyJhbGciOiJkaXIifQ", "", "aXY", "Y3Q", "dGFn"]),
             "malformed",
             EXPECTED,
-            "form: it has five parts, so it is an encrypted token (JWE)",
-            "Auth0 encrypts a token if the client requests it without the audience parameter",
+            "form: the token has five parts, so it is an encrypted token (JWE)",
+            "Auth0 encrypts a token if the client requests the token without the audience parameter",
             id="encrypted",
         ),
         pytest.param(
@@ -638,7 +640,7 @@ def test_a_huge_token_is_explained_in_time() -> None:
             lambda: make_token(claims(ISSUER, scope=..., client_id=...), typ="JWT"),
             "wrong_type",
             Expectations(rules=Rules(audience=("orders",), profile="generic"), issuers=(ISSUER,)),
-            "type: expected an access token; no member of the token indicates that it is one",
+            "type: expected an access token; the token has no member that indicates an access token",
             "OTEL_PYTHON_TOKEN_RELAY_PROFILE=id-token",
             id="no marker",
         ),
@@ -655,7 +657,7 @@ def test_a_huge_token_is_explained_in_time() -> None:
             "missing_claim",
             Expectations(rules=Rules(audience=("orders",), profile="generic"), issuers=(ISSUER,)),
             "claims: expected iss, exp, aud, sub or client_id; the token lacks sub and client_id",
-            "must add them",
+            "must add the missing claims",
             id="neither subject nor client",
         ),
         pytest.param(
@@ -671,7 +673,7 @@ def test_a_huge_token_is_explained_in_time() -> None:
 def test_tokens_of_providers_are_recognized(
     make: Callable[[], str], reason: ExplainedReason, expectations: Expectations, cause: str, advice: str
 ) -> None:
-    """The most common mistakes at common providers."""
+    """The most common mistakes with tokens from common providers are recognized."""
     found = explain(make(), reason, expectations, now=time.time())
 
     assert str(found).startswith(cause)

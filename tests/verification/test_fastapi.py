@@ -1,4 +1,4 @@
-"""The dependencies for FastAPI: the principal, its scopes, and how they appear in the description of the API."""
+"""FastAPI dependencies provide the principal, require scopes, and appear in the API description."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def make_fastapi(verifier: TokenVerifier | None) -> fastapi.FastAPI:
 
 
 def test_fastapi_dependency_gives_the_principal(issuer: Issuer, verifier: TokenVerifier) -> None:
-    """The dependency returns the principal that the middleware has verified."""
+    """The dependency returns the principal that the middleware verified."""
     client = TestClient(make_fastapi(verifier))
 
     assert client.get("/me", headers=bearer(issuer)).json() == {
@@ -59,7 +59,7 @@ def test_fastapi_dependency_gives_the_principal(issuer: Issuer, verifier: TokenV
 
 @pytest.mark.parametrize(("path", "scope"), [("/admin", "profiles:read admin"), ("/security", "admin")])
 def test_fastapi_scopes_are_required(issuer: Issuer, verifier: TokenVerifier, path: str, scope: str) -> None:
-    """A missing scope is 403 with the required scopes; a token with all of them is accepted."""
+    """A missing scope is a 403 error with the required scopes, and a token with all scopes is accepted."""
     client = TestClient(make_fastapi(verifier))
 
     refused = client.get(path, headers=bearer(issuer))
@@ -76,7 +76,7 @@ def test_fastapi_scopes_are_required(issuer: Issuer, verifier: TokenVerifier, pa
 def test_fastapi_one_of_several_scopes_is_enough(
     issuer: Issuer, verifier: TokenVerifier, scope: str, status: int
 ) -> None:
-    """The challenge names all of them."""
+    """One of several alternative scopes is enough, and the challenge contains all of them."""
     client = TestClient(make_fastapi(verifier))
 
     response = client.get("/any", headers=bearer(issuer, scope=scope))
@@ -88,13 +88,13 @@ def test_fastapi_one_of_several_scopes_is_enough(
 
 
 def test_fastapi_needs_scopes_to_choose_from() -> None:
-    """A dependency that no token can satisfy is a mistake."""
+    """A dependency that no token can satisfy is an error."""
     with pytest.raises(ConfigurationError):
         require_any_scope()
 
 
 def test_fastapi_dependency_on_an_excluded_path_still_asks(issuer: Issuer, verifier: TokenVerifier) -> None:
-    """A path that is excluded from the middleware is not verified, so it has no principal."""
+    """A dependency on an excluded path rejects the request, because the middleware verified no principal."""
     client = TestClient(make_fastapi(verifier))
 
     refused = client.get("/excluded", headers=bearer(issuer))
@@ -103,13 +103,13 @@ def test_fastapi_dependency_on_an_excluded_path_still_asks(issuer: Issuer, verif
 
 
 def test_fastapi_dependency_without_a_middleware_is_an_error_of_the_server(issuer: Issuer) -> None:
-    """A missing middleware is an error, never access."""
+    """A dependency without a middleware is a server error and never grants access."""
     with pytest.raises(ConfigurationError):
         TestClient(make_fastapi(None)).get("/me", headers=bearer(issuer))
 
 
 def test_fastapi_shows_scheme_and_scopes_in_openapi(verifier: TokenVerifier) -> None:
-    """The API description tells clients to send a bearer token."""
+    """The API description instructs clients to send a bearer token with the scopes."""
     description = TestClient(make_fastapi(verifier)).get("/openapi.json").json()
 
     assert description["components"]["securitySchemes"] == {
@@ -121,7 +121,9 @@ def test_fastapi_shows_scheme_and_scopes_in_openapi(verifier: TokenVerifier) -> 
 
 
 def test_installed_boundary_and_middleware_are_one(issuer: Issuer, verifier: TokenVerifier) -> None:
-    """With the hooks installed, the relayed token is the verified one."""
+    """With the hooks installed, the boundary and the middleware act as one, and the relayed token is the verified
+    one.
+    """
     install(Settings())
     try:
         app = make_fastapi(verifier)
@@ -140,7 +142,7 @@ def test_installed_boundary_and_middleware_are_one(issuer: Issuer, verifier: Tok
 def test_a_scope_that_would_break_the_challenge_accepts_no_request(
     issuer: Issuer, verifier: TokenVerifier, scope: str
 ) -> None:
-    """A token can contain all words of such a scope, but not the scope."""
+    """A scope that would break the challenge is never satisfied, even by a token with all of its words."""
     app = fastapi.FastAPI()
     app.add_middleware(BearerAuthMiddleware, verifier=verifier)
 

@@ -1,4 +1,4 @@
-"""The header table of RFC 6750 and 9110, over real servers and raw sockets."""
+"""Real servers and raw sockets follow the header table of RFC 6750 and RFC 9110."""
 
 from __future__ import annotations
 
@@ -23,11 +23,10 @@ INVALID_REQUEST = f'Bearer realm="profiles", error="invalid_request", {METADATA}
 INVALID_TOKEN = f'Bearer realm="profiles", error="invalid_token", scope="profiles:read", {METADATA}'
 INSUFFICIENT_SCOPE = f'Bearer realm="profiles", error="insufficient_scope", scope="profiles:read", {METADATA}'
 
-# The middlewares, behind servers in separate processes, and the boundaries of servers with an
-# interface of their own.
+# The middlewares of servers in separate processes, and the boundaries of servers with their own interfaces.
 HTTP_SERVERS = (*COMMANDS, "aiohttp.web", "Tornado")
 
-# The header values, with @ for a valid token; the status; the challenge.
+# The header values, with @ for a valid token, followed by the status and the challenge.
 ACCEPTED = {
     "Bearer T": [b" Bearer @"],
     "bearer T": [b" bearer @"],
@@ -102,7 +101,7 @@ def expect(server: Protected, lines: list[bytes], status: int, challenge: str) -
     reply = server.send(*lines)
 
     if isinstance(server, GrpcServer):
-        # gRPC has one code for both; the challenge in the trailing metadata tells them apart.
+        # gRPC has one code for both errors, which the challenge in the trailing metadata distinguishes.
         assert (reply.status, reply.headers.get("www-authenticate")) == (401 if status == 400 else status, challenge)
         assert reply.headers["grpc-message"].replace("_", "").isalpha()
         return
@@ -114,7 +113,9 @@ def expect(server: Protected, lines: list[bytes], status: int, challenge: str) -
 
 @pytest.mark.parametrize("lines", ACCEPTED.values(), ids=ACCEPTED)
 def test_valid_header_gets_in(server: Protected, token: bytes, lines: list[bytes]) -> None:
-    """Rows 2, 3 and 5: case and white space as the grammar allows, and the application knows the caller."""
+    """Rows 2, 3, and 5: a valid header is accepted with any permitted case and white space, and the application can
+    read the caller.
+    """
     reply = server.send(*fill(lines, token))
 
     assert reply.status == 200
@@ -123,18 +124,18 @@ def test_valid_header_gets_in(server: Protected, token: bytes, lines: list[bytes
 
 @pytest.mark.parametrize("lines", BARE_CHALLENGE.values(), ids=BARE_CHALLENGE)
 def test_no_bearer_token_is_challenged_without_an_error(server: Protected, token: bytes, lines: list[bytes]) -> None:
-    """Rows 1, 4 and 7: the request contains no bearer token, so the challenge has no error code."""
+    """Rows 1, 4, and 7: a request without a bearer token gets a challenge without an error code."""
     expect(server, fill(lines, token), 401, BARE)
 
 
 @pytest.mark.parametrize("lines", MALFORMED.values(), ids=MALFORMED)
 def test_malformed_header_is_a_bad_request(server: Protected, token: bytes, lines: list[bytes]) -> None:
-    """Rows 6, 8 and 9: a header that violates the grammar or is ambiguous."""
+    """Rows 6, 8, and 9: a header with invalid syntax or an ambiguous header is a bad request."""
     expect(server, fill(lines, token), 400, INVALID_REQUEST)
 
 
 def test_invalid_token_is_unauthorized(server: Protected, issuer: Issuer, token: bytes) -> None:
-    """Rows 10, 11 and 16: a well-formed header with an invalid token."""
+    """Rows 10, 11, and 16: a well-formed header with an invalid token is unauthorized."""
     for bad in (
         b"not-a-jwt",
         token[:-4] + b"AAAA",
@@ -148,14 +149,14 @@ def test_invalid_token_is_unauthorized(server: Protected, issuer: Issuer, token:
 
 
 def test_token_that_is_too_long_does_not_get_in(server: Protected, token: bytes) -> None:
-    """Row 12: rejected by the boundary, or before it by a server with its own limits."""
+    """Row 12: the boundary, or a server with its own limits, rejects a token that is too long."""
     reply = server.send(b" Bearer " + token + b"A" * 20_000)
 
     assert (reply.status, reply.headers.get("www-authenticate")) in [(401, INVALID_TOKEN), (400, None), (431, None)]
 
 
 def test_missing_scope_is_forbidden(server: Protected, issuer: Issuer) -> None:
-    """Row 13: a valid token without the required scope."""
+    """Row 13: a valid token without the required scope is forbidden."""
     for scope in ("profiles:write", "", "profiles", "profiles:reading"):
         token = make_token(claims(issuer.url, scope=scope)).encode()
         expect(server, [b" Bearer " + token], 403, INSUFFICIENT_SCOPE)
@@ -163,7 +164,9 @@ def test_missing_scope_is_forbidden(server: Protected, issuer: Issuer) -> None:
 
 @over_http
 def test_refused_head_request_has_no_body(server: Server) -> None:
-    """RFC 9110, section 9.3.2: the same headers, and the next request on the connection is not disturbed."""
+    """A rejected HEAD request has the same headers and no body, and the connection remains usable (RFC 9110, section
+    9.3.2).
+    """
     reply = server.send_raw(b"HEAD / HTTP/1.1\r\nHost: profiles.example\r\nConnection: close\r\n\r\n")
 
     assert (reply.status, reply.headers["www-authenticate"]) == (401, BARE)
@@ -173,7 +176,7 @@ def test_refused_head_request_has_no_body(server: Server) -> None:
 
 @over_http
 def test_refused_request_leaves_the_connection_usable(server: Server, token: bytes) -> None:
-    """An unread body is not parsed as the next request."""
+    """An unread body of a rejected request is not parsed as the next request."""
     refused = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n0123456789"
     good = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nAuthorization: Bearer " + token + b"\r\n\r\n"
     reply = server.send_raw(refused + good)
@@ -185,7 +188,7 @@ def test_refused_request_leaves_the_connection_usable(server: Server, token: byt
 
 @over_http
 def test_token_in_the_query_does_not_count(server: Server, token: bytes) -> None:
-    """Rows 14 and 15: RFC 9700, section 4.3.2, forbids these places, so only the header counts."""
+    """Rows 14 and 15: only the header is read for a token, not the query or the body (RFC 9700, section 4.3.2)."""
     target = f"/?access_token={token.decode()}"
 
     assert server.send(target=target).status == 401
@@ -207,15 +210,15 @@ def test_token_in_the_query_does_not_count(server: Server, token: bytes) -> None
     ],
 )
 def test_only_the_exact_path_is_excluded(server: Protected, target: str) -> None:
-    """A path that some router may treat as the excluded one is not excluded."""
+    """Only the exact path is excluded, not a path that a router might treat as the same."""
     assert server.send(target="/healthz").status == 200
-    if not isinstance(server, GrpcServer):  # its methods have no query
+    if not isinstance(server, GrpcServer):  # gRPC methods have no query
         assert server.send(target="/healthz?x=1").status == 200
     assert server.send(target=target).status in (400, 401)
 
 
 def test_issuer_that_is_down_is_unavailable(issuer: Issuer) -> None:
-    """Row 17: without keys the token is not reported as invalid; the client is asked to retry."""
+    """Row 17: while the issuer is down, a token is not reported as invalid, and the client is asked to retry."""
     issuer.behave = issuer.fail
     try:
         for name in ("uvicorn-h11", "gunicorn"):

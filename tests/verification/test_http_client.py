@@ -1,4 +1,4 @@
-"""The client for issuers: which URLs it accepts, what it sends, and which responses it refuses to read."""
+"""The HTTP client for issuers restricts which URLs it accepts, what it sends, and which responses it reads."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.support.processes import unused_port
 
 @pytest.fixture(autouse=True)
 def no_proxy_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Remove the variables of the machine that runs the tests."""
+    """Remove the proxy variables of the machine that runs the tests."""
     for name in ("https_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
@@ -73,7 +73,7 @@ def issuer() -> Iterator[Issuer]:
     ],
 )
 def test_a_url_must_be_unambiguous_and_secure(url: str, is_accepted: bool) -> None:
-    """Keys come over https, or over http from the same machine."""
+    """A URL must be unambiguous and use https; http is allowed only on the same machine."""
     client = HttpClient()
     assert client.accepts(url) is is_accepted
     if is_accepted:
@@ -87,13 +87,15 @@ def test_a_url_must_be_unambiguous_and_secure(url: str, is_accepted: bool) -> No
 
 
 def test_a_url_that_is_not_text_is_a_configuration_error() -> None:
-    """Settings may contain any object."""
+    """A URL that is not text is a configuration error, because settings can contain any object."""
     with pytest.raises(ConfigurationError):
         HttpClient().check_url("jwks_uri", b"https://idp.example")
 
 
 def test_a_form_is_posted_with_the_given_credential() -> None:
-    """A request without a form is a GET, and has no credential unless it is given one."""
+    """A form is posted with the given credential; a request without a form is a GET and has a credential only if one is
+    given.
+    """
     with party() as server:
         fetch(f"{server.url}?a=b%20c", timeout=5.0)
         fetch(f"{server.url}/introspect", timeout=5.0, form=b"token=abc", authorization="Basic YTpi")
@@ -109,7 +111,7 @@ def test_a_form_is_posted_with_the_given_credential() -> None:
 
 @pytest.mark.parametrize("status", [204, 302, 404, 503])
 def test_any_status_is_returned_and_no_redirect_is_followed(status: int) -> None:
-    """The caller decides what a status means. Header names are in lower case."""
+    """Any status is returned to the caller with lowercase header names, and redirects are not followed."""
     with party() as server, third_party() as outsider:
         server.answers.append(Status(status, (("Location", outsider.url), ("X-Some-Header", "Value"))))
         response = fetch(server.url, timeout=5.0, authorization="Basic YTpi")
@@ -121,7 +123,7 @@ def test_any_status_is_returned_and_no_redirect_is_followed(status: int) -> None
 
 
 def responding(body: bytes, **headers: str) -> Any:
-    """Return a behavior: status 200 with exactly these headers and this body."""
+    """Return a behavior that sends status 200 with exactly these headers and this body."""
 
     def behave(handler: BaseHTTPRequestHandler, path: str) -> bool:
         handler.send_response(200)
@@ -135,7 +137,7 @@ def responding(body: bytes, **headers: str) -> Any:
 
 
 def failure_of(url: str) -> tuple[str, BaseException | None]:
-    """Return the message and the cause. The error itself is not kept: its traceback would keep the connection."""
+    """Return the message and the cause, but not the error, whose traceback would keep the connection open."""
     try:
         fetch(url, timeout=10.0)
     except FetchFailed as error:
@@ -169,7 +171,7 @@ FULL = b"a" * MAX_BODY_BYTES
     ],
 )
 def test_a_response_that_is_broken_or_too_large_is_a_failure(issuer: Issuer, behave: Any, problem: str | None) -> None:
-    """The message names the problem and quotes no part of the response."""
+    """A broken or excessively large response is a failure whose message quotes no part of the response."""
     issuer.behave = behave
     if problem is None:
         assert fetch(issuer.url, timeout=10.0).body in (FULL, b"secret")
@@ -179,16 +181,16 @@ def test_a_response_that_is_broken_or_too_large_is_a_failure(issuer: Issuer, beh
 
 
 def test_an_error_of_another_class_is_described_by_its_type() -> None:
-    """Its message may quote the response."""
+    """An unexpected error is described only by its type, because its message can quote the response."""
     assert FetchFailed.describe(FetchFailed("timed out", "timed_out")) == "timed out"
     assert FetchFailed.describe(ValueError("a secret of the server")) == "ValueError"
 
 
 def test_only_a_trusted_certificate_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The certificates of the system are trusted, or those of ``SSL_CERT_FILE``."""
+    """Only a certificate that the system or ``SSL_CERT_FILE`` trusts is accepted."""
     monkeypatch.delenv("SSL_CERT_FILE", raising=False)
     with party(tls=True) as server:
-        with pytest.raises(FetchFailed, match="certificate not trusted: it is self-signed"):
+        with pytest.raises(FetchFailed, match="certificate not trusted: the certificate is self-signed"):
             fetch(server.url, timeout=5.0, authorization="Basic YTpi")
         assert server.requests == []
 
@@ -199,7 +201,9 @@ def test_only_a_trusted_certificate_is_accepted(monkeypatch: pytest.MonkeyPatch)
 def test_our_own_requests_run_in_an_empty_context_and_suppressed(
     issuer: Issuer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A hook below our client finds no token, and suppressed instrumentation."""
+    """The package's own requests run in an empty context, so a hook finds no token, and instrumentation
+    is suppressed.
+    """
     seen: list[object] = []
     original = http.client.HTTPConnection.putrequest
 
@@ -216,7 +220,7 @@ def test_our_own_requests_run_in_an_empty_context_and_suppressed(
 
 
 def test_fetch_ends_in_time_whatever_drips_in(issuer: Issuer) -> None:
-    """The timeout applies to the whole exchange, not to each byte."""
+    """The timeout applies to the whole exchange, even if the server sends single bytes slowly."""
     outlived = threading.Event()
 
     def drip(handler: BaseHTTPRequestHandler, path: str) -> bool:
@@ -234,7 +238,7 @@ def test_fetch_ends_in_time_whatever_drips_in(issuer: Issuer) -> None:
 
 
 def test_fetch_ends_in_time_if_a_proxy_drips(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The timeout applies to the whole exchange, which includes the proxy's response to CONNECT."""
+    """The timeout also applies to the proxy's slow response to CONNECT."""
     outlived = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
@@ -257,7 +261,7 @@ def test_fetch_ends_in_time_if_a_proxy_drips(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_fetch_refuses_to_be_sent_elsewhere_by_a_proxy_on_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The client connects to a server on loopback directly, even if a proxy is set."""
+    """The client connects directly to a loopback server, even if a proxy is set."""
     with third_party() as proxy, issuing() as issuer:
         monkeypatch.setenv("http_proxy", proxy.url)
 
@@ -266,7 +270,7 @@ def test_fetch_refuses_to_be_sent_elsewhere_by_a_proxy_on_loopback(monkeypatch: 
 
 
 def test_fetch_goes_through_the_proxy_by_a_tunnel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The proxy gets a CONNECT request with its own credential, and sees no path."""
+    """The proxy gets only a CONNECT request with its own credential and sees no path."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         seen: list[bytes] = []
 
@@ -299,7 +303,7 @@ def test_fetch_goes_through_the_proxy_by_a_tunnel(monkeypatch: pytest.MonkeyPatc
     ],
 )
 def test_a_truncated_response_is_not_a_response(head_and_body: bytes) -> None:
-    """A server that closes the connection before the end of the body must not replace a key set with half of it."""
+    """A truncated response is a failure, so half of a key set never replaces a complete one."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve() -> None:
@@ -316,7 +320,7 @@ def test_a_truncated_response_is_not_a_response(head_and_body: bytes) -> None:
 
 
 def failure_at(url: str, *, timeout: float = 5.0) -> tuple[str, str]:
-    """Return the cause and the message of the failure."""
+    """Return the failure's cause and message."""
     try:
         fetch(url, timeout=timeout)
     except FetchFailed as error:
@@ -325,7 +329,7 @@ def failure_at(url: str, *, timeout: float = 5.0) -> tuple[str, str]:
 
 
 def test_a_port_on_which_nothing_listens_is_named() -> None:
-    """The most frequent mistake of a local setup."""
+    """A port on which nothing listens, the most common mistake in a local setup, is reported."""
     assert failure_at(f"http://127.0.0.1:{unused_port()}") == ("connection_refused", "connection refused")
 
 
@@ -339,7 +343,7 @@ def test_a_port_on_which_nothing_listens_is_named() -> None:
 def test_a_name_that_is_not_resolved_is_named(
     number: int, failure: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A misspelled host differs from a name server that is down."""
+    """An unresolved host name is reported differently from a name server that is down."""
 
     def getaddrinfo(*args: object, **kwargs: object) -> None:
         raise socket.gaierror(number, "text of the system")
@@ -350,7 +354,7 @@ def test_a_name_that_is_not_resolved_is_named(
 
 
 def test_an_unreachable_network_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A route may be missing inside a container. Other errors of the system are named by their symbol."""
+    """An unreachable network is reported, and other system errors are reported by their symbol."""
     address = (socket.AF_INET, socket.SOCK_STREAM, 0, "", ("192.0.2.1", 443))
     monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: [address])
     for number, failure in (
@@ -366,33 +370,33 @@ def test_an_unreachable_network_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_server_that_hangs_is_named(issuer: Issuer) -> None:
-    """The failure is the same, whether the server sends nothing or the deadline cuts the connection."""
+    """The failure is the same, whether the server sends nothing or the deadline closes the connection."""
     issuer.behave = issuer.hang
 
     assert failure_at(issuer.url, timeout=0.3) == ("timed_out", "timed out")
 
 
 def test_a_timeout_that_is_over_is_named(issuer: Issuer) -> None:
-    """A caller passes what is left of its own time, which may be less than nothing."""
+    """A timeout that is zero or negative is reported, because a caller passes the rest of its own time."""
     assert failure_at(issuer.url, timeout=-1.0) == ("timed_out", "timed out")
 
 
 def test_a_server_without_tls_is_named(issuer: Issuer) -> None:
-    """An https URL with the port of a plain server."""
+    """An https URL with the port of a server without TLS is reported."""
     cause, message = failure_at(issuer.url.replace("http:", "https:"))
 
-    assert (cause, message) == ("tls_failed", "TLS handshake failed; the server does not speak https on this port")
+    assert (cause, message) == ("tls_failed", "TLS handshake failed; the server does not use https on this port")
 
 
 def test_a_certificate_for_another_host_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The certificate of loopback is for localhost and 127.0.0.1, and the message does not quote it."""
+    """A certificate for a different host is reported without quoting the certificate."""
     monkeypatch.setenv("SSL_CERT_FILE", certificate())
     with party(tls=True) as server:
         monkeypatch.setattr(socket, "getaddrinfo", resolving_to("127.0.0.1"))
         for host, kind in (("127.0.0.2", "IP address"), ("other.localhost", "host name")):
             assert failure_at(f"https://{host}:{server.port}") == (
                 "certificate_not_trusted",
-                f"certificate not trusted: it is for a different {kind}",
+                f"certificate not trusted: the certificate is for a different {kind}",
             ), host
 
 
@@ -405,7 +409,7 @@ def resolving_to(address: str) -> Any:
 def test_a_failure_of_the_proxy_is_not_attributed_to_the_host(
     is_listening: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The text that the proxy sends is not quoted."""
+    """A proxy's failure is not attributed to the host, and the proxy's text is not quoted."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1] if is_listening else unused_port()
 
@@ -432,7 +436,7 @@ class Wire:
     """A server that sends prepared responses.
 
     Attributes:
-        requests: The requests of each connection.
+        requests: The requests on each connection.
     """
 
     def __init__(self, listener: socket.socket, responses: list[bytes]) -> None:
@@ -482,7 +486,7 @@ def client() -> Iterator[HttpClient]:
 
 
 def test_a_connection_is_used_again(client: HttpClient) -> None:
-    """The next request saves the TCP and TLS handshakes, also after a chunked response."""
+    """A connection is reused without new TCP and TLS handshakes, even after a chunked response."""
     chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n"
     with wire(complete(), chunked, complete()) as server:
         for _ in range(3):
@@ -500,7 +504,9 @@ def test_a_connection_is_used_again(client: HttpClient) -> None:
     ],
 )
 def test_a_connection_in_doubt_is_not_used_again(client: HttpClient, first: bytes) -> None:
-    """Otherwise, a request could get the response to another one: the introspection result of another token."""
+    """After an unusual status, `Connection: close`, or extra data, a connection is not reused, because responses could
+    be mixed up.
+    """
     with wire(first, complete()) as server:
         client.fetch(server.url, timeout=5.0)
         assert client.fetch(server.url, timeout=5.0).body == b"{}"
@@ -516,7 +522,7 @@ def test_a_connection_in_doubt_is_not_used_again(client: HttpClient, first: byte
     ],
 )
 def test_a_connection_is_not_used_again_after_a_failure(client: HttpClient, first: bytes) -> None:
-    """The rest of the response may still arrive."""
+    """A connection is not reused after a failure, because the rest of the response can still arrive."""
     with wire(first, complete()) as server:
         with contextlib.suppress(FetchFailed):
             assert client.fetch(server.url, timeout=0.3).status != 200
@@ -526,7 +532,7 @@ def test_a_connection_is_not_used_again_after_a_failure(client: HttpClient, firs
 
 
 def test_a_request_is_repeated_if_the_kept_connection_was_closed(client: HttpClient) -> None:
-    """A server closes an idle connection at any time. On a new connection, nothing is repeated."""
+    """A request is repeated only if the server closed a reused connection while it was idle."""
     with wire(complete(), b"", complete(), b"") as server:
         client.fetch(server.url, timeout=5.0)
         assert client.fetch(server.url, timeout=5.0).status == 200
@@ -538,7 +544,7 @@ def test_a_request_is_repeated_if_the_kept_connection_was_closed(client: HttpCli
 
 
 def test_an_idle_connection_is_dropped_after_a_while(client: HttpClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A firewall may have forgotten it, so that a request on it would get no response."""
+    """An idle connection is dropped after a while, because a firewall might have forgotten it."""
     monkeypatch.setattr("otel_token_relay.verification.http_connections.IDLE_SECONDS", 0.0)
     with wire(complete(), complete()) as server:
         for _ in range(2):
@@ -548,7 +554,7 @@ def test_an_idle_connection_is_dropped_after_a_while(client: HttpClient, monkeyp
 
 
 def test_a_forked_child_does_not_use_its_parents_connections(client: HttpClient) -> None:
-    """Two processes on one connection would read each other's responses."""
+    """A forked child does not use its parent's connections, so the processes cannot read each other's responses."""
     with wire(complete(), complete(), complete()) as server:
         client.fetch(server.url, timeout=5.0)
         child = os.fork()
@@ -563,7 +569,7 @@ def test_a_forked_child_does_not_use_its_parents_connections(client: HttpClient)
 
 
 def test_a_server_that_drips_into_the_tls_handshake_is_cut(client: HttpClient) -> None:
-    """Each phase gets the time that the phases before it have left, so the deadline applies to their sum."""
+    """The deadline applies to the sum of all phases, so a slow TLS handshake is aborted."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         outlived = threading.Event()
 
@@ -586,7 +592,7 @@ def test_a_server_that_drips_into_the_tls_handshake_is_cut(client: HttpClient) -
 
 
 def test_the_deadline_applies_to_the_tunnel_and_the_handshake_behind_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A proxy that opens the tunnel late and then says nothing does not get the timeout twice."""
+    """A slow proxy and the handshake behind it share one deadline."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve() -> None:
@@ -596,7 +602,7 @@ def test_the_deadline_applies_to_the_tunnel_and_the_handshake_behind_it(monkeypa
                 time.sleep(1.6)
                 connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
                 connection.settimeout(20)
-                while connection.recv(65536):  # the client's part of the handshake, until the client gives up
+                while connection.recv(65536):  # the client's part of the handshake, until the client aborts it
                     pass
 
         server = threading.Thread(target=serve)
@@ -607,13 +613,15 @@ def test_the_deadline_applies_to_the_tunnel_and_the_handshake_behind_it(monkeypa
         taken = time.monotonic() - started
         server.join(60)
 
-    # With a second timeout for the handshake, it would be 3.6 s.
+    # A second timeout for the handshake would result in 3.6 s.
     assert taken < 3.5
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])
 def test_a_tunnel_leads_to_the_issuer(tls: bool, client: HttpClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The proxy sees the host and its own credential, over TLS if its URL says so; TLS to the issuer is inside."""
+    """The proxy sees only the host and its own credential, even with an https URL, and TLS to the issuer is inside the
+    tunnel.
+    """
     monkeypatch.setenv("SSL_CERT_FILE", certificate())
     with proxy(tls=tls) as through, party(tls=True) as server:
         through.addresses["idp.example"] = "127.0.0.1"
@@ -623,7 +631,7 @@ def test_a_tunnel_leads_to_the_issuer(tls: bool, client: HttpClient, monkeypatch
             assert client.fetch(url, timeout=5.0, authorization="Basic YTpi").body == b"Basic YTpi"
         client.close()
 
-    (tunnel,) = through.requests  # which the second request used as well
+    (tunnel,) = through.requests  # the second request also used this tunnel
     assert (tunnel.method, tunnel.target) == ("CONNECT", f"idp.example:{server.port}")
     assert tunnel.header_lines("Proxy-Authorization") == ["Basic Ym9iOnBAc3M="]
     assert tunnel.header_lines("Authorization") == []
@@ -631,17 +639,17 @@ def test_a_tunnel_leads_to_the_issuer(tls: bool, client: HttpClient, monkeypatch
 
 
 def test_a_proxy_that_is_not_trusted_gets_no_password(client: HttpClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The certificate of a proxy with an https URL is verified before anything is sent."""
+    """An https proxy's certificate is verified before a password is sent."""
     with proxy(tls=True) as through:
         monkeypatch.setenv("HTTPS_PROXY", through.url.replace("://", "://bob:secret@"))
-        with pytest.raises(FetchFailed, match="certificate not trusted: it is self-signed"):
+        with pytest.raises(FetchFailed, match="certificate not trusted: the certificate is self-signed"):
             client.fetch("https://idp.example/jwks", timeout=5.0)
 
     assert through.requests == []
 
 
 def test_a_plain_port_of_an_https_proxy_gets_no_password(client: HttpClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The scheme of the proxy's URL is never ignored."""
+    """A password is not sent to an unencrypted port of an https proxy."""
     with wire(b"HTTP/1.1 200 OK\r\n\r\n") as server:
         monkeypatch.setenv("HTTPS_PROXY", server.url.replace("http://", "https://bob:secret@"))
         with pytest.raises(FetchFailed, match="TLS handshake failed"):
@@ -651,7 +659,7 @@ def test_a_plain_port_of_an_https_proxy_gets_no_password(client: HttpClient, mon
 
 
 def test_a_socks_proxy_is_refused(client: HttpClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is sent around it, because the network may not allow it."""
+    """A SOCKS proxy is rejected, and no direct connection is made, because the network might not allow it."""
     with third_party() as outsider:
         monkeypatch.setenv("HTTPS_PROXY", outsider.url.replace("http://", "socks5h://bob:secret@"))
         with pytest.raises(FetchFailed) as refused:
@@ -662,7 +670,7 @@ def test_a_socks_proxy_is_refused(client: HttpClient, monkeypatch: pytest.Monkey
 
 
 def test_the_next_address_is_tried_in_time(issuer: Issuer, client: HttpClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An address that does not respond leaves time for the next ones."""
+    """An address that does not respond leaves time to try the next ones."""
     original = socket.socket.connect
 
     def connect(self: socket.socket, address: Any) -> None:
@@ -682,7 +690,9 @@ def test_the_next_address_is_tried_in_time(issuer: Issuer, client: HttpClient, m
 
 
 def test_certificate_authorities_come_from_a_file(tmp_path: Path) -> None:
-    """They replace those of the system. A file that changes is read again, and one that cannot be read is an error."""
+    """The file's certificate authorities replace the system's; a changed file is read again, and an unreadable one is
+    an error.
+    """
     file = tmp_path / "ca.pem"
     file.write_text("nothing")
     client = HttpClient(ca_file=str(file))
@@ -699,7 +709,9 @@ def test_certificate_authorities_come_from_a_file(tmp_path: Path) -> None:
 
 
 def test_plain_http_is_allowed_to_listed_hosts_only(monkeypatch: pytest.MonkeyPatch, issuer: Issuer) -> None:
-    """Hosts are exact; a port limits an entry to that port. A proxy is not used for them."""
+    """Plain http is allowed only to exactly the listed hosts, on the entry's port if it has one, and never through a
+    proxy.
+    """
     port = int(issuer.url.rpartition(":")[2])
     monkeypatch.setattr(socket, "getaddrinfo", resolving_to("127.0.0.1"))
     monkeypatch.setenv("http_proxy", "http://192.0.2.1")

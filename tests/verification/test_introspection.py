@@ -1,4 +1,4 @@
-"""Opaque tokens, and JWTs that may be revoked: RFC 7662 over real HTTP."""
+"""Opaque tokens and revocable JWTs are introspected (RFC 7662) over real HTTP."""
 
 from __future__ import annotations
 
@@ -39,19 +39,19 @@ def issuer() -> Iterator[Issuer]:
 
 
 def test_opaque_token_is_introspected(issuer: Issuer) -> None:
-    """The claims come from the response; the verifier sends its credentials form-urlencoded."""
+    """The claims are read from the introspection response, and the verifier sends form-encoded credentials."""
     with use_token("the-callers-own-token"):
         verified = opaque_verifier(issuer).verify(OPAQUE)
 
     assert (verified.subject, verified.client_id, verified.scopes) == ("alice", "web", {"profiles:read"})
     assert "token=2YotnFZFEjr1zCsicMWpAA&token_type_hint=access_token" in issuer.seen[0]
-    # RFC 6749, section 2.3.1: each part by application/x-www-form-urlencoded, then Basic.
+    # RFC 6749, section 2.3.1: encode each part as application/x-www-form-urlencoded, and then use Basic authentication.
     assert base64.b64encode(b"profiles:s3%3Acret%20%26").decode() in issuer.seen[0]
     assert "the-callers-own-token" not in issuer.seen[0]
 
 
 def test_audience_may_be_left_to_the_server(issuer: Issuer) -> None:
-    """Without an audience the server decides which service may introspect which token."""
+    """Without an audience, the server determines which service can introspect which token."""
     issuer.introspect = lambda token: active(aud=...)
 
     assert opaque_verifier(issuer, audience=None).verify(OPAQUE).subject == "alice"
@@ -70,7 +70,7 @@ def test_audience_may_be_left_to_the_server(issuer: Issuer) -> None:
     ],
 )
 def test_unusable_response_is_unavailable(issuer: Issuer, answer: Any) -> None:
-    """The token is neither accepted nor reported as invalid."""
+    """If the response is unusable, the token is not accepted and not reported as invalid."""
     issuer.introspect = lambda token: answer
 
     with pytest.raises(KeysUnavailable):
@@ -78,7 +78,7 @@ def test_unusable_response_is_unavailable(issuer: Issuer, answer: Any) -> None:
 
 
 def hang_up(handler: Any, path: str) -> bool:
-    """A behavior: close the connection without a response."""
+    """Close the connection without a response."""
     return True
 
 
@@ -93,7 +93,7 @@ def answering(status: int) -> Any:
 
 
 def failing_on(issuer: Issuer, behave: Any, word: str = "attack") -> Any:
-    """Behave like this for tokens that contain *word*, and as usual for all other tokens."""
+    """Behave like this for tokens that contain *word*, and normally for all other tokens."""
 
     def choose(handler: Any, path: str) -> bool:
         return bool(word in issuer.seen[-1] and behave(handler, path))
@@ -102,7 +102,7 @@ def failing_on(issuer: Issuer, behave: Any, word: str = "attack") -> Any:
 
 
 def settle(verifier: TokenVerifier) -> None:
-    """Wait until no lookup and no probe is running."""
+    """Wait until no lookup or probe is running."""
     introspection = verifier._introspection
     assert introspection is not None
     wait_until(lambda: not introspection._pending and not introspection._breaker._is_probing)
@@ -116,7 +116,7 @@ def outcome_of(verifier: TokenVerifier, token: str) -> str | None:
 
 
 def bring_down(verifier: TokenVerifier) -> None:
-    """Look tokens up until the verifier knows that the endpoint is down."""
+    """Look up tokens until the verifier detects that the endpoint is down."""
     for number in range(3):
         assert outcome_of(verifier, f"down{number}") == "KeysUnavailable"
         settle(verifier)
@@ -124,7 +124,7 @@ def bring_down(verifier: TokenVerifier) -> None:
 
 @pytest.mark.parametrize("fault", ["fail", "hang", "hang up", 401, 403, 404, 429, 500, 302])
 def test_endpoint_that_is_down_fails_closed_and_gets_no_more_requests(issuer: Issuer, fault: Any) -> None:
-    """A few lookups and one probe open the circuit; the next tokens are not looked up."""
+    """A few failed lookups and one failed probe open the circuit, and the next tokens are not looked up."""
     issuer.behave = {"hang up": hang_up, "fail": issuer.fail, "hang": issuer.hang}.get(fault) or answering(fault)
     verifier = opaque_verifier(issuer, timeout=0.3)
 
@@ -136,7 +136,7 @@ def test_endpoint_that_is_down_fails_closed_and_gets_no_more_requests(issuer: Is
 
 
 def test_half_open_circuit_allows_one_call_and_no_other_request_waits(issuer: Issuer) -> None:
-    """While the endpoint hangs, one thread tries it again and the other threads get an error at once."""
+    """While the endpoint hangs, one thread tries it again, and the other threads get an error immediately."""
     clock = Clock()
     verifier = opaque_verifier(issuer, timeout=2.0, monotonic=clock)
     issuer.behave = issuer.fail
@@ -169,12 +169,12 @@ def test_open_circuit_ends_queued_lookups(issuer: Issuer) -> None:
         thread.join(10)
     settle(verifier)
 
-    # Eight at a time, and one probe.
+    # Eight lookups run at a time, and one probe.
     assert asked(issuer) <= 17
 
 
 def test_first_response_closes_the_circuit(issuer: Issuer) -> None:
-    """The half-open request succeeds, and so do those after it."""
+    """The half-open request succeeds, and so do all later requests."""
     clock = Clock()
     verifier = opaque_verifier(issuer, monotonic=clock)
     issuer.behave = issuer.fail
@@ -202,7 +202,7 @@ def test_circuit_closes_although_the_half_open_call_fails(issuer: Issuer) -> Non
 
 @pytest.mark.parametrize("fault", [400, 422, 500, "hang up", "garbage"])
 def test_token_that_the_endpoint_fails_on_locks_out_no_other_caller(issuer: Issuer, fault: Any) -> None:
-    """However many such tokens an attacker sends in a row, all other callers are served."""
+    """Other callers are served, regardless of how many failing tokens an attacker sends."""
     clock = Clock()
     answer = {"hang up": hang_up, "garbage": answering(204)}.get(fault) or answering(fault)
     issuer.behave = failing_on(issuer, answer)
@@ -219,7 +219,7 @@ def test_token_that_the_endpoint_fails_on_locks_out_no_other_caller(issuer: Issu
 
 
 def test_endpoint_that_refuses_unknown_tokens_is_not_out(issuer: Issuer) -> None:
-    """Some servers respond with 400 to unknown tokens, also to the probe: they are not down."""
+    """An endpoint that responds with 400 to unknown tokens, including the probe's token, is not considered down."""
 
     def behave(handler: Any, path: str) -> bool:
         if "user" in issuer.seen[-1]:
@@ -236,7 +236,7 @@ def test_endpoint_that_refuses_unknown_tokens_is_not_out(issuer: Issuer) -> None
 
 
 def test_failure_is_remembered_for_its_own_token_and_for_a_moment(issuer: Issuer) -> None:
-    """The same token is not looked up again at once, and is looked up again later."""
+    """A failure is cached briefly and only for its own token."""
     clock = Clock()
     issuer.behave = failing_on(issuer, answering(400))
     verifier = opaque_verifier(issuer, monotonic=clock)
@@ -252,7 +252,7 @@ def test_failure_is_remembered_for_its_own_token_and_for_a_moment(issuer: Issuer
 
 
 def test_failures_that_are_remembered_are_bounded(issuer: Issuer) -> None:
-    """Tokens of an attacker do not fill the memory."""
+    """The number of cached failures is bounded, so an attacker's tokens do not fill the memory."""
     issuer.behave = answering(400)
     verifier = opaque_verifier(issuer)
     assert verifier._introspection is not None
@@ -264,7 +264,7 @@ def test_failures_that_are_remembered_are_bounded(issuer: Issuer) -> None:
 
 
 def test_failures_do_not_fill_the_log(issuer: Issuer, caplog: pytest.LogCaptureFixture) -> None:
-    """Anyone can send tokens that fail: there is one warning in ten seconds, without the token."""
+    """Tokens that fail cause at most one warning in ten seconds, which does not contain the token."""
     issuer.behave = failing_on(issuer, answering(400))
     verifier = opaque_verifier(issuer)
     for number in range(20):
@@ -275,7 +275,9 @@ def test_failures_do_not_fill_the_log(issuer: Issuer, caplog: pytest.LogCaptureF
 
 
 def test_tokens_that_make_the_endpoint_hang_do_not_hold_up_good_ones(issuer: Issuer) -> None:
-    """An expired result is refreshed in another pool than tokens that have never been active."""
+    """Tokens that make the endpoint hang do not delay a known token, because its refresh uses a
+    different worker pool.
+    """
     clock = Clock()
     verifier = opaque_verifier(issuer, timeout=8.0, monotonic=clock)
     assert outcome_of(verifier, "known") == "alice"
@@ -295,7 +297,7 @@ def test_tokens_that_make_the_endpoint_hang_do_not_hold_up_good_ones(issuer: Iss
 
 
 def test_token_that_the_server_takes_offence_at_does_not_keep_others_out(issuer: Issuer) -> None:
-    """Some servers respond with 400 to a JWT or to nonsense; one such request a second once blocked all callers."""
+    """One request per second with a token that the server rejects with 400 does not block the other callers."""
 
     def take_offence(handler: Any, path: str) -> bool:
         if b"offensive" not in issuer.seen[-1].encode():
@@ -314,7 +316,7 @@ def test_token_that_the_server_takes_offence_at_does_not_keep_others_out(issuer:
 
 
 def test_answer_is_used_again_for_a_minute_at_most(issuer: Issuer) -> None:
-    """After a minute the token is looked up again, regardless of its lifetime."""
+    """A response is reused for at most a minute, regardless of the token's lifetime."""
     clock = Clock()
     verifier = opaque_verifier(issuer, monotonic=clock, cache_seconds=10_000.0)
     for _ in range(10):
@@ -328,7 +330,7 @@ def test_answer_is_used_again_for_a_minute_at_most(issuer: Issuer) -> None:
 
 
 def test_no_is_remembered_for_a_moment_only(issuer: Issuer) -> None:
-    """A token that one node of the server does not know yet is soon looked up again."""
+    """An inactive result is cached only briefly, because a server node might not know a new token yet."""
     clock = Clock()
     issuer.introspect = lambda token: {"active": False}
     verifier = opaque_verifier(issuer, monotonic=clock)
@@ -343,7 +345,7 @@ def test_no_is_remembered_for_a_moment_only(issuer: Issuer) -> None:
 
 
 def test_invented_tokens_do_not_evict_active_ones(issuer: Issuer) -> None:
-    """Inactive results are cached separately."""
+    """Invented tokens do not evict active ones, because inactive results are cached separately."""
     issuer.introspect = lambda token: active() if token == OPAQUE else {"active": False}
     verifier = opaque_verifier(issuer)
     assert verifier._introspection is not None
@@ -360,7 +362,7 @@ def test_invented_tokens_do_not_evict_active_ones(issuer: Issuer) -> None:
 
 
 def test_introspection_works_without_a_cache_of_verifications(issuer: Issuer) -> None:
-    """``cache_size=0`` applies to verifications only; the server's response is still reused."""
+    """``cache_size=0`` applies only to verifications, and introspection responses are still reused."""
     verified = opaque_verifier(issuer, cache_size=0).verify(OPAQUE)
 
     assert verified.is_still_valid()
@@ -369,7 +371,7 @@ def test_introspection_works_without_a_cache_of_verifications(issuer: Issuer) ->
 
 @pytest.mark.parametrize("backend", [None, "asyncio", "trio"], ids=["threads", "asyncio", "trio"])
 def test_many_requests_with_one_token_share_one_lookup(issuer: Issuer, backend: str | None) -> None:
-    """Single flight, in threads and in tasks."""
+    """Many requests with one token share one lookup in a single flight, in threads and in tasks."""
     release = threading.Event()
 
     def slowly(handler: Any, path: str) -> bool:
@@ -411,13 +413,13 @@ def test_many_requests_with_one_token_share_one_lookup(issuer: Issuer, backend: 
 
 
 def test_without_introspection_an_opaque_token_is_malformed(issuer: Issuer) -> None:
-    """No server could know the token."""
+    """Without introspection, an opaque token is rejected as malformed."""
     with pytest.raises(TokenRejected, match="malformed"):
         TokenVerifier([issuer.url], AUDIENCE).verify(OPAQUE)
 
 
 def test_result_that_expires_soon_is_refreshed_in_the_background(issuer: Issuer) -> None:
-    """A hop never waits: a result past half of its lifetime is refreshed, and after its lifetime nothing is relayed."""
+    """A result past half its lifetime is refreshed in the background, and after its lifetime nothing is relayed."""
     clock = Clock()
     verified = opaque_verifier(issuer, monotonic=clock).verify(OPAQUE)
     assert verified.is_still_valid()
@@ -438,7 +440,7 @@ def test_result_that_expires_soon_is_refreshed_in_the_background(issuer: Issuer)
 
 
 def test_refreshed_result_counts_at_once(issuer: Issuer) -> None:
-    """A cached token is rejected as soon as a refreshed result says so, not a minute later."""
+    """A cached token is rejected as soon as a refreshed result is inactive, not a minute later."""
     clock = Clock()
     verifier = opaque_verifier(issuer, monotonic=clock, cache_seconds=10_000.0)
     verifier.verify(OPAQUE)
@@ -486,7 +488,7 @@ def asked_about(issuer: Issuer, word: str) -> int:
 
 @pytest.fixture
 def stalled(issuer: Issuer) -> Iterator[tuple[TokenVerifier, Clock]]:
-    """More results are due for a refresh than allowed at a time, and the endpoint is slow for all of them."""
+    """Create more results to refresh than are allowed at a time, with a slow endpoint for all of them."""
 
     def slowly(handler: Any, path: str) -> bool:
         issuer.released.wait(20)
@@ -498,7 +500,7 @@ def stalled(issuer: Issuer) -> Iterator[tuple[TokenVerifier, Clock]]:
     clock.ahead = 35.0
     users = [f"user{number}" for number in range(300)]
     remember(verifier, users)
-    clock.ahead = 66.0  # the results of the users are refreshed, that of the returning one has expired
+    clock.ahead = 66.0  # the users' results are being refreshed, and the returning user's result has expired
     issuer.behave = failing_on(issuer, slowly, "token=user")
     remember(verifier, users)
     yield verifier, clock
@@ -507,21 +509,21 @@ def stalled(issuer: Issuer) -> Iterator[tuple[TokenVerifier, Clock]]:
 
 
 def test_stalled_refreshes_reject_no_new_user(stalled: tuple[TokenVerifier, Clock]) -> None:
-    """However many results are due, refreshes do not use the workers for unknown tokens."""
+    """Refreshes do not use the workers for unknown tokens, so they reject no new user."""
     verifier, _ = stalled
 
     assert outcome_of(verifier, "newcomer") == "alice"
 
 
 def test_stalled_refreshes_do_not_delay_a_returning_user(stalled: tuple[TokenVerifier, Clock]) -> None:
-    """A caller waits for an expired result, so its lookup uses any idle worker."""
+    """A lookup for an expired result uses any idle worker, so stalled refreshes do not delay a returning user."""
     verifier, _ = stalled
 
     assert outcome_of(verifier, "returning") == "alice"
 
 
 def test_pending_refreshes_are_limited(stalled: tuple[TokenVerifier, Clock]) -> None:
-    """The limit lets a lookup behind them be served in time."""
+    """Pending refreshes are limited, so a later lookup is served in time."""
     verifier, _ = stalled
 
     assert verifier._introspection is not None
@@ -529,7 +531,7 @@ def test_pending_refreshes_are_limited(stalled: tuple[TokenVerifier, Clock]) -> 
 
 
 def test_refresh_beyond_the_limit_is_postponed(issuer: Issuer, stalled: tuple[TokenVerifier, Clock]) -> None:
-    """A dropped refresh is not tried with each request, and is tried again while the result is valid."""
+    """A refresh beyond the limit is not tried with each request, but later, while the result is still valid."""
     verifier, clock = stalled
     issuer.released.set()
     settle(verifier)
@@ -544,7 +546,7 @@ def test_refresh_beyond_the_limit_is_postponed(issuer: Issuer, stalled: tuple[To
 
 
 def test_refresh_that_was_queued_too_long_is_postponed(issuer: Issuer, stalled: tuple[TokenVerifier, Clock]) -> None:
-    """A slow endpoint does not get the same lookups with each request; the results remain valid."""
+    """A refresh that was queued too long is not repeated with each request, and the result remains valid."""
     verifier, clock = stalled
     clock.ahead += 9.0
     issuer.released.set()
@@ -561,7 +563,7 @@ def test_refresh_that_was_queued_too_long_is_postponed(issuer: Issuer, stalled: 
 
 @contextmanager
 def no_more_threads() -> Iterator[None]:
-    """Let no worker be started, as in a process at its thread limit."""
+    """Prevent new workers from starting, as in a process at its thread limit."""
     start = threading.Thread.start
 
     def refuse(thread: threading.Thread) -> None:
@@ -575,7 +577,7 @@ def no_more_threads() -> Iterator[None]:
 
 
 def test_half_open_call_without_a_thread_lets_another_one_follow(issuer: Issuer) -> None:
-    """If the half-open call cannot start, another call may take its place."""
+    """If the half-open call cannot start, another call can replace it."""
     clock = Clock()
     verifier = opaque_verifier(issuer, monotonic=clock)
     assert verifier._introspection is not None
@@ -588,7 +590,7 @@ def test_half_open_call_without_a_thread_lets_another_one_follow(issuer: Issuer)
 
 
 def test_threads_that_cannot_be_started_do_not_open_the_circuit(issuer: Issuer) -> None:
-    """However often this happens, it says nothing about the endpoint, which got no request."""
+    """Threads that cannot be started do not open the circuit, because the endpoint got no request."""
     verifier = opaque_verifier(issuer)
     with no_more_threads():
         for number in range(300):
@@ -598,7 +600,7 @@ def test_threads_that_cannot_be_started_do_not_open_the_circuit(issuer: Issuer) 
 
 
 def test_lookup_without_a_thread_is_not_made_later(issuer: Issuer) -> None:
-    """No caller waits for it any more, and its token is not kept in the queue."""
+    """A lookup that gets no thread is not made later, and its token is not kept in the queue."""
     verifier = opaque_verifier(issuer)
     with no_more_threads():
         for number in range(5):
@@ -610,7 +612,7 @@ def test_lookup_without_a_thread_is_not_made_later(issuer: Issuer) -> None:
 
 
 def test_workers_skip_a_canceled_lookup(issuer: Issuer) -> None:
-    """The workers skip canceled calls in their queue, and the load is correct."""
+    """The workers skip canceled calls in their queue, and the load remains correct."""
     release = threading.Event()
 
     def slowly(handler: Any, path: str) -> bool:
@@ -636,7 +638,7 @@ def test_workers_skip_a_canceled_lookup(issuer: Issuer) -> None:
 
 @pytest.mark.parametrize("cache_seconds", [60.0, 10_000.0], ids=["remembered for a minute", "remembered for hours"])
 def test_refreshed_response_replaces_the_old_one(issuer: Issuer, cache_seconds: float) -> None:
-    """A scope that was withdrawn is gone with the next response, not when the cached verification expires."""
+    """A withdrawn scope is removed with the next response, not when the cached verification expires."""
     clock = Clock()
     verifier = opaque_verifier(issuer, monotonic=clock, cache_seconds=cache_seconds)
     issuer.introspect = lambda token: active(scope="profiles:read admin")
@@ -662,7 +664,7 @@ def test_refreshed_response_replaces_the_old_one(issuer: Issuer, cache_seconds: 
     ],
 )
 def test_refreshed_response_is_checked_against_the_rules(issuer: Issuer, is_jwt: bool, changes: dict[str, Any]) -> None:
-    """A token that is still active is rejected if it would not be accepted now."""
+    """An active token is rejected if its refreshed response violates the rules."""
     clock = Clock()
     verifier = both_verifier(issuer, monotonic=clock, cache_seconds=10_000.0)
     token = make_token(claims(issuer.url)) if is_jwt else OPAQUE
@@ -681,7 +683,7 @@ def test_refreshed_response_is_checked_against_the_rules(issuer: Issuer, is_jwt:
     ("seconds", "outcome"), [(59.0, "alice"), (60.0, "KeysUnavailable"), (61.0, "KeysUnavailable")]
 )
 def test_response_that_cannot_be_refreshed_is_used_for_a_minute(issuer: Issuer, seconds: float, outcome: str) -> None:
-    """Also if verified tokens are cached for longer: an older result accepts no token."""
+    """A response that cannot be refreshed is used for a minute, even if verifications are cached for longer."""
     now = 1000.0
     verifier = opaque_verifier(issuer, monotonic=lambda: now, cache_seconds=10_000.0)
     verifier.verify(OPAQUE)
@@ -693,7 +695,7 @@ def test_response_that_cannot_be_refreshed_is_used_for_a_minute(issuer: Issuer, 
 
 
 def test_logging_that_raises_does_not_stop_lookups(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A logging filter of the application that raises stops neither the workers nor the probe."""
+    """A logging filter that raises an error does not stop the workers or the probe."""
 
     def refuse(record: logging.LogRecord) -> bool:
         raise RuntimeError("a broken filter")

@@ -1,4 +1,4 @@
-"""Key sets: which keys are used, for which algorithms, and which are skipped."""
+"""A key set determines which keys are used for which algorithms and which keys are skipped."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def decode(segment: str) -> bytes:
 
 @pytest.mark.parametrize("vector", ASYMMETRIC, ids=lambda vector: vector["name"])
 def test_signature_of_the_rfc_verifies_under_its_key_and_no_other(vector: Any) -> None:
-    """A key from a key set agrees with the RFC, down to the bit."""
+    """The RFC's signature verifies with its own key from a key set and with no other key."""
     signing_input, _, signature = vector["jws"].rpartition(".")
     (key,) = KeySet.parse({"keys": [vector["jwk"]]}, ALL).find(None, vector["alg"])
 
@@ -51,7 +51,7 @@ def test_signature_of_the_rfc_verifies_under_its_key_and_no_other(vector: Any) -
 
 
 def test_symmetric_key_of_a_key_set_is_not_used() -> None:
-    """A key set with a secret contains no key that could verify a token."""
+    """A symmetric key in a key set is not used."""
     vector = VECTORS[0]
 
     assert len(KeySet.parse({"keys": [vector["jwk"], vector["jwk"] | {"alg": "RS256"}]}, ALL)) == 0
@@ -68,7 +68,7 @@ def test_symmetric_key_of_a_key_set_is_not_used() -> None:
     )
 )
 def test_any_key_set_is_read_or_refused(keys: object) -> None:
-    """An issuer may publish nonsense: it contains no key and raises no other exception."""
+    """Any document from an issuer is read or rejected without an unexpected exception."""
     try:
         found = KeySet.parse({"keys": keys}, ALL)
     except ValueError:
@@ -78,7 +78,7 @@ def test_any_key_set_is_read_or_refused(keys: object) -> None:
 
 
 def test_settings_and_verifier_know_the_same_algorithms() -> None:
-    """Settings and verifier share one list, which needs no PyJWT."""
+    """The settings and the verifier share one list of algorithms, which does not need PyJWT."""
     assert check_algorithms(ALGORITHMS) == set(ALGORITHMS)
     assert Settings().algorithms == DEFAULT_ALGORITHMS
     with pytest.raises(ConfigurationError):
@@ -86,7 +86,7 @@ def test_settings_and_verifier_know_the_same_algorithms() -> None:
 
 
 def test_two_keys_of_one_kid_verify_nothing(issuer: Issuer) -> None:
-    """The token would be ambiguous."""
+    """Two keys with the same `kid` verify no token, because it would be unclear which key a token refers to."""
     issuer.keys = [public_jwk("RS256", "k1"), public_jwk("RS256", "k1", name="second"), public_jwk("ES256", "e1")]
     verifier = TokenVerifier([issuer.url], AUDIENCE)
 
@@ -116,7 +116,7 @@ def pad(text: str) -> str:
 def test_a_readable_key_is_used_however_it_is_written(
     issuer: Issuer, alg: str, change: Callable[[dict[str, Any]], dict[str, Any]]
 ) -> None:
-    """Firebase has padded its keys. A key that has only one meaning is the same key."""
+    """An unambiguous key is used regardless of its encoding, for example, with the padding that Firebase used."""
     plain = public_jwk(alg, "k1")
     issuer.keys = [plain | change(plain)]
     verifier = TokenVerifier([issuer.url], AUDIENCE)
@@ -126,7 +126,9 @@ def test_a_readable_key_is_used_however_it_is_written(
 
 
 def test_a_short_coordinate_is_filled_up() -> None:
-    """Some issuers omit leading zero octets, which RFC 7518, section 6.2.1.2, requires."""
+    """A short coordinate is padded, because some issuers omit the leading zero octets that RFC 7518, section 6.2.1.2,
+    requires.
+    """
     key = next(k for k in (ec.generate_private_key(ec.SECP256R1()) for _ in range(5000)) if _starts_with_zero(k))
     jwk = public_jwk("ES256", "k1", key=key)
     short = jwk | {name: b64(decode(jwk[name]).lstrip(b"\0")) for name in ("x", "y")}
@@ -141,7 +143,9 @@ def _starts_with_zero(key: ec.EllipticCurvePrivateKey) -> bool:
 
 
 def test_an_empty_kid_is_no_kid(issuer: Issuer) -> None:
-    """Neither is null. A token without kid is verified, but not if the keys have one."""
+    """A key's empty or null `kid` is treated as missing, and a token without `kid` is not verified by a key that has
+    one.
+    """
     for kid in ("", None):
         issuer.keys = [public_jwk("RS256") | {"kid": kid}]
         token = make_token(claims(issuer.url), kid=None)
@@ -163,7 +167,7 @@ def test_duplicate_key_verifies(issuer: Issuer) -> None:
 
 @pytest.mark.parametrize("names", [[], "RS256", ["RS256", "HS256"], ["none"], ["rs256"], ["Ed448"]], ids=repr)
 def test_an_algorithm_that_is_not_asymmetric_is_an_error(names: Any) -> None:
-    """With a symmetric algorithm, every client could sign tokens with the public key."""
+    """A symmetric algorithm is an error, because every client could sign tokens with the public key."""
     with pytest.raises(ConfigurationError) as rejected:
         check_algorithms(names)
 
@@ -171,7 +175,7 @@ def test_an_algorithm_that_is_not_asymmetric_is_an_error(names: Any) -> None:
 
 
 def test_eddsa_and_ed25519_are_one_algorithm() -> None:
-    """RFC 9864 renames EdDSA on that curve. The new name alone does not allow the other curve."""
+    """RFC 9864 renames EdDSA with the Ed25519 curve, and the new name does not allow the Ed448 curve."""
     assert check_algorithms(["EdDSA"]) == {"EdDSA", "Ed25519"}
     assert check_algorithms(["Ed25519"]) == {"Ed25519"}
     keys = KeySet.parse(
@@ -213,7 +217,7 @@ def test_eddsa_and_ed25519_are_one_algorithm() -> None:
     ],
 )
 def test_a_key_verifies_only_what_it_is_published_for(build: Callable[[], Any], usable_for: set[str]) -> None:
-    """A key that is broken, weak or for another purpose is skipped, and the other keys are used."""
+    """A key that is broken, weak, or published for a different purpose is skipped, and the other keys are used."""
     keys = KeySet.parse({"keys": [build(), public_jwk("EdDSA", "other")]}, ALL)
 
     assert {name for name in ALGORITHMS if keys.find("k", name)} == usable_for
@@ -225,14 +229,14 @@ def test_a_key_verifies_only_what_it_is_published_for(build: Callable[[], Any], 
 
 @pytest.mark.parametrize("document", [{}, {"keys": None}, {"keys": {}}, {"keys": "k1"}], ids=repr)
 def test_a_document_without_a_list_of_keys_is_an_error(document: dict[str, Any]) -> None:
-    """It is not an empty key set, which would withdraw the present keys."""
+    """A document without a list of keys is an error, because an empty key set would withdraw the current keys."""
     with pytest.raises(ValueError, match="expected a JWK set"):
         KeySet.parse(document, ALL)
     assert len(KeySet.parse({"keys": []}, ALL)) == 0
 
 
 def test_equal_key_sets_have_equal_contents() -> None:
-    """The order of the keys and their other members do not count; the keys and their names do."""
+    """Key sets with the same keys and key IDs are equal, regardless of the order and of other members."""
     one, two = public_jwk("RS256", "k1"), public_jwk("ES256", "e1")
     contents = KeySet.parse({"keys": [one, two]}, ALL).contents
 
@@ -243,7 +247,7 @@ def test_equal_key_sets_have_equal_contents() -> None:
 
 
 def test_a_key_that_raises_verifies_nothing() -> None:
-    """A signature of the wrong length or type is invalid, not an error."""
+    """A signature of the wrong length or type, for which a key raises an error, is invalid."""
     keys = KeySet.parse({"keys": [public_jwk("ES256", "e1"), public_jwk("EdDSA", "d1")]}, ALL)
     signature = private_key("EdDSA", "first").sign(b"signed")
 

@@ -1,4 +1,4 @@
-"""Key sets: discovery, rotation, and issuers that misbehave."""
+"""Key sets are discovered and rotated correctly, even with faulty issuers."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def source_of(verifier: VerifierCore) -> KeySource:
 
 
 def flood(verifier: TokenVerifier, issuer: Issuer, count: int = 50) -> None:
-    """Send tokens with unknown kids, from several threads at once."""
+    """Send tokens with unknown key IDs from several threads simultaneously."""
 
     def attack(number: int) -> None:
         for i in range(count // 5):
@@ -73,7 +73,7 @@ def flood(verifier: TokenVerifier, issuer: Issuer, count: int = 50) -> None:
 
 
 def test_keys_are_found_by_openid_discovery_and_fetched_once(issuer: Issuer) -> None:
-    """The metadata contains the URL of the key set; many requests share one fetch of each."""
+    """The metadata contains the key set's URL, and many requests share one fetch of each document."""
     verifier = verifier_of(issuer, cache_size=0)
     results: list[str | None] = []
 
@@ -91,14 +91,14 @@ def test_keys_are_found_by_openid_discovery_and_fetched_once(issuer: Issuer) -> 
 
 
 def test_keys_are_found_by_rfc8414_where_openid_does_not_answer(issuer: Issuer) -> None:
-    """A plain OAuth server has no OpenID configuration."""
+    """The keys of an OAuth server that has no OpenID configuration are found through RFC 8414."""
     issuer.metadata_path = "/.well-known/oauth-authorization-server"
 
     assert verifier_of(issuer).verify(token_of(issuer)).subject == "alice"
 
 
 def test_start_page_in_place_of_metadata_is_passed_over(issuer: Issuer) -> None:
-    """A web application beside the issuer responds to unknown paths with 200 and HTML."""
+    """A web application that responds to unknown metadata paths with 200 and HTML is skipped."""
     issuer.metadata_path = "/.well-known/oauth-authorization-server"
     page = answering(200, b"<!doctype html>")
     issuer.behave = lambda handler, path: path.endswith("openid-configuration") and page(handler, path)
@@ -107,7 +107,7 @@ def test_start_page_in_place_of_metadata_is_passed_over(issuer: Issuer) -> None:
 
 
 def test_jwks_uri_is_taken_where_it_is_given(issuer: Issuer) -> None:
-    """With a *jwks_uri* the metadata is not fetched."""
+    """With a *jwks_uri*, the metadata is not fetched."""
     verifier = verifier_of(issuer, jwks_uri=f"{issuer.url}/jwks")
 
     verifier.verify(token_of(issuer))
@@ -116,7 +116,7 @@ def test_jwks_uri_is_taken_where_it_is_given(issuer: Issuer) -> None:
 
 
 def test_metadata_of_another_issuer_is_not_believed(issuer: Issuer) -> None:
-    """RFC 8414, section 3.3: the issuer in the document must be the configured one."""
+    """Metadata with a different issuer is not trusted (RFC 8414, section 3.3)."""
     issuer.metadata["issuer"] = "https://evil.example"
 
     with pytest.raises(KeysUnavailable):
@@ -125,7 +125,7 @@ def test_metadata_of_another_issuer_is_not_believed(issuer: Issuer) -> None:
 
 
 def test_rotation_is_noticed_by_the_first_token_under_the_new_key(issuer: Issuer) -> None:
-    """An unknown kid is fetched at once, and tokens of the withdrawn key are rejected."""
+    """An unknown key ID is fetched immediately, and tokens from the withdrawn key are rejected."""
     verifier = verifier_of(issuer)
     old = token_of(issuer)
     verifier.verify(old)
@@ -151,7 +151,7 @@ def test_same_keys_after_a_refresh_keep_what_is_remembered(issuer: Issuer) -> No
 
 
 def test_flood_of_unknown_kids_costs_one_fetch_for_each_cooldown(issuer: Issuer) -> None:
-    """Forging a kid is free, so it must not cost the issuer."""
+    """A flood of forged key IDs costs the issuer one fetch for each cooldown."""
     clock = Clock()
     verifier = verifier_of(issuer, monotonic=clock)
     verifier.verify(token_of(issuer))
@@ -165,7 +165,7 @@ def test_flood_of_unknown_kids_costs_one_fetch_for_each_cooldown(issuer: Issuer)
 
 @pytest.mark.parametrize("fault", ["fail", "hang"])
 def test_flood_against_a_failing_endpoint_costs_one_fetch_and_delays_no_known_key(issuer: Issuer, fault: str) -> None:
-    """Requests whose key is known are served while the fetch is running."""
+    """A flood of tokens costs a failing endpoint one fetch, and does not delay requests with a known key."""
     verifier = verifier_of(issuer, cache_size=0, timeout=1.0)
     known = token_of(issuer)
     verifier.verify(known)
@@ -186,7 +186,7 @@ def test_flood_against_a_failing_endpoint_costs_one_fetch_and_delays_no_known_ke
 
 
 def test_forged_kids_against_a_hanging_endpoint_leave_the_threads_to_known_keys(issuer: Issuer) -> None:
-    """A server with two threads serves requests whose key is known: forged tokens do not occupy the threads."""
+    """Forged tokens do not occupy the two threads of a server, which still serves requests with known keys."""
     verifier = verifier_of(issuer, cache_size=0, timeout=10.0)
     known = token_of(issuer)
     verifier.verify(known)
@@ -205,9 +205,9 @@ def test_forged_kids_against_a_hanging_endpoint_leave_the_threads_to_known_keys(
         assert server.submit(request, known).result(20) == "alice"
         waited = time.monotonic() - started
 
-    # The fetch may return the key, so the token is not reported as invalid.
+    # The fetch might return the key, so the token is not reported as invalid.
     assert {future.result() for future in attack} == {"KeysUnavailable"}
-    assert waited < 5.0  # the fetch takes ten
+    assert waited < 5.0  # the fetch takes ten seconds
     assert issuer.fetches == 2
 
 
@@ -227,7 +227,7 @@ def test_rotation_serves_all_requests_while_the_new_keys_are_fetched(issuer: Iss
 
 
 def test_rotation_at_a_slow_endpoint_is_served_at_the_second_attempt(issuer: Issuer) -> None:
-    """The first caller with the new key is asked to retry and then accepted; meanwhile no thread is occupied."""
+    """The first caller with a new key is asked to retry without occupying a thread, and is then accepted."""
     release = threading.Event()
     verifier = verifier_of(issuer)
     verifier.verify(token_of(issuer))
@@ -253,7 +253,7 @@ def test_rotation_at_a_slow_endpoint_is_served_at_the_second_attempt(issuer: Iss
 def test_tasks_that_wait_for_an_unknown_key_are_limited(
     issuer: Issuer, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Waiting tasks occupy memory: beyond the limit, the next request is asked to retry at once."""
+    """Waiting tasks use memory, so beyond a limit the next request is immediately asked to retry."""
     monkeypatch.setattr("otel_token_relay.verification.jwks_client.MAX_WAITING", 3)
     verifier = AsyncTokenVerifier([issuer.url], AUDIENCE)
     waited: list[bool] = []
@@ -277,7 +277,9 @@ def test_tasks_that_wait_for_an_unknown_key_are_limited(
 
 
 def test_issuer_that_stays_down_blocks_no_request_for_long(issuer: Issuer) -> None:
-    """Tokens of that issuer wait for the whole timeout once; then the threads are free for other issuers."""
+    """Only the first token of an issuer that stays down waits for the whole timeout; later requests do not block
+    threads.
+    """
     clock = Clock()
     issuer.behave = issuer.hang
     verifier = verifier_of(issuer, timeout=4.0, monotonic=clock)
@@ -294,7 +296,7 @@ def test_issuer_that_stays_down_blocks_no_request_for_long(issuer: Issuer) -> No
 
 
 def test_stale_keys_are_used_while_the_issuer_is_down_but_not_forever(issuer: Issuer) -> None:
-    """If the issuer is down, expired keys are used for *max_stale* and no longer."""
+    """While the issuer is down, expired keys are used for at most *max_stale*."""
     clock = Clock()
     issuer.headers["Cache-Control"] = "max-age=60"
     verifier = verifier_of(issuer, monotonic=clock, max_stale=600.0, cooldown=1.0)
@@ -314,7 +316,7 @@ def test_stale_keys_are_used_while_the_issuer_is_down_but_not_forever(issuer: Is
 
 
 def test_cached_verification_ends_with_the_keys(issuer: Issuer) -> None:
-    """A cached verification does not outlive keys that are too old."""
+    """A cached verification ends when its keys are too old."""
     clock = Clock()
     verifier = verifier_of(issuer, monotonic=clock, max_stale=0.0, cache_seconds=1e6)
     token = token_of(issuer, exp=int(time.time()) + 10**6)
@@ -327,7 +329,7 @@ def test_cached_verification_ends_with_the_keys(issuer: Issuer) -> None:
 
 
 def test_keys_are_refreshed_ahead_in_the_background(issuer: Issuer) -> None:
-    """Shortly before the keys expire, a request starts the refresh and continues with the present keys."""
+    """Shortly before the keys expire, a request starts the refresh and continues with the current keys."""
     clock = Clock()
     issuer.headers["Cache-Control"] = "public, max-age=100"
     verifier = verifier_of(issuer, monotonic=clock, cache_size=0)
@@ -344,7 +346,7 @@ def test_keys_are_refreshed_ahead_in_the_background(issuer: Issuer) -> None:
 
 
 def test_missing_keys_fail_in_time_and_are_not_fetched_again_at_once(issuer: Issuer) -> None:
-    """If the issuer hangs, the first request waits for the timeout, the next ones do not."""
+    """If the issuer hangs, only the first request waits for the timeout."""
     issuer.behave = issuer.hang
     verifier = verifier_of(issuer, timeout=0.3)
 
@@ -359,7 +361,7 @@ def test_missing_keys_fail_in_time_and_are_not_fetched_again_at_once(issuer: Iss
 def endless(handler: BaseHTTPRequestHandler, path: str) -> bool:
     handler.send_response(200)
     handler.end_headers()
-    for _ in range(800):  # 50 MB, if it were read to the end
+    for _ in range(800):  # 50 MB if the response were read to the end
         handler.wfile.write(b" " * 65536)
     return True
 
@@ -379,7 +381,7 @@ def large(handler: BaseHTTPRequestHandler, path: str) -> bool:
 
 
 def dripping(handler: BaseHTTPRequestHandler, path: str) -> bool:
-    """Each byte arrives within the timeout of the socket, and the response never ends."""
+    """Send each byte within the socket's timeout, in a response that never ends."""
     for _ in range(200):
         handler.wfile.write(b"H")
         time.sleep(0.05)
@@ -423,7 +425,7 @@ GOOD_SET = json.dumps({"keys": [public_jwk("RS256", "k1")]}).encode()
     ],
 )
 def test_bad_response_is_a_failure_and_keeps_the_present_keys(issuer: Issuer, behave: Any) -> None:
-    """A verifier without keys still has none; a verifier with keys keeps them."""
+    """An invalid response is a failure, after which a verifier keeps the keys that it already has."""
     warm = verifier_of(issuer, jwks_uri=f"{issuer.url}/jwks", timeout=1.0)
     warm.verify(token_of(issuer))
     issuer.behave = behave
@@ -440,7 +442,7 @@ def test_bad_response_is_a_failure_and_keeps_the_present_keys(issuer: Issuer, be
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_redirects_are_not_followed(issuer: Issuer, status: int) -> None:
-    """The location of the keys is configured, not chosen by the server that responds."""
+    """Redirects are not followed, because the keys' location is configured."""
     with third_party() as outsider:
         issuer.behave = answering(status, b"", Location=f"{outsider.url}/jwks")
 
@@ -451,7 +453,7 @@ def test_redirects_are_not_followed(issuer: Issuer, status: int) -> None:
 
 
 def test_keys_without_kid_and_alg_are_tried(issuer: Issuer) -> None:
-    """An issuer with one or two keys without a kid works, also after a rotation."""
+    """Keys without `kid` and `alg` are tried if the issuer has one or two, even after a rotation."""
     issuer.keys = [public_jwk("RS256", alg=None), public_jwk("RS256", name="second", alg=None)]
     verifier = verifier_of(issuer)
 
@@ -464,7 +466,7 @@ def test_keys_without_kid_and_alg_are_tried(issuer: Issuer) -> None:
 
 
 def test_keys_of_one_issuer_do_not_verify_tokens_of_another(issuer: Issuer) -> None:
-    """The iss selects the keys: one trusted issuer cannot sign for another."""
+    """The `iss` claim selects the keys, so one trusted issuer cannot sign for a different issuer."""
     with issuing(public_jwk("RS256", "k1", name="second")) as other:
         verifier = TokenVerifier([issuer.url, other.url], AUDIENCE)
         assert verifier.verify(token_of(issuer)).issuer == issuer.url
@@ -476,7 +478,7 @@ def test_keys_of_one_issuer_do_not_verify_tokens_of_another(issuer: Issuer) -> N
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_async_verifier_shares_one_fetch_and_leaves_the_loop_alone(issuer: Issuer, backend: str) -> None:
-    """While the issuer is slow, other tasks run; ten waiting requests cost one fetch."""
+    """While the issuer is slow, other tasks run, and ten waiting requests cost one fetch."""
     release = threading.Event()
 
     def slowly(handler: BaseHTTPRequestHandler, path: str) -> bool:
@@ -508,7 +510,7 @@ def test_async_verifier_shares_one_fetch_and_leaves_the_loop_alone(issuer: Issue
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_cancelled_request_leaves_the_fetch_to_the_others(issuer: Issuer, backend: str) -> None:
-    """The request that started the fetch may be canceled."""
+    """Canceling the request that started a fetch does not cancel the fetch."""
     release = threading.Event()
 
     def slowly(handler: BaseHTTPRequestHandler, path: str) -> bool:
@@ -531,7 +533,7 @@ def test_cancelled_request_leaves_the_fetch_to_the_others(issuer: Issuer, backen
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_async_verifier_fails_in_time(issuer: Issuer, backend: str) -> None:
-    """A hanging issuer raises the same exception as in threads."""
+    """On an event loop, an issuer that hangs raises the same exception as in threads."""
     issuer.behave = issuer.hang
 
     async def main() -> None:
@@ -543,7 +545,7 @@ def test_async_verifier_fails_in_time(issuer: Issuer, backend: str) -> None:
 
 
 def test_event_loop_that_has_gone_does_not_disturb_the_fetch(issuer: Issuer, caplog: pytest.LogCaptureFixture) -> None:
-    """A loop that ends before the response arrives does not disturb the other callers."""
+    """An event loop that ends before the response arrives does not disturb the other callers."""
     release = threading.Event()
 
     def slowly(handler: BaseHTTPRequestHandler, path: str) -> bool:
@@ -568,7 +570,7 @@ def test_event_loop_that_has_gone_does_not_disturb_the_fetch(issuer: Issuer, cap
 
 
 def test_forked_child_fetches_for_itself(issuer: Issuer) -> None:
-    """A fetch that was running in the parent does not block the child."""
+    """A fetch that was running in the parent does not block a forked child."""
     release = threading.Event()
 
     def slowly(handler: BaseHTTPRequestHandler, path: str) -> bool:
@@ -600,12 +602,12 @@ def fork() -> int:
     import warnings
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # forking a process with threads is what this tests
+        warnings.simplefilter("ignore", DeprecationWarning)  # this test forks a process with threads on purpose
         return os.fork()
 
 
 def test_requests_to_the_issuer_carry_no_token(issuer: Issuer) -> None:
-    """Even if the issuer is a destination, all hooks are installed and threads inherit the context."""
+    """Requests to the issuer contain no token, even with all hooks and the issuer as a destination."""
     instrumentors = [ThreadingInstrumentor(), URLLibInstrumentor()]
     for instrumentor in instrumentors:
         instrumentor.instrument()
@@ -633,8 +635,9 @@ def test_requests_to_the_issuer_carry_no_token(issuer: Issuer) -> None:
         pytest.param("down", "connection refused", id="down"),
         pytest.param(
             "metadata",
-            "no usable jwks_uri in the issuer's metadata ({url}/.well-known/openid-configuration: the document names"
-            " another issuer (an extra trailing slash); {url}/.well-known/oauth-authorization-server: status 404)",
+            "no usable jwks_uri in the issuer's metadata ({url}/.well-known/openid-configuration: the document"
+            " specifies a different issuer (an extra trailing slash);"
+            " {url}/.well-known/oauth-authorization-server: status 404)",
             id="another issuer",
         ),
         pytest.param(
@@ -668,7 +671,7 @@ def test_requests_to_the_issuer_carry_no_token(issuer: Issuer) -> None:
 def test_the_log_names_the_issuer_and_the_cause(
     issuer: Issuer, fault: str, cause: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An operator finds the mistake without asking the issuer, and the response is not quoted."""
+    """The log contains the issuer and the cause of a failure without quoting the response."""
     url = f"http://127.0.0.1:{unused_port()}" if fault == "down" else issuer.url
     if fault == "metadata":
         issuer.metadata["issuer"] += "/"
@@ -701,7 +704,7 @@ def test_the_log_names_the_issuer_and_the_cause(
 
 
 def test_unusable_keys_are_one_warning(issuer: Issuer, caplog: pytest.LogCaptureFixture) -> None:
-    """Good keys are used. The warning is repeated only if other keys cannot be used."""
+    """Unusable keys cause one warning, which is repeated only if other keys cannot be used."""
     weak = public_jwk("RS256", "k3", key=rsa_key(1024))
     same = [public_jwk("RS256", "k4"), public_jwk("RS256", "k4", name="second")]
     issuer.keys = [public_jwk("RS256", "k1"), public_jwk("RS256", "k2", use="enc"), weak, *same, {"kty": "AKP"}]
@@ -714,17 +717,17 @@ def test_unusable_keys_are_one_warning(issuer: Issuer, caplog: pytest.LogCapture
         assert verifier.verify(make_token(claims(issuer.url, jti=str(clock[0])))).subject == "alice"
         clock[0] += 31
         source.current()
-        # The fetch must also have ended: otherwise, it would use the clock of the next round.
+        # The fetch must also have ended; otherwise, it would use the clock of the next round.
         wait_until(lambda fetches=fetches: issuer.fetches > fetches and source._flight is None)  # type: ignore[misc]
 
     assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
-        f"5 keys from {issuer.url} cannot be used: 1 not for signatures, 1 its type is not RSA, EC, or OKP,"
-        " 1 too short, 2 another key has the same kid"
+        f"5 keys from {issuer.url} cannot be used: 1 not for signatures, 1 not an RSA, EC, or OKP key,"
+        " 1 too short, 2 duplicate kid"
     ]
 
 
 def test_keys_for_encryption_are_no_warning(issuer: Issuer, caplog: pytest.LogCaptureFixture) -> None:
-    """Keycloak publishes one in each key set."""
+    """An encryption key, such as the one in each Keycloak key set, causes no warning."""
     issuer.keys = [public_jwk("RS256", "k1"), public_jwk("RS256", "k2", use="enc")]
 
     assert TokenVerifier([issuer.url], AUDIENCE).verify(make_token(claims(issuer.url))).subject == "alice"
@@ -732,7 +735,7 @@ def test_keys_for_encryption_are_no_warning(issuer: Issuer, caplog: pytest.LogCa
 
 
 def test_a_key_set_without_a_usable_key_is_an_outage(issuer: Issuer) -> None:
-    """The caller's token may be valid. Keys that were published before remain in use."""
+    """A key set without a usable key is an outage, during which the earlier keys remain in use."""
     good, weak = public_jwk("RS256", "k1"), public_jwk("RS256", "k1", key=rsa_key(1024))
     issuer.keys = [weak]
     with pytest.raises(KeysUnavailable):

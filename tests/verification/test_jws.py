@@ -1,4 +1,4 @@
-"""Strict parsing of compact JWSs and of the JSON in them."""
+"""Compact JWSs and their JSON are parsed strictly."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_strict_json_never_says_other_than_json(data: bytes) -> None:
 
 @given(text=st.text())
 def test_reading_a_token_agrees_with_itself(text: str) -> None:
-    """Every text that can be parsed as a JWS looks like one."""
+    """Every text that can be parsed as a JWS is recognized as one."""
     try:
         parse_jws(text, max_length=16384)
     except TokenRejected:
@@ -63,7 +63,7 @@ def test_reading_a_token_agrees_with_itself(text: str) -> None:
     ],
 )
 def test_a_json_object_is_parsed(text: str, expected: object) -> None:
-    """Valid JSON has the meaning that every other parser finds in it."""
+    """Valid JSON has the same meaning as with any other parser."""
     assert parse_object(text.encode()) == expected
 
 
@@ -88,7 +88,7 @@ def test_a_json_object_is_parsed(text: str, expected: object) -> None:
             "an integer must not have more than 20 digits",
             id="an integer that Python itself does not parse",
         ),
-        pytest.param(b'{"a": "\\ud800"}', "half of a surrogate pair", id="a lone surrogate"),
+        pytest.param(b'{"a": "\\ud800"}', "unpaired surrogate", id="a lone surrogate"),
         pytest.param(b'\xef\xbb\xbf{"a": 1}', "not JSON", id="a byte order mark"),
         pytest.param('{"a": 1}'.encode("utf-16"), "not UTF-8", id="UTF-16"),
         pytest.param(b'{"a": "\xe9"}', "not UTF-8", id="Latin-1"),
@@ -100,7 +100,7 @@ def test_a_json_object_is_parsed(text: str, expected: object) -> None:
     ],
 )
 def test_other_json_is_rejected_without_being_quoted(data: bytes, problem: str) -> None:
-    """Two readers could understand it differently, and the message contains no part of it."""
+    """Ambiguous JSON is rejected without being quoted in the message."""
     with pytest.raises(ValueError) as rejected:  # noqa: PT011  # the whole message is compared below
         parse_object(data)
 
@@ -110,7 +110,7 @@ def test_other_json_is_rejected_without_being_quoted(data: bytes, problem: str) 
 
 @pytest.mark.parametrize("opening", ["[", '{"a":'])
 def test_depth_is_limited(opening: str) -> None:
-    """The object itself is the first level."""
+    """The depth of nesting is limited, and the object itself is the first level."""
     closing = "]" if opening == "[" else "}"
 
     def nested(depth: int) -> bytes:
@@ -124,7 +124,7 @@ def test_depth_is_limited(opening: str) -> None:
 
 
 def test_a_jws_is_divided_into_its_parts() -> None:
-    """The signing input is the token up to the second dot, byte for byte."""
+    """A JWS is split into its parts, and the signing input is the exact text before the second dot."""
     token = f"{HEADER}.{PAYLOAD}.{b64(bytes(range(250, 256)))}"
 
     assert parse_jws(token, max_length=len(token)) == Jws(
@@ -157,7 +157,7 @@ def test_a_jws_is_divided_into_its_parts() -> None:
     ],
 )
 def test_another_text_is_malformed(token: str) -> None:
-    """Each token has exactly one spelling, and everything else has the same error."""
+    """Each token has exactly one spelling, and any other text raises the same error."""
     with pytest.raises(TokenRejected) as rejected:
         parse_jws(token, max_length=16384)
 
@@ -184,7 +184,7 @@ def test_another_text_is_malformed(token: str) -> None:
     ],
 )
 def test_the_header_is_checked(header: dict[str, object], reason: str | None) -> None:
-    """No extension is supported, and the members that are used have the type that the RFC requires."""
+    """The header must not contain extensions, and its members must have the types that the RFC requires."""
     token = f"{b64(header)}.{PAYLOAD}.AAAA"
     if reason is None:
         assert parse_jws(token, max_length=16384).header == header
@@ -209,19 +209,19 @@ def test_the_header_is_checked(header: dict[str, object], reason: str | None) ->
     ],
 )
 def test_a_jws_is_recognized_by_its_header(token: str, expected: bool) -> None:
-    """An opaque token may contain dots, and then it is introspected."""
+    """A JWS is recognized by its header, and an opaque token with dots is introspected."""
     assert looks_like_jws(token) is expected
 
 
 @pytest.mark.parametrize("character", ["\0", "\n", "\r", "\x1f", "\x7f", "\x85", "\x9f", "\u2028", "\u2029"], ids=ascii)
 def test_a_line_break_or_control_character_is_found(character: str) -> None:
-    """In a log or a header such a value could appear as two lines."""
+    """A line break or control character, which could split a value into two log lines, is found."""
     assert has_control_character(f"a{character}b")
     assert not has_control_character("Åsa ~ 漢字 \u2027\u202a\xa0")
 
 
 def test_a_copy_shares_no_list_and_no_object() -> None:
-    """Changes at any depth of the copy leave the original unchanged."""
+    """Changes to a copy at any depth leave the original unchanged."""
     original = {"roles": ["reader", {"on": ["a"]}], "n": None, "sub": "alice"}
     copied = copy_json(original)
     assert copied == original

@@ -1,4 +1,4 @@
-"""The token with which keys are fetched: what it is sent to, and what happens without it."""
+"""The token for fetching keys is sent only where it is configured."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ def http() -> Iterator[HttpClient]:
     ],
 )
 def test_the_token_is_sent_only_to_what_an_operator_wrote(url: str, is_sent: bool, file: Path) -> None:
-    """A document of the issuer cannot send it elsewhere."""
+    """The token is sent only to URLs that an operator configured, so an issuer's document cannot redirect it."""
     assert KeyCredential(str(file), OPERATORS).header_for(url) == ("Bearer first-token" if is_sent else None)
 
 
 def test_without_a_file_nothing_is_sent() -> None:
-    """This is the default."""
+    """Without a file, which is the default, no token is sent."""
     assert KeyCredential("", OPERATORS).header_for("https://kubernetes.default.svc") is None
 
 
@@ -69,18 +69,18 @@ def test_without_a_file_nothing_is_sent() -> None:
     ],
 )
 def test_without_a_usable_token_keys_are_not_fetched(content: bytes | None, file: Path) -> None:
-    """The endpoint would refuse the request, and the reason would be harder to find."""
+    """Without a usable token, keys are not fetched, because the endpoint's rejection would hide the reason."""
     file.unlink()
     if content is not None:
         file.write_bytes(content)
 
-    with pytest.raises(FetchFailed, match="jwks_token_file cannot be read or contains no token") as failed:
+    with pytest.raises(FetchFailed, match="jwks_token_file cannot be read or does not contain a token") as failed:
         KeyCredential(str(file), OPERATORS).header_for("https://kubernetes.default.svc")
     assert failed.value.cause == "not_configured"
 
 
 def closed(issuer: Issuer) -> list[str]:
-    """Make an issuer whose endpoints require a token. Return the list of the tokens that it accepts."""
+    """Make an issuer whose endpoints require a token, and return the list of accepted tokens."""
     accepted = ["Bearer first-token"]
 
     def behave(handler: object, path: str) -> bool:
@@ -93,7 +93,7 @@ def closed(issuer: Issuer) -> list[str]:
 
 
 def test_keys_of_a_closed_issuer_are_fetched(file: Path, http: HttpClient) -> None:
-    """Kubernetes refuses discovery to anonymous clients. The token changes while the service runs."""
+    """Keys are fetched from an issuer that rejects anonymous clients, as Kubernetes does, even if the token changes."""
     with issuing(public_jwk("ES256", "a"), tls=True) as issuer:
         accepted = closed(issuer)
         token = make_token(claims(issuer.url), alg="ES256", kid="a")
@@ -116,7 +116,7 @@ def test_keys_of_a_closed_issuer_are_fetched(file: Path, http: HttpClient) -> No
 
 
 def test_metadata_cannot_send_the_token_elsewhere(file: Path, http: HttpClient) -> None:
-    """Neither a ``jwks_uri`` on another port nor a redirect gets it."""
+    """A ``jwks_uri`` on a different port or a redirect does not get the token."""
     with issuing(public_jwk("ES256", "a"), tls=True) as issuer, party(tls=True) as outsider:
         issuer.metadata["jwks_uri"] = f"{outsider.url}/jwks"
         token = make_token(claims(issuer.url), alg="ES256", kid="a")

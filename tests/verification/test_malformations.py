@@ -1,4 +1,4 @@
-"""What is malformed in a token."""
+"""Each malformed token has a description of its defect."""
 
 from __future__ import annotations
 
@@ -28,66 +28,82 @@ def with_header(header: dict[str, object]) -> str:
 @pytest.mark.parametrize(
     ("token", "problem", "advice"),
     [
-        pytest.param("", "it is empty", "Pass the token alone", id="empty"),
-        pytest.param(f"Bearer {GOOD}", 'it begins with "Bearer"', "Pass the token alone", id="Bearer"),
-        pytest.param(f"authorization: bearer {GOOD}", 'it begins with "Bearer"', "alone", id="the whole header"),
-        pytest.param(f'"{GOOD}"', "it is in quotation marks", "Remove the quotation marks", id="quotes"),
-        pytest.param(f"{GOOD}'", "it is in quotation marks", "Remove", id="one quote"),
-        pytest.param(f'{{"access_token": "{GOOD}"}}', "it is a JSON document", "access_token", id="the response"),
-        pytest.param(f"{HEADER}.\n{PAYLOAD}.AAAA", "it contains line breaks", "one word", id="line break"),
-        pytest.param(f"{HEADER}. {PAYLOAD}.AAAA", "it contains white space", "one word", id="space"),
-        pytest.param(f"{GOOD}\x00", "it contains control characters", "one word", id="NUL"),
-        pytest.param(f"{GOOD}é", "it contains characters that are not ASCII", "one word", id="not ASCII"),
-        pytest.param(GOOD.replace(".", "%2E"), "it contains percent signs", "Decode it", id="percent"),
+        pytest.param("", "the token is empty", "Pass only the token", id="empty"),
+        pytest.param(f"Bearer {GOOD}", 'the token begins with "Bearer"', "Pass only the token", id="Bearer"),
         pytest.param(
-            f"{GOOD};", "it contains characters that are not allowed in a token", "Copy the whole", id="semicolon"
+            f"authorization: bearer {GOOD}",
+            'the token begins with "Bearer"',
+            "Pass only the token",
+            id="the whole header",
         ),
-        pytest.param("a.b.c.d.e", "it has five parts, so it is an encrypted token (JWE)", "only sign", id="JWE"),
-        pytest.param("opaque", "it has one part; a signed token has three", "opaque token", id="opaque"),
-        pytest.param(HEADER, "it has one part; a signed token has three", "Copy the whole", id="cut after the header"),
-        pytest.param("a.b.c.d", "it has 4 parts; a signed token has three", "opaque token", id="four parts"),
-        pytest.param(f".{PAYLOAD}.AAAA", "its header is empty", "Copy the whole", id="no header"),
-        pytest.param(f"{HEADER}.{PAYLOAD}.", "its signature is empty", "The token is not signed", id="no signature"),
-        pytest.param(f"{HEADER}.{PAYLOAD}.AA==", "its signature ends in padding (=)", "without padding", id="padding"),
-        pytest.param(f"{HEADER}.{PAYLOAD}.A+/A", "its signature is base64, not base64url", "base64url", id="base64"),
-        pytest.param(f"{HEADER}.{PAYLOAD}.A~AA", "its signature is not base64url", "Copy the whole", id="tilde"),
+        pytest.param(f'"{GOOD}"', "the token is in quotation marks", "Remove the quotation marks", id="quotes"),
+        pytest.param(f"{GOOD}'", "the token is in quotation marks", "Remove", id="one quote"),
         pytest.param(
-            f"{HEADER}.{PAYLOAD}.AAAAA", "its signature is not base64url: the length is impossible", "Copy", id="cut"
+            f'{{"access_token": "{GOOD}"}}', "the token is a JSON document", "access_token", id="the response"
+        ),
+        pytest.param(f"{HEADER}.\n{PAYLOAD}.AAAA", "the token contains line breaks", "one word", id="line break"),
+        pytest.param(f"{HEADER}. {PAYLOAD}.AAAA", "the token contains whitespace", "one word", id="space"),
+        pytest.param(f"{GOOD}\x00", "the token contains control characters", "one word", id="NUL"),
+        pytest.param(f"{GOOD}é", "the token contains non-ASCII characters", "one word", id="not ASCII"),
+        pytest.param(GOOD.replace(".", "%2E"), "the token contains percent signs", "Decode the token", id="percent"),
+        pytest.param(f"{GOOD};", "the token contains invalid characters", "Copy the whole", id="semicolon"),
+        pytest.param(
+            "a.b.c.d.e", "the token has five parts, so it is an encrypted token (JWE)", "without encrypting", id="JWE"
+        ),
+        pytest.param("opaque", "the token has one part; a signed token has three parts", "opaque token", id="opaque"),
+        pytest.param(
+            HEADER,
+            "the token has one part; a signed token has three parts",
+            "Copy the whole",
+            id="cut after the header",
         ),
         pytest.param(
-            f"{HEADER}.{PAYLOAD}.AB", "its signature is not base64url: unused bits are set", "Copy", id="bits"
+            "a.b.c.d", "the token has 4 parts; a signed token has three parts", "opaque token", id="four parts"
         ),
-        pytest.param(f"{b64('{')}.{PAYLOAD}.AAAA", "its header is not strict JSON: not JSON", "Copy", id="header"),
-        pytest.param(with_payload("[1]"), "its payload is not strict JSON: not a JSON object", "Copy", id="a list"),
-        pytest.param(with_payload(b"{}\xff"), "its payload is not strict JSON: not UTF-8", "", id="UTF-8"),
+        pytest.param(f".{PAYLOAD}.AAAA", "the header is empty", "Copy the whole", id="no header"),
+        pytest.param(f"{HEADER}.{PAYLOAD}.", "the signature is empty", "The token is not signed", id="no signature"),
+        pytest.param(
+            f"{HEADER}.{PAYLOAD}.AA==", "the signature ends with padding (=)", "without padding", id="padding"
+        ),
+        pytest.param(f"{HEADER}.{PAYLOAD}.A+/A", "the signature is base64, not base64url", "base64url", id="base64"),
+        pytest.param(f"{HEADER}.{PAYLOAD}.A~AA", "the signature is not base64url", "Copy the whole", id="tilde"),
+        pytest.param(
+            f"{HEADER}.{PAYLOAD}.AAAAA", "the signature is not base64url: the length is invalid", "Copy", id="cut"
+        ),
+        pytest.param(
+            f"{HEADER}.{PAYLOAD}.AB", "the signature is not base64url: the unused bits are not zero", "Copy", id="bits"
+        ),
+        pytest.param(f"{b64('{')}.{PAYLOAD}.AAAA", "the header is not strict JSON: not JSON", "Copy", id="header"),
+        pytest.param(with_payload("[1]"), "the payload is not strict JSON: not a JSON object", "Copy", id="a list"),
+        pytest.param(with_payload(b"{}\xff"), "the payload is not strict JSON: not UTF-8", "", id="UTF-8"),
         pytest.param(
             with_payload('{"a": 1, "a": 2}'),
-            "its payload is not strict JSON: duplicate member name",
+            "the payload is not strict JSON: duplicate member name",
             "",
             id="duplicate",
         ),
-        pytest.param(with_payload('{"a": NaN}'), "its payload is not strict JSON: NaN and Infinity are", "", id="NaN"),
+        pytest.param(with_payload('{"a": NaN}'), "the payload is not strict JSON: NaN and Infinity are", "", id="NaN"),
         pytest.param(
             with_payload(r'{"a": "\ud800"}'),
-            "its payload is not strict JSON: half of a surrogate pair",
+            "the payload is not strict JSON: unpaired surrogate",
             "",
             id="surrogate",
         ),
         pytest.param(
             with_payload('{"a": ' + "[" * 40 + "]" * 40 + "}"),
-            "its payload is not strict JSON: nested more than 32 levels deep",
+            "the payload is not strict JSON: nested more than 32 levels deep",
             "",
             id="deep",
         ),
-        pytest.param(with_header({"alg": "RS256", "crit": []}), "its header contains crit", "omit", id="crit"),
-        pytest.param(with_header({"alg": "RS256", "b64": True}), "its header contains b64", "omit", id="b64"),
-        pytest.param(with_header({"alg": "RS256", "kid": 1}), "the kid in its header", "string", id="kid"),
-        pytest.param(with_header({"alg": "RS256", "typ": 1}), "the typ in its header", "string", id="typ"),
+        pytest.param(with_header({"alg": "RS256", "crit": []}), "the header contains crit", "omit", id="crit"),
+        pytest.param(with_header({"alg": "RS256", "b64": True}), "the header contains b64", "omit", id="b64"),
+        pytest.param(with_header({"alg": "RS256", "kid": 1}), "the kid in the header", "string", id="kid"),
+        pytest.param(with_header({"alg": "RS256", "typ": 1}), "the typ in the header", "string", id="typ"),
     ],
 )
 def test_each_malformation_is_named(token: str, problem: str, advice: str) -> None:
-    """The verifier rejects the token as malformed, and the description says why."""
-    if is_b64token(token):  # otherwise, the verifier rejects it before it parses it
+    """The verifier rejects each malformed token, and the description states the reason."""
+    if is_b64token(token):  # otherwise, the verifier rejects the token before it parses it
         with pytest.raises(TokenRejected, match="malformed"):
             parse_jws(token, max_length=10_000)
 
@@ -105,7 +121,7 @@ PARTS = st.sampled_from(
 
 @given(st.lists(PARTS, max_size=6).map(".".join) | st.text(alphabet="eyJ.-_AB=+/~", max_size=40))
 def test_exactly_what_the_verifier_rejects_has_a_description(token: str) -> None:
-    """The descriptions follow the verifier's rules."""
+    """Exactly the tokens that the verifier rejects as malformed have a description."""
     try:
         parse_jws(token, max_length=10_000)
     except TokenRejected as error:
@@ -122,7 +138,7 @@ def test_exactly_what_the_verifier_rejects_has_a_description(token: str) -> None
 
 @given(st.text(st.characters(codec=None)))
 def test_no_description_contains_the_token(token: str) -> None:
-    """Any text can be passed, and the descriptions are the same for all."""
+    """A description never contains the token, even if the token is arbitrary text."""
     found = find_malformation(token)
 
     if found is not None and len(token) > 40:
@@ -130,7 +146,7 @@ def test_no_description_contains_the_token(token: str) -> None:
 
 
 def test_the_header_and_the_claims_are_read_without_a_signature() -> None:
-    """Only for explanations: the signature is not even decoded."""
+    """For explanations only, the header and the claims are read without decoding the signature."""
     assert read_unverified(GOOD) == ({"alg": "RS256", "kid": "k1"}, {"iss": "https://idp.example"})
     assert read_unverified(f"{HEADER}.{PAYLOAD}") == read_unverified(GOOD)
     for token in ("", "a", "é.é.é", f"{HEADER}.{b64('[]')}.AAAA", "A.A.A"):

@@ -1,4 +1,4 @@
-"""Issuer metadata: its URLs, what is trusted in it, and how long a response stays fresh."""
+"""Issuer metadata has well-known URLs, is trusted only in part, and stays fresh for a limited time."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tests.support.json_values import json_values
     ],
 )
 def test_an_issuer_is_an_https_url_or_on_loopback(issuer: Any, is_usable: bool) -> None:
-    """An attacker on the network could change the metadata of any other issuer."""
+    """An issuer must use https or be on loopback; otherwise, an attacker on the network could change its metadata."""
     if is_usable:
         assert check_issuer(issuer) == issuer
         return
@@ -56,7 +56,7 @@ def test_an_issuer_is_an_https_url_or_on_loopback(issuer: Any, is_usable: bool) 
     ],
 )
 def test_metadata_must_name_the_configured_issuer(document: dict[str, Any]) -> None:
-    """The issuers are compared as text (RFC 8414, section 3.3)."""
+    """The issuer in the metadata must equal the configured issuer as text (RFC 8414, section 3.3)."""
     assert problem_with_metadata(document, "https://idp.example") is not None
 
 
@@ -78,14 +78,16 @@ def test_metadata_must_name_the_configured_issuer(document: dict[str, Any]) -> N
 def test_metadata_is_trusted_only_if_its_keys_cannot_be_changed_in_transit(
     issuer_url: str, jwks_uri: object, believed: bool
 ) -> None:
-    """https, or http on loopback for an issuer on loopback."""
+    """Metadata is trusted only if its keys' URL uses https, or http on loopback for a loopback issuer."""
     problem = problem_with_metadata({"issuer": issuer_url, "jwks_uri": jwks_uri}, issuer_url)
 
     assert (problem is None) == believed
 
 
 def test_metadata_of_an_issuer_with_a_path_has_two_urls() -> None:
-    """OpenID appends to the path, RFC 8414, section 3.1, inserts before it."""
+    """For an issuer with a path, OpenID appends the well-known part, and RFC 8414 inserts it before the path (section
+    3.1).
+    """
     assert metadata_urls("https://idp.example/realms/a/") == (
         "https://idp.example/realms/a/.well-known/openid-configuration",
         "https://idp.example/.well-known/oauth-authorization-server/realms/a",
@@ -110,13 +112,13 @@ def test_metadata_of_an_issuer_with_a_path_has_two_urls() -> None:
     ],
 )
 def test_cache_control_is_followed_within_bounds(headers: dict[str, str], seconds: float) -> None:
-    """An issuer can neither make the verifier fetch all the time nor keep its keys for a week."""
+    """The bounds for Cache-Control prevent an issuer from forcing constant fetches or a week without a fetch."""
     assert fresh_seconds(headers) == seconds
 
 
 @given(document=st.dictionaries(st.sampled_from(["issuer", "jwks_uri"]), json_values), control=st.text())
 def test_any_metadata_is_read_or_not_believed(document: dict[str, Any], control: str) -> None:
-    """Metadata and headers of any form."""
+    """Metadata and headers of any form are used or not trusted, without an unexpected error."""
     assert problem_with_metadata(document, "https://idp.example") is not None
     assert 30.0 <= fresh_seconds({"cache-control": control, "age": control}) <= 86400.0
 
@@ -132,7 +134,9 @@ def test_any_metadata_is_read_or_not_believed(document: dict[str, Any], control:
     ],
 )
 def test_a_document_over_plain_http_names_only_its_own_origin(jwks_uri: str, is_believed: bool) -> None:
-    """An operator wrote the issuer, but not what its document contains."""
+    """A document that was fetched over plain http can refer only to its own origin, because only the issuer was
+    configured.
+    """
     issuer = "http://keycloak:8080/realms/a"
     document = {"issuer": issuer, "jwks_uri": jwks_uri}
 
@@ -141,7 +145,7 @@ def test_a_document_over_plain_http_names_only_its_own_origin(jwks_uri: str, is_
 
 
 def test_https_is_never_downgraded_to_plain_http() -> None:
-    """Not even to the same host."""
+    """An https URL is never downgraded to plain http, even on the same host."""
     issuer = "https://keycloak/realms/a"
 
     document = {"issuer": issuer, "jwks_uri": "http://keycloak/jwks"}

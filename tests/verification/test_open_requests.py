@@ -1,4 +1,4 @@
-"""Requests that are served without a token: optional verification, prefixes, preflight requests, and metadata."""
+"""Some requests are served without a token: optional verification, prefixes, preflight requests, and metadata."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ every_http_server = pytest.mark.parametrize("row", HTTP_ROWS)
 
 @pytest.fixture(autouse=True)
 def forget() -> Iterator[None]:
-    """Authenticators are shared by equal settings, also between tests."""
+    """Forget the authenticators, because equal settings share them even between tests."""
     build_authenticator.cache_clear()
     reached.clear()
     yield
@@ -45,7 +45,7 @@ class Answer(NamedTuple):
 
 
 def ask(port: int, method: str, target: str, headers: dict[str, str] | None = None) -> Answer:
-    """Send one request; the headers of the response are in lower case."""
+    """Send one request, and return the response with lowercase header names."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
     try:
         connection.request(method, target, headers=headers or {})
@@ -57,7 +57,7 @@ def ask(port: int, method: str, target: str, headers: dict[str, str] | None = No
 
 @every_server
 def test_optional_serves_requests_without_a_token(issuer: Issuer, row: str) -> None:
-    """A token that is present must be valid, and nothing is read from one that is not."""
+    """With optional verification, a token that is present must be valid, and nothing is read from an invalid one."""
     with ROWS[row](settings_for(issuer, "optional"), None) as server:
         malformed = 401 if isinstance(server, GrpcServer) else 400
         for lines, status in (
@@ -78,7 +78,7 @@ def test_optional_serves_requests_without_a_token(issuer: Issuer, row: str) -> N
 
 @every_server
 def test_optional_that_cannot_start_serves_nothing(row: str) -> None:
-    """A token could not be checked, so the process does not say which requests have a valid one."""
+    """With optional verification, a process that cannot verify tokens rejects all requests."""
     settings = Settings.from_env({"OTEL_PYTHON_TOKEN_RELAY_VERIFY": "optional"})
     with ROWS[row](settings, None) as server:
         assert server.send().status == 503
@@ -87,7 +87,7 @@ def test_optional_that_cannot_start_serves_nothing(row: str) -> None:
 
 
 def test_optional_serves_anonymous_requests_while_the_issuer_is_down(issuer: Issuer) -> None:
-    """Only a request with a token needs the keys."""
+    """With optional verification, anonymous requests are served while the issuer is down."""
     authenticator = BearerAuthenticator(TokenVerifier(["http://127.0.0.1:1"], AUDIENCE), mode="optional")
     path = RequestPath("/", "/")
 
@@ -98,7 +98,7 @@ def test_optional_serves_anonymous_requests_while_the_issuer_is_down(issuer: Iss
 
 @every_http_server
 def test_preflight_requests_reach_the_application(issuer: Issuer, row: str) -> None:
-    """A browser sends them without a token before it sends the request with the token."""
+    """The application receives preflight requests, which browsers send without a token."""
     with ROWS[row](settings_for(issuer), None) as server:
         assert ask(server.port, "OPTIONS", "/", PREFLIGHT).status != 401
         assert ask(server.port, "OPTIONS", "/", {"Origin": "https://app.example"}).status == 401
@@ -112,7 +112,7 @@ def test_preflight_requests_reach_the_application(issuer: Issuer, row: str) -> N
 
 @every_http_server
 def test_a_prefix_is_excluded_with_whole_segments(issuer: Issuer, row: str) -> None:
-    """Spellings that a server or a framework could normalize need a token."""
+    """A prefix matches whole segments, and a path that a server or framework could normalize needs a token."""
     with ROWS[row](settings_for(issuer, verify_exclude=("/public/*",)), None) as server:
         for target in (
             "/public",
@@ -129,7 +129,7 @@ def test_a_prefix_is_excluded_with_whole_segments(issuer: Issuer, row: str) -> N
             "/./public/a",
             "/publicity/a",
         ):
-            # The WSGI server decodes or reduces these, and the application routes by the result.
+            # The WSGI server decodes or normalizes these paths, and the application routes by the result.
             if row != "Flask" or target not in ("/public%2Frelay", "//public/a"):
                 assert ask(server.port, "GET", target).status in (400, 401), target
         assert application_reached() == []
@@ -138,7 +138,7 @@ def test_a_prefix_is_excluded_with_whole_segments(issuer: Issuer, row: str) -> N
 
 @every_server
 def test_grpc_services_are_excluded_by_a_prefix(issuer: Issuer, row: str) -> None:
-    """The same entry covers all methods of a service, or all paths of an HTTP server below it."""
+    """A prefix excludes all methods of a gRPC service, or all paths of an HTTP server below it."""
     with ROWS[row](settings_for(issuer, verify_exclude=("/grpc.health.v1.Health/*",)), None) as server:
         assert server.send(target="/grpc.health.v1.Health/Check").status != 401
         assert server.send(target="/grpc.health.v1.Healthz/Check").status == 401
@@ -146,7 +146,7 @@ def test_grpc_services_are_excluded_by_a_prefix(issuer: Issuer, row: str) -> Non
 
 @every_http_server
 def test_metadata_is_served_without_a_token(issuer: Issuer, row: str) -> None:
-    """An MCP client reads the challenge, then the document, and then asks the authorization server."""
+    """An MCP client reads the challenge and the metadata without a token, and then uses the authorization server."""
     settings = settings_for(issuer, realm="mcp", resource_metadata="https://mcp.example/mcp")
     with ROWS[row](settings, None) as server:
         refused = ask(server.port, "GET", "/")
@@ -190,7 +190,9 @@ def test_metadata_is_served_without_a_token(issuer: Issuer, row: str) -> None:
     ],
 )
 def test_the_well_known_path_is_inserted_before_the_resources_own(identifier: str, url: str) -> None:
-    """RFC 9728, section 3.1. The document repeats the identifier as it is (section 3.3)."""
+    """The well-known path precedes the resource's path, and the document contains the exact identifier (RFC 9728,
+    section 3).
+    """
     resource = ProtectedResource(identifier, ["https://idp.example", "https://login.example/{tid}/v2.0"], ["a", "b"])
     path = url[url.index("/.well-known") :]
     document = resource.respond(RequestPath(path, path, method="GET"))
@@ -219,14 +221,14 @@ def test_the_well_known_path_is_inserted_before_the_resources_own(identifier: st
     ],
 )
 def test_a_resource_must_be_the_url_that_clients_use(identifier: Any) -> None:
-    """The URL of the metadata itself is a likely mistake."""
+    """A resource must be the URL that clients use, and not the URL of the metadata."""
     with pytest.raises(ConfigurationError) as refused:
         BearerAuthenticator(TokenVerifier(["https://idp.example"], AUDIENCE), resource_metadata=identifier)
     assert refused.value.setting == "resource_metadata"
 
 
 def test_the_code_names_the_issuers_of_its_verifier() -> None:
-    """The document of a middleware needs no setting."""
+    """Without settings, the middleware's document contains its verifier's issuers."""
     authenticator = BearerAuthenticator(
         TokenVerifier(["https://idp.example"], AUDIENCE), resource_metadata="https://a.example", required_scopes=("x",)
     )

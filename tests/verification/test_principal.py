@@ -1,4 +1,4 @@
-"""The identity of a request, as applications read it from an ASGI scope or a WSGI environ."""
+"""Applications read a request's identity from an ASGI scope or a WSGI environ."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.tokens import AUDIENCE, claims, make_token
 
 
 class Foreign:
-    """An authenticator that is not ours, and accepts every request."""
+    """An application's own authenticator, which accepts every request."""
 
     def check(self, credentials: object, path: RequestPath) -> ErrorResponse | None:
         if isinstance(credentials, BearerToken):
@@ -27,7 +27,7 @@ class Foreign:
 
 
 def request_with(token: str | None, *authenticators: Any, path: str = "/") -> dict[str, Any]:
-    """Return a request that these authenticators have checked, outermost first."""
+    """Return a request that these authenticators checked, outermost first."""
     lines = [] if token is None else [f"Bearer {token}"]
     boundary = Boundary.of(lambda name: lines if name.lower() == "authorization" else [], Settings())
     for authenticator in authenticators:
@@ -36,7 +36,7 @@ def request_with(token: str | None, *authenticators: Any, path: str = "/") -> di
 
 
 def test_a_principal_shows_what_was_verified(issuer: Issuer, verifier: TokenVerifier) -> None:
-    """Frameworks find the subject under two more names."""
+    """A principal provides the verified claims, and frameworks find the subject under two additional names."""
     token = make_token(claims(issuer.url, scope="a b"))
     principal = principal_of(request_with(token, BearerAuthenticator(verifier)))
 
@@ -64,7 +64,7 @@ def test_a_principal_shows_what_was_verified(issuer: Issuer, verifier: TokenVeri
 def test_no_token_has_the_identity_of_another_one(
     issuer: Issuer, changes: dict[str, Any], subject: str | None, identity: str
 ) -> None:
-    """A machine has an identity that no user has, and a user without a subject has none."""
+    """A machine's identity differs from every user's, and a user without a subject has none."""
     verifier = TokenVerifier([issuer.url], AUDIENCE, profile="generic")
     token = make_token(claims(issuer.url, **changes), typ="JWT")
     principal = principal_of(request_with(token, BearerAuthenticator(verifier)))
@@ -75,7 +75,7 @@ def test_no_token_has_the_identity_of_another_one(
 
 
 def test_a_principal_without_a_token_has_no_identity(verifier: TokenVerifier) -> None:
-    """An excluded path needs no token, and a token on it is not verified."""
+    """A principal on an excluded path has no identity, because its token is not verified."""
     authenticator = BearerAuthenticator(verifier, exclude=("/open",))
     for token in (None, "opaque"):
         principal = principal_of(request_with(token, authenticator, path="/open"))
@@ -88,7 +88,9 @@ def test_a_principal_without_a_token_has_no_identity(verifier: TokenVerifier) ->
 
 
 def test_a_request_that_was_not_checked_is_an_error(issuer: Issuer) -> None:
-    """A missing middleware must not look like a request without a token."""
+    """Reading the principal of an unchecked request is an error, so a missing middleware does not look like a missing
+    token.
+    """
     for request in ({}, {BOUNDARY_KEY: None}, request_with(None), request_with(make_token(claims(issuer.url)))):
         with pytest.raises(ConfigurationError, match="BearerAuthMiddleware") as rejected:
             principal_of(request)
@@ -96,14 +98,14 @@ def test_a_request_that_was_not_checked_is_an_error(issuer: Issuer) -> None:
 
 
 def test_a_result_of_another_kind_is_not_a_principal() -> None:
-    """An authenticator of the application may mark tokens with a result that has none of these properties."""
+    """A custom authenticator's result that lacks the verified token's properties is not a principal."""
     principal = principal_of(request_with("opaque", Foreign()))
 
     assert not principal.is_authenticated
 
 
 def test_the_challenges_are_those_of_the_last_authenticator(issuer: Issuer, verifier: TokenVerifier) -> None:
-    """Without one of ours, the challenge has the default realm."""
+    """The challenges are those of the last built-in authenticator, or have the default realm if there is none."""
     token = make_token(claims(issuer.url))
     outer, inner = (BearerAuthenticator(verifier, realm=realm) for realm in ("outer", "inner"))
 
@@ -115,7 +117,7 @@ def test_the_challenges_are_those_of_the_last_authenticator(issuer: Issuer, veri
 
 
 def test_the_scopes_for_starlette_are_a_list_of_its_own() -> None:
-    """Starlette's ``requires`` looks them up in a list."""
+    """Each request has its own list of scopes, which Starlette's ``requires`` searches."""
     scopes = ["a", "b"]
     credentials = AuthCredentials(scopes)
     scopes.append("admin")
@@ -124,7 +126,7 @@ def test_the_scopes_for_starlette_are_a_list_of_its_own() -> None:
 
 
 def test_verified_token_does_not_print_its_claims(issuer: Issuer, verifier: TokenVerifier) -> None:
-    """Neither the verified token nor the principal shows the caller or the token."""
+    """The `repr` of a verified token or of a principal does not contain the caller or the token."""
     token = make_token(claims(issuer.url, sub="alice-the-secret"))
     verified = verifier.verify(token)
 

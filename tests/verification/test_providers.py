@@ -1,7 +1,7 @@
-"""Tokens of identity providers, with the settings that the page on identity providers recommends.
+"""Identity providers' tokens are verified with the settings that the page on identity providers recommends.
 
-The tokens are in `tests/vectors/providers.json`, built from the providers' public documentation. The issuers have their
-real names: see `tests/support/provider_matrix.py`.
+The tokens are in `tests/vectors/providers.json`, created according to the providers' public documentation. The
+issuers have their real names, as described in `tests/support/provider_matrix.py`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.support.provider_matrix import PREFIX, load_rows, name_of
 ROWS = load_rows()
 PAGE = Path(__file__).parents[2] / "docs" / "identity-providers.md"
 
-# The number of rows when the last one was added. Rows are only added, so no provider loses its test.
+# The number of rows after the most recent addition. Do not remove rows, so that no provider loses its test.
 MIN_ROWS = {
     "AD FS": 1,
     "Amazon Cognito": 4,
@@ -54,7 +54,7 @@ MIN_ROWS = {
 
 @pytest.fixture(scope="module")
 def decisions() -> dict[str, Any]:
-    """Return what both verifiers decide about each row, in a process that trusts another certificate authority."""
+    """Return both verifiers' decisions about each row, in a process that trusts a different certificate authority."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
     ran = subprocess.run(
         [sys.executable, "-m", "tests.support.provider_matrix"],
@@ -72,7 +72,7 @@ def decisions() -> dict[str, Any]:
 @pytest.mark.parametrize("verifier", ["sync", "async"])
 @pytest.mark.parametrize("row", ROWS, ids=name_of)
 def test_each_token_is_decided_as_expected(row: dict[str, Any], verifier: str, decisions: dict[str, Any]) -> None:
-    """The settings are environment variables, and have no problem."""
+    """Each token is decided as expected with environment variables that cause no problems."""
     found = decisions[name_of(row)]
 
     assert found["problems"] == []
@@ -81,7 +81,7 @@ def test_each_token_is_decided_as_expected(row: dict[str, Any], verifier: str, d
 
 @pytest.mark.parametrize("row", [row for row in ROWS if not row["should_pass"]], ids=name_of)
 def test_no_token_that_must_be_refused_is_accepted(row: dict[str, Any], decisions: dict[str, Any]) -> None:
-    """An ID token, a refresh token, or a token for another service; each refusal has a cause and advice."""
+    """An ID token, a refresh token, or a token for a different service is rejected with a cause and advice."""
     for verifier in ("sync", "async"):
         found = decisions[name_of(row)][verifier]
         assert found["result"] not in ("accepted", "unavailable")
@@ -90,14 +90,14 @@ def test_no_token_that_must_be_refused_is_accepted(row: dict[str, Any], decision
 
 
 def test_a_name_is_never_fetched(decisions: dict[str, Any]) -> None:
-    """Any computer could serve the keys of a name that is not an https URL."""
+    """Keys are never fetched for an issuer that is not an https URL, because any computer could serve them."""
     for row in ROWS:
         if "JWKS_URI" in row["settings"]:
             assert set(decisions[name_of(row)]["requests"]) == {row["jwks_url"]}
 
 
 def test_each_token_that_cannot_be_verified_has_a_reason() -> None:
-    """A row that should pass and does not is documented, with what to do instead."""
+    """A row with a valid token that cannot be verified states the reason and what to do instead."""
     page = PAGE.read_text("utf-8")
     refused = [row for row in ROWS if row["should_pass"] and row["expected"]["result"] != "accepted"]
 
@@ -108,7 +108,7 @@ def test_each_token_that_cannot_be_verified_has_a_reason() -> None:
 
 
 def test_the_matrix_does_not_shrink() -> None:
-    """Each row has a name of its own, a source, and an expectation."""
+    """Each row has a unique name, a source, and an expectation."""
     counts = Counter(row["provider"] for row in ROWS)
 
     assert len({name_of(row) for row in ROWS}) == len(ROWS)
@@ -117,12 +117,12 @@ def test_the_matrix_does_not_shrink() -> None:
     assert counts.keys() == MIN_ROWS.keys()
 
 
-# The variables in a code block of the page, without their prefix and their quotation marks.
+# The variables in a code block of the page, without their prefix and quotation marks.
 _variable = re.compile(rf"^export {PREFIX}([A-Z_]+)=(.*)$", re.MULTILINE)
 
 
 def recipes() -> list[tuple[str, dict[str, str]]]:
-    """Return each code block of the page: its section, and the variables without their prefix."""
+    """Return the section and the variables, without their prefix, of each code block on the page."""
     found = []
     for section in PAGE.read_text("utf-8").split("\n## ")[1:]:
         title = section.partition("\n")[0]
@@ -136,14 +136,14 @@ def recipes() -> list[tuple[str, dict[str, str]]]:
     [pytest.param(*recipe, id=f"{recipe[0]} {number}") for number, recipe in enumerate(recipes(), 1)],
 )
 def test_each_recipe_is_a_row_of_the_matrix(title: str, variables: dict[str, str]) -> None:
-    """A recipe that no token has been verified with may not work."""
+    """Each recipe on the page has a row in the matrix."""
     rows = [row for row in ROWS if row.get("recipe") == title and row["settings"] == variables]
 
     assert [row for row in rows if row["expected"]["result"] == "accepted"]
 
 
 def test_each_provider_with_a_recipe_has_a_section() -> None:
-    """The page has a section and a row of its table for it."""
+    """The page has a section and a table row for each provider that has a recipe."""
     page = PAGE.read_text("utf-8")
     for recipe in {row["recipe"] for row in ROWS if "recipe" in row}:
         assert f"\n## {recipe}\n" in page

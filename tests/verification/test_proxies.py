@@ -1,4 +1,4 @@
-"""Which proxy the environment names for an issuer, and which forms of it are refused."""
+"""The environment determines the proxy for an issuer, and unusable kinds of proxies are rejected."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ BASIC = ("Proxy-Authorization", "Basic Ym9iOnBAc3M=")
     ],
 )
 def test_the_proxy_is_read_from_the_environment(environ: dict[str, str], expected: Proxy | None) -> None:
-    """Lower case takes precedence."""
+    """The proxy is read from the environment, where a lowercase variable takes precedence."""
     assert proxy_for(IDP, environ) == expected
 
 
 def test_a_proxy_is_never_used_for_plain_http_or_loopback() -> None:
-    """A proxy would connect to its own loopback, and it could read and change plain http."""
+    """No proxy is used for plain http, which a proxy could change, or for loopback, which would be the proxy's own."""
     environ = {"https_proxy": "http://proxy", "http_proxy": "http://proxy"}
 
     for origin in (Origin("http", "keycloak", 8080), Origin("https", "localhost", 443), Origin("https", "::1", 443)):
@@ -47,15 +47,15 @@ def test_a_proxy_is_never_used_for_plain_http_or_loopback() -> None:
         pytest.param("socks5h://bob:secret@proxy:1080", "the scheme socks5h; only http and https", id="socks5h"),
         pytest.param("SOCKS4://proxy", "the scheme socks4; only http and https", id="socks4"),
         pytest.param("bob:secret://proxy", "the scheme unknown", id="no scheme"),
-        pytest.param("http://bob:secret@proxy:port", "cannot be read", id="port"),
-        pytest.param("http://bob:secret@", "cannot be read", id="no host"),
-        pytest.param("http://bob:secret@[::1", "cannot be read", id="bracket"),
-        pytest.param("http://bob:secret@pro xy", "cannot be read", id="space"),
+        pytest.param("http://bob:secret@proxy:port", "is invalid", id="port"),
+        pytest.param("http://bob:secret@", "is invalid", id="no host"),
+        pytest.param("http://bob:secret@[::1", "is invalid", id="bracket"),
+        pytest.param("http://bob:secret@pro xy", "is invalid", id="space"),
         pytest.param("http://proxy/?bob\r\nX: secret@", None, id="line break"),
     ],
 )
 def test_a_proxy_that_cannot_be_used_is_an_error(url: str, problem: str | None) -> None:
-    """The message never contains a password. Nothing is sent around the proxy."""
+    """An unusable proxy is an error whose message contains no password, and nothing is sent around the proxy."""
     if problem is None:
         found = proxy_for(IDP, {"https_proxy": url})
         assert found is not None
@@ -69,7 +69,7 @@ def test_a_proxy_that_cannot_be_used_is_an_error(url: str, problem: str | None) 
 
 
 def test_the_password_is_not_printed() -> None:
-    """A proxy may appear in a traceback."""
+    """The proxy's password is not printed, because a proxy can appear in a traceback."""
     assert repr(Proxy("http", "proxy", 80, (BASIC,))) == "Proxy(http://proxy:80)"
 
 
@@ -99,5 +99,5 @@ def test_the_password_is_not_printed() -> None:
     ],
 )
 def test_no_proxy_has_names_addresses_networks_and_ports(no_proxy: str, covered: list[str], other: list[str]) -> None:
-    """The port of each request is 443."""
+    """`no_proxy` can contain names, addresses, networks, and ports; all requests in this test are to port 443."""
     assert [host for host in covered + other if is_excluded(host, 443, no_proxy)] == covered

@@ -1,7 +1,7 @@
-"""Tokens of three authorization servers, two of which are not ours, are verified in code and by environment variables.
+"""Tokens from three authorization servers, two of them third-party, are verified in code and with variables.
 
-A server that is not ours decides what its tokens contain and how it responds. Each row of `KINDS` is one kind of access
-token of one server.
+A third-party server determines what its tokens contain and how it responds. Each row of `KINDS` is one kind of
+access token from one server.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class Kind(NamedTuple):
     """A kind of access token.
 
     Attributes:
-        server: The server that issues it.
-        form: Its signature algorithm, or ``opaque``.
+        server: The server that issues the token.
+        form: The token's signature algorithm, or ``opaque``.
         is_introspected: Whether the server introspects and revokes tokens of this kind.
     """
 
@@ -74,7 +74,7 @@ class Verifiers:
         self._tasks = AsyncTokenVerifier([server.issuer], **options)
 
     def verify(self, token: str) -> tuple[Any, Any]:
-        """Return what each of them makes of the token: a verified token or an error."""
+        """Return each verifier's result for the token: a verified token or an error."""
 
         async def verify_async() -> Any:
             return await self._tasks.verify(token)
@@ -82,7 +82,7 @@ class Verifiers:
         return _outcome(lambda: self._threads.verify(token)), _outcome(lambda: anyio.run(verify_async))
 
     def reasons(self, token: str) -> tuple[str, str]:
-        """Return the reasons for which they reject the token."""
+        """Return the reasons for which the verifiers reject the token."""
         first, second = self.verify(token)
         for error in (first, second):
             assert isinstance(error, TokenRejected), error
@@ -102,7 +102,7 @@ def _outcome(verify: Any) -> Any:
 
 
 def verifiers(server: RealServer, kind: Kind, **options: Any) -> Verifiers:
-    """Return verifiers for that kind of token. JWTs are not introspected, so that their claims decide."""
+    """Return verifiers for that kind of token. JWTs are not introspected, so only their signature and claims matter."""
     return Verifiers(server, introspects=kind.is_opaque, **options)
 
 
@@ -112,7 +112,7 @@ def both(value: str) -> tuple[str, str]:
 
 @kinds(*KINDS)
 def test_access_token_is_accepted(real_servers: RealServers, kind: Kind) -> None:
-    """The user, the client, the scopes and the issuer are those of the server."""
+    """An accepted access token has the user, client, scopes, and issuer that the server sent."""
     server = real_servers[kind.server]
     checked = verifiers(server, kind)
 
@@ -127,9 +127,11 @@ def test_access_token_is_accepted(real_servers: RealServers, kind: Kind) -> None
             assert verified.is_still_valid()
 
 
-@kinds(*(kind for kind in KINDS if kind != Kind("demo", "opaque")))  # services get only JWTs there
+@kinds(*(kind for kind in KINDS if kind != Kind("demo", "opaque")))  # this server gives services only JWTs
 def test_token_of_the_service_itself_is_accepted(real_servers: RealServers, kind: Kind) -> None:
-    """The grant is client credentials. Only oidc-provider omits the subject, and only for opaque tokens."""
+    """A token from the client credentials grant is accepted, although oidc-provider omits the subject from opaque
+    tokens.
+    """
     server = real_servers[kind.server]
     has_subject = kind != Kind("oidc-provider", "opaque")
 
@@ -142,7 +144,7 @@ def test_token_of_the_service_itself_is_accepted(real_servers: RealServers, kind
 
 @kinds(*KINDS)
 def test_token_for_another_service_is_refused(real_servers: RealServers, kind: Kind) -> None:
-    """The same user, client, issuer and key."""
+    """A token for a different service is rejected, even with the same user, client, issuer, and key."""
     server = real_servers[kind.server]
     token = server.sign_in("alice", kind.form, service="billing-service").access
 
@@ -152,7 +154,7 @@ def test_token_for_another_service_is_refused(real_servers: RealServers, kind: K
 
 @kinds(*KINDS)
 def test_refresh_token_is_refused(real_servers: RealServers, kind: Kind) -> None:
-    """It is not a JWT. oidc-provider reports it as active, but without an audience."""
+    """A refresh token is rejected: it is not a JWT, and oidc-provider reports it as active but without an audience."""
     server = real_servers[kind.server]
     token = server.sign_in("alice", kind.form).refresh
     assert token
@@ -163,7 +165,9 @@ def test_refresh_token_is_refused(real_servers: RealServers, kind: Kind) -> None
 
 
 def test_refresh_token_is_recognized_only_by_its_missing_audience(real_servers: RealServers) -> None:
-    """The page on verification warns of this: oidc-provider does not say what kind of token is active."""
+    """A refresh token from oidc-provider is recognized only by its missing audience, as the page on verification
+    warns.
+    """
     server = real_servers["oidc-provider"]
     token = server.sign_in("alice", "opaque").refresh
     assert token
@@ -182,7 +186,7 @@ def test_refresh_token_is_recognized_only_by_its_missing_audience(real_servers: 
 @pytest.mark.parametrize("audience", [SERVICE, "web"], ids=["another audience", "its own audience"])
 @pytest.mark.parametrize("profile", ["rfc9068", "generic"])
 def test_id_token_is_refused(real_servers: RealServers, audience: str, profile: str) -> None:
-    """It is signed by the same issuer with the same key. Only oidc-provider issues any."""
+    """An ID token with the same issuer and key, which only oidc-provider issues, is rejected."""
     server = real_servers["oidc-provider"]
     token = server.sign_in("alice", "RS256", scope="openid profile").id
     assert token
@@ -195,7 +199,7 @@ def test_id_token_is_refused(real_servers: RealServers, audience: str, profile: 
 
 @kinds(*KINDS)
 def test_changed_token_is_refused(real_servers: RealServers, kind: Kind) -> None:
-    """One character differs, in the signature, in the claims or in an opaque token."""
+    """A token is rejected if one character of its signature, claims, or opaque text differs."""
     server = real_servers[kind.server]
     token, other = server.sign_in("alice", kind.form).access, server.sign_in("bob", kind.form).access
     checked = verifiers(server, kind)
@@ -215,7 +219,9 @@ def _flip(text: str, position: int) -> str:
 
 @kinds(*KINDS)
 def test_expired_token_is_refused(real_servers: RealServers, kind: Kind) -> None:
-    """The clock of the service is ahead by more than the token's lifetime and the leeway; before, it is accepted."""
+    """A token is accepted until the service's clock passes the token's lifetime and the leeway, and is
+    then rejected.
+    """
     server = real_servers[kind.server]
     token = server.sign_in("alice", kind.form).access
     ahead = 0.0
@@ -228,7 +234,9 @@ def test_expired_token_is_refused(real_servers: RealServers, kind: Kind) -> None
 
 @kinds(*INTROSPECTED)
 def test_revoked_token_is_refused(real_servers: RealServers, kind: Kind) -> None:
-    """At once where no response is cached, and after 60 seconds elsewhere, however long verifications are cached."""
+    """A revoked token is rejected immediately if no response is cached, and otherwise after 60 seconds, even if
+    verifications are cached longer.
+    """
     server = real_servers[kind.server]
     token, kept = server.sign_in("alice", kind.form).access, server.sign_in("alice", kind.form).access
     ahead = 0.0
@@ -247,7 +255,7 @@ def test_revoked_token_is_refused(real_servers: RealServers, kind: Kind) -> None
 
 
 def test_jwt_that_its_server_does_not_introspect_is_unavailable(real_servers: RealServers) -> None:
-    """oidc-provider responds with status 400, so the state of the token is unknown. Opaque tokens are accepted."""
+    """oidc-provider responds to the introspection of a JWT with status 400, so the token's state is unknown."""
     server = real_servers["oidc-provider"]
     checked = Verifiers(server, introspects=True)
 
@@ -259,7 +267,9 @@ def test_jwt_that_its_server_does_not_introspect_is_unavailable(real_servers: Re
 
 @kinds(*SIGNED)
 def test_rotated_keys_are_used_at_once(real_servers: RealServers, kind: Kind) -> None:
-    """A token of the new key is accepted without a wait, and the old ones are as long as their key is published."""
+    """A token with the new key is accepted immediately, and tokens with the old key are accepted while that key is
+    published.
+    """
     server = real_servers[kind.server]
     old = server.sign_in("alice", kind.form).access
     checked = verifiers(server, kind, cache_size=0)
@@ -280,7 +290,7 @@ def test_rotated_keys_are_used_at_once(real_servers: RealServers, kind: Kind) ->
 
 @contextmanager
 def protected(server: RealServer, *, introspects: bool) -> Iterator[httpx.Client]:
-    """Run an application that does not know this package, under the launcher of OpenTelemetry."""
+    """Run an application that does not import the package, with OpenTelemetry's launcher."""
     settings = {
         "VERIFY": "enforce",
         "ISSUERS": server.issuer,
@@ -311,7 +321,7 @@ def status_of(client: httpx.Client, token: str | None) -> int:
 
 @pytest.mark.parametrize("name", ["demo", "oidc-provider", "authgent"])
 def test_environment_variables_alone_verify_the_tokens_of_a_server(real_servers: RealServers, name: str) -> None:
-    """The application has no code for it. Opaque tokens of oidc-provider are tested below."""
+    """Environment variables alone verify a server's tokens, without code in the application."""
     server = real_servers[name]
     forms = [kind.form for kind in SIGNED if kind.server == name]
     introspects = name != "oidc-provider"
@@ -333,7 +343,7 @@ def test_environment_variables_alone_verify_the_tokens_of_a_server(real_servers:
 
 
 def test_environment_variables_alone_verify_opaque_tokens(real_servers: RealServers) -> None:
-    """The ID and the secret of the client contain characters that must be encoded."""
+    """Environment variables alone verify opaque tokens, with special characters in the client's ID and secret."""
     server = real_servers["oidc-provider"]
     with protected(server, introspects=True) as client:
         tokens = server.sign_in("alice", "opaque")

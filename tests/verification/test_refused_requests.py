@@ -1,4 +1,4 @@
-"""What operators see of refused requests, at every kind of server."""
+"""Operators can observe rejected requests at every kind of server."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ HTTP = [row for row in EVERY if not row.startswith("gRPC")]
 
 @pytest.fixture(autouse=True)
 def forget(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Authenticators are shared by equal settings, also between tests."""
+    """Forget the authenticators, because equal settings share them even between tests."""
     monkeypatch.delenv(OPT_IN_VARIABLE, raising=False)
     build_authenticator.cache_clear()
     reached.clear()
@@ -132,7 +132,7 @@ def attributes_of(span: ReadableSpan) -> dict[str, Any]:
 
 
 def outcomes(telemetry: Telemetry) -> dict[str, int]:
-    """Return the number of requests by outcome and, if there is one, reason."""
+    """Return the number of requests by outcome and, if there is one, by reason."""
     return {
         "/".join(str(value) for _, value in reversed(labels)): count
         for labels, count in telemetry.points(COUNTER).items()
@@ -143,7 +143,7 @@ def outcomes(telemetry: Telemetry) -> dict[str, int]:
 def test_refused_request_has_a_span_a_count_and_a_warning(
     issuer: Issuer, row: str, telemetry: Telemetry, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Once each. The caller's span is the parent, and no part of the request but the method and the path appears."""
+    """A rejected request has one count, one warning, and one span below the caller's, with only its method and path."""
     token = bearer(issuer, exp=1)
     secret = token.decode().removeprefix(" Bearer ")
     headers = (TRACEPARENT, b"User-Agent: " + secret.encode(), b"X-Forwarded-Proto: " + secret.encode())
@@ -186,7 +186,7 @@ def test_refused_request_has_a_span_a_count_and_a_warning(
 
 @pytest.mark.parametrize("row", HOOKED)
 def test_token_in_the_path_is_masked(issuer: Issuer, row: str, telemetry: Telemetry) -> None:
-    """The span is redacted like every other one, even if the token looks like a word."""
+    """A token in the path is masked in the span, even if it looks like a word."""
     secret = "correcthorsebatterystaple"
     with HOOKED[row](settings_for(issuer), None) as server:
         assert server.send(f" Bearer {secret}".encode(), target=f"/reset/{secret}").status == 401
@@ -198,7 +198,7 @@ def test_token_in_the_path_is_masked(issuer: Issuer, row: str, telemetry: Teleme
 
 @every_server
 def test_unavailability_is_an_error(row: str, telemetry: Telemetry, caplog: pytest.LogCaptureFixture) -> None:
-    """Without keys, no token can be verified. The duration includes the wait for them."""
+    """If the keys are unavailable, the span has an error status, and the duration includes the wait for the keys."""
     with issuing() as issuer, EVERY[row](settings_for(issuer), None) as server:
         issuer.behave = issuer.fail
         assert server.send(bearer(issuer), target=TARGET).status == 503
@@ -216,7 +216,7 @@ def test_unavailability_is_an_error(row: str, telemetry: Telemetry, caplog: pyte
 def test_verification_that_cannot_start_is_visible(
     issuer: Issuer, row: str, telemetry: Telemetry, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Every request fails, and operators see why, request by request."""
+    """If verification cannot start, every request fails and is recorded with the reason."""
     settings = Settings.from_env(
         {"OTEL_PYTHON_TOKEN_RELAY_VERIFY": "enforce", "OTEL_PYTHON_TOKEN_RELAY_VERIFY_EXCLUDE": "/healthz"}
     )
@@ -236,7 +236,7 @@ def test_verification_that_cannot_start_is_visible(
 def test_report_mode_counts_and_warns_and_serves(
     issuer: Issuer, row: str, telemetry: Telemetry, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """We record no span, because the application serves the request."""
+    """Report mode counts and warns but records no span, because the application serves the request."""
     with ROWS[row](settings_for(issuer, "report"), None) as server:
         for _ in range(2):
             assert server.send(bearer(issuer, exp=1), target=TARGET).status == 200
@@ -262,7 +262,7 @@ def test_metric_follows_the_opt_in(
     is_old: bool,
     is_new: bool,
 ) -> None:
-    """As in instrumentation, so that refused requests are in the same metric as all other requests."""
+    """The duration metric follows the same opt-in as instrumentation, so all requests are in one metric."""
     monkeypatch.setenv(OPT_IN_VARIABLE, opt_in)
     with EVERY[row](settings_for(issuer), None) as server:
         assert server.send(target=TARGET).status == 401
@@ -277,7 +277,7 @@ def test_metric_follows_the_opt_in(
 
 @every_server
 def test_parent_is_not_read_without_a_propagator_for_it(issuer: Issuer, row: str, telemetry: Telemetry) -> None:
-    """The application would not have used it either."""
+    """If no propagator reads trace headers, the caller's span is not the parent."""
     set_global_textmap(CompositePropagator([]))
     with EVERY[row](settings_for(issuer), None) as server:
         assert server.send(target=TARGET, headers=(TRACEPARENT,)).status == 401
@@ -290,7 +290,7 @@ def test_parent_is_not_read_without_a_propagator_for_it(issuer: Issuer, row: str
 def test_flood_makes_few_spans_and_one_warning(
     issuer: Issuer, row: str, telemetry: Telemetry, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each request is counted."""
+    """A flood of requests is counted completely, but creates few spans and one warning."""
     monkeypatch.setattr(refusals._recorder, "_spans", RateLimit(SPANS_PER_SECOND, 1.0, lambda: 0.0))
     number = 3 * SPANS_PER_SECOND
     with EVERY[row](settings_for(issuer), None) as server:
@@ -311,7 +311,7 @@ def fail(*args: Any, **kwargs: Any) -> Any:
 def test_broken_telemetry_does_not_change_the_response(
     issuer: Issuer, row: str, telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The caller's response is the one that it would have been, and the next request is served."""
+    """Broken telemetry does not change the response, and the next request is served."""
     with EVERY[row](settings_for(issuer), None) as server:
         expected = server.send(target=TARGET)
         expired = bearer(issuer, exp=1)
@@ -332,7 +332,7 @@ def test_broken_telemetry_does_not_change_the_response(
 
 @pytest.mark.parametrize("row", ["Starlette", "aiohttp.web", "aiohttp.web by hand", "Tornado"])
 def test_refused_handshake_of_a_websocket_is_a_request(issuer: Issuer, row: str, telemetry: Telemetry) -> None:
-    """It is a GET request that gets an error response."""
+    """A rejected WebSocket handshake is recorded as a GET request with an error response."""
     with ROWS[row](settings_for(issuer), None) as server:
         with pytest.raises(websockets.InvalidStatus) as refused:
             websockets.sync.client.connect(f"ws://127.0.0.1:{server.port}/ws")
@@ -346,7 +346,9 @@ def test_refused_handshake_of_a_websocket_is_a_request(issuer: Issuer, row: str,
 
 
 def test_websocket_that_can_only_be_closed_has_the_status_403(issuer: Issuer, telemetry: Telemetry) -> None:
-    """This is what the server sends then (ASGI specification)."""
+    """A WebSocket that can only be closed is recorded with the status 403 that the server sends (ASGI
+    specification).
+    """
     sent: list[Any] = []
 
     async def receive() -> Any:
@@ -439,7 +441,9 @@ COMBINED = {f"{row}, outside": serve for row, serve in OUTSIDE.items()} | {
 def test_with_instrumentation_each_request_is_recorded_once(
     issuer: Issuer, row: str, is_sampled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The span of enclosing instrumentation gets the attributes. On one connection, each request has its own span."""
+    """With instrumentation, each request is recorded once, even on a shared connection, and the surrounding span gets
+    the attributes.
+    """
     with recording(monkeypatch, DEFAULT_ON if is_sampled else ALWAYS_OFF) as telemetry:
         with COMBINED[row](settings_for(issuer)) as server:
             for token, status in ((bearer(issuer), 200), (bearer(issuer, exp=1), 401), (bearer(issuer), 200)):
@@ -475,7 +479,7 @@ def _flask_app(settings: Settings) -> Any:
 def test_instrumentation_around_a_framework_without_a_server(
     issuer: Issuer, telemetry: Telemetry, instrumentor: Any, build: Callable[[Settings], Any]
 ) -> None:
-    """As in a test client or under uWSGI, where no hook encloses instrumentation that replaces the application."""
+    """In a test client or with uWSGI, instrumentation that replaces the application records the request in its span."""
     with _instrumented(instrumentor()) if instrumentor else nullcontext():
         app = build(settings_for(issuer))
         with httpx.Client(transport=httpx.WSGITransport(app), base_url="http://app") as client:
@@ -490,7 +494,7 @@ def test_instrumentation_around_a_framework_without_a_server(
 
 @pytest.mark.parametrize("row", OWN_INTERFACE)
 def test_hook_of_a_framework_alone_records_it_too(issuer: Issuer, row: str, telemetry: Telemetry) -> None:
-    """Tornado has two hooks, and its handlers may be reached without the server's."""
+    """Tornado's handlers can run without the server's hook, and the framework's hook then records the request."""
     with serving_behind(_authenticator(settings_for(issuer)), row) as server:
         target = TARGET if isinstance(server, GrpcServer) else f"{TARGET}?access_token=secret"
         assert server.send(bearer(issuer, exp=1), target=target).status == 401
@@ -504,9 +508,9 @@ def test_hook_of_a_framework_alone_records_it_too(issuer: Issuer, row: str, tele
 def test_span_in_which_the_server_was_started_is_not_the_requests(
     issuer: Issuer, row: str, telemetry: Telemetry
 ) -> None:
-    """Threads and event loops keep the context in which they were started."""
+    """The span in which a server was started, which threads and event loops keep, is not used for requests."""
     tracer = telemetry.tracer_provider.get_tracer("tests")
-    # At the server's own place, even a SERVER span belongs to another request.
+    # At the server boundary, even a SERVER span belongs to a different request.
     kind = SpanKind.INTERNAL if row.startswith("gRPC") else SpanKind.SERVER
     with (
         _instrumented(ThreadingInstrumentor()),
@@ -522,7 +526,7 @@ def test_span_in_which_the_server_was_started_is_not_the_requests(
 
 
 class _KeptAlive:
-    """Sends requests over one connection."""
+    """A client that sends requests over one connection."""
 
     def __init__(self, server: Server) -> None:
         self._connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
@@ -541,7 +545,7 @@ class _KeptAlive:
 @pytest.mark.filterwarnings("ignore:Inheritance class _InstrumentedApplication")
 @pytest.mark.parametrize("row", [row for row in COMBINED if not row.startswith(("gRPC", "WSGI", "Flask"))])
 def test_the_previous_request_on_a_connection_is_another_one(issuer: Issuer, row: str, telemetry: Telemetry) -> None:
-    """Its span, which may still be current, neither gets the attributes nor becomes the parent."""
+    """The previous request's span, which might still be current, does not get the attributes and is not the parent."""
     with COMBINED[row](settings_for(issuer)) as server:
         client = _KeptAlive(server)
         assert [client.send(token) for token in (bearer(issuer), None, bearer(issuer), None)] == [200, 401, 200, 401]
@@ -571,7 +575,7 @@ class _Headers:
 
 @pytest.mark.parametrize(("proto", "status"), [("http", 401), ("ws", 401)])
 def test_refused_rsgi_request_is_recorded(issuer: Issuer, telemetry: Telemetry, proto: str, status: int) -> None:
-    """Granian may be missing, and its interface is small."""
+    """A rejected RSGI request is recorded, even if Granian is not installed."""
     responses: list[int] = []
 
     class Protocol:
@@ -605,7 +609,7 @@ def test_refused_rsgi_request_is_recorded(issuer: Issuer, telemetry: Telemetry, 
 def test_refused_sanic_request_is_recorded(
     issuer: Issuer, telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Sanic may be missing. The scheme is that of the connection, not one from a header."""
+    """A rejected Sanic request is recorded with the connection's scheme, even if Sanic is not installed."""
     sent: list[Any] = []
 
     class Response:
@@ -635,7 +639,9 @@ def test_refused_sanic_request_is_recorded(
 
 
 def test_zero_code_shows_refused_requests(tmp_path: Path) -> None:
-    """Environment variables alone. The warning is on standard error, although logs are exported to nowhere."""
+    """With environment variables alone, rejected requests cause a warning on standard error, although no log is
+    exported.
+    """
     command = [script("opentelemetry-instrument"), *uvicorn_command("tests.support.unaware_apps:asgi_app")]
     variables = {
         **instrumentations("fastapi", "logging"),
@@ -658,7 +664,7 @@ def test_zero_code_shows_refused_requests(tmp_path: Path) -> None:
         assert get(port, f"{TARGET}?access_token=secret").status == 401
         assert get(port, "/me").status == 200
 
-        # The process ends by a signal: what it has not exported by then is lost.
+        # A signal ends the process, which loses telemetry that it has not exported.
         expected = (NEW, COUNTER, '"token_relay.verification": "excluded"', '"token_relay.reason": "absent"')
 
         def is_exported() -> bool:

@@ -1,4 +1,4 @@
-"""Verification and the relay: only verified, unexpired, unrevoked tokens are relayed, without a line of code."""
+"""Only verified, unexpired, and unrevoked tokens are relayed, without code in the application."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def bearer(token: str) -> dict[str, str]:
 
 
 def relaying_app(downstream: ThirdParty, before: Callable[[], None] = lambda: None) -> Starlette:
-    """Build a service that calls another one for each request and responds with the result of the call."""
+    """Return a service that calls a second service for each request and returns the result of the call."""
 
     def call(request: Request) -> JSONResponse:
         before()
@@ -60,7 +60,7 @@ def relaying_app(downstream: ThirdParty, before: Callable[[], None] = lambda: No
 
 
 def test_only_a_verified_token_is_relayed(issuer: Issuer, downstream: ThirdParty) -> None:
-    """With REQUIRE_VERIFIED an unverified token is not relayed."""
+    """With REQUIRE_VERIFIED, an unverified token is not relayed."""
     token = make_token(claims(issuer.url))
     verifier = TokenVerifier([issuer.url], AUDIENCE)
     with installed(f"{downstream.url};required", require_verified=True):
@@ -76,7 +76,7 @@ def test_only_a_verified_token_is_relayed(issuer: Issuer, downstream: ThirdParty
 
 
 def test_verdict_of_one_request_does_not_serve_the_next(issuer: Issuer, downstream: ThirdParty) -> None:
-    """The same token is unverified again in a request that is not verified."""
+    """The same token is unverified again in a later request that is not verified."""
     token = make_token(claims(issuer.url))
     verifier = TokenVerifier([issuer.url], AUDIENCE)
     with installed(f"{downstream.url};required", require_verified=True):
@@ -89,7 +89,7 @@ def test_verdict_of_one_request_does_not_serve_the_next(issuer: Issuer, downstre
 
 
 def test_revocation_counts_at_each_hop(issuer: Issuer, downstream: ThirdParty) -> None:
-    """A token that is revoked while its request runs is not relayed from then on."""
+    """A token that is revoked while its request runs is no longer relayed."""
     denied: set[object] = set()
     verifier = TokenVerifier([issuer.url], AUDIENCE, is_revoked=lambda found: found["jti"] in denied)
     with installed(f"{downstream.url};required"):
@@ -103,7 +103,7 @@ def test_revocation_counts_at_each_hop(issuer: Issuer, downstream: ThirdParty) -
 
 
 def test_failing_revocation_hook_withholds_at_the_hop(issuer: Issuer, downstream: ThirdParty) -> None:
-    """If the state of the token is unknown, it is not relayed, and the application's call continues."""
+    """If the revocation hook fails, the token is not relayed, and the application's call continues."""
     broken = False
 
     def is_revoked(found: Any) -> bool:
@@ -164,7 +164,7 @@ def test_introspection_verdict_counts_at_each_hop(issuer: Issuer, downstream: Th
 def test_lifetime_of_an_opaque_token_counts_at_the_hop(
     issuer: Issuer, downstream: ThirdParty, lifetime: int, min_ttl: float, expected: object
 ) -> None:
-    """The verified exp counts, also if the token itself contains none."""
+    """The verified `exp` applies at the hop, even if the token itself contains none."""
     issuer.introspect = lambda token: {
         "active": True,
         "sub": "alice",
@@ -204,7 +204,7 @@ def test_claims_are_reachable_and_carried_on(issuer: Issuer) -> None:
 
 
 def test_unverified_token_has_no_claims() -> None:
-    """Claims of an unverified JWT are not treated as verified."""
+    """The claims of an unverified JWT are not considered verified."""
     token = BearerToken(make_token({"sub": "mallory"}, kid=None))
 
     assert token.claims is None
@@ -224,7 +224,7 @@ def hello_app() -> Starlette:
 
 
 def test_boundary_of_ones_own_does_not_let_enforcement_be_skipped(issuer: Issuer) -> None:
-    """An outer boundary without an authenticator has not checked the request."""
+    """An outer boundary without an authenticator does not prevent the inner boundary's check."""
     from otel_token_relay.servers.asgi import TokenRelayMiddleware
 
     with verifying_without_code(issuer):
@@ -235,7 +235,9 @@ def test_boundary_of_ones_own_does_not_let_enforcement_be_skipped(issuer: Issuer
 
 
 def test_extra_that_is_missing_lets_nobody_in() -> None:
-    """Without PyJWT the error names the extra and no request is served; without VERIFY it is not needed."""
+    """If PyJWT is missing, an error mentions the extra and every request is rejected; without VERIFY, PyJWT is not
+    needed.
+    """
     program = """
 import logging, sys
 logging.basicConfig(stream=sys.stdout)
@@ -257,7 +259,7 @@ for verify in ("off", "report", "enforce"):
 
 
 def test_nothing_of_pyjwt_is_imported_unless_used() -> None:
-    """Services that only relay do not load the verifier."""
+    """A service that only relays tokens does not import PyJWT."""
     program = """
 import sys, otel_token_relay, otel_token_relay.verification
 otel_token_relay.install(otel_token_relay.Settings(span_claims=("sub:enduser.id",)))

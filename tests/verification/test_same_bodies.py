@@ -1,4 +1,4 @@
-"""A rejected request has the same response in code and without, with every server and framework."""
+"""A rejected request gets the same response from code and from settings, with every server and framework."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.served import Reply, Server
 from tests.support.tokens import claims, make_token, public_jwk
 
 FIXED = {"content-type": "application/json", "cache-control": "no-store"}
-# Servers add these themselves, to all responses.
+# Servers add these headers to all responses.
 OF_SERVER = {"date", "server", "connection", "keep-alive", "via"}
 
 
@@ -32,11 +32,11 @@ class Fault(NamedTuple):
     """A request that is rejected.
 
     Attributes:
-        authorization: Its Authorization lines.
+        authorization: The request's Authorization lines.
         status, error: The expected status and error.
-        challenge: The expected attributes of the challenge after the realm; ``None`` for none.
+        challenge: The challenge's expected attributes after the realm, or ``None``.
         scopes: The scopes that the service requires.
-        method: The method of the request.
+        method: The request's method.
     """
 
     authorization: tuple[bytes, ...]
@@ -58,7 +58,7 @@ class Fault(NamedTuple):
         return self.status, headers, b"" if self.method == b"HEAD" else body
 
     def send_to(self, server: Server) -> tuple[int, dict[str, str], bytes]:
-        """Send the request. Return the response without what the server adds to all responses."""
+        """Send the request. Return the response without the headers that the server adds to all responses."""
         lines = [self.method + b" / HTTP/1.1", b"Host: a", b"Connection: close"]
         lines += [b"Authorization:" + value for value in self.authorization]
         reply = server.send_raw(b"\r\n".join([*lines, b"", b""]))
@@ -67,7 +67,7 @@ class Fault(NamedTuple):
 
 def _comparable(reply: Reply) -> tuple[int, dict[str, str], bytes]:
     headers = {name: value for name, value in reply.headers.items() if name not in OF_SERVER}
-    if 1 <= int(headers.get("retry-after", 0)) <= 10:  # the seconds that are left until the next attempt
+    if 1 <= int(headers.get("retry-after", 0)) <= 10:  # the number of seconds until the next attempt
         headers["retry-after"] = "N"
     return reply.status, headers, reply.body
 
@@ -112,7 +112,7 @@ def faults(issuer: Issuer, down: Issuer) -> dict[str, Fault]:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_sends_the_same_response(issuer: Issuer, down: Issuer, faults: dict[str, Fault], way: str) -> None:
-    """The status, the body and all headers are the same, byte for byte; a valid token reaches the application."""
+    """The status, the body, and all headers are identical, and the application receives requests with a valid token."""
     received = {}
     for scopes in ((), ("admin",)):
         with WAYS[way](Service([issuer.url, down.url], scopes)) as server:
@@ -123,7 +123,7 @@ def test_every_way_sends_the_same_response(issuer: Issuer, down: Issuer, faults:
 
 
 def test_a_dependency_sends_the_same_response_on_an_excluded_path(issuer: Issuer, faults: dict[str, Fault]) -> None:
-    """The middleware lets the request pass, and the dependency rejects it."""
+    """On an excluded path, the middleware accepts the request, and the dependency rejects it with the same response."""
     service = Service([issuer.url], exclude=("/",))
     app = TestClient(asgi_middleware(fastapi_app(()), service))
 
@@ -137,7 +137,7 @@ def test_a_dependency_sends_the_same_response_on_an_excluded_path(issuer: Issuer
 
 
 def protected(issuer: Issuer, **options: Any) -> fastapi.FastAPI:
-    """An application with one protected path and one that raises an exception of its own."""
+    """An application with one protected path and one path that raises a custom exception."""
     app = fastapi.FastAPI(**options)
     app.add_middleware(BearerAuthMiddleware, authenticator=Service([issuer.url], exclude=("/own",)).authenticator())
 
@@ -156,7 +156,7 @@ def authorization(issuer: Issuer) -> dict[str, str]:
 
 
 def test_other_exceptions_of_the_application_are_not_affected(issuer: Issuer) -> None:
-    """FastAPI responds to them as before, also after a dependency has rejected a request."""
+    """FastAPI handles the application's other exceptions as before, even after a rejected request."""
     client = TestClient(protected(issuer))
 
     assert client.get("/", headers=authorization(issuer)).json() == {"error": "insufficient_scope"}
@@ -168,7 +168,7 @@ def test_other_exceptions_of_the_application_are_not_affected(issuer: Issuer) ->
     "kind", [403, HTTPException, StarletteHTTPException], ids=["status", "FastAPI's", "Starlette's"]
 )
 def test_a_handler_of_the_application_takes_precedence(issuer: Issuer, kind: Any) -> None:
-    """It finds the status and the challenge in the exception."""
+    """An application's exception handler takes precedence and finds the status and the challenge in the exception."""
 
     def handle(request: fastapi.Request, error: Any) -> PlainTextResponse:
         return PlainTextResponse("its own body", error.status_code, headers=error.headers)
@@ -183,7 +183,7 @@ def test_a_handler_of_the_application_takes_precedence(issuer: Issuer, kind: Any
 
 
 def test_a_mounted_application_sends_the_same_response(issuer: Issuer) -> None:
-    """Its handlers apply, not those of the application that mounts it."""
+    """A mounted application's own handlers apply, instead of those of the application that mounts it."""
     outer = Starlette(routes=[Mount("/", fastapi_app(("admin",)))])
     client = TestClient(asgi_middleware(outer, Service([issuer.url])))
 
@@ -192,7 +192,7 @@ def test_a_mounted_application_sends_the_same_response(issuer: Issuer) -> None:
 
 @pytest.mark.parametrize("handlers", [None, (), ([],)], ids=["missing", "empty", "of another type"])
 def test_without_known_handlers_a_dependency_still_rejects(handlers: Any) -> None:
-    """If Starlette changes, the body is FastAPI's."""
+    """If Starlette changes its handlers, a dependency still rejects requests, with FastAPI's body."""
     forbidden = Challenges(realm="api").insufficient_scope
     error = dependencies._build_error({dependencies._HANDLERS_KEY: handlers}, forbidden)
 
@@ -203,7 +203,7 @@ def test_without_known_handlers_a_dependency_still_rejects(handlers: Any) -> Non
 
 
 def test_a_websocket_is_rejected_with_the_same_body(issuer: Issuer) -> None:
-    """A dependency also rejects handshakes."""
+    """A dependency also rejects WebSocket handshakes with the same body."""
     app = fastapi.FastAPI()
 
     @app.websocket("/", dependencies=[Depends(current_principal)])

@@ -1,4 +1,4 @@
-"""The variables of verification: their meaning, and the strict values when they cannot be read."""
+"""Each verification variable is read, and a strict value replaces an unreadable one."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def from_env(**variables: str) -> Settings:
 
 
 def test_nothing_is_verified_by_default() -> None:
-    """Without a variable, and with issuers alone, nothing changes."""
+    """By default, and with issuers alone, nothing is verified."""
     assert from_env().verify == "off"
     assert from_env(ISSUERS="https://idp.example", AUDIENCE="a").verify == "off"
     assert from_env().problems == ()
 
 
 def test_variables_are_read() -> None:
-    """Each variable, with white space around its entries."""
+    """Each variable is read without the white space around its entries."""
     settings = from_env(
         **COMPLETE | {"ISSUERS": "https://idp.example , https://b.example/realms/x"},
         ALGORITHMS="ES256, EdDSA",
@@ -98,7 +98,7 @@ def test_variables_are_read() -> None:
     ],
 )
 def test_unreadable_variable_takes_the_strict_side(variable: str, text: str, field: str, strict: object) -> None:
-    """A mistake never accepts more, and is reported."""
+    """An unreadable variable is reported and never accepts more requests."""
     settings = from_env(**COMPLETE | {variable: text})
 
     assert getattr(settings, field) == strict
@@ -106,7 +106,7 @@ def test_unreadable_variable_takes_the_strict_side(variable: str, text: str, fie
 
 
 def test_a_bad_entry_is_named_and_the_others_remain() -> None:
-    """Its tokens are refused, and those of the other issuers are verified."""
+    """The tokens of an invalid entry's issuer are rejected, and the other issuers' tokens are verified."""
     settings = from_env(
         **COMPLETE | {"ISSUERS": "https://a.example,http://b.example,https://c.example/?x,https://d.example"}
     )
@@ -121,7 +121,9 @@ def test_a_bad_entry_is_named_and_the_others_remain() -> None:
 
 @pytest.mark.parametrize("extra", [{"JWKS_URI": "https://k.example"}, {"INTROSPECTION_ENDPOINT": "https://i.example"}])
 def test_what_may_belong_to_a_bad_entry_is_not_given_to_another_issuer(extra: dict[str, str]) -> None:
-    """It is not clear to which issuer it belongs, so verification does not start."""
+    """A setting that might belong to an invalid entry is not applied to a different issuer, so verification does not
+    start.
+    """
     settings = from_env(**COMPLETE | {"ISSUERS": "https://a.example,https://b.example/?x"} | extra)
 
     assert settings.verification_problem is not None
@@ -164,7 +166,7 @@ def test_what_may_belong_to_a_bad_entry_is_not_given_to_another_issuer(extra: di
     ],
 )
 def test_settings_that_contradict_each_other_are_a_problem(variables: dict[str, str], problem: str) -> None:
-    """Requests get 503, and the secret is not shown."""
+    """With contradictory settings, requests get status 503, and the secret is not printed."""
     settings = from_env(
         **COMPLETE | {"JWKS_URI": "https://k.example", "INTROSPECTION_ENDPOINT": "https://i.example"} | variables
     )
@@ -174,7 +176,7 @@ def test_settings_that_contradict_each_other_are_a_problem(variables: dict[str, 
 
 
 def test_an_introspection_endpoint_needs_no_issuer() -> None:
-    """Tokens are then verified by introspection alone, which needs an audience too."""
+    """An introspection endpoint needs no issuer, but it does need an audience."""
     settings = from_env(VERIFY="enforce", AUDIENCE="orders", INTROSPECTION_ENDPOINT="https://idp.example/introspect")
 
     assert settings.problems == ()
@@ -182,7 +184,7 @@ def test_an_introspection_endpoint_needs_no_issuer() -> None:
 
 
 def test_a_secret_is_not_shown() -> None:
-    """Not in the representation, not as a dictionary, and not in a message."""
+    """A secret does not appear in the `repr`, in the settings as a dictionary, or in a message."""
     settings = from_env(CLIENT_ID="orders", CLIENT_SECRET=" s3cr3t-value ")
 
     shown = f"{settings!r} {dataclasses.asdict(settings)} {settings.client_secret} {settings.client_credential!r}"
@@ -194,7 +196,7 @@ def test_a_secret_is_not_shown() -> None:
 
 
 def test_any_tenant_without_a_list_is_a_warning() -> None:
-    """Every organization in the world could call the service."""
+    """Accepting any tenant without a list causes a warning, because every organization could call the service."""
     variables = COMPLETE | {"ISSUERS": "https://login.microsoftonline.com/{tid}/v2.0"}
 
     assert any("TENANTS" in warning for warning in from_env(**variables).warnings)
@@ -202,7 +204,7 @@ def test_any_tenant_without_a_list_is_a_warning() -> None:
 
 
 def test_one_audience_may_be_a_text() -> None:
-    """As with the verifier itself."""
+    """A single audience can be a string, as with the verifier."""
     assert Settings(audience="profile-service").audience == ("profile-service",)
 
 
@@ -233,7 +235,7 @@ def test_one_audience_may_be_a_text() -> None:
     ],
 )
 def test_bad_value_in_code_is_an_error(name: str, value: Any) -> None:
-    """In code a mistake raises at once."""
+    """An invalid value in code raises an error immediately."""
     with pytest.raises(ConfigurationError) as refused:
         Settings(**{name: value})
     assert refused.value.setting == name
@@ -243,17 +245,17 @@ def test_bad_value_in_code_is_an_error(name: str, value: Any) -> None:
     ("verify", "reason"), [("off", Reason.NOT_VERIFIED), ("report", Reason.RELAYED), ("enforce", Reason.RELAYED)]
 )
 def test_explain_knows_whether_anything_verifies(verify: Any, reason: Reason) -> None:
-    """REQUIRE_VERIFIED alone relays nothing; together with verification at the boundary it relays."""
+    """With REQUIRE_VERIFIED, nothing is relayed unless the boundary verifies tokens."""
     relays = {"destinations": ("https://a.example",), "require_verified": True}
     verifies = {"issuers": ("https://idp.example",), "audience": ("a",)}
 
     assert Relay(Settings(**relays, **verifies, verify=verify)).explain("https://a.example/x")[0].reason is reason
-    # Without these settings, verification cannot start.
+    # Verification cannot start without these settings.
     assert Relay(Settings(**relays, verify=verify)).explain("https://a.example/x")[0].reason is Reason.NOT_VERIFIED
 
 
 def test_check_names_what_is_wrong() -> None:
-    """``otel-token-relay check`` exits with 1 if tokens cannot be verified."""
+    """``otel-token-relay check`` exits with status 1 if tokens cannot be verified."""
     environ = {**os.environ, PREFIX + "VERIFY": "enforce", PREFIX + "AUDIENCE": "a"}
     program = "import sys; sys.modules['jwt'] = None; from otel_token_relay import cli; sys.exit(cli.main())"
     ran = subprocess.run(
@@ -276,7 +278,9 @@ def test_check_names_what_is_wrong() -> None:
     ],
 )
 def test_plain_http_issuer_must_be_listed(issuer: str, plaintext: str, is_trusted: bool) -> None:
-    """Otherwise, nothing is fetched from it, and a problem names the issuer and the setting that allows it."""
+    """Nothing is fetched from an unlisted plain http issuer, and a problem contains the issuer and the setting that
+    allows it.
+    """
     settings = from_env(**COMPLETE | {"ISSUERS": issuer, "PLAINTEXT_ISSUERS": plaintext})
 
     assert settings.issuers == ((issuer,) if is_trusted else ())
@@ -292,7 +296,7 @@ def test_plain_http_issuer_must_be_listed(issuer: str, plaintext: str, is_truste
     ("plaintext", "is_trusted"), [("idp:8080", True), ("idp", True), ("idp:80", False), ("", False)]
 )
 def test_plain_http_endpoint_must_be_listed(name: str, plaintext: str, is_trusted: bool) -> None:
-    """Otherwise, nothing is sent to it."""
+    """Nothing is sent to an unlisted plain http endpoint."""
     settings = from_env(**COMPLETE | {name: "http://idp:8080/a", "PLAINTEXT_ISSUERS": plaintext})
 
     assert (getattr(settings, name.lower()) == "http://idp:8080/a") is is_trusted
@@ -301,7 +305,7 @@ def test_plain_http_endpoint_must_be_listed(name: str, plaintext: str, is_truste
 
 
 def test_only_the_entry_with_a_plain_http_endpoint_is_refused() -> None:
-    """An issuer of its own in the configuration file; the other issuers are not affected."""
+    """In a configuration file, only the issuer whose endpoint uses unlisted plain http is rejected."""
     bad = TrustedIssuer(issuer="https://a.example", jwks_uri="http://keys.example")
     with pytest.raises(ConfigurationError, match=r"https://a\.example: jwks_uri: expected an https URL"):
         Settings(issuers=(bad, "https://b.example"))
@@ -310,7 +314,7 @@ def test_only_the_entry_with_a_plain_http_endpoint_is_refused() -> None:
 
 @pytest.mark.parametrize("other", ["off", "report", "optional", "enforce"])
 def test_the_strictest_source_wins(other: Any) -> None:
-    """``optional`` refuses some of the requests that ``report`` serves, and serves some that ``enforce`` refuses."""
+    """The strictest source applies: ``optional`` is stricter than ``report`` and less strict than ``enforce``."""
     order = ["off", "report", "optional", "enforce"]
     for mode in order:
         loaded = Settings.load({f"{PREFIX}VERIFY": mode}, code=Settings(verify=other))
@@ -318,7 +322,7 @@ def test_the_strictest_source_wins(other: Any) -> None:
 
 
 def test_a_token_file_needs_one_issuer() -> None:
-    """A token must not be sent to an issuer that it was not meant for."""
+    """A token file requires exactly one issuer, so the token is not sent to an unintended issuer."""
     both = "https://idp.example,https://b.example"
     settings = from_env(**COMPLETE | {"ISSUERS": both, "JWKS_TOKEN_FILE": "/run/token"})
 

@@ -1,4 +1,4 @@
-"""The claims on the SERVER span: which, when, and never by default."""
+"""Only configured claims are written to the SERVER span."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def server_span(exporter: InMemorySpanExporter) -> dict[str, Any]:
 
 
 def test_chosen_claims_are_written_by_a_middleware_within_the_span(issuer: Issuer, spans: Spans) -> None:
-    """The SERVER span exists when the token is verified."""
+    """A middleware writes the configured claims to the SERVER span, which exists before the token is verified."""
     provider, exporter = spans
     app = BearerAuthMiddleware(
         hello_app(),
@@ -98,7 +98,7 @@ def test_chosen_claims_are_written_by_a_middleware_within_the_span(issuer: Issue
 def test_chosen_claims_are_written_by_the_boundary_before_the_span(
     issuer: Issuer, spans: Spans, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At the boundary the token is verified first, and the SERVER span starts later."""
+    """The boundary verifies the token first, and the configured claims are written when the SERVER span starts."""
     provider, exporter = spans
     monkeypatch.setattr("opentelemetry.trace.get_tracer_provider", lambda: provider)
     with verifying_without_code(issuer, span_claims=("sub:enduser.id",)):
@@ -106,7 +106,7 @@ def test_chosen_claims_are_written_by_the_boundary_before_the_span(
         app.add_middleware(OtelAsgi, tracer_provider=provider)
         TestClient(app).get("/", headers=bearer(make_token(claims(issuer.url))))
         TestClient(app).get("/", headers=bearer(make_token(claims(issuer.url, exp=1))))
-    # The request that was refused has a span, too.
+    # The rejected request also has a span.
     claimed = [(span.attributes or {}).get("enduser.id") for span in exporter.get_finished_spans()]
     assert sorted(filter(None, claimed)) == ["alice"]
 
@@ -119,7 +119,7 @@ def test_chosen_claims_are_written_by_the_boundary_before_the_span(
 
 
 def test_no_claim_is_written_by_default(issuer: Issuer, spans: Spans) -> None:
-    """Claims are personal data; they are written only if configured."""
+    """By default, no claim is written, because claims are personal data."""
     provider, exporter = spans
     app = BearerAuthMiddleware(hello_app(), TokenVerifier([issuer.url], AUDIENCE), settings=Settings())
     TestClient(OtelAsgi(app, tracer_provider=provider)).get("/", headers=bearer(make_token(claims(issuer.url))))
@@ -129,7 +129,7 @@ def test_no_claim_is_written_by_default(issuer: Issuer, spans: Spans) -> None:
 
 
 def test_only_values_that_an_attribute_can_have_are_written(spans: Spans) -> None:
-    """An attribute has its own name, and a claim that is absent or an object is not written."""
+    """A claim is written under its attribute's name, unless the claim is absent or an object."""
     provider, exporter = spans
     chosen = SpanClaims([f"{claim}:a.{claim}" for claim in ("s", "n", "f", "t", "l", "o", "e", "m", "z", "absent")])
     verified = Verified(s="Åsa", n=1, f=1.5, t=True, l=["a", "b"], o={"a": 1}, e=[], m=["a", 1], z=None, other="x")
@@ -141,7 +141,7 @@ def test_only_values_that_an_attribute_can_have_are_written(spans: Spans) -> Non
 
 
 def test_an_attribute_name_may_contain_a_colon(spans: Spans) -> None:
-    """The name of the claim ends at the first one."""
+    """The claim's name ends at the first colon, so an attribute's name can contain a colon."""
     provider, exporter = spans
     with provider.get_tracer("test").start_as_current_span("a") as span:
         SpanClaims(["sub:user:name"]).describe(Verified(sub="alice"), span)
@@ -151,7 +151,7 @@ def test_an_attribute_name_may_contain_a_colon(spans: Spans) -> None:
 
 @pytest.mark.parametrize("kind", SpanKind)
 def test_only_the_server_span_gets_claims(spans: Spans, kind: SpanKind) -> None:
-    """A span of another kind may be exported by code that must not know the caller."""
+    """Only the SERVER span gets claims, because code that must not see the caller might export other spans."""
     provider, exporter = spans
     chosen = SpanClaims(["sub:enduser.id"])
     provider.add_span_processor(chosen.processor())
@@ -168,14 +168,14 @@ def test_only_the_server_span_gets_claims(spans: Spans, kind: SpanKind) -> None:
 
 
 def test_without_a_span_nothing_is_written() -> None:
-    """A service without tracing verifies all the same."""
+    """Without a span, no claim is written, and the token is still verified."""
     SpanClaims(["sub:enduser.id"]).describe_current(Verified(sub="alice"))
 
     assert not trace.get_current_span().is_recording()
 
 
 def test_a_span_gets_the_claims_of_its_own_request(spans: Spans) -> None:
-    """The token is that of the parent context, verified and in use; the processor can be turned off."""
+    """A span gets its own request's claims from the parent context, unless the processor is disabled."""
     provider, exporter = spans
     chosen = SpanClaims(["sub:enduser.id"])
     provider.add_span_processor(chosen.processor())
@@ -195,7 +195,7 @@ def test_a_span_gets_the_claims_of_its_own_request(spans: Spans) -> None:
 
 
 def test_the_processor_is_added_once_to_each_provider(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A provider that is not of the SDK, as before it is configured, is left alone."""
+    """The processor is added once to each SDK provider, and other providers are left unchanged."""
     added: list[object] = []
 
     class Provider:
@@ -212,7 +212,7 @@ def test_the_processor_is_added_once_to_each_provider(monkeypatch: pytest.Monkey
 
 
 def test_the_choice_follows_the_installed_settings() -> None:
-    """The same settings have the same object, so that it is not built for each request."""
+    """The choice of claims follows the installed settings and is built once for equal settings."""
     in_force = SpanClaimsInForce(SettingsInForce(None))
     install(Settings())
     assert in_force() is None
@@ -240,12 +240,12 @@ def test_the_choice_follows_the_installed_settings() -> None:
     ],
 )
 def test_the_chain_of_actors_begins_with_the_current_one(act: object, expected: list[str]) -> None:
-    """RFC 8693, section 4.1: the outermost actor acts now."""
+    """The chain of actors starts with the current actor, which is the outermost one (RFC 8693, section 4.1)."""
     assert actors_of({"act": act}) == expected
 
 
 def test_at_most_ten_actors_are_written() -> None:
-    """The issuer may nest any number of them."""
+    """At most ten actors are written, because the issuer can nest any number of them."""
     act: dict[str, object] = {"sub": "0"}
     for number in range(1, 30):
         act = {"sub": str(number), "act": act}

@@ -1,4 +1,4 @@
-"""Which kind of token the members of a token indicate, and that no other kind passes as an access token."""
+"""A token's members indicate its kind, and only an access token is accepted as one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from otel_token_relay.verification.claims import check_type, without_nulls
 from otel_token_relay.verification.token_kinds import MARKERS, Marker, names_user, read_kinds
 from tests.support.json_values import json_values
 
-# A value that satisfies the rows that have a condition; any value satisfies the rest.
+# A value that satisfies the rows that have a condition; any value satisfies the other rows.
 VALUES: dict[tuple[str, ...], dict[str, Any]] = {
     ("scope",): {"scope": "orders.read"},
     ("scp",): {"scp": ["orders.read"]},
@@ -27,7 +27,7 @@ ACCESS = [marker for marker in MARKERS if marker.kind == "access"]
 NAMING = [marker for marker in MARKERS if marker.kind is None]
 FOREIGN = [marker for marker in MARKERS if marker.kind not in (None, "access")]
 
-# What the value of a naming row may be in a token of another kind.
+# Possible values of a naming row in other kinds of tokens.
 FOREIGN_WORDS = ("ID", "id", "id_token", "id-token", "Refresh", "refresh", "refresh_token", "refresh-token", "Offline")
 
 
@@ -46,7 +46,9 @@ def is_accepted(claims: dict[str, Any], typ: str | None = "JWT", profile: str = 
 
 @pytest.mark.parametrize("marker", ACCESS, ids=lambda marker: "+".join(marker.members))
 def test_each_marker_of_an_access_token_suffices(marker: Marker) -> None:
-    """Each row has a provider and a source, and admits the tokens of that provider."""
+    """Each marker of an access token has a provider and a source, and is enough for that provider's tokens to be
+    accepted.
+    """
     assert marker.provider
     assert marker.source
     assert is_accepted(members_of(marker))
@@ -56,7 +58,7 @@ def test_each_marker_of_an_access_token_suffices(marker: Marker) -> None:
 
 @pytest.mark.parametrize("marker", NAMING, ids=lambda marker: marker.members[0])
 def test_the_value_of_a_member_names_the_kind(marker: Marker) -> None:
-    """The words are compared without case and punctuation."""
+    """The value of a member identifies the kind, regardless of case and punctuation."""
     (name,) = marker.members
     assert marker.accepted
     assert any(is_accepted({name: word}) for word in marker.accepted)
@@ -65,7 +67,9 @@ def test_the_value_of_a_member_names_the_kind(marker: Marker) -> None:
 
 
 def test_a_member_with_a_common_name_may_mean_something_else() -> None:
-    """Applications use the claim ``type`` for their own purposes, so an unknown value indicates nothing."""
+    """An unknown value of the ``type`` claim indicates nothing, because applications use the claim for their own
+    purposes.
+    """
     assert is_accepted({"type": "employee", "scope": "a"})
     assert is_accepted({"events": ["login"], "scope": "a"})
     for claims in ({"type": "employee"}, {"type": "app"}, {"permissions": ["read"]}, {"client_id": "web"}):
@@ -73,7 +77,9 @@ def test_a_member_with_a_common_name_may_mean_something_else() -> None:
 
 
 def test_a_token_without_a_marker_is_refused() -> None:
-    """The ID token of an Entra application without a nonce, and of a Dex client, have no member that says so."""
+    """A token without a marker is rejected, because some ID tokens from Entra (without a nonce) and Dex
+    have no marker.
+    """
     entra = {"aud": "app", "sub": "s", "oid": "o", "tid": "t", "ver": "2.0", "roles": ["Admin"], "name": "Alice"}
     dex = {"aud": "app", "sub": "s", "email": "alice@example.com", "email_verified": True, "name": "Alice"}
 
@@ -95,7 +101,7 @@ def test_a_token_without_a_marker_is_refused() -> None:
     ],
 )
 def test_a_nonce_is_outweighed_by_a_statement_only(claims: dict[str, Any], generic: bool) -> None:
-    """Some providers copy the nonce of the login into access tokens, which say what they are."""
+    """An explicit statement outweighs a nonce, which some providers copy from the login into access tokens."""
     assert is_accepted(claims) is generic
 
 
@@ -111,7 +117,7 @@ def test_a_nonce_is_outweighed_by_a_statement_only(claims: dict[str, Any], gener
 def test_no_combination_of_markers_admits_an_id_or_refresh_token(
     foreign: dict[str, Any], access: list[dict[str, Any]], rest: dict[str, Any], typ: str | None
 ) -> None:
-    """One marker of another kind is enough, regardless of the rest."""
+    """One marker of a different kind is enough to reject a token, regardless of its other members."""
     claims: dict[str, Any] = dict(rest)
     for members in access:
         claims |= members
@@ -127,7 +133,9 @@ def test_no_combination_of_markers_admits_an_id_or_refresh_token(
 def test_a_nonce_without_a_statement_is_refused(
     access: list[dict[str, Any]], typ: str | None, nonce: str | int
 ) -> None:
-    """An ID token has a nonce after each login in a browser."""
+    """A token with a nonce and no explicit statement is rejected, because ID tokens have a nonce after a browser
+    login.
+    """
     claims: dict[str, Any] = {"nonce": nonce}
     for members in access:
         claims |= members
@@ -137,7 +145,7 @@ def test_a_nonce_without_a_statement_is_refused(
 
 @given(st.dictionaries(st.sampled_from(sorted({n for m in MARKERS for n in m.members})), json_values))
 def test_any_values_are_read(claims: dict[str, Any]) -> None:
-    """A value of any form raises no error, and what is refused has no profile that accepts it as an access token."""
+    """Values of any form raise no error, and no profile accepts a rejected kind as an access token."""
     kinds = read_kinds(claims)
 
     assert is_accepted(claims) == (kinds.foreign is None and kinds.access is not None)
@@ -159,11 +167,11 @@ def test_any_values_are_read(claims: dict[str, Any]) -> None:
     ],
 )
 def test_the_profile_for_id_tokens_refuses_other_kinds(claims: dict[str, Any], typ: str | None, expected: bool) -> None:
-    """The profile is for providers that hand ID tokens to APIs, not for any kind of token."""
+    """The profile for providers that send ID tokens to APIs rejects other kinds of tokens."""
     assert is_accepted(claims, typ, "id-token") is expected
 
 
 def test_claims_of_users_are_recognized() -> None:
-    """A token without ``sub`` that has one of them is not the client's own."""
+    """A token without ``sub`` that contains a user's claim is not the client's own token."""
     assert names_user({"azp": "web", "preferred_username": "alice"})
     assert not names_user({"azp": "web", "preferred_username": None, "scope": "a"})

@@ -1,4 +1,4 @@
-"""Several issuers, each with its own keys, audience and introspection endpoint, and issuers that are names."""
+"""Each of several issuers has its own keys, audience, and introspection endpoint, and an issuer can be a name."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def tokens_of(pair: tuple[Issuer, Issuer]) -> tuple[str, str]:
 
 
 def test_a_token_is_introspected_only_at_its_own_issuer(pair: tuple[Issuer, Issuer]) -> None:
-    """Another issuer must not see the token."""
+    """A token is introspected only at its own issuer, so no other issuer sees it."""
     first, second = pair
     verifier = TokenVerifier([trusted(first), trusted(second)], AUDIENCE)
     for issuer, other, token in zip(pair, reversed(pair), tokens_of(pair), strict=True):
@@ -51,7 +51,9 @@ def test_a_token_is_introspected_only_at_its_own_issuer(pair: tuple[Issuer, Issu
 
 
 def test_only_the_issuer_with_an_endpoint_is_asked(pair: tuple[Issuer, Issuer]) -> None:
-    """Tokens of the other issuer are verified by their signature."""
+    """Only the issuer with an endpoint is used for introspection, and the other issuer's tokens are verified by
+    signature.
+    """
     first, second = pair
     verifier = TokenVerifier([trusted(first), second.url], AUDIENCE)
     of_first, of_second = tokens_of(pair)
@@ -66,7 +68,7 @@ def test_only_the_issuer_with_an_endpoint_is_asked(pair: tuple[Issuer, Issuer]) 
 
 
 def test_an_opaque_token_is_posted_to_no_one_if_its_issuer_is_unknown(pair: tuple[Issuer, Issuer]) -> None:
-    """It does not name its issuer."""
+    """An opaque token, which does not identify its issuer, is not posted to any of several issuers."""
     verifier = TokenVerifier([trusted(issuer) for issuer in pair], AUDIENCE)
 
     with pytest.raises(TokenRejected, match="malformed"):
@@ -75,7 +77,7 @@ def test_an_opaque_token_is_posted_to_no_one_if_its_issuer_is_unknown(pair: tupl
 
 
 def test_one_endpoint_for_several_issuers_is_an_error(pair: tuple[Issuer, Issuer]) -> None:
-    """The tokens of one issuer would be posted to the other one."""
+    """One endpoint for several issuers is an error, because each issuer would receive the other issuer's tokens."""
     with pytest.raises(ConfigurationError, match="introspection_endpoint requires exactly one issuer"):
         TokenVerifier([issuer.url for issuer in pair], AUDIENCE, introspection_endpoint=f"{pair[0].url}/introspect")
 
@@ -100,7 +102,7 @@ def test_one_endpoint_for_several_issuers_is_an_error(pair: tuple[Issuer, Issuer
 def test_no_member_of_the_response_may_say_that_it_is_not_an_access_token(
     pair: tuple[Issuer, Issuer], member: dict[str, Any], reason: str | None, is_opaque: bool
 ) -> None:
-    """Servers also introspect refresh tokens, and mark them in different ways."""
+    """An introspection response with any sign of a refresh token or ID token is rejected."""
     issuer = pair[0]
     issuer.introspect = lambda token: {"active": True, "aud": AUDIENCE, "sub": "alice"} | member
     token = "opaque" if is_opaque else tokens_of(pair)[0]
@@ -115,7 +117,7 @@ def test_no_member_of_the_response_may_say_that_it_is_not_an_access_token(
 
 
 def test_the_response_must_be_about_the_same_issuer(pair: tuple[Issuer, Issuer]) -> None:
-    """The other issuer is trusted as well, but has not signed this token."""
+    """An introspection response must be about the token's own issuer, even if the other issuer is also trusted."""
     first, second = pair
     first.introspect = lambda token: {"active": True, "iss": second.url}
 
@@ -124,7 +126,7 @@ def test_the_response_must_be_about_the_same_issuer(pair: tuple[Issuer, Issuer])
 
 
 def test_each_issuer_has_its_own_audience(pair: tuple[Issuer, Issuer]) -> None:
-    """One issuer's name for this service is not accepted from another issuer."""
+    """An issuer's audience for this service is not accepted from a different issuer."""
     first, second = pair
     verifier = TokenVerifier([TrustedIssuer(issuer=first.url, audience=("orders",)), second.url], AUDIENCE)
 
@@ -137,7 +139,7 @@ def test_each_issuer_has_its_own_audience(pair: tuple[Issuer, Issuer]) -> None:
 
 @pytest.mark.parametrize("auth", ["client_secret_basic", "client_secret_basic_plain", "client_secret_post"])
 def test_the_credential_is_sent_as_configured(pair: tuple[Issuer, Issuer], auth: Any, tmp_path: Path) -> None:
-    """The secret goes to the issuer's own endpoint only."""
+    """The credential is sent as configured, and only to the issuer's own endpoint."""
     (tmp_path / "secret").write_text("s3:cr3t\n")
     client = ClientCredential(client_id="me", secret_file=str(tmp_path / "secret"), method=auth)
     TokenVerifier([trusted(pair[0], client=client), trusted(pair[1])], AUDIENCE).verify(tokens_of(pair)[0])
@@ -154,7 +156,7 @@ def test_the_credential_is_sent_as_configured(pair: tuple[Issuer, Issuer], auth:
 
 
 def test_a_secret_that_cannot_be_read_is_an_outage(pair: tuple[Issuer, Issuer], tmp_path: Path) -> None:
-    """The token may be valid."""
+    """An unreadable secret is an outage, because the token might be valid."""
     client = ClientCredential(client_id="me", secret_file=str(tmp_path / "missing"))
 
     with pytest.raises(KeysUnavailable):
@@ -163,7 +165,7 @@ def test_a_secret_that_cannot_be_read_is_an_outage(pair: tuple[Issuer, Issuer], 
 
 @pytest.mark.parametrize("name", ["accounts.google.com", "http://adfs.example/adfs/services/trust", "acme.com"])
 def test_an_issuer_that_is_a_name_needs_its_keys_and_is_never_fetched(pair: tuple[Issuer, Issuer], name: str) -> None:
-    """Any computer on the network could otherwise serve the keys of a name."""
+    """An issuer that is a name needs configured keys, because any computer on the network could serve fetched ones."""
     issuer = pair[0]
     verifier = TokenVerifier([name], AUDIENCE, jwks_uri=f"{issuer.url}/jwks")
 
@@ -174,7 +176,9 @@ def test_an_issuer_that_is_a_name_needs_its_keys_and_is_never_fetched(pair: tupl
 
 
 def test_issuers_can_be_configured_in_a_file(pair: tuple[Issuer, Issuer], tmp_path: Path) -> None:
-    """Each entry has its own keys, audience, endpoint and credential, and a bad entry does not affect the rest."""
+    """Each issuer in a file has its own keys, audience, endpoint, and credential, and an invalid entry does not affect
+    the other entries.
+    """
     first, second = pair
     file = tmp_path / "otel.json"
     entries = [
@@ -208,7 +212,7 @@ def test_issuers_can_be_configured_in_a_file(pair: tuple[Issuer, Issuer], tmp_pa
     ("wrong", "meant"), [("issuer", "issuers"), ("audiences", "audience"), ("jwks_url", "jwks_uri"), ("zzz", None)]
 )
 def test_an_argument_that_does_not_exist_is_explained(kind: Any, wrong: str, meant: str | None) -> None:
-    """Most mistakes are singular or plural."""
+    """The error for an unknown argument suggests the similar argument that was probably meant."""
     with pytest.raises(TypeError) as raised:
         kind(**{wrong: "https://idp.example"})
 
@@ -218,7 +222,9 @@ def test_an_argument_that_does_not_exist_is_explained(kind: Any, wrong: str, mea
 
 
 def test_the_error_names_the_claim_and_has_the_values(pair: tuple[Issuer, Issuer]) -> None:
-    """The message has no value, because applications log it. Both verifiers raise the same error."""
+    """Both verifiers raise the same error, which contains the values as attributes and only the claim in the
+    message.
+    """
     issuer = pair[0]
     token = make_token(claims(issuer.url, aud="billing\x1b[31m"))
     for verify in (
@@ -234,7 +240,7 @@ def test_the_error_names_the_claim_and_has_the_values(pair: tuple[Issuer, Issuer
 
 
 def test_settings_build_the_same_verifier(pair: tuple[Issuer, Issuer]) -> None:
-    """Each option of the verifier is also a setting."""
+    """Each option of the verifier is also a setting that builds the same verifier."""
     issuer = pair[0]
     prefix = "OTEL_PYTHON_TOKEN_RELAY_"
     variables = {

@@ -1,4 +1,4 @@
-"""The verifiers: the order of the rules, the verified token, introspection and revocation."""
+"""The verifiers apply their rules in order, introspect tokens, check revocation, and return the verified token."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def verifier(issuer: Issuer) -> TokenVerifier:
 )
 @pytest.mark.parametrize("kind", [TokenVerifier, AsyncTokenVerifier], ids=["sync", "async"])
 def test_bad_option_is_said_at_construction(kind: type, options: dict[str, Any], setting: str) -> None:
-    """An insecure verifier cannot be built."""
+    """An insecure option raises an error at construction."""
     with pytest.raises(ConfigurationError) as refused:
         kind(**({"issuers": ["https://idp.example"], "audience": AUDIENCE} | options))
 
@@ -71,7 +71,7 @@ def test_bad_option_is_said_at_construction(kind: type, options: dict[str, Any],
 
 
 def test_claims_of_one_request_are_its_own(issuer: Issuer) -> None:
-    """The verification is shared, the claims are copies: one request cannot change those of the next."""
+    """Each request gets a copy of the shared verification's claims, so changes do not affect later requests."""
     verifier = TokenVerifier([issuer.url], AUDIENCE)
     token = make_token(claims(issuer.url, roles=["reader"]))
 
@@ -84,7 +84,7 @@ def test_claims_of_one_request_are_its_own(issuer: Issuer) -> None:
 
 
 def test_rejection_holds_no_token(verifier: TokenVerifier, issuer: Issuer) -> None:
-    """The error, its cause and its arguments contain the name of the rule only."""
+    """The error, its cause, and its arguments contain only the name of the rule."""
     token = make_token(claims(issuer.url, aud="elsewhere"))
     with pytest.raises(TokenRejected) as refused:
         verifier.verify(token)
@@ -114,7 +114,7 @@ def test_rejection_holds_no_token(verifier: TokenVerifier, issuer: Issuer) -> No
     ],
 )
 def test_answer_is_held_against_the_rules(issuer: Issuer, answer: Any, reason: str) -> None:
-    """A token that the server reports as active must still satisfy the rules of this service."""
+    """A token that the server reports as active must still satisfy this service's rules."""
     issuer.introspect = lambda token: answer
 
     with pytest.raises(TokenRejected) as refused:
@@ -135,14 +135,16 @@ def test_answer_is_held_against_the_rules(issuer: Issuer, answer: Any, reason: s
     ],
 )
 def test_missing_optional_members_are_accepted(issuer: Issuer, answer: Any) -> None:
-    """RFC 7662, section 2.2: all members but ``active`` are optional."""
+    """All members of an introspection response except ``active`` are optional (RFC 7662, section 2.2)."""
     issuer.introspect = lambda token: answer
 
     assert opaque_verifier(issuer).verify(OPAQUE).is_still_valid()
 
 
 def test_jwt_is_verified_and_introspected(issuer: Issuer) -> None:
-    """A valid signature does not save a revoked token, and an active response does not save a bad signature."""
+    """A revoked token is rejected despite a valid signature, and an invalid signature is rejected despite an active
+    response.
+    """
     verifier = both_verifier(issuer)
     token = make_token(claims(issuer.url))
     assert verifier.verify(token).claims["jti"] == "j-1"
@@ -158,7 +160,7 @@ def test_jwt_is_verified_and_introspected(issuer: Issuer) -> None:
 
 
 def test_answer_of_another_issuer_is_refused(issuer: Issuer) -> None:
-    """If issuers are configured, the response about a token of another issuer is rejected."""
+    """If issuers are configured, an introspection response from a different issuer is rejected."""
     issuer.introspect = lambda token: active(iss="https://elsewhere.example")
 
     with pytest.raises(TokenRejected, match="unknown_issuer"):
@@ -167,14 +169,14 @@ def test_answer_of_another_issuer_is_refused(issuer: Issuer) -> None:
 
 @pytest.mark.parametrize("token", ["", "a b", "a,b", "é", "a\n", "\ud800", "x" * 20_000], ids=ascii)
 def test_what_is_no_token_is_not_sent_to_the_server(issuer: Issuer, token: str) -> None:
-    """Only a b64token of a permitted length is looked up."""
+    """Only a b64token of a permitted length is looked up at the server."""
     with pytest.raises(TokenRejected):
         opaque_verifier(issuer).verify(token)
     assert asked(issuer) == 0
 
 
 def test_revocation_hook_is_called_at_each_use(issuer: Issuer) -> None:
-    """The hook also runs for cached tokens, and does not run if another rule fails first."""
+    """The revocation hook runs at each use, even for cached tokens, unless a different rule fails first."""
     denied: set[object] = set()
     seen: list[object] = []
 
@@ -198,7 +200,7 @@ def test_revocation_hook_is_called_at_each_use(issuer: Issuer) -> None:
 
 
 def test_failing_revocation_hook_accepts_no_token(issuer: Issuer) -> None:
-    """A failing hook is a server error, and the response does not show what the hook raised."""
+    """A failing revocation hook is a server error, and the response does not contain what the hook raised."""
 
     def is_revoked(found: Any) -> bool:
         raise RuntimeError(found["sub"])
@@ -210,7 +212,7 @@ def test_failing_revocation_hook_accepts_no_token(issuer: Issuer) -> None:
 
 @pytest.mark.parametrize("backend", [None, "asyncio", "trio"], ids=["threads", "asyncio", "trio"])
 def test_a_verified_token_shows_what_the_issuer_signed(issuer: Issuer, backend: str | None) -> None:
-    """Both verifiers return the same, and verify a cached token without the issuer."""
+    """Both verifiers return the issuer's claims, and verify a cached token without the issuer."""
     payload = claims(issuer.url, azp="other", roles=["reader"])
     token = make_token(payload)
 
@@ -247,7 +249,7 @@ def test_a_verified_token_shows_what_the_issuer_signed(issuer: Issuer, backend: 
 def test_the_client_is_found_under_the_names_of_common_issuers(
     issuer: Issuer, changes: dict[str, Any], client_id: str | None
 ) -> None:
-    """The name of the RFC comes first."""
+    """The client is found under common issuers' claim names, and the RFC's name takes precedence."""
     verifier = TokenVerifier([issuer.url], AUDIENCE, profile="generic")
 
     assert verifier.verify(make_token(claims(issuer.url, **changes))).client_id == client_id
@@ -269,7 +271,7 @@ def test_the_client_is_found_under_the_names_of_common_issuers(
 def test_the_rules_are_applied_in_a_fixed_order(
     issuer: Issuer, changes: dict[str, Any], members: dict[str, Any], reason: str
 ) -> None:
-    """An attacker without a key learns nothing about the claims that this service expects."""
+    """The order of the rules prevents an attacker without a key from learning which claims this service expects."""
     issuer.keys = [public_jwk("RS256", "k1", alg=None)]
     header = {"alg": "RS256", "typ": "at+jwt", "kid": "k1"} | members
     with pytest.raises(TokenRejected) as rejected:
@@ -279,7 +281,9 @@ def test_the_rules_are_applied_in_a_fixed_order(
 
 
 def test_a_token_is_not_valid_while_its_state_is_unknown(issuer: Issuer) -> None:
-    """A hop neither waits nor raises if the hook fails or the introspection result has expired."""
+    """If the hook fails or the introspection result has expired, a token is not valid, and the hop does not wait or
+    raise an error.
+    """
     ahead = 0.0
     hook_fails = False
 
@@ -322,7 +326,7 @@ def test_a_cached_verification_ends_with_the_token_and_with_its_key(issuer: Issu
 
 
 def test_a_token_is_not_invalid_because_the_issuer_is_down(issuer: Issuer) -> None:
-    """Without keys or without a response, the token can be neither accepted nor rejected."""
+    """Without the issuer's keys or response, a token is not accepted and not reported as invalid."""
     issuer.behave = issuer.fail
     for verifier, token in (
         (TokenVerifier([issuer.url], AUDIENCE), make_token(claims(issuer.url))),

@@ -1,4 +1,4 @@
-"""Deadlines are watched by one thread, which exists only while there is something to watch."""
+"""A single thread watches all deadlines and exists only while there are any."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def soon(seconds: float = 0.02) -> float:
 
 
 def test_a_deadline_that_passes_is_reported_once(watchdog: Watchdog) -> None:
-    """The thread ends after it."""
+    """A deadline that passes is reported once, and then the thread ends."""
     calls: list[str] = []
     with watchdog.watching(soon(), lambda: calls.append("late")):
         wait_until(lambda: bool(calls))
@@ -39,7 +39,9 @@ def test_a_deadline_that_passes_is_reported_once(watchdog: Watchdog) -> None:
 
 
 def test_a_block_that_ends_in_time_is_not_reported(watchdog: Watchdog) -> None:
-    """Nothing that it refers to is kept alive, and the thread ends before the deadline."""
+    """A block that ends in time is not reported, its references are released, and the thread ends
+    before the deadline.
+    """
 
     class Connection:
         def cut(self) -> None:
@@ -55,7 +57,7 @@ def test_a_block_that_ends_in_time_is_not_reported(watchdog: Watchdog) -> None:
 
 
 def test_an_earlier_deadline_wakes_the_thread(watchdog: Watchdog) -> None:
-    """It sleeps until the earliest one that it knows."""
+    """A new, earlier deadline wakes the thread, which sleeps until the earliest deadline."""
     calls: list[str] = []
     with watchdog.watching(soon(600), lambda: calls.append("never")):
         wait_until(lambda: watchdog._wakes_at > 0)
@@ -65,7 +67,7 @@ def test_an_earlier_deadline_wakes_the_thread(watchdog: Watchdog) -> None:
 
 
 def test_all_blocks_share_one_thread(watchdog: Watchdog) -> None:
-    """Also if they begin in many threads at once, and if one of the calls raises."""
+    """All blocks share one thread, even if they start in many threads simultaneously or a call raises an error."""
     calls: list[int] = []
     before = len(threads())
 
@@ -87,7 +89,7 @@ def test_all_blocks_share_one_thread(watchdog: Watchdog) -> None:
 
 
 def test_a_forked_child_has_a_thread_of_its_own(watchdog: Watchdog) -> None:
-    """The parent's does not exist there."""
+    """A forked child starts its own thread, because the parent's thread does not exist there."""
     with watchdog.watching(soon(600), lambda: None):
         child = os.fork()
         if child == 0:
@@ -98,7 +100,7 @@ def test_a_forked_child_has_a_thread_of_its_own(watchdog: Watchdog) -> None:
 
 
 def test_without_a_thread_the_block_runs_all_the_same(watchdog: Watchdog, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The process has reached its limit. The next block tries again."""
+    """If the process cannot start another thread, the block runs unwatched, and the next block tries again."""
 
     def refuse(self: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")

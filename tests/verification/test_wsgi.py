@@ -1,4 +1,4 @@
-"""What is particular to WSGI: a rejected HEAD request on Hypercorn, and scopes for single views."""
+"""WSGI has its own behavior for rejected HEAD requests on Hypercorn and for the scopes of single views."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def client(issuer: Issuer) -> Iterator[httpx.Client]:
 
 
 def test_refused_head_is_answered_by_hypercorn_too(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It starts a response with the first piece of the body, so there must be one, even if empty."""
+    """Hypercorn starts a response with the body's first piece, so a rejected HEAD request has an empty piece."""
     command = "{python} -m hypercorn wsgi:{app} --bind fd://{fd} --log-level warning"
     monkeypatch.setitem(served.COMMANDS, "hypercorn-wsgi", ("wsgi", command))
     app = {"wsgi": "tests.support.protected_apps:wsgi_app"}
@@ -50,7 +50,7 @@ def test_refused_head_is_answered_by_hypercorn_too(issuer: Issuer, monkeypatch: 
 
 
 def test_view_lets_in_who_has_all_scopes(issuer: Issuer, client: httpx.Client) -> None:
-    """More scopes than required do no harm."""
+    """A view accepts a caller with all required scopes, even with additional scopes."""
     reply = client.get("/", headers=bearer(issuer, scope="admin other profiles:read"))
 
     assert (reply.status_code, reply.text) == (200, "alice")
@@ -58,7 +58,7 @@ def test_view_lets_in_who_has_all_scopes(issuer: Issuer, client: httpx.Client) -
 
 @pytest.mark.parametrize("scope", ["profiles:read", "admin", "", "profiles:read admins"])
 def test_view_refuses_a_missing_scope_with_the_challenge(issuer: Issuer, client: httpx.Client, scope: str) -> None:
-    """RFC 6750, section 3.1: the required scopes are named in the middleware's challenge."""
+    """The middleware's challenge contains the required scopes (RFC 6750, section 3.1)."""
     reply = client.get("/", headers=bearer(issuer, scope=scope))
 
     assert reply.status_code == 403
@@ -71,7 +71,7 @@ def test_view_refuses_a_missing_scope_with_the_challenge(issuer: Issuer, client:
 
 
 def test_view_on_an_excluded_path_still_asks_for_a_token(issuer: Issuer, client: httpx.Client) -> None:
-    """On an excluded path no token is verified, so the view finds no principal."""
+    """A view on an excluded path rejects the request, because no token was verified."""
     reply = client.get("/open", headers=bearer(issuer, scope="admin profiles:read"))
 
     assert reply.status_code == 401
@@ -79,14 +79,16 @@ def test_view_on_an_excluded_path_still_asks_for_a_token(issuer: Issuer, client:
 
 
 def test_view_without_a_middleware_is_an_error_of_the_server() -> None:
-    """A missing middleware is an error, never access."""
+    """A view without a middleware is a server error and never grants access."""
     with pytest.raises(ConfigurationError):
         refuse_without({}, "profiles:read")
 
 
 @pytest.mark.parametrize("scope", ["a b", 'a"b', "", "a\r\nX: y"], ids=ascii)
 def test_view_with_a_scope_that_would_break_the_challenge_is_an_error(issuer: Issuer, scope: str) -> None:
-    """Also for a token with all scopes: the mistake is visible in the first test."""
+    """A scope that would break a view's challenge is an error even with a token that has all scopes, so the first test
+    shows it.
+    """
     seen: list[Exception] = []
 
     def app(environ: Any, start_response: Any) -> list[bytes]:
@@ -105,7 +107,7 @@ def test_view_with_a_scope_that_would_break_the_challenge_is_an_error(issuer: Is
 
 
 def test_refusal_is_a_response_of_flask(issuer: Issuer) -> None:
-    """A view returns the response unchanged."""
+    """A view returns the rejection unchanged as a Flask response."""
     app = flask.Flask(__name__)
 
     @app.get("/")

@@ -18,8 +18,8 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="send the request once, print the response, and exit")
     options = parser.parse_args()
     fault = FAULTS[options.fault]
-    # Leave the block, which ends the services, when this process is asked to end. Shells ignore SIGINT in background
-    # jobs, and Python keeps that.
+    # Leave the block when this process receives SIGTERM or SIGINT, so that the services end. Shells ignore SIGINT in
+    # background jobs, and Python keeps this setting.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
@@ -36,8 +36,8 @@ def main() -> int:
 
 
 def describe(running: Running) -> None:
-    """Print what a reader needs to find the fault."""
-    print("This request should return the profile, with the status 200:\n")
+    """Print the information that a reader needs to find the fault."""
+    print("This request should return the profile, with status 200:\n")
     for method, path in running.calls:
         post = "" if method == "GET" else f"-X {method} "
         header = shlex.quote(f"@{running.header_file}")
@@ -46,8 +46,8 @@ def describe(running: Running) -> None:
     for name, pid in running.pids.items():
         print(f"{name}: {running.urls[name]}, pid {pid}, log {running.log_file(name)}")
     print(f"issuer: {running.issuer.url}")
-    print("\nuser-service calls profile-service and passes its response on.")
-    print("The code of both services: tools/faults/services. Press Ctrl-C to end.", flush=True)
+    print("\nuser-service calls profile-service and returns its response.")
+    print("The code of both services: tools/faults/services. Press Ctrl-C to stop.", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A small issuer on loopback: metadata, a key set, and signed access tokens (RFC 9068)."""
+"""A small loopback issuer with metadata, a key set, and signed access tokens (RFC 9068)."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Issuer:
     """An issuer that serves its keys from `start` to `stop`. Its port is reserved from the beginning.
 
     Args:
-        clock_error: By how many seconds its clock is ahead.
-        token_type: The header ``typ`` of its tokens.
+        clock_error: The number of seconds by which the issuer's clock is ahead.
+        token_type: The ``typ`` header of the issuer's tokens.
     """
 
     def __init__(self, *, clock_error: int = 0, token_type: str = "at+jwt") -> None:

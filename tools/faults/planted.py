@@ -1,4 +1,4 @@
-"""The ten faults. Each one changes the environment of one service, or the issuer."""
+"""The ten faults, each of which changes one service's environment or the issuer."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ PROFILE_SERVICE = "profile-service"
 
 @dataclass(frozen=True)
 class Fault:
-    """A fault and where it is.
+    """A fault and its location.
 
-    Values of variables may contain ``{profile_service}``, ``{profile_host}``, ``{issuer}`` and ``{folder}``.
+    The values of variables can contain ``{profile_service}``, ``{profile_host}``, ``{issuer}``, and ``{folder}``.
 
     Attributes:
-        section: The heading of the section about it in ``docs/troubleshooting.md``.
+        section: The heading of the fault's section in ``docs/troubleshooting.md``.
         status: The status of user-service's response.
         at: The service whose environment must be corrected.
-        environment: The variables of that service that differ; ``None`` removes one.
-        files: Files to create in the folder of the run, by name.
-        issuer: The options of the issuer that differ.
+        environment: The service's changed variables; ``None`` removes a variable.
+        files: The files to create in the run's directory, by name.
+        issuer: The issuer's changed options.
         issuer_is_down: Whether the issuer does not listen.
         in_background: Whether user-service calls profile-service after its response.
     """
@@ -38,7 +38,7 @@ class Fault:
     in_background: bool = False
 
 
-# The numbers are not in the order of the page, so that they do not reveal the section.
+# The order differs from that of the page, so the numbers do not reveal the section.
 FAULTS = {
     1: Fault("The token is for another audience", at=PROFILE_SERVICE, environment={f"{PREFIX}AUDIENCE": "profiles"}),
     2: Fault("The destination differs from the entry", environment={f"{PREFIX}DESTINATIONS": "{profile_host}"}),

@@ -25,10 +25,10 @@ from tools.faults.planted import PREFIX, PROFILE_SERVICE, RELAY, USER_SERVICE, V
 
 ROOT = Path(__file__).parents[2]
 SECONDS_TO_START = 120.0  # a time limit, not a measurement
-# Variables of the user's shell that must not affect the services.
+# Variables in the user's shell that must not affect the services.
 FOREIGN = ("OTEL_", "UVICORN_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NETRC")
 INSTRUMENTED = frozenset({"requests", "threading"})
-# ``opentelemetry-instrument`` does the same, but starts Python twice.
+# ``opentelemetry-instrument`` has the same effect but starts Python twice.
 INSTRUMENTED_UVICORN = """
 from opentelemetry.instrumentation.auto_instrumentation import initialize
 initialize()
@@ -38,7 +38,7 @@ main()
 
 
 class Reply(NamedTuple):
-    """A response of user-service."""
+    """A response from user-service."""
 
     status: int
     headers: Mapping[str, str]
@@ -53,7 +53,7 @@ class Running:
     """The services and the issuer with one fault.
 
     Attributes:
-        folder: The folder with the token and the logs, which is removed at the end.
+        folder: The directory with the token and the logs, which is removed at the end.
         issuer: The issuer.
         urls: The origin of each service.
         pids: The process ID of each service.
@@ -97,16 +97,18 @@ class Running:
 
     @property
     def header_file(self) -> Path:
-        """The file with the same token as a header, for curl."""
+        """The file with the same token as a header for curl."""
         return self.folder / "header.txt"
 
     @property
     def calls(self) -> list[tuple[str, str]]:
-        """The method and the path of each request that shows the fault. The last one is the one that fails."""
+        """The method and the path of each request that reveals the fault. The last of these requests is the one that
+        fails.
+        """
         return [("POST", "/report"), ("GET", "/report")] if self.fault.in_background else [("GET", "/profile")]
 
     def log_file(self, name: str) -> Path:
-        """Return the file with the output of a service."""
+        """Return the file with a service's output."""
         return self.folder / f"{name}.log"
 
     def send(self) -> Reply:
@@ -116,7 +118,7 @@ class Running:
         return reply
 
     def request(self, method: str, path: str) -> Reply:
-        """Send one request to user-service, with the user's token."""
+        """Send one request to user-service with the user's token."""
         name, _, value = self.header_file.read_text().strip().partition(": ")
         connection = http.client.HTTPConnection(urlsplit(self.urls[USER_SERVICE]).netloc, timeout=60)
         try:
@@ -134,7 +136,7 @@ class Running:
             path.write_text(f"{text}\n")
 
     def restart(self, name: str, changes: Mapping[str, str | None]) -> None:
-        """Start a service again on the same port, with *changes* to its environment; ``None`` removes a variable."""
+        """Restart a service on the same port with *changes* to its environment; ``None`` removes a variable."""
         self._end(name)
         environment = {**self._environments[name], **changes}
         self._environments[name] = {key: value for key, value in environment.items() if value is not None}
@@ -193,7 +195,7 @@ class Running:
         deadline = time.monotonic() + SECONDS_TO_START
         while "Uvicorn running" not in (log := self.log_file(name).read_text()):
             if self._processes[name].poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"{name} has not started:\n{log}")
+                raise RuntimeError(f"{name} did not start:\n{log}")
             time.sleep(0.03)
 
 

@@ -1,4 +1,4 @@
-"""The soak tests: many users call real processes at once, and no user's token may go astray.
+"""The soak tests, in which many users call real processes simultaneously and each token must stay with its user.
 
 python -m tools.soak            two hops
 python -m tools.soak.threads    three hops, through threads and tasks

@@ -1,11 +1,11 @@
 """A soak test of token exchange: ``python -m tools.soak.exchange [USERS] [MADE_UP]``.
 
-Many users call four destinations at the same time: from threads with one requests session, and from tasks with one
-httpx and one aiohttp session. Each destination needs a token of its own, and responds with the Authorization lines
+Many users call four destinations at the same time. Threads share one requests session, and tasks share one httpx
+session and one aiohttp session. Each destination requires its own token and responds with the Authorization lines
 that it received. Every response is compared with the token of the user who sent the request.
 
-Meanwhile, tokens expire and are replaced, results expire, destinations respond with status 401, the authorization
-server refuses tokens, and callers send made-up tokens.
+Meanwhile, tokens and results expire, destinations respond with status 401, the authorization server rejects tokens,
+and callers send made-up tokens.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from tests.support.loopback import Party, Status, party
 from tests.support.token_endpoint import SECRET, Endpoint, Response, Verified, serving
 
 AUDIENCES = ("billing", "orders", "stock", "profile")
-# Results for every tenth user live for a second, so they expire during the run.
+# Results for every tenth user expire after a second, so they expire during the run.
 SHORT_LIVED_EVERY = 10
 SHORT_SECONDS = 3
 LONG_SECONDS = 3_600
@@ -48,12 +48,12 @@ Issue = Callable[[Endpoint, dict[str, str]], Response]
 
 @dataclass(frozen=True)
 class Visit:
-    """One request to this service, which calls destinations.
+    """A request to this service, which calls destinations.
 
     Attributes:
-        kind: Whether the token can be exchanged, or why it cannot.
+        kind: Whether the token can be exchanged, or the reason that it cannot.
         token: The caller's token.
-        audiences: The destinations, in the order in which they are called.
+        audiences: The destinations, in the order of the calls.
     """
 
     kind: Kind
@@ -65,7 +65,7 @@ class Visit:
         if self.kind == "made-up":
             return BearerToken(self.token)
         token, accepted = BearerToken(self.token), Verified()
-        # Without an expiry, results would be cached for a minute only.
+        # Without an expiry, results would be cached for only a minute.
         accepted.expires_at = time.time() + (-1 if self.kind == "expired" else LONG_SECONDS)
         token.mark_verified(accepted)
         return token
@@ -76,21 +76,21 @@ class Result:
     """The result of a run.
 
     Attributes:
-        hops: The requests that destinations received.
-        unauthorized: How many of them received a response with status 401.
-        wrong_subject: How many had a token of another user.
-        wrong_audience: How many had a token for another destination.
-        original: How many had the caller's own token.
-        missing: How many had no token although the caller's could be exchanged.
-        late: How many had no token because theirs lives for a few seconds only, and had expired when it arrived.
-        uninvited: How many had a token although the caller's was expired, refused or made up.
-        exchanges: The requests that the token endpoint received.
-        repeated: How many of them were for a token and a destination that had a result already.
-        displaced: How many of these were sent while tokens were made up or refused.
-        lacking: How many tokens and destinations had none.
-        of_made_up: How many exchanges were for made-up tokens.
-        refused_again: How many were for refused tokens that had been refused before: at most one in five seconds.
-        probes: How many were random tokens of the circuit breaker, which tests the endpoint after several failures.
+        hops: The number of requests that the destinations received.
+        unauthorized: The number of hops with a 401 response.
+        wrong_subject: The number of hops with a different user's token.
+        wrong_audience: The number of hops with a token for a different destination.
+        original: The number of hops with the caller's own token.
+        missing: The number of hops without a token although the caller's token could be exchanged.
+        late: The number of hops without a token because their short-lived token expired before they arrived.
+        uninvited: The number of hops with a token although the caller's token was expired, rejected, or made up.
+        exchanges: The number of requests that the token endpoint received.
+        repeated: The number of exchanges for a token and a destination that already had a result.
+        displaced: The number of repeated exchanges while tokens were made up or rejected.
+        lacking: The number of pairs of a token and a destination without an exchange.
+        of_made_up: The number of exchanges for made-up tokens.
+        refused_again: The number of exchanges for tokens that had already been rejected, at most one in five seconds.
+        probes: The number of the circuit breaker's random tokens, which test the endpoint after several failures.
         seconds: The duration.
     """
 
@@ -114,7 +114,7 @@ class Result:
 
     @property
     def problems(self) -> dict[str, int]:
-        """What must be zero, and is not."""
+        """The counts that must be zero but are not."""
         hops = ("wrong_subject", "wrong_audience", "original", "missing", "uninvited")
         exchanges = ("repeated", "displaced", "lacking", "of_made_up")
         return {name: getattr(self, name) for name in (*hops, *exchanges) if getattr(self, name)}
@@ -180,11 +180,11 @@ def _issue(endpoint: Endpoint, form: dict[str, str]) -> Response:
 
 
 class Soak:
-    """The service, its destinations and the token endpoint.
+    """The service, its destinations, and the token endpoint.
 
     Args:
-        stack: Ends the servers.
-        issue: Responds to each exchange.
+        stack: A stack that ends the servers when it closes.
+        issue: A function that responds to each exchange.
     """
 
     def __init__(self, stack: ExitStack, issue: Issue) -> None:
@@ -208,7 +208,7 @@ class Soak:
         return Visit(kind, token, tuple(self._random.sample(AUDIENCES, destinations)))
 
     def run(self, visits: dict[str, list[Visit]]) -> None:
-        """Make all visits, those of each session in random order, and all sessions at the same time."""
+        """Make each session's visits in random order, and run all sessions simultaneously."""
         for each in visits.values():
             self._random.shuffle(each)
         with ThreadPoolExecutor(1) as loop:
@@ -217,7 +217,7 @@ class Soak:
             tasks.result()
 
     def _hops(self, visit: Visit) -> Iterator[tuple[str, str]]:
-        """Yield each destination and its URL. Some respond with status 401, and are then called again."""
+        """Yield each destination and its URL. Some destinations respond with status 401 and are then called again."""
         for audience in visit.audiences:
             to = self._parties[audience]
             is_unauthorized = self._random.random() < UNAUTHORIZED_SHARE
@@ -269,9 +269,9 @@ def run(users: int, made_up: int, issue: Issue = _issue) -> Result:
     """Run the soak test.
 
     Args:
-        users: The number of users, each of whom has two tokens, one after the other.
+        users: The number of users, each of whom uses two tokens in sequence.
         made_up: The number of made-up tokens.
-        issue: Responds to each exchange.
+        issue: A function that responds to each exchange.
     """
     started = time.monotonic()
     with ExitStack() as stack, _quiet():
@@ -304,7 +304,7 @@ def run(users: int, made_up: int, issue: Issue = _issue) -> Result:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Do not print the warnings about refused tokens."""
+    """Do not print the warnings about rejected tokens."""
     logger = logging.getLogger("otel_token_relay")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -315,7 +315,7 @@ def _quiet() -> Iterator[None]:
 
 
 def main(users: int = 1_000, made_up: int = 10_000) -> int:
-    """Run the soak test and print its result. Return 1 if anything was wrong."""
+    """Run the soak test and print its result. Return 1 if any check failed."""
     result = run(users, made_up)
     print(f"{users} users, {len(AUDIENCES)} destinations, {made_up} made-up tokens, {result.seconds:.0f} s")
     print(f"hops = {result.hops}, of which {result.unauthorized} with status 401; exchanges = {result.exchanges}")

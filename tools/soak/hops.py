@@ -1,9 +1,8 @@
-"""Check that each of many users gets the right token over two real hops: ``python -m tools.soak``.
+"""Check that each of many users gets the correct token over two real hops: ``python -m tools.soak``.
 
-user-service relays to profile-service, which responds with the Authorization line that it received.
-user-service runs once as FastAPI on uvicorn with httpx, and once as Flask on threaded gunicorn with
-requests. Every response is compared with the token of the user who sent the request. Some requests do not
-carry a token.
+user-service relays to profile-service, which responds with the Authorization line that it received. user-service
+runs once as FastAPI on uvicorn with httpx, and once as Flask on threaded gunicorn with requests. Every response is
+compared with the token of the user who sent the request. Some requests do not carry a token.
 """
 
 from __future__ import annotations
@@ -28,16 +27,17 @@ ANONYMOUS_SHARE = 0.2
 LARGE_BODY_SHARE = 0.1
 LARGE_BODY_BYTES = 100_000
 WARM_UP_SHARE = 0.25
-# Pools, caches and the allocator settle during the warm-up. Any growth afterward is due to the requests.
+# The size of pools, caches, and the allocator becomes stable during the warm-up. Any growth afterward is due to the
+# requests.
 MEMORY_GROWTH_LIMIT = 0.05
 CALL_TIMEOUT_SECONDS = 60.0
 
 
-# The following functions run in the services. None of them imports our package.
+# The following functions run in the services. They do not import the package.
 
 
 def profile_service() -> Any:
-    """Respond with every Authorization line of the request, one per line."""
+    """Respond with every Authorization line in the request, one per line."""
     from fastapi import FastAPI, Request, Response
 
     app = FastAPI()
@@ -136,7 +136,7 @@ class Result:
 
 @contextmanager
 def services(variant: str, *, threads: int, propagators: str) -> Iterator[tuple[int, dict[str, int]]]:
-    """Run both services. Yield user-service's port, and the process IDs keyed by service name."""
+    """Run both services. Yield user-service's port and a mapping of service names to process IDs."""
     with ExitStack() as stack:
         profile_port, profile_process = stack.enter_context(
             process(
@@ -159,7 +159,7 @@ def services(variant: str, *, threads: int, propagators: str) -> Iterator[tuple[
 
 
 def resident_bytes(pid: int) -> int:
-    """Return the resident memory of a process and its children; return 0 if the system does not report it."""
+    """Return the resident memory of a process and its children, or 0 if the system does not report it."""
     pids = [pid]
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         pids += [int(child) for child in task.read_text().split()]
@@ -172,7 +172,7 @@ def resident_bytes(pid: int) -> int:
 
 
 def ask(port: int, numbers: range, users: int, deadline: float, result: Result, lock: threading.Lock) -> None:
-    """Send requests over one keep-alive connection, each with a random user's token or without a token."""
+    """Send requests over one persistent connection, each with a random user's token or without a token."""
     choice = random.Random(numbers.start)  # must be reproducible, and need not be secret
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=CALL_TIMEOUT_SECONDS)
     sent = wrong = missing = failed = 0
@@ -212,7 +212,7 @@ def soak(
         requests: The maximum number of requests, including the warm-up.
         users: The number of different tokens.
         connections: The number of concurrent clients, each with one connection.
-        seconds: The number of seconds after which sending stops.
+        seconds: The maximum number of seconds for which requests are sent.
         propagators: The propagators that user-service uses.
     """
     result, lock = Result(variant), threading.Lock()
@@ -239,7 +239,7 @@ def soak(
 
 
 def main() -> int:
-    """Run the soak test and print its result. Return 1 if a token was wrong or missing or if memory grew."""
+    """Run the soak test and print its result. Return 1 if a token was wrong or missing, or if memory grew."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--requests", type=int, default=20_000, help="the total for both variants")
     parser.add_argument("--users", type=int, default=500)

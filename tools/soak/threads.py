@@ -1,13 +1,13 @@
-"""A soak test that goes through threads, tasks and three frameworks: FastAPI, Flask and aiohttp.web.
+"""A soak test with threads, tasks, and three frameworks: FastAPI, Flask, and aiohttp.web.
 
     python -m tools.soak.threads [REQUESTS] [USERS]
 
-The test runs three real processes whose code does not relay tokens itself. One request in ten is anonymous.
-There are random delays, clients that disconnect, time limits, retries, worker threads and work that outlives
-its request. Some threads belong to pools that one user's request creates and other users' requests share.
+The test runs three real processes whose code does not relay tokens itself. One request in ten is anonymous. The
+test includes random delays, clients that disconnect, timeouts, retries, worker threads, and work that outlives its
+request. Some threads belong to pools that one user's request creates and other users' requests share.
 
-``wrong`` counts calls with another user's token. ``missing`` counts completed requests in which a call
-lacked its token. ``after_lease`` counts calls that had a token although their request had ended.
+``wrong`` counts calls with a different user's token. ``missing`` counts completed requests in which a call lacked
+its token. ``after_lease`` counts calls that had a token although their request had ended.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Soak:
             self.counts["aborted"] += 1
 
     async def settle(self) -> None:
-        """Wait until all work that outlives its request has ended, then add up the services' counts."""
+        """Wait until all work that outlives its request has ended, and then add up the services' counts."""
         while _stats(self.services["front"])["left_behind"]:
             await asyncio.sleep(0.05)
         for one in self.services.values():
@@ -100,7 +100,7 @@ class Soak:
             self.counts.update({name: stats[name] for name in ("calls", "wrong", "after_lease")})
 
     def memory(self) -> dict[str, int]:
-        """Return the resident kilobytes of each service and its children; 0 on platforms without /proc."""
+        """Return the resident memory of each service and its children in kilobytes, or 0 on platforms without /proc."""
         return {name: _resident_kilobytes(one.process.pid) for name, one in self.services.items()}
 
 
@@ -145,9 +145,9 @@ def run(requests: int, users: int) -> tuple[Counter[str], dict[str, int]]:
 
 
 def main(requests: int = 100_000, users: int = 1_000) -> int:
-    """Run the soak test and print its result. Return 1 if anything was wrong."""
+    """Run the soak test and print its result. Return 1 if any check failed."""
     counts, growth = run(requests, users)
-    print(f"{requests} requests of {users} users, {ANONYMOUS_SHARE:.0%} anonymous, through three services")
+    print(f"{requests} requests from {users} users, {ANONYMOUS_SHARE:.0%} anonymous, through three services")
     print(f"completed = {counts['completed']}, aborted = {counts['aborted']}, calls checked = {counts['calls']}")
     print(f"wrong = {counts['wrong']}, missing = {counts['missing']}, after the lease = {counts['after_lease']}")
     print("memory growth = " + ", ".join(f"{name} {kilobytes / 1024:+.1f} MiB" for name, kilobytes in growth.items()))

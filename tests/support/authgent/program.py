@@ -1,8 +1,9 @@
-"""authgent-server for tests. This module runs in the environment that contains authgent-server, not in ours.
+"""authgent-server for tests. This module runs in the environment that contains authgent-server, not in the tests'
+environment.
 
-All sessions share one connection to SQLite, so a request that ends can roll back what another one has written. The
-server therefore handles one request at a time here, and never deletes expired rows. It also hashes secrets with fewer
-rounds, which would otherwise take most of the time of the tests.
+All sessions share one SQLite connection, so the end of a request can roll back the changes of a different request. The
+server here handles one request at a time and never deletes expired rows. It also hashes secrets with fewer rounds,
+because hashing would otherwise take most of the tests' time.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from fastapi import FastAPI
 
 
 def create_app() -> Any:
-    """Return the ASGI application, to which a route is added that rotates the signing key."""
+    """Return the ASGI application with an additional route that rotates the signing key."""
     authgent._CLEANUP_INTERVALS.clear()
     client_service._hash_secret = lambda secret: bcrypt.hashpw(secret.encode(), bcrypt.gensalt(rounds=4)).decode()
     app: FastAPI = authgent.create_app()

@@ -1,8 +1,8 @@
-"""Applications with environments of their own, and this package injected into them as the OpenTelemetry operator does.
+"""Applications in their own environments, with this package injected as the OpenTelemetry operator injects it.
 
 The operator copies its image's directory into the pod and sets PYTHONPATH, so the image's packages take precedence
-over the application's. Source: ``internal/instrumentation/python.go`` and ``autoinstrumentation/python/Dockerfile`` of
-open-telemetry/opentelemetry-operator.
+over the application's. Source: ``internal/instrumentation/python.go`` and ``autoinstrumentation/python/Dockerfile``
+of open-telemetry/opentelemetry-operator.
 """
 
 from __future__ import annotations
@@ -29,13 +29,15 @@ APPLICATIONS = {
     "celery": ("celery_app.py",),
 }
 
-# The same, without an urllib3 of its own, so that it uses the image's.
+# This environment is the same, but without urllib3, so that the application uses the image's copy.
 WITHOUT_URLLIB3 = "fastapi-new"
 
 
 def build_plain_image(target: Path) -> Path:
-    """Fill *target* as the operator's own Dockerfile fills ``/autoinstrumentation``: all packages in one directory."""
-    # No hard links: uv shares the files of one package among all environments of a machine, and one is replaced below.
+    """Install all packages into the *target* directory, as the operator's own Dockerfile does for
+    ``/autoinstrumentation``.
+    """
+    # Hard links are disabled because uv shares package files among all environments, and a file is replaced below.
     shutil.copytree(installed.injected_image(), target)
     shutil.rmtree(target / "bin")
     wheels = target.parent / "wheels"
@@ -47,7 +49,7 @@ def build_plain_image(target: Path) -> Path:
 
 
 def build_image(target: Path) -> Path:
-    """Fill *target* as the Dockerfile of the example fills ``/autoinstrumentation``, with its own commands."""
+    """Fill *target* with the commands that the example's Dockerfile runs to fill ``/autoinstrumentation``."""
     text = (IMAGE / "Dockerfile").read_text("utf-8").replace("\\\n", " ")
     (workdir,) = re.findall(r"^WORKDIR (.*)$", text, re.MULTILINE)
     (commands,) = re.findall(r"^RUN pip install [^&]* && (.*)$", text, re.MULTILINE)
@@ -61,7 +63,7 @@ def build_image(target: Path) -> Path:
 
 
 def run(name: str, image: Path, environ: Mapping[str, str]) -> AbstractContextManager[Service]:
-    """Start an application with the image injected."""
+    """Start an application with the injected image."""
     command = APPLICATIONS["fastapi" if name == WITHOUT_URLLIB3 else name]
     python = str(installed.injected_application(name))
     return service(python, *command, cwd=FOLDER, environ=_variables(image) | dict(environ))
@@ -75,7 +77,9 @@ def check(name: str, image: Path, environ: Mapping[str, str], *options: str) -> 
 
 
 def _variables(image: Path) -> dict[str, str]:
-    """Return what the operator sets. The container's own PYTHONPATH is between its two directories."""
+    """Return the variables that the operator sets. The container's own PYTHONPATH is between the operator's two
+    directories.
+    """
     auto = image / "opentelemetry" / "instrumentation" / "auto_instrumentation"
     return {
         "PYTHONPATH": os.pathsep.join(map(str, (auto, FOLDER, image))),

@@ -1,4 +1,4 @@
-"""An aiohttp server with aiohttp's client."""
+"""An aiohttp server with an aiohttp client."""
 
 import asyncio
 import logging
@@ -15,7 +15,7 @@ assert typing_extensions.Literal
 
 
 async def call(request: web.Request) -> web.Response:
-    """Return what two services received."""
+    """Return what the two services received."""
     found = {}
     async with aiohttp.ClientSession() as session:
         for name in ("LISTED", "UNLISTED"):
@@ -25,12 +25,12 @@ async def call(request: web.Request) -> web.Response:
 
 
 async def versions(request: web.Request) -> web.Response:
-    """Return which urllib3 the application uses."""
+    """Return the urllib3 version that the application uses."""
     return web.json_response({"urllib3": urllib3.__version__, "file": urllib3.__file__})
 
 
 async def healthz(request: web.Request) -> web.Response:
-    """Respond to the kubelet."""
+    """Respond to the kubelet's health check."""
     return web.Response(text="ok")
 
 

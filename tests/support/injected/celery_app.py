@@ -1,4 +1,4 @@
-"""A Celery worker beside a small WSGI server in one process: a request starts a task and waits for its result."""
+"""A Celery worker and a small WSGI server in one process. A request starts a task and waits for the task's result."""
 
 import json
 import os
@@ -24,7 +24,7 @@ def call():
 
 
 def application(environ, start_response):
-    """Call the services directly, or from a task."""
+    """Call the services directly or from a task."""
     path = environ["PATH_INFO"]
     if path == "/task":
         document = call.delay().get(timeout=30)

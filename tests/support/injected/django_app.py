@@ -1,4 +1,4 @@
-"""A Django project with urllib3 and botocore, under a WSGI server."""
+"""A Django project with urllib3 and botocore, in a WSGI server."""
 
 import os
 import sys
@@ -20,12 +20,12 @@ pool = urllib3.PoolManager()
 
 
 def call(request):
-    """Return what two services received."""
+    """Return what the two services received."""
     return JsonResponse({name: pool.request("GET", os.environ[name]).data.decode() for name in ("LISTED", "UNLISTED")})
 
 
 def versions(request):
-    """Return which urllib3 the application uses."""
+    """Return the urllib3 version that the application uses."""
     return JsonResponse({"urllib3": urllib3.__version__, "file": urllib3.__file__})
 
 

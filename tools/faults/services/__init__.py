@@ -1,1 +1,1 @@
-"""The two services. Their code does not mention tokens."""
+"""The two services, whose code does not mention tokens."""

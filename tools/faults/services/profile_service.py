@@ -1,4 +1,4 @@
-"""profile-service: the profiles of users."""
+"""The profile-service, which stores the users' profiles."""
 
 from __future__ import annotations
 

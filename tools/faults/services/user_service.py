@@ -1,7 +1,7 @@
-"""user-service: it calls profile-service for its user, and passes the response on.
+"""The user-service, which calls profile-service for a user and returns the response.
 
-``GET /profile`` calls it at once. ``POST /report`` calls it in the background, and ``GET /report`` responds with the
-result of the latest background job.
+``GET /profile`` calls profile-service immediately. ``POST /report`` calls it in the background, and ``GET /report``
+returns the result of the latest background job.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def fetch_profile() -> requests.Response:
 
 
 def write_report() -> requests.Response:
-    """Do slow work, then get the user's profile."""
+    """Do slow work, and then get the user's profile."""
     time.sleep(0.3)
     return fetch_profile()
 

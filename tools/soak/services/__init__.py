@@ -1,6 +1,7 @@
 """Three services that call each other in every way and check that each token belongs to the expected user.
 
-The query string names the user and the way to call. The services do not derive either from the token.
+The query string specifies the user and the way to call. The services do not derive the user or the way to call from the
+token.
 """
 
 from __future__ import annotations
@@ -21,16 +22,16 @@ def token_of(user: str) -> str | None:
 
 
 class Tally:
-    """The calls that one service has seen. Thread-safe."""
+    """A thread-safe record of the calls that one service received."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self.counts = {"calls": 0, "wrong": 0, "after_lease": 0}
 
     def check(self, user: str, authorization: str | None, *, late: bool) -> bool:
-        """Record one call, and return whether its token is the user's.
+        """Record a call, and return whether its token is the user's.
 
-        A late call comes from work that outlives its request, so the call must not have any token.
+        A late call is made by work that outlives its request, so the call must not have any token.
         """
         token = authorization and authorization.removeprefix("Bearer ")
         with self._lock:
@@ -52,14 +53,14 @@ SUBMIT: tuple[Callable[[ThreadPool, Callable[..., bool], tuple[Any, ...]], list[
     lambda pool, call, args: list(pool.imap_unordered(lambda args: call(*args), [args, args])),
     lambda pool, call, args: list(pool.imap_unordered(lambda args: call(*args), [args, args], 2)),
 )
-"""Every pool method that submits tasks."""
+"""Every method of a pool that submits tasks."""
 
 
 class LazyPool:
-    """A thread pool that is created by the first request that needs it and shared with later requests.
+    """A thread pool that the first request creates and later requests share.
 
-    After every *uses* requests, the next request creates another pool. Other requests therefore often use a
-    pool while the request that created the pool is still being served.
+    After every *uses* requests, the next request creates a new pool. Requests therefore often use a pool while
+    the request that created the pool is still being served.
     """
 
     def __init__(self, threads: int = 4, uses: int = 25) -> None:
@@ -71,7 +72,7 @@ class LazyPool:
         self._ways = itertools.cycle(SUBMIT)
 
     def run(self, call: Callable[..., bool], *args: Any) -> bool:
-        """Call *call* in the pool, using the next submit method, and return whether all results are true."""
+        """Run *call* in the pool with the next submit method, and return whether all results are true."""
         with self._taken() as pool:
             with self._lock:
                 submit = next(self._ways)

@@ -1,4 +1,4 @@
-"""The third service: aiohttp.web."""
+"""The third service, which runs on aiohttp.web."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def main() -> None:
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
     host, port = runner.addresses[0]
-    print(f"http://{host}:{port}", flush=True)  # the parent reads this line
+    print(f"http://{host}:{port}", flush=True)  # the parent process reads this line
     await asyncio.Event().wait()
 
 

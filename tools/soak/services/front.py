@@ -1,4 +1,4 @@
-"""The first service: FastAPI, with asynchronous and synchronous endpoints."""
+"""The first service, which runs on FastAPI with asynchronous and synchronous endpoints."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ async def front(request: Request, user: str, way: str) -> bool:
                 found = [response.text == "right"]
                 break
     elif way == "timeout":
-        # As with a circuit breaker, the thread goes on, and its second call is sent after the response.
+        # As with a circuit breaker, the thread continues and sends its second call after the response.
         found = [await _with_time_limit(user), await ask(client, _url(user, way="requests"))]
     else:
         task = asyncio.create_task(_later(client, _url(user, way=random.choice(("requests", "pool")), late=1)))

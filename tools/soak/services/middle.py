@@ -1,4 +1,4 @@
-"""The second service: Flask on threaded gunicorn."""
+"""The second service, which runs on Flask and threaded gunicorn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""This service identifies itself at a real authorization server, for introspection and for token exchange."""
+"""This service authenticates at a real authorization server, for introspection and for token exchange."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ from tests.support.tokens import AUDIENCE, make_token, private_key
 BOTH = pytest.mark.parametrize("how", ["introspect", "exchange"])
 ALGORITHMS = [("PS256", "PS256"), ("ES256", "ES256"), ("ES384", "ES384"), ("ES512", "ES512"), ("EdDSA", "EdDSA")]
 
-# A token of a Kubernetes service account has this form.
+# A token for a Kubernetes service account has this form.
 PROJECTED = make_token({"iss": "https://kubernetes.default.svc", "sub": "system:serviceaccount:shop:orders"})
 
 
@@ -77,7 +77,9 @@ def jwk_of(key: Any, algorithm: str, **members: Any) -> str:
 def test_an_assertion_is_signed_for_the_issuer(
     server: Server, tmp_path: Path, how: str, form: str, kind: str, algorithm: str
 ) -> None:
-    """The server verifies it: draft-ietf-oauth-rfc7523bis. The algorithm is that of the key."""
+    """The server accepts an assertion for the issuer that is signed with the key's algorithm
+    (draft-ietf-oauth-rfc7523bis).
+    """
     key, path = private_key(kind), tmp_path / "key"
     path.write_bytes(pem_of(key) if form == "pem" else jwk_of(key, kind, kid="k-7").encode())
     server.expect(key, algorithm)
@@ -91,7 +93,7 @@ def test_an_assertion_is_signed_for_the_issuer(
 
 @BOTH
 def test_an_assertion_is_used_once(server: Server, key_file: Path, how: str) -> None:
-    """Each has a new jti; the server refuses one that it has seen before."""
+    """Each assertion has a new `jti` claim, because the server rejects a repeated one."""
     server.expect(private_key("ES256"), "ES256")
     for number in range(5):
         server.use(how, number, client_key_file=str(key_file), client_key_id="k-1")
@@ -129,7 +131,7 @@ def test_an_assertion_in_the_older_form_names_the_endpoint_and_the_certificate(
 
 
 def test_entra_gets_the_assertion_beside_that_of_the_user(server: Server, tmp_path: Path) -> None:
-    """Its grant on-behalf-of sends the caller's token as ``assertion``."""
+    """Entra's on-behalf-of grant sends the caller's token as ``assertion``, in addition to the client's assertion."""
     cert_file, key_file = write_certificate(tmp_path, algorithm="PS256")
     server.expect(private_key("PS256", "client-1"), "PS256", is_rfc7523=True)
 
@@ -153,7 +155,7 @@ def certificate_of_an_authority() -> str:
 
 @BOTH
 def test_a_key_is_read_again_when_it_changes(server: Server, key_file: Path, how: str) -> None:
-    """Keys are rotated by replacing the file, also with a key of another kind."""
+    """A key file is read again when it changes, even if the new key is of a different kind."""
     for number, (kind, algorithm) in enumerate([("ES256", "ES256"), ("PS256", "PS256"), ("EdDSA", "EdDSA")]):
         replace_file(key_file, pem_of(private_key(kind)))
         server.expect(private_key(kind), algorithm)
@@ -164,7 +166,7 @@ def test_a_key_is_read_again_when_it_changes(server: Server, key_file: Path, how
 
 
 def test_one_verifier_and_one_exchanger_notice_a_new_key(server: Server, key_file: Path) -> None:
-    """They do not have to be created again."""
+    """An existing verifier and an existing exchanger detect a new key."""
     verifier = server.verifier(client_key_file=str(key_file))
     for number, kind in enumerate(["ES256", "ES384"]):
         replace_file(key_file, pem_of(private_key(kind)))
@@ -176,7 +178,7 @@ def test_one_verifier_and_one_exchanger_notice_a_new_key(server: Server, key_fil
 
 @pytest.mark.parametrize("algorithm", ["RS256", "PS384"])
 def test_a_jwk_may_name_another_algorithm_of_its_kind(server: Server, tmp_path: Path, algorithm: str) -> None:
-    """Some servers accept only RS256."""
+    """A JWK can specify a different algorithm of its kind, because some servers accept only RS256."""
     path = tmp_path / "key.json"
     path.write_text(jwk_of(private_key("PS256"), "PS256", alg=algorithm))
     server.expect(private_key("PS256"), algorithm)
@@ -193,28 +195,31 @@ def changed_jwk(**members: Any) -> bytes:
 UNUSABLE: dict[str, tuple[Callable[[], bytes], str]] = {
     "empty": (lambda: b"\n", "is empty"),
     "too large": (lambda: b"-----BEGIN PRIVATE KEY-----" + b"A" * 70_000, "is too large"),
-    "garbage": (lambda: b"\xff\xfe\x00 Hunter2", "is neither a private key in PEM nor a private JWK"),
-    "text": (lambda: b"Hunter2", "is neither a private key in PEM nor a private JWK"),
+    "garbage": (lambda: b"\xff\xfe\x00 Hunter2", "is not a private key in PEM or JWK format"),
+    "text": (lambda: b"Hunter2", "is not a private key in PEM or JWK format"),
     "public key": (lambda: public_pem_of(private_key("ES256")), "contains only a public key"),
-    "certificate": (lambda: Path(certificate()).read_bytes().partition(b"-----END PRIVATE KEY-----\n")[2], "neither"),
-    "encrypted": (lambda: pem_of(private_key("ES256"), b"Hunter2"), "is encrypted with a password"),
+    "certificate": (
+        lambda: Path(certificate()).read_bytes().partition(b"-----END PRIVATE KEY-----\n")[2],
+        "not a private key",
+    ),
+    "encrypted": (lambda: pem_of(private_key("ES256"), b"Hunter2"), "a password-protected private key"),
     "damaged": (lambda: pem_of(private_key("ES256")).replace(b"M", b"N"), "contains a private key that cannot be read"),
-    "secp256k1": (lambda: pem_of(private_key("ES256K")), "a kind of key that is not supported"),
-    "Ed448": (lambda: pem_of(ed448.Ed448PrivateKey.generate()), "a kind of key that is not supported"),
-    "X25519": (lambda: pem_of(x25519.X25519PrivateKey.generate()), "a kind of key that is not supported"),
+    "secp256k1": (lambda: pem_of(private_key("ES256K")), "an unsupported type of key"),
+    "Ed448": (lambda: pem_of(ed448.Ed448PrivateKey.generate()), "an unsupported type of key"),
+    "X25519": (lambda: pem_of(x25519.X25519PrivateKey.generate()), "an unsupported type of key"),
     "short RSA": (lambda: pem_of(rsa.generate_private_key(65537, 1024)), "an RSA key with fewer than 2048 bits"),
-    "P-224": (lambda: pem_of(ec.generate_private_key(ec.SECP224R1())), "a kind of key that is not supported"),
+    "P-224": (lambda: pem_of(ec.generate_private_key(ec.SECP224R1())), "an unsupported type of key"),
     "public JWK": (lambda: jwk_of(private_key("ES256").public_key(), "ES256").encode(), "contains only a public key"),
-    "symmetric JWK": (lambda: b'{"kty": "oct", "k": "SHVudGVyMg"}', "is neither a private key in PEM nor"),
-    "JWK set": (lambda: b'{"keys": []}', "is neither a private key in PEM nor a private JWK"),
-    "JWK for encryption": (lambda: changed_jwk(use="enc"), "not meant for signatures"),
-    "JWK with another alg": (lambda: changed_jwk(alg="ES384"), "alg is not supported"),
-    "JWK with alg none": (lambda: changed_jwk(alg="none"), "alg is not supported"),
-    "JWK whose alg is a list": (lambda: changed_jwk(alg=["ES256"]), "alg is not supported"),
-    "JWK whose kty is a list": (lambda: changed_jwk(kty=["EC"]), "is neither a private key in PEM nor"),
+    "symmetric JWK": (lambda: b'{"kty": "oct", "k": "SHVudGVyMg"}', "is not a private key in PEM or"),
+    "JWK set": (lambda: b'{"keys": []}', "is not a private key in PEM or JWK format"),
+    "JWK for encryption": (lambda: changed_jwk(use="enc"), "not intended for signing"),
+    "JWK with another alg": (lambda: changed_jwk(alg="ES384"), "unsupported alg"),
+    "JWK with alg none": (lambda: changed_jwk(alg="none"), "unsupported alg"),
+    "JWK whose alg is a list": (lambda: changed_jwk(alg=["ES256"]), "unsupported alg"),
+    "JWK whose kty is a list": (lambda: changed_jwk(kty=["EC"]), "is not a private key in PEM or"),
     "damaged JWK": (lambda: b'{"kty": "RSA", "d": "Hunter2", "n": "Hunter2", "e": "AQAB"}', "cannot be read"),
-    "not JSON": (lambda: b'{"kty": "RSA", "d": "Hunter2"', "is neither a private key in PEM nor a private JWK"),
-    "deep JSON": (lambda: b'{"a":' + b"[" * 60_000, "is neither a private key in PEM nor a private JWK"),
+    "not JSON": (lambda: b'{"kty": "RSA", "d": "Hunter2"', "is not a private key in PEM or JWK format"),
+    "deep JSON": (lambda: b'{"a":' + b"[" * 60_000, "is not a private key in PEM or JWK format"),
 }
 
 
@@ -222,7 +227,9 @@ UNUSABLE: dict[str, tuple[Callable[[], bytes], str]] = {
 def test_a_file_without_a_usable_key_is_named(
     server: Server, key_file: Path, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nothing is sent. The error names the setting and the problem, and does not quote the file."""
+    """The error about a file without a usable key contains the setting and the problem, does not quote the file, and
+    prevents the request.
+    """
     content, problem = UNUSABLE[name]
     key_file.write_bytes(content())
 
@@ -240,7 +247,7 @@ def test_a_file_without_a_usable_key_is_named(
 
 
 def test_a_file_that_is_missing_or_is_not_a_file_is_named(server: Server, tmp_path: Path) -> None:
-    """A device or a directory is not read, since that might never end."""
+    """A missing file is reported, and a device or a directory is not read, because reading might never end."""
     for path, problem in (
         ("/dev/zero", "is not a regular file"),
         (str(tmp_path), "is not a regular file"),
@@ -253,24 +260,24 @@ def test_a_file_that_is_missing_or_is_not_a_file_is_named(server: Server, tmp_pa
 
 
 def test_a_key_and_the_certificate_of_another_key_are_not_used(server: Server, tmp_path: Path) -> None:
-    """The server could not verify the signature."""
+    """A key with a different key's certificate is rejected, because the server could not verify the signature."""
     (cert_file, _), (_, key_file) = write_certificate(tmp_path, 1), write_certificate(tmp_path, 2, "ES384")
     options = {"client_key_file": str(key_file), "client_auth": "private_key_jwt_rfc7523"}
 
-    with pytest.raises(ExchangeFailed, match="do not belong together"):
+    with pytest.raises(ExchangeFailed, match="do not match"):
         server.exchange(client_cert_file=str(cert_file), **options)
     for content, problem in (
-        (b"Hunter2", "no certificate"),
-        (b"-----BEGIN CERTIFICATE-----\nHunter2\n-----END CERTIFICATE-----", "cannot be read"),
+        (b"Hunter2", "does not contain a certificate"),
+        (b"-----BEGIN CERTIFICATE-----\nHunter2\n-----END CERTIFICATE-----", "contains .*cannot be read"),
     ):
         cert_file.write_bytes(content)
-        with pytest.raises(ExchangeFailed, match=f"client_cert_file contains .*{problem}"):
+        with pytest.raises(ExchangeFailed, match=f"client_cert_file {problem}"):
             server.exchange(client_cert_file=str(cert_file), **options)
     assert server.requests == []
 
 
 def test_a_missing_package_is_named(server: Server, key_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """PyJWT alone installs no cryptography."""
+    """The error states that the cryptography package, which PyJWT does not install by itself, is missing."""
 
     def import_module(name: str) -> Any:
         raise ModuleNotFoundError(name)
@@ -281,7 +288,7 @@ def test_a_missing_package_is_named(server: Server, key_file: Path, monkeypatch:
 
 
 def test_an_assertion_for_an_issuer_requires_one(server: Server, key_file: Path) -> None:
-    """The error is raised at start-up, and says what to use instead."""
+    """An assertion without an issuer raises an error at startup that suggests an alternative."""
     endpoint, options = f"{server.url}/introspect", {"client_id": CLIENT, "client_key_file": str(key_file)}
     entra, client = "https://login.microsoftonline.com/{tid}/v2.0", ClientCredential(client_id=CLIENT, key_file="/key")
 
@@ -298,7 +305,7 @@ def test_an_assertion_for_an_issuer_requires_one(server: Server, key_file: Path)
 
 
 def test_each_issuer_gets_an_assertion_for_itself(tmp_path: Path, key_file: Path) -> None:
-    """With several issuers, an assertion for one of them cannot be used at another one."""
+    """Each of several issuers gets its own assertion, which cannot be used at a different issuer."""
     with serving() as one, serving() as other:
         trusted = []
         for server in (one, other):
@@ -314,12 +321,12 @@ def test_each_issuer_gets_an_assertion_for_itself(tmp_path: Path, key_file: Path
             assert "401" not in report.endpoints[-1].result
 
 
-# Assertions from a platform
+# Assertions that a platform provides
 
 
 @BOTH
 def test_a_projected_token_is_sent_as_it_is(server: Server, tmp_path: Path, how: str) -> None:
-    """It is read again when the platform replaces it."""
+    """A projected token is sent unchanged and read again when the platform replaces it."""
     path = tmp_path / "token"
     tokens = [PROJECTED, make_token({"sub": "another"}), "opaque-but-usable"]
     for number, token in enumerate(tokens):
@@ -333,7 +340,7 @@ def test_a_projected_token_is_sent_as_it_is(server: Server, tmp_path: Path, how:
 
 @pytest.mark.parametrize("content", [b"two words Hunter2", b"", b"\xff", b"a" * 70_000, "Hunter2é".encode()])
 def test_a_file_without_a_token_is_named(server: Server, tmp_path: Path, content: bytes) -> None:
-    """Its content would break the form, or reach a server that it is not for."""
+    """The error about a file without a token does not quote the file, and nothing is sent."""
     path = tmp_path / "token"
     path.write_bytes(content)
 
@@ -345,7 +352,7 @@ def test_a_file_without_a_token_is_named(server: Server, tmp_path: Path, content
 
 @BOTH
 def test_a_callable_returns_the_assertion_of_each_request(server: Server, how: str) -> None:
-    """It does not see the token of the caller, which a request that it sends could otherwise carry."""
+    """A callable returns the assertion for each request without access to the caller's token."""
     seen: list[object] = []
 
     def assertion() -> str:
@@ -361,7 +368,7 @@ def test_a_callable_returns_the_assertion_of_each_request(server: Server, how: s
 
 
 def test_a_callable_returns_the_secret_of_each_request(server: Server) -> None:
-    """Secret stores rotate secrets."""
+    """A callable returns the secret for each request, because secret stores rotate secrets."""
     secrets = iter(["first", "second"])
     for number in range(2):
         server.use("exchange", number, client_secret=lambda: next(secrets), client_auth="client_secret_post")
@@ -378,17 +385,17 @@ def raises() -> str:
     ("source", "problem"),
     [
         pytest.param(raises, "raised LookupError", id="error"),
-        pytest.param(lambda: "", "did not return usable text", id="empty"),
-        pytest.param(lambda: b"Hunter2", "did not return usable text", id="bytes"),
-        pytest.param(lambda: "Hunter2\r\nX: y", "did not return usable text", id="line break"),
-        pytest.param(lambda: "Hunter2\ud800", "did not return usable text", id="surrogate"),
+        pytest.param(lambda: "", "did not return a usable string", id="empty"),
+        pytest.param(lambda: b"Hunter2", "did not return a usable string", id="bytes"),
+        pytest.param(lambda: "Hunter2\r\nX: y", "did not return a usable string", id="line break"),
+        pytest.param(lambda: "Hunter2\ud800", "did not return a usable string", id="surrogate"),
         pytest.param(lambda needed: "Hunter2", "raised TypeError", id="argument"),
     ],
 )
 def test_a_callable_that_fails_does_not_reveal_a_secret(
     server: Server, name: str, source: Any, problem: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its message may contain one. The exception is not attached either."""
+    """The message of a failing callable, which can contain a secret, does not appear in errors or in the log."""
     with pytest.raises(ExchangeFailed) as failed, caplog.at_level(logging.DEBUG):
         server.exchange(**{name: source})
     with pytest.raises(KeysUnavailable), caplog.at_level(logging.DEBUG):
@@ -405,7 +412,7 @@ def test_a_callable_that_fails_does_not_reveal_a_secret(
 
 @pytest.fixture
 def trusting(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Trust the certificate of the servers on loopback, in new clients."""
+    """Trust the loopback servers' certificate in new clients."""
     monkeypatch.setenv("SSL_CERT_FILE", certificate())
     http_client.shared_client.cache_clear()
     yield
@@ -415,7 +422,7 @@ def trusting(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @BOTH
 @pytest.mark.parametrize("is_one_file", [True, False])
 def test_a_certificate_is_presented(trusting: None, tmp_path: Path, how: str, is_one_file: bool) -> None:
-    """The server requires it (RFC 8705, section 2.1). The form names the client."""
+    """The client presents its certificate and sends its ID, as the server requires (RFC 8705, section 2.1)."""
     cert_file, key_file = write_certificate(tmp_path, 7)
     with serving(mutual_tls(cert_file)) as server:
         if is_one_file:
@@ -438,7 +445,7 @@ def test_a_certificate_is_presented(trusting: None, tmp_path: Path, how: str, is
 
 @BOTH
 def test_a_server_that_requires_a_certificate_refuses_without_one(trusting: None, tmp_path: Path, how: str) -> None:
-    """Otherwise, the tests above would prove nothing. So does a certificate that it does not trust."""
+    """A server that requires a certificate rejects a client without a trusted one."""
     (cert_file, _), (other_cert, other_key) = write_certificate(tmp_path, 1), write_certificate(tmp_path, 2, "ES384")
     other = {"client_cert_file": str(other_cert), "client_key_file": str(other_key), "client_auth": "tls_client_auth"}
     with serving(mutual_tls(cert_file)) as server:
@@ -458,7 +465,7 @@ def test_a_server_that_requires_a_certificate_refuses_without_one(trusting: None
     ],
 )
 def test_an_alert_about_the_certificate_is_named(reason: str) -> None:
-    """The reason is OpenSSL's name of the alert that the server sent."""
+    """A TLS alert about the certificate is reported with OpenSSL's name for the alert."""
     error = ssl.SSLError(1, "[SSL] a text of OpenSSL")
     error.reason = reason
 
@@ -468,7 +475,9 @@ def test_an_alert_about_the_certificate_is_named(reason: str) -> None:
 
 
 def test_a_certificate_is_presented_to_its_endpoint_only(trusting: None, tmp_path: Path) -> None:
-    """Requests for metadata and keys, and another credential's, present none, even to the same host and port."""
+    """Requests for metadata and keys, or with a different credential, present no certificate, even to the same host and
+    port.
+    """
     cert_file, key_file = write_certificate(tmp_path, 7)
     credential = {
         "client_cert_file": str(cert_file),
@@ -490,7 +499,7 @@ def test_a_certificate_is_presented_to_its_endpoint_only(trusting: None, tmp_pat
 
 
 def test_a_certificate_is_not_presented_to_the_target_of_a_redirect(tmp_path: Path) -> None:
-    """Redirects are not followed."""
+    """A certificate is not presented to a redirect's target, because redirects are not followed."""
     cert_file, key_file = write_certificate(tmp_path, 7)
     client = HttpClient(ca_file=certificate())
     with party(tls=True) as target, serving(mutual_tls(cert_file)) as server:
@@ -504,7 +513,7 @@ def test_a_certificate_is_not_presented_to_the_target_of_a_redirect(tmp_path: Pa
 def test_a_certificate_is_presented_through_a_proxy_but_not_to_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The handshake with the host is inside the tunnel. A proxy that requires a certificate gets none."""
+    """A certificate is presented to the host inside a proxy's tunnel, but not to the proxy."""
     cert_file, key_file = write_certificate(tmp_path, 7)
     presented = ClientCertificate.read(str(cert_file), str(key_file))
     client = HttpClient(ca_file=certificate())
@@ -526,7 +535,7 @@ def test_a_certificate_is_presented_through_a_proxy_but_not_to_it(
 
 
 def test_a_certificate_is_read_again_when_its_files_change(trusting: None, tmp_path: Path) -> None:
-    """One verifier presents the new one, on a new connection."""
+    """A certificate is read again when its files change, and the verifier presents the new one on a new connection."""
     first, second = write_certificate(tmp_path, 1), write_certificate(tmp_path, 2, "ES384")
     cert_file, key_file = tmp_path / "tls.crt", tmp_path / "tls.key"
     with serving(mutual_tls(first[0], second[0])) as server:
@@ -543,7 +552,9 @@ def test_a_certificate_is_read_again_when_its_files_change(trusting: None, tmp_p
 
 
 def test_files_that_are_not_a_certificate_and_its_key_are_named(trusting: None, tmp_path: Path) -> None:
-    """Nothing is sent. OpenSSL does not ask for a password on the terminal."""
+    """If the files are not a certificate and its key, an error states the problem, no password is asked for, and
+    nothing is sent.
+    """
     (cert_file, key_file), (_, other_key) = write_certificate(tmp_path, 1), write_certificate(tmp_path, 2, "ES384")
     encrypted, large = tmp_path / "encrypted", tmp_path / "large"
     encrypted.write_bytes(pem_of(private_key("ES256", "client-1"), b"Hunter2"))
@@ -552,10 +563,10 @@ def test_files_that_are_not_a_certificate_and_its_key_are_named(trusting: None, 
     garbage.write_bytes(b"Hunter2")
     with serving(mutual_tls(cert_file)) as server:
         for cert, key, problem in (
-            (cert_file, other_key, "do not belong together"),
-            (cert_file, encrypted, "encrypted with a password"),
-            (cert_file, garbage, "must contain a certificate and its private key"),
-            (garbage, key_file, "must contain a certificate and its private key"),
+            (cert_file, other_key, "do not match"),
+            (cert_file, encrypted, "a password-protected private key"),
+            (cert_file, garbage, "must contain a certificate and an unencrypted private key"),
+            (garbage, key_file, "must contain a certificate and an unencrypted private key"),
             (cert_file, large, "the file in client_key_file is too large"),
             (tmp_path / "missing", key_file, "the file in client_cert_file cannot be read"),
             (cert_file, tmp_path / "missing", "the file in client_key_file cannot be read"),
@@ -564,13 +575,13 @@ def test_files_that_are_not_a_certificate_and_its_key_are_named(trusting: None, 
                 server.exchange(client_cert_file=str(cert), client_key_file=str(key), client_auth="tls_client_auth")
             assert failed.value.error == "invalid_client"
             assert "Hunter2" not in str(failed.value)
-        with pytest.raises(ExchangeFailed, match="must contain a certificate and its private key"):
-            server.exchange(client_cert_file=str(cert_file))  # which does not contain the key
+        with pytest.raises(ExchangeFailed, match="must contain a certificate and an unencrypted private key"):
+            server.exchange(client_cert_file=str(cert_file))  # this file does not contain the key
         assert server.requests == []
 
 
 def test_a_certificate_requires_https(server: Server, tmp_path: Path) -> None:
-    """Over http nothing would be presented, so the server would not know the client."""
+    """A certificate requires https, because over http the server would not receive the certificate."""
     cert_file, key_file = write_certificate(tmp_path)
     credential = {"client_cert_file": str(cert_file), "client_key_file": str(key_file)}
     for build in (server.introspect, server.exchange):
@@ -606,7 +617,7 @@ FORMS: dict[str, tuple[dict[str, str], dict[str, str]]] = {
 @pytest.mark.parametrize("source", ["variables", "file"])
 @pytest.mark.parametrize("name", FORMS)
 def test_settings_have_the_same_forms(server: Server, tmp_path: Path, name: str, source: str) -> None:
-    """In variables for the only issuer, and in a configuration file for each issuer."""
+    """The settings are the same in variables for a single issuer and in a configuration file for each issuer."""
     cert_file, key_file = write_certificate(tmp_path)
     (tmp_path / "token").write_text(PROJECTED)
     if name != "assertion":
@@ -636,7 +647,9 @@ def test_settings_have_the_same_forms(server: Server, tmp_path: Path, name: str,
 
 
 def test_a_certificate_and_the_certificate_authorities_are_settings(tmp_path: Path) -> None:
-    """Private networks have both. The authorities of the system do not trust the server."""
+    """Settings provide the client certificate and the certificate authorities for a server that the system does not
+    trust.
+    """
     cert_file, key_file = write_certificate(tmp_path, 7)
     with serving(mutual_tls(cert_file)) as server:
         variables = {
@@ -661,7 +674,7 @@ def test_a_certificate_and_the_certificate_authorities_are_settings(tmp_path: Pa
 
 
 def test_assertions_are_masked(server: Server, key_file: Path) -> None:
-    """Redaction finds them by their form, and by the name of the parameter."""
+    """Redaction recognizes assertions by their format and by the parameter's name."""
     server.introspect(client_key_file=str(key_file))
     signed = server.forms[0]["client_assertion"]
     scrubber = Scrubber()

@@ -1,4 +1,4 @@
-"""Responses that last end when the token of their request expires, with real servers."""
+"""Streamed responses from real servers end when the token of their request expires."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ ended: list[str] = []
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A token that is valid for an hour ends its stream soon, because the clock of the limit is ahead."""
+    """A limit whose clock is ahead, so that it soon ends the stream of a token that is valid for an hour."""
     ahead = 3600 + Settings().leeway - 1.0
     monkeypatch.setattr(seconds_left, "__defaults__", (lambda: time.time() + ahead,))
     build_authenticator.cache_clear()
@@ -49,12 +49,12 @@ def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def token_of(issuer: Issuer, seconds: float = 3600) -> dict[str, str]:
-    """Return the header of a token that ends its stream after about half a second, or much later."""
+    """Return the header for a token that ends its stream after about half a second, or much later."""
     return {"Authorization": bearer(issuer, exp=time.time() + seconds - 0.5).decode().strip()}
 
 
 async def _events(path: str) -> AsyncIterator[bytes]:
-    """Yield events without an end, or one event before a silence without an end."""
+    """Yield events indefinitely, or yield one event and then wait indefinitely."""
     try:
         yield b"data: 1\n\n"
         while True:
@@ -155,7 +155,7 @@ every_server = pytest.mark.parametrize("serve", SERVERS.values(), ids=SERVERS)
 
 
 def read_all(port: int, path: str, headers: dict[str, str]) -> bytes:
-    """Return the body of a response that ends as HTTP requires, and not by a lost connection."""
+    """Return the body of a response that ends as HTTP requires, rather than with a lost connection."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     try:
         connection.request("GET", path, headers=headers)
@@ -167,7 +167,7 @@ def read_all(port: int, path: str, headers: dict[str, str]) -> bytes:
 
 
 def begins(port: int, path: str, headers: dict[str, str], seconds: float) -> None:
-    """Fail unless the response still lasts after *seconds*."""
+    """Fail unless the response is still open after *seconds*."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     try:
         connection.request("GET", path, headers=headers)
@@ -182,7 +182,9 @@ def begins(port: int, path: str, headers: dict[str, str], seconds: float) -> Non
 @every_server
 @pytest.mark.parametrize("path", ["/events", "/silent"])
 def test_an_event_stream_ends(issuer: Issuer, serve: Any, path: str, caplog: pytest.LogCaptureFixture) -> None:
-    """The application's generator is closed, the response is complete, and no error is logged."""
+    """When the limit ends an event stream, the generator is closed, the response is complete, and no
+    error is logged.
+    """
     with installed(settings_for(issuer, verify_streams="exp")), serve() as server:
         body = read_all(server.port, path, token_of(issuer))
         wait_until(lambda: path in ended)
@@ -193,7 +195,7 @@ def test_an_event_stream_ends(issuer: Issuer, serve: Any, path: str, caplog: pyt
 
 @every_server
 def test_other_responses_last(issuer: Issuer, serve: Any) -> None:
-    """Other types, tokens that are still valid, and the default."""
+    """Responses of other types, with unexpired tokens, or with the default settings continue."""
     with installed(settings_for(issuer, verify_streams="exp")), serve() as server:
         begins(server.port, "/plain", token_of(issuer), 1.0)
         begins(server.port, "/events", token_of(issuer, 7200), 1.0)
@@ -205,7 +207,7 @@ def test_other_responses_last(issuer: Issuer, serve: Any) -> None:
 
 
 def talk(connection: Any, is_busy: bool) -> None:
-    """Send and receive messages without an end, or wait for one that never arrives."""
+    """Send and receive messages indefinitely, or wait for a message that never arrives."""
     while is_busy:
         connection.send("a")
         connection.recv(5)
@@ -215,7 +217,7 @@ def talk(connection: Any, is_busy: bool) -> None:
 @every_server
 @pytest.mark.parametrize("is_busy", [True, False], ids=["busy", "idle"])
 def test_a_websocket_is_closed(issuer: Issuer, serve: Any, is_busy: bool, caplog: pytest.LogCaptureFixture) -> None:
-    """The code is 1008, also if no message arrives."""
+    """A WebSocket is closed with code 1008, even if no message arrives."""
     with installed(settings_for(issuer, verify_streams="exp")), serve() as server:
         url = f"ws://127.0.0.1:{server.port}/ws"
         with websockets.sync.client.connect(url, additional_headers=token_of(issuer)) as connection:
@@ -231,7 +233,7 @@ def test_a_websocket_is_closed(issuer: Issuer, serve: Any, is_busy: bool, caplog
 
 
 def test_an_event_stream_of_wsgi_ends_with_its_next_event(issuer: Issuer) -> None:
-    """A generator that waits cannot be interrupted. It is closed."""
+    """A WSGI event stream ends and is closed at its next event, because a waiting generator cannot be interrupted."""
 
     def app(environ: Any, start_response: Any) -> Iterator[bytes]:
         def events() -> Iterator[bytes]:
@@ -264,7 +266,7 @@ def test_an_event_stream_of_wsgi_ends_with_its_next_event(issuer: Issuer) -> Non
 
 
 class Lasting(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no types
-    """Methods of each kind that last: those that respond with a stream do so until they are ended."""
+    """gRPC methods of each kind, whose streams continue until they are ended."""
 
     def __init__(self, is_aio: bool) -> None:
         self._is_aio = is_aio
@@ -317,7 +319,7 @@ def outcome(channel: grpc.Channel, kind: str, sent: Any, metadata: Any) -> tuple
 
 @pytest.mark.parametrize("row", GRPC)
 def test_a_grpc_stream_ends(issuer: Issuer, row: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also if the method waits for a request that never arrives. A call without a stream may last."""
+    """A gRPC stream ends even while its method waits for a message, but a call without a stream continues."""
     monkeypatch.setattr("tests.support.protected_servers._Methods", lambda is_aio: Lasting(is_aio))
     silence = threading.Event()
 
@@ -350,13 +352,15 @@ def test_a_grpc_stream_ends(issuer: Issuer, row: str, monkeypatch: pytest.Monkey
     ],
 )
 def test_an_event_stream_is_recognized_by_its_type(content_type: str | None, expected: bool) -> None:
-    """Parameters and case do not matter."""
+    """An event stream is recognized by its media type, regardless of parameters and case."""
     assert is_event_stream(content_type) is expected
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_a_limit_works_on_both_loops(backend: str) -> None:
-    """Before `start`, and after `stop`, nothing is canceled; errors of the call itself are propagated."""
+    """On both event loops, nothing is canceled before `start` or after `stop`, and the call's own errors are
+    propagated.
+    """
     import anyio
 
     async def scenario() -> None:

@@ -1,0 +1,218 @@
+"""Check that the test file of each module fails if one of the module's functions raises.
+
+    python -m tools.raising                              every module; takes about an hour
+    python -m tools.raising otel_token_relay/origin.py   some modules
+
+`tests/` mirrors the package: ``tests/redaction/test_spans.py`` tests ``otel_token_relay/redaction/spans.py``. For each
+function and method of a module, the program runs the module's test file with that function raising an error, and prints
+the functions whose error no test notices. It exits with status 1 if there are any.
+
+pytest imports and collects a test file once. Each function then gets a forked child, which changes the function's code
+and runs the tests until one fails.
+"""
+
+from __future__ import annotations
+
+import ast
+import gc
+import os
+import signal
+import subprocess
+import sys
+import time
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = "otel_token_relay"
+
+# A test that waits for a function that has raised would wait too long.
+SECONDS_PER_FUNCTION = 120
+
+
+class RaisedOnPurpose(Exception):
+    """The error of a changed function. No code catches it by name."""
+
+
+class Function(NamedTuple):
+    """A function or method.
+
+    Attributes:
+        name: The qualified name within its module.
+        line: The line of ``def``, or of the first decorator.
+    """
+
+    name: str
+    line: int
+
+
+def test_file(module: Path) -> Path:
+    """Return the path of the test file for a module. Both paths are relative to the checkout."""
+    inner = module.relative_to(PACKAGE)
+    return Path("tests") / inner.parent / f"test_{inner.stem.strip('_')}.py"
+
+
+def modules() -> list[Path]:
+    """Return the modules that must have a test file. Packages' ``__init__`` modules only contain names."""
+    listed = subprocess.run(
+        ["git", "ls-files", f"{PACKAGE}/*.py"], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    return [Path(line) for line in listed.stdout.splitlines() if not line.endswith("/__init__.py")]
+
+
+def functions(tree: ast.Module) -> Iterator[Function]:
+    """Find the functions and methods that have code of their own, but not the functions within functions."""
+
+    def walk(body: list[ast.stmt], prefix: str) -> Iterator[Function]:
+        for node in body:
+            if isinstance(node, ast.ClassDef):
+                yield from walk(node.body, f"{prefix}{node.name}.")
+            elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and not _is_empty(node):
+                yield Function(prefix + node.name, min(part.lineno for part in (node, *node.decorator_list)))
+            elif isinstance(node, (ast.If, ast.Try)):
+                yield from walk([*node.body, *node.orelse], prefix)
+
+    return walk(tree.body, "")
+
+
+def _is_empty(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Return whether a function has only a docstring, ``...``, or an error that a subclass prevents."""
+    return all(
+        (isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant))
+        or (isinstance(part, ast.Raise) and "NotImplementedError" in ast.dump(part))
+        for part in node.body
+    )
+
+
+def raising_code(tree: ast.Module, path: str) -> dict[Function, types.CodeType]:
+    """Return the code of each function of a module, changed to raise an error as its first step.
+
+    The rest of the body stays, so that a generator remains a generator, and so that a closure has the same variables.
+    """
+    found = set(functions(tree))
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            position = 1 if ast.get_docstring(node) is not None else 0
+            error = ast.parse(f"raise __import__({__name__!r}, fromlist=['_']).RaisedOnPurpose").body[0]
+            node.body.insert(position, error)
+    compiled = compile(ast.fix_missing_locations(tree), path, "exec", dont_inherit=True)
+
+    codes: dict[Function, types.CodeType] = {}
+
+    def walk(code: types.CodeType) -> None:
+        for constant in code.co_consts:
+            if isinstance(constant, types.CodeType):
+                key = Function(constant.co_qualname, constant.co_firstlineno)
+                if key in found:
+                    codes[key] = constant
+                elif "<locals>" not in constant.co_qualname:
+                    walk(constant)
+
+    walk(compiled)
+    return codes
+
+
+class Raising:
+    """The pytest plugin that runs the collected tests once for each function of a module.
+
+    Attributes:
+        unnoticed: The names of the functions whose error no test has noticed.
+        is_child: Whether this process runs the tests for one function.
+    """
+
+    def __init__(self, module: Path) -> None:
+        self.path = str(ROOT / module)
+        self.codes = raising_code(ast.parse((ROOT / module).read_text(encoding="utf-8")), self.path)
+        self.unnoticed: list[str] = []
+        self.is_child = False
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> bool | None:
+        """Run the tests in a child for each function. In the child, return ``None`` to let pytest run them."""
+        gc.unfreeze()
+        loaded = [thing for thing in gc.get_objects() if isinstance(thing, types.FunctionType)]
+        for function, code in self.codes.items():
+            changed = [thing for thing in loaded if _is(thing.__code__, function, self.path)]
+            if not changed:
+                self.unnoticed.append(f"{function.name} (never loaded)")
+                continue
+            child = os.fork()
+            if child == 0:
+                self.is_child = True
+                null = os.open(os.devnull, os.O_RDWR)
+                for descriptor in (0, 1, 2):
+                    os.dup2(null, descriptor)
+                os.setsid()
+                for thing in changed:
+                    thing.__code__ = code
+                session.config.option.maxfail = 1
+                return None
+            if _succeeds(child):
+                self.unnoticed.append(function.name)
+        return True
+
+
+def _is(code: types.CodeType, function: Function, path: str) -> bool:
+    return (code.co_qualname, code.co_firstlineno, code.co_filename) == (function.name, function.line, path)
+
+
+def _succeeds(child: int) -> bool:
+    """Wait for a child, and return whether all its tests have passed."""
+    deadline = time.monotonic() + SECONDS_PER_FUNCTION
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return status == 0
+        time.sleep(0.01)
+    os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return False
+
+
+def check(module: Path) -> list[str]:
+    """Run the test file of one module in this process, and return the functions whose error no test notices."""
+    tests = test_file(module)
+    plugin = Raising(module)
+    if not plugin.codes:
+        return []
+    if not (ROOT / tests).exists():
+        return [f"no {tests}"]
+    options = ["-q", "-x", "--no-header", "-p", "no:cacheprovider", "-p", "no:randomly", "-p", "no:xdist"]
+    status = pytest.main([*options, str(tests)], plugins=[plugin])
+    if plugin.is_child:
+        os._exit(status)
+    return plugin.unnoticed
+
+
+def main(arguments: list[str]) -> int:
+    """Check the modules, each in a process of its own."""
+    if arguments[:1] == ["--in-process"]:
+        unnoticed = check(Path(arguments[1]))
+        # The tests of one module can leave threads behind.
+        sys.stdout.flush()
+        Path(arguments[2]).write_text("\n".join(unnoticed), encoding="utf-8")
+        os._exit(0)
+    found = 0
+    for module in map(Path, arguments) if arguments else modules():
+        report = ROOT / "build" / "raising" / f"{module.stem}.txt"
+        report.parent.mkdir(parents=True, exist_ok=True)
+        report.unlink(missing_ok=True)
+        subprocess.run(
+            [sys.executable, "-m", "tools.raising", "--in-process", str(module), str(report)],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            check=False,
+        )
+        lines = report.read_text(encoding="utf-8").splitlines() if report.exists() else ["the tests cannot be run"]
+        found += len(lines)
+        print(*(f"{module}: {line}" for line in lines), sep="\n", end="\n" * bool(lines), flush=True)
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
