@@ -19,7 +19,7 @@ from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 from otel_token_relay import current_token, use_token
 from otel_token_relay.errors import ConfigurationError
 from otel_token_relay.testing import third_party
-from otel_token_relay.verification.http_client import MAX_BODY_BYTES, FetchFailed, HttpClient, Response
+from otel_token_relay.verification.http_client import MAX_BODY_BYTES, FetchFailed, HttpClient, Response, shared_client
 from tests.support.issuers import Issuer, issuing
 from tests.support.loopback import Status, certificate, party, proxy
 from tests.support.processes import unused_port
@@ -521,3 +521,12 @@ def test_plain_http_is_allowed_to_listed_hosts_only(monkeypatch: pytest.MonkeyPa
         with pytest.raises(FetchFailed, match="not secure"):
             client.fetch(refused, timeout=3.0)
     client.close()
+
+
+def test_parts_with_the_same_settings_share_a_client() -> None:
+    """Its connections are then used again, and the certificates are read once."""
+    assert shared_client() is shared_client()
+    assert shared_client("ca.pem", ("keycloak",)) is shared_client("ca.pem", ("keycloak",))
+    assert shared_client("ca.pem") is not shared_client()
+    assert shared_client(None, ("keycloak",)).accepts("http://keycloak/jwks")
+    assert not shared_client().accepts("http://keycloak/jwks")
