@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -14,10 +13,9 @@ import pytest
 from otel_token_relay import current_token, use_token
 from otel_token_relay.errors import ConfigurationError, ExchangeFailed, TokenUnavailable
 from otel_token_relay.exchange import AsyncTokenExchanger, TokenExchanger
-from otel_token_relay.exchange.engine import MAX_NEW
 from otel_token_relay.reasons import Reason
 from otel_token_relay.token import BearerToken, Lease
-from tests.support.token_endpoint import ACCESS_TOKEN, SECRET, Endpoint, Response, serving, verified
+from tests.support.token_endpoint import ACCESS_TOKEN, SECRET, Endpoint, Response, verified
 
 
 def test_a_token_is_exchanged_once_for_each_audience(endpoint: Endpoint) -> None:
@@ -116,61 +114,6 @@ def test_many_users_in_threads_and_tasks_never_get_the_token_of_another(endpoint
     assert set(pairs.values()) == {1}
 
 
-@pytest.mark.parametrize("status", [200, 400])
-def test_an_exchange_that_ends_at_the_last_moment_is_not_repeated(endpoint: Endpoint, status: int) -> None:
-    """An exchange that completes between a caller's cache lookup and its request is not repeated."""
-    if status == 400:
-        endpoint.respond = lambda form: (400, {"error": "invalid_grant"})
-    exchanger, token = endpoint.exchanger(), verified("alice-1")
-
-    def exchange() -> object:
-        try:
-            return exchanger.exchange(token, audience="billing")
-        except ExchangeFailed as failed:
-            return failed.error
-
-    cache = exchanger._engine._cache
-    look = cache.failure
-    others = []
-
-    def look_too_early(key: bytes) -> ExchangeFailed | None:
-        found: ExchangeFailed | None = look(key)
-        cache.failure = look
-        others.append(exchange())
-        return found
-
-    cache.failure = look_too_early
-    assert [exchange()] == others
-    assert len(endpoint.forms) == 1
-
-
-def test_made_up_tokens_use_few_workers_and_displace_nothing(endpoint: Endpoint) -> None:
-    """A known token does not wait for the exchanges of made-up tokens."""
-    release = threading.Event()
-
-    def respond(form: dict[str, str]) -> Response:
-        if form["subject_token"].startswith("made-up"):
-            release.wait(20)
-            return 400, {"error": "invalid_grant"}
-        return endpoint.issue(form)
-
-    endpoint.respond = respond
-    exchanger = endpoint.exchanger(timeout=20.0)
-    good = verified("alice-1")
-    exchanger.exchange(good, audience="billing")
-    with ThreadPoolExecutor(40) as pool:
-        made_up = [pool.submit(exchanger.exchange, verified(f"made-up-{n}"), audience="billing") for n in range(40)]
-        while endpoint.running < MAX_NEW:
-            time.sleep(0.01)
-        assert exchanger.exchange(good, audience="billing").reveal() == "alice-1.for.billing"
-        release.set()
-        errors = [getattr(future.exception(), "error", None) for future in made_up]
-
-    assert errors == ["invalid_grant"] * 40
-    assert endpoint.most <= MAX_NEW
-    assert exchanger.exchange(good, audience="billing").reveal() == "alice-1.for.billing"
-
-
 @pytest.mark.parametrize(
     ("response", "error"),
     [
@@ -202,31 +145,6 @@ def test_a_failure_is_reported_without_the_response(
     endpoint.respond = endpoint.issue
     exchanger._engine._cache._failures.drop(next(iter(exchanger._engine._cache._failures._entries)))
     assert exchanger.exchange(token, audience="billing").reveal() == "alice-1.for.billing"
-
-
-def test_a_server_that_does_not_respond_is_a_timeout(endpoint: Endpoint) -> None:
-    """Every caller, including a caller who joins a running exchange, waits for at most *timeout*."""
-    release = threading.Event()
-    endpoint.respond = lambda form: (release.wait(10), endpoint.issue(form))[1]
-    exchanger = endpoint.exchanger(timeout=0.3)
-
-    begun = time.monotonic()
-    with pytest.raises(ExchangeFailed) as failed:
-        exchanger.exchange(verified("alice-1"), audience="billing")
-    release.set()
-
-    assert failed.value.error in ("timeout", "unavailable")
-    assert time.monotonic() - begun < 5
-
-
-def test_an_endpoint_without_a_server_is_unavailable() -> None:
-    """An endpoint that refuses the connection is reported as unavailable."""
-    with serving() as endpoint:
-        exchanger = endpoint.exchanger()
-
-    with pytest.raises(ExchangeFailed) as failed:
-        exchanger.exchange(verified("alice-1"), audience="billing")
-    assert failed.value.error == "unavailable"
 
 
 def test_an_event_loop_is_not_blocked(endpoint: Endpoint) -> None:
