@@ -233,7 +233,7 @@ def test_an_outage_opens_the_circuit_after_a_probe(engine: ExchangeEngine, endpo
     wait_until(lambda: engine._breaker._is_open)
     assert len(endpoint.forms) == FAILURES_BEFORE_PROBE + 1
 
-    detail = "the token endpoint did not respond a moment ago"
+    detail = "the token endpoint recently failed to respond"
     assert failure_of(engine, ALICE) == ("unavailable", detail)
     assert len(endpoint.forms) == FAILURES_BEFORE_PROBE + 1
     endpoint.respond = endpoint.issue
@@ -279,7 +279,7 @@ def test_requests_that_waited_too_long_are_not_sent(
     with ThreadPoolExecutor(2) as pool:
         waiting = [pool.submit(failure_of, engine, BearerToken(f"late-{number}")) for number in range(2)]
         wait_until(lambda: engine._new.load == MAX_NEW + 2)
-        assert failure_of(engine, BOB) == ("unavailable", "too many exchanges are waiting")
+        assert failure_of(engine, BOB) == ("unavailable", "too many token exchanges are waiting")
         clock.ahead += 400.0
         assert obtain(engine, ALICE)[1] == "miss"
         release.set()
@@ -391,7 +391,7 @@ def test_a_token_without_the_actor_is_warned_of_once_in_ten_minutes(
         clock.ahead += seconds
         obtain(engine, BearerToken(f"user-{number + 2}"), actor)
     assert [record.getMessage() for record in caplog.records] == [
-        f"{engine.endpoint}: the server accepts an actor token, but the issued token names no actor (act)"
+        f"{engine.endpoint}: the server accepted an actor token, but the issued token does not identify an actor (act)"
     ] * 2
     assert {form["actor_token"] for form in endpoint.forms} == {"token-of-the-service"}
 
