@@ -285,7 +285,7 @@ def test_requests_that_waited_too_long_are_not_sent(
         release.set()
         late = [one.result(20) for one in waiting]
 
-    assert late == [("timeout", "the exchange was not started in time")] * 2
+    assert late == [("timeout", "the exchange did not start in time")] * 2
     assert Counter(str(subject)[:4] for subject in subjects(endpoint)) == {"alic": 2, "user": MAX_NEW}
 
 
