@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from jwt.algorithms import get_default_algorithms
 
 from otel_token_relay import current_token, use_token
+from otel_token_relay.client_assertions import parse_private_key
 from otel_token_relay.client_credentials import ClientCertificate, ClientCredential
 from otel_token_relay.errors import ConfigurationError, ExchangeFailed, KeysUnavailable
 from otel_token_relay.exchange import TokenExchanger
@@ -89,6 +90,14 @@ def test_an_assertion_is_signed_for_the_issuer(
     assert server.problems == []
     assert server.headers[0].get("kid") == (None if form == "pem" else "k-7")
     assert "nbf" not in server.claims[0]
+
+
+@pytest.mark.parametrize(("kind", "algorithm"), ALGORITHMS)
+def test_the_text_of_a_key_is_its_algorithm(kind: str, algorithm: str) -> None:
+    """A debugger or an error report shows it."""
+    key = parse_private_key(pem_of(private_key(kind)))
+
+    assert repr(key) == f"SigningKey({algorithm})"
 
 
 @BOTH

@@ -1,4 +1,4 @@
-"""OpenTelemetry's configuration file: no mapping under ``token_relay:`` stops the start, relaying or redaction."""
+"""A malformed mapping in OpenTelemetry's configuration file disables neither startup, relaying, nor redaction."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _nothing_left() -> Iterator[None]:
 
 @pytest.fixture
 def in_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Return a function that writes a file, selects it for this process, and returns the environment."""
+    """Return a function that writes a configuration file, selects the file, and returns the environment."""
 
     def write(document: Any, **environ: str) -> dict[str, str]:
         path = tmp_path / "otel.json"
@@ -119,7 +119,7 @@ def test_code_comes_before_the_file_and_the_file_before_the_environment(in_file:
 )
 @pytest.mark.parametrize("source", ["code", "file", "propagator", "environment"])
 def test_the_strictest_source_protects(in_file: Any, name: str, weak: Any, strict: Any, source: str) -> None:
-    """No source can switch off what another one has switched on."""
+    """A setting that one source makes strict cannot be weakened by any other source."""
     values = {place: strict if place == source else weak for place in ("code", "file", "propagator", "environment")}
     environ = in_file(
         {**in_instrumentation({name: values["file"]}), **in_propagator({name: values["propagator"]})},
@@ -132,7 +132,7 @@ def test_the_strictest_source_protects(in_file: Any, name: str, weak: Any, stric
 
 
 def test_installed_settings_are_completed_by_the_other_sources(in_file: Any) -> None:
-    """An application cannot switch off the operator's verification by accident."""
+    """An application that installs its own settings cannot accidentally disable the operator's verification."""
     in_file(
         in_instrumentation({"verify": "enforce", "issuers": ["https://issuer.example"], "audience": ["orders"]}),
         OTEL_PYTHON_TOKEN_RELAY_MAX_AGE="5",
@@ -146,7 +146,7 @@ def test_installed_settings_are_completed_by_the_other_sources(in_file: Any) -> 
 
 
 def test_an_invalid_header_in_the_file_relays_nothing(in_file: Any) -> None:
-    """The token must not be sent in a header that was not configured, whichever source lists the destinations."""
+    """An invalid header name in the file disables relaying, and a valid header name overrides the variable."""
     environ = in_file(in_instrumentation({"header": "x y"}), OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS="https://a")
     assert Settings.load(environ).destinations == ()
 
@@ -155,7 +155,7 @@ def test_an_invalid_header_in_the_file_relays_nothing(in_file: Any) -> None:
 
 
 def test_a_skipped_entry_of_the_file_is_refused_to_wider_entries(in_file: Any) -> None:
-    """As in the environment variable."""
+    """If an entry in the file is skipped, no wider entry applies to its origin."""
     environ = in_file(in_instrumentation({"destinations": ["https://*.a", {"origin": "https://b.a", "audience": "ä"}]}))
 
     settings = Settings.load(environ)
@@ -168,13 +168,13 @@ def test_a_skipped_entry_of_the_file_is_refused_to_wider_entries(in_file: Any) -
 
 
 def test_there_are_enough_malformed_mappings() -> None:
-    """The issue asks for two hundred."""
+    """The list contains more than two hundred malformed mappings."""
     assert len(MAPPINGS) > 200
 
 
 @pytest.mark.parametrize("place", [in_instrumentation, in_propagator])
 def test_each_malformed_mapping_is_reported_with_its_path(tmp_path: Path, place: Any) -> None:
-    """Nothing raises. If the schema rejects a mapping, there is a problem that begins with the path of the bad key."""
+    """Each malformed mapping is reported as a problem that begins with the path of the invalid key."""
     path = tmp_path / "otel.json"
     prefix = INSTRUMENTATION if place is in_instrumentation else "propagator.composite[0].token_relay"
     for mapping in MAPPINGS:
@@ -194,7 +194,7 @@ def test_each_malformed_mapping_is_reported_with_its_path(tmp_path: Path, place:
 
 @pytest.mark.parametrize("content", [5, "x", [], ["destinations"], True], ids=repr)
 def test_anything_but_a_mapping_is_strict(in_file: Any, content: Any) -> None:
-    """It is unknown what was meant, so nothing is relayed and everything is verified."""
+    """If the section is not a mapping, the relay sends no token and verifies every request."""
     settings = Settings.load(in_file(in_instrumentation(content), OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS="https://a"))
 
     assert settings.problems[0] == f"{INSTRUMENTATION}: expected a mapping"
@@ -203,7 +203,7 @@ def test_anything_but_a_mapping_is_strict(in_file: Any, content: Any) -> None:
 
 @pytest.mark.parametrize("content", [None, {}], ids=repr)
 def test_an_empty_section_changes_nothing(in_file: Any, content: Any) -> None:
-    """It is how the file switches the relay on without settings."""
+    """An empty section leaves every setting at its default."""
     assert Settings.load(in_file(in_propagator(content))) == Settings()
 
 
@@ -224,14 +224,14 @@ def test_an_empty_section_changes_nothing(in_file: Any, content: Any) -> None:
     ],
 )
 def test_each_valid_form_is_in_the_schema(in_file: Any, mapping: dict[str, Any]) -> None:
-    """The schema accepts what the reader accepts."""
+    """Each valid form of a mapping conforms to the schema and is read without a problem."""
     assert is_in_schema(mapping)
     assert Settings.load(in_file(in_instrumentation(mapping))).problems == ()
 
 
 @pytest.mark.parametrize("key", ["verify", "verif", "require_verified", "required_verified"])
 def test_a_guarded_key_that_cannot_be_read_is_strict(in_file: Any, key: str) -> None:
-    """Also if the name is misspelled."""
+    """A protective setting with an unreadable value or a misspelled name gets its strict value."""
     settings = Settings.load(in_file(in_instrumentation({key: ["enforce"]})))
 
     assert (
@@ -255,7 +255,7 @@ def test_a_guarded_key_that_cannot_be_read_is_strict(in_file: Any, key: str) -> 
 )
 @pytest.mark.parametrize("suffix", ["json", "yaml"])
 def test_a_repeated_key_on_the_way_to_the_settings_is_strict(tmp_path: Path, text: str, suffix: str) -> None:
-    """A parser keeps the last one, and the settings may be in the first."""
+    """A duplicate key on the path to the settings enforces verification and is reported."""
     path = tmp_path / f"otel.{suffix}"
     path.write_text(text)
     settings = Settings.load({"OTEL_CONFIG_FILE": str(path)})
@@ -265,7 +265,7 @@ def test_a_repeated_key_on_the_way_to_the_settings_is_strict(tmp_path: Path, tex
 
 
 def test_a_repeated_key_relays_nothing(tmp_path: Path) -> None:
-    """The section that the parser kept may list more destinations than the other one."""
+    """A duplicate ``token_relay`` key disables relaying."""
     path = tmp_path / "otel.json"
     path.write_text(
         '{"instrumentation/development": {"python": {"token_relay": {"destinations": ["https://a"]},'
@@ -288,7 +288,7 @@ def test_a_repeated_key_relays_nothing(tmp_path: Path) -> None:
     ],
 )
 def test_a_section_in_another_place_is_strict(in_file: Any, document: Any, path: str | None) -> None:
-    """It has no effect, so requests would not be verified although the operator has written that they are."""
+    """A misplaced section enforces verification and is reported with its path."""
     text = json.dumps(document).replace("{}", '{"verify": "enforce"}')
     settings = Settings.load(in_file(json.loads(text)))
 
@@ -298,14 +298,14 @@ def test_a_section_in_another_place_is_strict(in_file: Any, document: Any, path:
 
 @pytest.mark.parametrize("value", ["${MODE:-enforce}", "${MODE}", " "])
 def test_a_blank_variable_does_not_switch_verification_off(in_file: Any, value: str) -> None:
-    """The default also applies if the variable is empty; without one, it is unknown what was meant."""
+    """Verification is enforced if the value is blank or if it refers to an empty variable."""
     settings = Settings.load(in_file(in_instrumentation({"verify": value}), MODE=""))
 
     assert settings.verify == "enforce"
 
 
 def test_a_number_that_python_does_not_print_is_strict(tmp_path: Path) -> None:
-    """YAML reads hexadecimal numbers of any length."""
+    """A misspelled key whose hexadecimal value is too long for Python to print enforces verification."""
     path = tmp_path / "otel.yaml"
     path.write_text("instrumentation/development: {python: {token_relay: {verfy: 0x" + "f" * 4000 + "}}}")
 
@@ -316,7 +316,7 @@ def test_a_number_that_python_does_not_print_is_strict(tmp_path: Path) -> None:
 
 
 def test_a_file_that_the_application_loads_itself_is_read_from_the_options(caplog: pytest.LogCaptureFixture) -> None:
-    """OpenTelemetry passes the mapping to the entry point."""
+    """The propagator reads the settings of a file that the application itself loads."""
     settings = propagator_from_env(destinations=["https://a"], color="red").relay.settings
 
     assert [str(entry) for entry in settings.destinations] == ["https://a"]
@@ -324,7 +324,7 @@ def test_a_file_that_the_application_loads_itself_is_read_from_the_options(caplo
 
 
 def test_options_come_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also if verification has been installed before, with the settings of the environment."""
+    """The propagator's options take precedence over the environment, even after verification has started."""
     monkeypatch.setenv(VARIABLES["destinations"].name, "https://*.internal")
     monkeypatch.setenv(VARIABLES["verify"].name, "report")
     start_before_servers()
@@ -336,7 +336,7 @@ def test_options_come_before_the_environment(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_options_complete_the_installed_settings() -> None:
-    """What code has installed takes precedence."""
+    """Settings installed in code take precedence over the propagator's options."""
     install(Settings(max_age=7))
 
     settings = propagator_from_env(max_age=8, verify="enforce").relay.settings
@@ -347,7 +347,7 @@ def test_options_complete_the_installed_settings() -> None:
 
 # OpenTelemetry itself
 
-# A start takes seconds of processor time. All of them run if FULL_MATRIX is set.
+# A start takes seconds of processor time, so all variants run only if FULL_MATRIX is set.
 ALL: Final = bool(os.environ.get("FULL_MATRIX"))
 
 CONSOLE = {"tracer_provider": {"processors": [{"simple": {"exporter": {"console": None}}}]}}
@@ -376,11 +376,11 @@ print(len(documents), failures)
 
 @pytest.mark.parametrize("place", [in_instrumentation, in_propagator])
 def test_opentelemetry_starts_with_each_malformed_mapping(tmp_path: Path, place: Any) -> None:
-    """It reads the file with its own parser and schema. What it exports contains no token.
+    """OpenTelemetry starts with a malformed mapping and exports no token.
 
-    Validating a file takes a tenth of a second, so all mappings are tried if FULL_MATRIX is set.
+    Validating a file takes a tenth of a second, so all mappings are tested only if FULL_MATRIX is set.
     """
-    pytest.importorskip("opentelemetry.configuration")  # OpenTelemetry 1.43 and older cannot be given such a file
+    pytest.importorskip("opentelemetry.configuration")  # OpenTelemetry 1.43 and earlier do not support this file
     mappings = MAPPINGS if ALL else MAPPINGS[place is in_propagator :: 96]
     documents = [{"file_format": "1.0", **CONSOLE, **place(mapping)} for mapping in mappings]
     environ = {**os.environ, "OTEL_CONFIG_FILE": "otel.json", "OTEL_PROPAGATORS": "token_relay"}
@@ -434,7 +434,7 @@ STARTS = {
     "name", STARTS if ALL else ["composite_list", "disabled", "unknown exporter", "the environment switches on"]
 )
 def test_a_service_relays_with_the_settings_of_the_file(tmp_path: Path, name: str) -> None:
-    """The destinations are in the file only. What is exported contains no token."""
+    """A service relays tokens to the destinations in the file and exports no token."""
     document, environ = STARTS[name]
     with third_party() as behind:
         mapping = {"destinations": ["${DOWNSTREAM}"], "color": 1}
@@ -450,7 +450,7 @@ def test_a_service_relays_with_the_settings_of_the_file(tmp_path: Path, name: st
 
 @pytest.mark.parametrize("name", [*STARTS, "no propagator"] if ALL else ["unknown exporter", "no propagator"])
 def test_a_service_verifies_with_the_settings_of_the_file(tmp_path: Path, name: str) -> None:
-    """Verification does not depend on OpenTelemetry, nor on the propagator."""
+    """A service verifies requests with the settings in the file, even without OpenTelemetry or the propagator."""
     document, environ = STARTS.get(name, ({}, {}))
     mapping = {"verify": "enforce", "issuers": ["https://issuer.example"], "audience": ["orders"]}
     with third_party() as behind:
@@ -461,7 +461,7 @@ def test_a_service_verifies_with_the_settings_of_the_file(tmp_path: Path, name: 
 
 
 def test_check_exits_with_1_and_the_path(tmp_path: Path) -> None:
-    """The path leads to the key, and the document's other problems are OpenTelemetry's."""
+    """The `check` command exits with 1 and prints only the package's own problem, with the path of the key."""
     path = tmp_path / "otel.json"
     path.write_text(json.dumps({**in_propagator({"max_age": "soon"}), "resource": 5}))
     environ = {**os.environ, "OTEL_CONFIG_FILE": str(path)}

@@ -1,4 +1,4 @@
-"""h01: a client cannot move a protected path below an excluded one with a mount point in a header."""
+"""h01: a client cannot use a mount point in a header to move a protected path below an excluded one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.served import Server, serving
 from tests.support.tokens import claims, make_token
 
 EXCLUDED = ("/healthz", "/healthz/", "/health/live", "/health/deep/live")
-# The applications of `tests.support.mounted_apps`.
+# These are the applications in `tests.support.mounted_apps`.
 ASGI = (
     "starlette",
     "fastapi",
@@ -59,7 +59,7 @@ HEADERS = ("Daphne-Root-Path", "SCRIPT_NAME", "X-Forwarded-Prefix", "X-Script-Na
 
 @pytest.fixture(scope="module", params=["daphne", "uvicorn", "gunicorn"])
 def server(request: pytest.FixtureRequest, issuer: Issuer) -> Iterator[Server]:
-    """Each server, with all applications that it can serve."""
+    """Run each server with every application that the server supports."""
     commands = {
         "daphne": ("asgi", "{python} -m daphne {app} --fd {fd} --verbosity 0"),
         "uvicorn": served.COMMANDS["uvicorn-h11"],
@@ -73,18 +73,18 @@ def server(request: pytest.FixtureRequest, issuer: Issuer) -> Iterator[Server]:
 
 
 def apps_of(server: Server) -> tuple[str, ...]:
-    """Return the applications that a server serves."""
+    """Return the names of the applications that the server supports."""
     return WSGI if server.name == "gunicorn" else ASGI
 
 
 def send(server: Server, app: str, target: str, *headers: str, token: str | None = None) -> Any:
-    """Send a request for one application."""
+    """Send a request to one application on the server."""
     lines = tuple(line.encode() for line in (f"X-App: {app}", *headers))
     return server.send(*([] if token is None else [f"Bearer {token}".encode()]), target=target, headers=lines)
 
 
 def test_h01_no_header_moves_a_path_under_an_excluded_one(server: Server, issuer: Issuer) -> None:
-    """Without a token, a client reaches only what the application routes by an excluded path."""
+    """A client without a token can access only the paths that the application itself routes as excluded."""
     moved = []
     for app in apps_of(server):
         for target, mount in MOVES:
@@ -100,10 +100,10 @@ def test_h01_no_header_moves_a_path_under_an_excluded_one(server: Server, issuer
 
 
 def test_h01_excluded_paths_stay_open(server: Server) -> None:
-    """Without such a header, each excluded path is served, also below a mount point of the application."""
+    """Every excluded path remains accessible without a token, including below the application's mount point."""
     for app in apps_of(server):
         for target in ("/health/live",) if app == "mounted" else ("/healthz", "/health/live"):
             reply = send(server, app, target, "X-Forwarded-Prefix: /other", "Referer: http://a/health/live?x=/health")
-            if app.endswith(("a middleware", "ProxyFix")):  # in these servers, that header is the mount point
+            if app.endswith(("a middleware", "ProxyFix")):  # these servers use the header as the mount point
                 continue
             assert (app, target, reply.status) == (app, target, 200)

@@ -1,4 +1,4 @@
-"""h02, h21, h06, h17: no OpenTelemetry setting, process model or middleware switches enforcement off."""
+"""h02, h06, h17, h21: no OpenTelemetry setting, process model, or middleware disables enforcement."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ TELEMETRY: Mapping[str, Mapping[str, str | None]] = {
     "excluded URLs": {"OTEL_PROPAGATORS": None, "OTEL_PYTHON_EXCLUDED_URLS": ".*"},
     "no sampling": {"OTEL_PROPAGATORS": "baggage", "OTEL_TRACES_SAMPLER": "always_off"},
 }
-# Instrumentation takes most of a start, and each worker starts with it.
+# Each worker loads instrumentation, which accounts for most of the startup time.
 INSTRUMENTATION = {} if os.environ.get("FULL_MATRIX") else {"OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "*"}
-# A start takes seconds of processor time. All pairs run if FULL_MATRIX is set, as in `make matrix`.
+# A start takes seconds of processor time, so all pairs run only if FULL_MATRIX is set, as in `make matrix`.
 PAIRS = [
     pytest.param(model, setting, id=f"{model}, {setting}")
     for at, model in enumerate(MODELS)
@@ -58,7 +58,7 @@ PAIRS = [
 
 
 def variables(issuer: Issuer) -> dict[str, str]:
-    """Return the variables that switch enforcement on."""
+    """Return the environment variables that enable enforcement."""
     return {
         "OTEL_PYTHON_TOKEN_RELAY_VERIFY": "enforce",
         "OTEL_PYTHON_TOKEN_RELAY_ISSUERS": issuer.url,
@@ -76,7 +76,7 @@ def is_listening(port: int) -> bool:
 def test_h02_h21_no_process_serves_unverified(
     issuer: Issuer, monkeypatch: pytest.MonkeyPatch, model: str, telemetry: str
 ) -> None:
-    """Every worker of every server rejects anonymous and forged requests, and serves authenticated ones."""
+    """Every worker of every server rejects anonymous and forged requests and accepts authenticated ones."""
     port = unused_port()
     program, *options = (word.format(port=port) for word in MODELS[model])
     environ = RELAY | variables(issuer) | INSTRUMENTATION
@@ -87,7 +87,7 @@ def test_h02_h21_no_process_serves_unverified(
             environ[name] = value
     token = make_token(claims(issuer.url))
     forged = f"{token[:-8]}AAAAAAAA"
-    # Each request has its own connection, which any worker may accept.
+    # Each request opens a new connection, which any worker can accept.
     limits = httpx.Limits(max_keepalive_connections=0)
     with (
         service(*INSTRUMENT, str(BIN / program), *options, environ=environ) as running,
@@ -105,7 +105,7 @@ def test_h02_h21_no_process_serves_unverified(
 
 
 async def call_asgi(app: Any, scope: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Call an ASGI application once and return what it sends."""
+    """Call an ASGI application once and return the messages that the application sends."""
     sent: list[dict[str, Any]] = []
 
     async def receive() -> dict[str, Any]:
@@ -119,26 +119,26 @@ async def call_asgi(app: Any, scope: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 async def plain_asgi(scope: Any, receive: Any, send: Any) -> None:
-    """Respond with whether there is a token."""
+    """Respond with ``token`` if a token is bound, and otherwise with ``none``."""
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": b"token" if current_token() else b"none"})
 
 
 def plain_wsgi(environ: Any, start_response: Any) -> list[bytes]:
-    """Respond with whether there is a token."""
+    """Respond with ``token`` if a token is bound, and otherwise with ``none``."""
     start_response("200 OK", [])
     return [b"token" if current_token() else b"none"]
 
 
 def get_asgi(app: Any, **headers: str) -> tuple[int, bytes]:
-    """Send one request to an ASGI application."""
+    """Send a request to an ASGI application and return the status and the body."""
     lines = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
     start, body = asyncio.run(call_asgi(app, {"type": "http", "path": "/", "headers": lines}))
     return start["status"], body["body"]
 
 
 def get_wsgi(app: Any, **headers: str) -> tuple[int, bytes]:
-    """Send one request to a WSGI application."""
+    """Send a request to a WSGI application and return the status and the body."""
     statuses: list[str] = []
     environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/", **{f"HTTP_{k.upper()}": v for k, v in headers.items()}}
     body = b"".join(app(environ, lambda status, headers: statuses.append(status)))
@@ -153,7 +153,7 @@ BY_HAND = [
 
 @pytest.fixture(params=["before", "after"])
 def order(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Whether the middleware is created before or after `install`."""
+    """Return whether the middleware is created ``before`` or ``after`` the call to `install`."""
     yield request.param
     uninstall()
 
@@ -162,7 +162,7 @@ def order(request: pytest.FixtureRequest) -> Iterator[str]:
 def test_h06_middleware_without_settings_follows_what_is_installed(
     issuer: Issuer, order: str, make: Any, get: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Verification, source header and length come from `install`, regardless of the environment."""
+    """Middleware without settings uses the installed settings and ignores the environment."""
     monkeypatch.setenv("OTEL_PYTHON_TOKEN_RELAY_SOURCE_HEADERS", "x-other")
     settings = Settings(
         verify="enforce", issuers=(issuer.url,), audience=AUDIENCE, source_headers=("x-token",), max_length=4000
@@ -183,7 +183,7 @@ def test_h06_middleware_without_settings_follows_what_is_installed(
 def test_h06_without_installation_the_environment_counts_at_first_use(
     issuer: Issuer, make: Any, get: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A middleware that is created before the variables are set still verifies."""
+    """Middleware that is created before the variables are set still verifies requests."""
     app = make()
     for name, value in variables(issuer).items():
         monkeypatch.setenv(name, value)
@@ -193,7 +193,7 @@ def test_h06_without_installation_the_environment_counts_at_first_use(
 
 
 def test_h06_everything_that_takes_settings_follows(order: str) -> None:
-    """So do the propagator and the log filter."""
+    """The propagator and the log filter use the installed settings."""
     import logging
 
     propagator, redacting = (TokenRelayPropagator(), RedactingFilter()) if order == "before" else (None, None)
@@ -210,7 +210,7 @@ def test_h06_everything_that_takes_settings_follows(order: str) -> None:
 @pytest.mark.parametrize("kind", ["mcp", "telegram", "http.disconnect", "LIFESPAN", "webtransport"])
 @pytest.mark.parametrize("path", ["/", "/healthz"])
 def test_h17_a_scope_of_another_type_is_verified_or_refused(issuer: Issuer, kind: str, path: str) -> None:
-    """The application is not called without a valid token, even on a path that is excluded for HTTP."""
+    """A scope of an unknown type never reaches the application without a valid token, even on an excluded path."""
     reached: list[str] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:

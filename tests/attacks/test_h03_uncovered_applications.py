@@ -1,4 +1,4 @@
-"""h03: every request is verified, even if its application is not one of a known framework."""
+"""h03: every request is verified, even if the application does not use a supported framework."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ called: list[str] = []
 
 @pytest.fixture(autouse=True)
 def nothing_called() -> None:
-    """Forget the applications that the previous test has called."""
+    """Clear the list of applications that were called in the previous test."""
     called.clear()
 
 
 def note(name: str) -> str:
-    """Record that an application was called. Return whether it sees a token."""
+    """Record a call to an application and return whether the application has a token."""
     called.append(name)
     return "none" if current_token() is None else "token"
 
 
 async def plain_asgi(scope: Any, receive: Any, send: Any) -> None:
-    """Respond without any framework."""
+    """Serve an HTTP request or a WebSocket without a framework."""
     if scope["type"] == "websocket":
         await receive()
         seen = note("plain WebSocket")
@@ -44,13 +44,13 @@ async def plain_asgi(scope: Any, receive: Any, send: Any) -> None:
 
 
 def plain_wsgi(environ: Any, start_response: Any) -> list[bytes]:
-    """Respond without any framework."""
+    """Serve a request without a framework."""
     start_response("200 OK", [])
     return [note("plain WSGI").encode()]
 
 
 def channels_app() -> Any:
-    """Return the root application that the documentation of Channels shows, without Django's own application."""
+    """Return the root application from the Channels documentation, without Django's own application."""
     pytest.importorskip("channels")
     from channels.generic.http import AsyncHttpConsumer
     from channels.generic.websocket import AsyncWebsocketConsumer
@@ -59,7 +59,7 @@ def channels_app() -> Any:
 
     from tests.support.apps import django_asgi
 
-    django_asgi()  # consumers read Django's settings
+    django_asgi()  # the consumers read Django's settings
 
     class HttpConsumer(AsyncHttpConsumer):  # type: ignore[misc]
         async def handle(self, body: bytes) -> None:
@@ -79,7 +79,7 @@ def channels_app() -> Any:
 
 
 def socketio_app() -> Any:
-    """Return Socket.IO beside an application."""
+    """Return a Socket.IO server that wraps a plain ASGI application."""
     socketio = pytest.importorskip("socketio")
     server = socketio.AsyncServer(async_mode="asgi")
 
@@ -91,9 +91,9 @@ def socketio_app() -> Any:
 
 
 def sanic_app() -> Any:
-    """Return a Sanic application as an ASGI application."""
+    """Return a Sanic application, which implements ASGI."""
     sanic = pytest.importorskip("sanic")
-    sanic.Sanic.test_mode = True  # several applications may have the same name
+    sanic.Sanic.test_mode = True  # allow several applications with the same name
     app = sanic.Sanic("h03")
 
     @app.get("/")  # type: ignore[misc]
@@ -104,7 +104,7 @@ def sanic_app() -> Any:
 
 
 def mounted_asgi() -> Any:
-    """Return a plain application mounted in a Starlette application, and one outside of it."""
+    """Return an application that routes some paths to a Starlette mount and all other paths to a plain application."""
     from starlette.applications import Starlette
     from starlette.routing import Mount
 
@@ -118,7 +118,7 @@ def mounted_asgi() -> Any:
 
 
 def beside_flask(mounted: Any) -> Any:
-    """Return a Flask application with another application beside it."""
+    """Return a Flask application with another application mounted next to it."""
     from flask import Flask
     from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
@@ -128,12 +128,12 @@ def beside_flask(mounted: Any) -> Any:
 
 
 def prometheus_wsgi() -> Any:
-    """Return the metrics of a process beside a Flask application."""
+    """Return a Flask application with a Prometheus endpoint mounted next to it."""
     return beside_flask(pytest.importorskip("prometheus_client").make_wsgi_app())
 
 
 def prometheus_asgi() -> Any:
-    """Return the metrics of a process mounted in a FastAPI application."""
+    """Return a FastAPI application with a Prometheus endpoint mounted in it."""
     from fastapi import FastAPI
 
     app = FastAPI(openapi_url=None)
@@ -142,9 +142,9 @@ def prometheus_asgi() -> Any:
 
 
 def pyramid_app() -> Any:
-    """Return an application of Pyramid."""
+    """Return a Pyramid application."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it imports pkg_resources
+        warnings.simplefilter("ignore")  # Pyramid imports pkg_resources
         configurator = pytest.importorskip("pyramid.config").Configurator()
     from pyramid.response import Response
 
@@ -154,7 +154,7 @@ def pyramid_app() -> Any:
 
 
 def bottle_app() -> Any:
-    """Return an application of Bottle."""
+    """Return a Bottle application."""
     app = pytest.importorskip("bottle").Bottle()
     app.route("/", callback=lambda: note("Bottle"))
     return app
@@ -185,12 +185,12 @@ SOCKET_CASES: dict[str, tuple[Callable[[], Any], str]] = {
 
 
 def enforce(issuer: Issuer, *excluded: str) -> None:
-    """Install with enforcement."""
+    """Install settings that enforce verification."""
     install(Settings(verify="enforce", issuers=(issuer.url,), audience=AUDIENCE, verify_exclude=excluded))
 
 
 def forge(token: str) -> str:
-    """Return the token with another signature."""
+    """Return the token with an invalid signature."""
     return f"{token[:-8]}AAAAAAAA"
 
 
@@ -198,7 +198,7 @@ def forge(token: str) -> str:
 def test_h03_an_application_is_called_for_verified_requests_only(
     issuer: Issuer, build: Callable[[], Any], serve: Any, path: str
 ) -> None:
-    """Without a token and with a forged one, the response is 401, and no part of the application runs."""
+    """A request with a forged token, or without a token, gets status 401 and runs no application code."""
     enforce(issuer)
     token = make_token(claims(issuer.url))
     with serve(build()) as port:
@@ -217,7 +217,7 @@ def test_h03_an_application_is_called_for_verified_requests_only(
 def test_h03_a_websocket_is_accepted_with_a_verified_token_only(
     issuer: Issuer, build: Callable[[], Any], path: str
 ) -> None:
-    """The application does not learn of a handshake that is refused."""
+    """The application never receives a rejected WebSocket handshake."""
     from websockets.exceptions import InvalidStatus
     from websockets.sync.client import connect
 
@@ -237,12 +237,12 @@ def test_h03_a_websocket_is_accepted_with_a_verified_token_only(
     assert message == "token" or message.startswith("0{")  # Engine.IO opens a session
 
 
-# Exclusions: each boundary compares the path that is routed where it is, and an inner boundary joins the outer one
-# if the whole path is the same.
+# The tests below cover exclusions. Each boundary checks the path that its own application routes. An inner boundary
+# skips verification if the outer boundary has already checked the same complete path.
 
 
 def mounted_fastapi() -> Any:
-    """Return a FastAPI application with another one mounted in it."""
+    """Return a FastAPI application with a second one mounted in it."""
     from fastapi import FastAPI
 
     outer, inner = FastAPI(openapi_url=None), FastAPI(openapi_url=None)
@@ -254,7 +254,7 @@ def mounted_fastapi() -> Any:
 
 
 def falcon_app() -> Any:
-    """Return a Falcon application, which routes by the whole path."""
+    """Return a Falcon application, which routes by the complete path."""
     import falcon
     import falcon.asgi
 
@@ -276,7 +276,7 @@ MOUNTS = [
         {"/api/healthz": 200, "/healthz": 401, "/api/data": 401},
         id="mounted application",
     ),
-    # uvicorn puts the root path in front of the path that it receives.
+    # uvicorn prepends the root path to the path in the request.
     pytest.param(
         mounted_fastapi, "/api", "/healthz", {"/healthz": 200, "/api/healthz": 401, "/data": 401}, id="root path"
     ),
@@ -290,7 +290,7 @@ MOUNTS = [
 def test_h03_an_excluded_path_is_the_one_without_the_root_path(
     issuer: Issuer, build: Callable[[], Any], root_path: str, excluded: str, expected: dict[str, int]
 ) -> None:
-    """What is mounted below an excluded path joins. Falcon, which routes by the whole path, is judged by that."""
+    """Exclusions are compared with the path that the framework routes, which for Falcon includes the root path."""
     enforce(issuer, excluded)
     with serve_asgi(build(), root_path=root_path) as port:
         statuses = {path: get(port, path).status for path in expected}
@@ -299,7 +299,7 @@ def test_h03_an_excluded_path_is_the_one_without_the_root_path(
 
 
 def rewriting(app: Any) -> Any:
-    """Wrap an application in a middleware that takes the path from a header."""
+    """Wrap an application in middleware that replaces the path with a header's value."""
 
     def middleware(environ: Any, start_response: Any) -> Any:
         environ["PATH_INFO"] = environ.get("HTTP_X_ORIGINAL_URL", environ["PATH_INFO"])
@@ -318,7 +318,7 @@ def flask_app() -> Any:
 
 
 def test_h03_a_rewritten_path_is_judged_again(issuer: Issuer) -> None:
-    """A client cannot reach another path through an excluded one."""
+    """A client cannot access a protected path by requesting an excluded path that middleware rewrites."""
     enforce(issuer, "/healthz")
     with serve_wsgi(rewriting(flask_app())) as port:
         statuses = [
@@ -331,7 +331,7 @@ def test_h03_a_rewritten_path_is_judged_again(issuer: Issuer) -> None:
 
 
 def test_h03_what_is_mounted_below_an_excluded_path_joins(issuer: Issuer) -> None:
-    """The mounted application routes by another path, but the request's whole path is the same."""
+    """An application that is mounted below an excluded path is also excluded."""
     enforce(issuer, "/admin/live")
     with serve_wsgi(beside_flask(flask_app())) as port:
         statuses = {path: get(port, path).status for path in ("/admin/live", "/admin/other", "/live")}
@@ -341,7 +341,7 @@ def test_h03_what_is_mounted_below_an_excluded_path_joins(issuer: Issuer) -> Non
 
 
 def test_h03_proxy_fix_is_judged_again(issuer: Issuer) -> None:
-    """It moves the application below a prefix from a header, which may be the client's."""
+    """A path that Werkzeug's ProxyFix moves below a client's prefix is verified again."""
     from werkzeug.middleware.proxy_fix import ProxyFix
 
     enforce(issuer, "/live")

@@ -1,4 +1,4 @@
-"""h04: a cache between the application and the client never serves one user's response to another."""
+"""h04: a cache in the client never returns one user's response to another user."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("serving_process")
 
 ALICE, BOB = "alice-has-this-token-0123456789", "bob-has-another-token-9876543210"
 
-# Their storage can be used by several threads.
+# The storage of these caches is thread-safe.
 THREADED = ("CacheControl", "CacheControl, OneDayCache", "requests-cache", "requests-cache above CacheControl")
 
 every_cache = pytest.mark.parametrize("row", CACHES, ids=lambda row: row.name)
@@ -67,10 +67,10 @@ def crossings(
     callers: dict[str, Callable[[], AbstractContextManager[Any]]],
     variants: Iterable[str] = tuple(VARIANTS),
 ) -> list[str]:
-    """Let all *callers* call the same URLs in several orders, and return each response that is another's.
+    """Call the same URLs as each caller in several orders, and return the responses that belong to a different caller.
 
     Args:
-        callers: How to become each caller, by what the server sees of it.
+        callers: Maps what the server receives from each caller to a context manager that acts as that caller.
     """
     found = []
     first, *others = callers
@@ -87,7 +87,7 @@ def crossings(
 
 @every_cache
 def test_no_relayed_token_s_response_crosses_users(row: Row, server: Server, tmp_path: Path) -> None:
-    """Alice, Bob and a call without a user, with each kind of response headers."""
+    """No cache returns a relayed token's response to a different caller, regardless of the response headers."""
     install(Settings(destinations=(server.url,)))
     callers: dict[str, Callable[[], AbstractContextManager[Any]]] = {
         ALICE: lambda: use_token(ALICE),
@@ -102,7 +102,7 @@ def test_no_relayed_token_s_response_crosses_users(row: Row, server: Server, tmp
 def test_no_exchanged_or_own_token_s_response_crosses_users(
     row: Row, server: Server, endpoint: Endpoint, tmp_path: Path
 ) -> None:
-    """Nor does the response to the service's own call reach a user."""
+    """No cache returns the response of an exchanged token, or of the service's own token, to a different caller."""
     install(
         Settings(
             destinations=(f"{server.url};audience=billing;without-user=client",),
@@ -123,7 +123,7 @@ def test_no_exchanged_or_own_token_s_response_crosses_users(
 
 @every_cache
 def test_the_table_finds_what_the_protection_prevents(row: Row, server: Server, tmp_path: Path) -> None:
-    """With ``PROTECT_CACHES=false``, each cache serves Alice's response to Bob."""
+    """With ``PROTECT_CACHES=false``, each cache returns Alice's response to Bob."""
     install(Settings(destinations=(server.url,), protect_caches=False))
     with row.opening(tmp_path) as call:
         bodies = []
@@ -136,7 +136,7 @@ def test_the_table_finds_what_the_protection_prevents(row: Row, server: Server, 
 
 @every_cache
 def test_the_application_sees_what_it_sees_without_the_package(row: Row, server: Server, tmp_path: Path) -> None:
-    """The headers of the first response to a user, and everything in a program that has no token to relay."""
+    """The first response to each user, and every response without a token, is the same as without the package."""
     server.seen.clear()
     variants, explicit = ("private", "silent", "two-lines", "stale"), {"Authorization": "Bearer mine"}
 
@@ -144,7 +144,7 @@ def test_the_application_sees_what_it_sees_without_the_package(row: Row, server:
         (own := tmp_path / run).mkdir()
         with row.opening(own) as call, user(token):
             seen = [call(f"{server.url}/{run}/{variant}") for variant in variants]
-        hidden = ("content-length", "x-hishel-stored", "expires", "age")  # the last two depend on the present time
+        hidden = ("content-length", "x-hishel-stored", "expires", "age")  # the last two depend on the current time
         return [(one.status, {k: v for k, v in one.headers.items() if k not in hidden}) for one in seen]
 
     def unchanged(run: str) -> list[tuple[int, str]]:
@@ -161,7 +161,7 @@ def test_the_application_sees_what_it_sees_without_the_package(row: Row, server:
     install(Settings(destinations=(server.url,)))
 
     assert answers("with", ALICE) == expected
-    if "while_revalidate" in row.name:  # its responses depend on the time
+    if "while_revalidate" in row.name:  # the responses depend on the current time
         return
     assert unchanged("program-with") == expected_program
     assert paths(server, "program-with") == paths(server, "program-without")
@@ -176,7 +176,7 @@ def paths(server: Server, run: str) -> list[tuple[str, str | None]]:
 def test_a_validator_of_the_user_s_own_is_not_served_from_another_entry(
     row: Row, server: Server, tmp_path: Path
 ) -> None:
-    """The entry may date from before the installation, or belong to a call without a user."""
+    """A user's conditional request never gets another user's cached entry, even one from before installation."""
     with row.opening(tmp_path) as call:
         call(f"{server.url}/old/etag", {"Authorization": f"Bearer {ALICE}"})
         call(f"{server.url}/old/stale", {"Authorization": f"Bearer {ALICE}"})
@@ -195,7 +195,7 @@ def test_a_validator_of_the_user_s_own_is_not_served_from_another_entry(
 def test_redirects_between_a_listed_and_an_unlisted_host(
     row: Row, server: Server, other_server: Server, tmp_path: Path
 ) -> None:
-    """Neither the redirect nor what it leads to crosses users."""
+    """No cache returns one user's redirect, or the response that follows the redirect, to a different user."""
     install(Settings(destinations=(server.url,)))
     away = [f"{server.url}/{status}?to={other_server.url}/{status}/public" for status in (301, 302, 307)]
     back = [f"{other_server.url}/{status}?to={server.url}/back{status}/public" for status in (301, 302, 307)]
@@ -208,12 +208,12 @@ def test_redirects_between_a_listed_and_an_unlisted_host(
 
     redirected = [token for path, token, _ in server.seen if path.startswith("/302?")]
     assert [token for token in redirected if token != ANONYMOUS] == [ALICE, BOB, ALICE]
-    assert ANONYMOUS in redirected  # not served the redirect that Alice got
+    assert ANONYMOUS in redirected  # the anonymous caller did not get Alice's redirect
 
 
 @pytest.mark.parametrize("row", [row for row in CACHES if row.name in THREADED], ids=lambda row: row.name)
 def test_users_at_once(row: Row, server: Server, tmp_path: Path) -> None:
-    """Several threads with a shared cache, each with its own user, call the same URLs."""
+    """Threads with different users share a cache, and each user gets only their own responses."""
     install(Settings(destinations=(server.url,)))
     tokens = [f"user-{number}-has-this-token-0123456789" for number in range(6)]
 
@@ -232,7 +232,7 @@ def test_users_at_once(row: Row, server: Server, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["aiohttp", "hishel default", "hishel RFC mode"])
 def test_users_at_once_on_one_loop(kind: str, server: Server) -> None:
-    """No request joins another user's, whether a cache waits for an equal request or not."""
+    """Concurrent requests of different users never share a response, even if the cache combines equal requests."""
     install(Settings(destinations=(server.url,)))
     tokens = [f"user-{number}-has-this-token-0123456789" for number in range(8)]
 

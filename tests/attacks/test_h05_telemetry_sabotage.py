@@ -1,4 +1,4 @@
-"""h05: a caller cannot erase the telemetry of other requests by sending their texts as a token."""
+"""h05: a caller cannot mask other requests' telemetry by sending the text of that telemetry as a token."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ MODEL = "gpt-4o-mini-2024-07-18"
 CONTAINER = "8f3a9b2c4d5e6f708192a3b4c5d6e7f8091a2b3c4d5e6f708192a3b4c5d6e7f8"
 FUNCTION = "com.example.OrderServiceImpl/getUserByEmailAddress"
 
-# Texts that operators read, in the telemetry of the service and of other requests.
+# These texts appear in the telemetry of the service and of other requests, where operators read them.
 READ_BY_OPERATORS = {
     "service": SERVICE,
     "instrument": "http.server.duration",
@@ -80,7 +80,7 @@ ALL_TEXTS = list(READ_BY_OPERATORS.values())
 RANDOM = "tR7vK2mQ9xWz4LpB8nYc3JdF6h"  # looks like a credential
 _JSON = base64.urlsafe_b64encode(b'{"sub":"mallory","exp":4870000000}').decode().rstrip("=")
 
-# The same words within tokens that look like credentials.
+# Each function embeds a word in a token that looks like a credential.
 DISGUISES: dict[str, Callable[[str], str]] = {
     "alone": lambda word: word,
     "behind-a-random-beginning": lambda word: RANDOM + word,
@@ -98,7 +98,7 @@ DISGUISES: dict[str, Callable[[str], str]] = {
 
 
 class Telemetry:
-    """An SDK with in-memory exporters, and their contents without the fields that vary between runs."""
+    """An SDK with in-memory exporters, whose contents are compared without the fields that vary between runs."""
 
     def __init__(self) -> None:
         resource = Resource(
@@ -147,7 +147,7 @@ def _scope(record: Any) -> str:
     return f'"{scope!r}"'.replace("\n", " ") if scope is None else scope.to_json()
 
 
-# This includes exemplars, which are sampled.
+# The varying fields include exemplars, because exemplars are sampled.
 _VARYING_FIELDS = {"sum", "min", "max", "bucket_counts", "timestamp", "observed_timestamp", "exemplars"}
 
 
@@ -169,7 +169,7 @@ def telemetry() -> Iterator[Telemetry]:
     found.close()
 
 
-# A request or a job of another user, in which all of these texts appear.
+# The functions below emit the telemetry of another user's request or job, which contains all of these texts.
 
 
 def emit_all_signals(telemetry: Telemetry, *, context: Context | None = None) -> None:
@@ -186,7 +186,7 @@ def emit_all_signals(telemetry: Telemetry, *, context: Context | None = None) ->
 def emit_logs(telemetry: Telemetry) -> None:
     logger = telemetry.loggers.get_logger(FUNCTION)
     logger.emit(LogRecord(timestamp=1, body=" ".join(ALL_TEXTS), attributes={"all": ALL_TEXTS}))
-    # A suspect record, which the thorough stage searches, and a long one.
+    # The first record looks suspicious, so the thorough stage searches it; the second one is long.
     logger.emit(LogRecord(timestamp=1, body=f"access_token=abc {' '.join(ALL_TEXTS)}"))
     logger.emit(LogRecord(timestamp=1, body=f"{' '.join(ALL_TEXTS)} " * 200))
 
@@ -199,7 +199,7 @@ def measure(telemetry: Telemetry) -> None:
 
 
 def run(attack: Callable[[Telemetry], object] | None, victims: Callable[[Telemetry], object]) -> dict[str, Any]:
-    """Return the exported telemetry of the victims, after an attack or without one."""
+    """Return the telemetry that the victims export, either after an attack or without one."""
     telemetry = Telemetry()
     install(Settings())
     try:
@@ -216,12 +216,12 @@ def run(attack: Callable[[Telemetry], object] | None, victims: Callable[[Telemet
 
 
 def send(token: str) -> Callable[[Telemetry], None]:
-    """Return an attack: requests of a caller that sends this token."""
+    """Return an attack that sends several requests with this token."""
 
     def attack(telemetry: Telemetry) -> None:
         for _ in range(5):
             tracer = telemetry.tracers.get_tracer("t")
-            # As at a server boundary, with instrumentation inside and outside of it.
+            # As at a server boundary, a span can start either inside or outside the block that binds the token.
             with use_token(token), tracer.start_as_current_span("attack"):
                 pass
             with tracer.start_as_current_span("attack"), use_token(token):
@@ -231,7 +231,7 @@ def send(token: str) -> Callable[[Telemetry], None]:
 
 
 def victims(telemetry: Telemetry) -> None:
-    """Run requests and jobs of other users in the same thread: with a token, without one, and after a request."""
+    """Run other users' requests and jobs in the same thread, with and without a token."""
 
     def callback(options: CallbackOptions) -> list[Observation]:
         return [Observation(1, {"all": ",".join(ALL_TEXTS)})]
@@ -249,7 +249,7 @@ def victims(telemetry: Telemetry) -> None:
 
 @pytest.mark.parametrize("disguise", DISGUISES)
 def test_h05_no_token_masks_texts_of_other_requests(disguise: str) -> None:
-    """Other requests' spans, logs, metrics, resource and scopes are the same as in a run without the attacker."""
+    """The telemetry of other requests is the same whether or not the attacker sends tokens."""
 
     def attack(telemetry: Telemetry) -> None:
         for word in ALL_TEXTS:
@@ -263,7 +263,7 @@ def test_h05_no_token_masks_texts_of_other_requests(disguise: str) -> None:
 
 @pytest.mark.parametrize("disguise", DISGUISES)
 def test_h05_no_single_token_masks_texts_of_other_requests(telemetry: Telemetry, disguise: str) -> None:
-    """The other tokens could have displaced it from the remembered ones, so each is tested alone."""
+    """No single token masks text in the telemetry of other requests."""
     tracer, logger = telemetry.tracers.get_tracer("t"), telemetry.loggers.get_logger("t")
     for word in ALL_TEXTS:
         text = f"before {word} after"
@@ -283,7 +283,7 @@ def test_h05_no_single_token_masks_texts_of_other_requests(telemetry: Telemetry,
 
 
 def test_h05_names_created_in_the_attackers_own_request_are_kept() -> None:
-    """Scopes and instruments are often created on first use, and then serve all requests."""
+    """A scope or an instrument that is created in the attacker's own request keeps its name."""
 
     def attack(telemetry: Telemetry) -> None:
         for word in ALL_TEXTS:
@@ -293,7 +293,7 @@ def test_h05_names_created_in_the_attackers_own_request_are_kept() -> None:
                     emit_logs(telemetry)
                     telemetry.tracers.get_tracer("opentelemetry.instrumentation.fastapi", "2026.11.0-rc.4")
 
-    # The attacker's own measurements are counted in both runs, with and without a token.
+    # Measurements of the attacker are counted in both runs, so the control run repeats them without a token.
     def control(telemetry: Telemetry) -> None:
         for _ in range(len(ALL_TEXTS) * len(DISGUISES)):
             with use_token(None), telemetry.tracers.get_tracer("t").start_as_current_span("attack"):
@@ -308,7 +308,7 @@ def test_h05_names_created_in_the_attackers_own_request_are_kept() -> None:
 
 
 def _names(metrics: Any) -> Any:
-    """Return the names, descriptions and units of exported metrics, without their points."""
+    """Return the names, descriptions, and units of exported metrics, without the data points."""
     return [
         (
             part["resource"],
@@ -325,7 +325,7 @@ def _names(metrics: Any) -> Any:
 
 
 def test_h05_a_credential_does_not_mask_objects_that_existed_before(telemetry: Telemetry) -> None:
-    """A container ID looks like a token. If a caller knows and sends it, the resource is unchanged."""
+    """A token that equals the container ID does not mask the ID in an existing resource."""
     before = telemetry.tracers.get_tracer("t", CONTAINER)
     meter = telemetry.meters.get_meter("t", CONTAINER)
     counter = meter.create_counter("c", description=CONTAINER)
@@ -342,7 +342,7 @@ def test_h05_a_credential_does_not_mask_objects_that_existed_before(telemetry: T
 
 
 def test_h05_a_resource_that_is_redacted_by_pattern_is_not_compared_with_the_token_of_the_request() -> None:
-    """A resource that contains an unknown token is redacted in the first request that exports it."""
+    """A resource that contains an unknown token is redacted by pattern, not with the token of the current request."""
     telemetry = Telemetry()
     resource = Resource({"service.name": SERVICE, "container.id": CONTAINER, "process.command_args": [OWN_JWT]})
     telemetry.tracers = TracerProvider(resource=resource, shutdown_on_exit=False)
@@ -364,7 +364,7 @@ def test_h05_a_resource_that_is_redacted_by_pattern_is_not_compared_with_the_tok
 
 
 def test_h05_work_started_by_the_attackers_request_is_unaffected_after_it(telemetry: Telemetry) -> None:
-    """A pool or a loop that starts with the first request keeps that request's context as long as it runs."""
+    """Work that the attacker's request started masks nothing after that request has ended."""
     lease = Lease()
     kept = with_token(BearerToken(SERVICE, lease=lease))
     random = with_token(BearerToken(RANDOM + SERVICE, lease=lease))
@@ -381,7 +381,7 @@ def test_h05_work_started_by_the_attackers_request_is_unaffected_after_it(teleme
 
 
 def test_h05_a_word_sent_in_another_requests_trace_masks_nothing_there(telemetry: Telemetry) -> None:
-    """Third parties receive the trace ID, and can send requests with it."""
+    """A word that is sent as a token in another request's trace masks nothing in that trace."""
     tracer = telemetry.tracers.get_tracer("t")
     with use_token(None), tracer.start_as_current_span("victim") as victim:
         parent = trace.set_span_in_context(
@@ -407,7 +407,7 @@ def test_h05_a_word_sent_in_another_requests_trace_masks_nothing_there(telemetry
 
 
 def test_h05_a_word_masks_nothing_of_other_requests_in_pipelines_built_by_hand() -> None:
-    """Processors and filters that the application adds itself have the same limits."""
+    """Processors and filters that the application adds itself mask nothing in other requests."""
     exporter, raw = InMemorySpanExporter(), InMemorySpanExporter()
     provider = TracerProvider(resource=Resource({"service.name": SERVICE}), shutdown_on_exit=False)
     provider.add_span_processor(RedactingSpanProcessor(SimpleSpanProcessor(exporter), Settings()))
@@ -436,7 +436,7 @@ def test_h05_a_word_masks_nothing_of_other_requests_in_pipelines_built_by_hand()
     assert {span.resource.attributes["service.name"] for span in exporter.get_finished_spans()} == {SERVICE}
 
 
-# Over a real server.
+# The tests below use a real server.
 
 
 def _service(telemetry: Telemetry) -> Any:
@@ -465,7 +465,7 @@ def _service(telemetry: Telemetry) -> Any:
         here = {"server": ("checkout.example", 80), "client": ("198.51.100.9", 1234)}
         headers = [pair for pair in scope["headers"] if pair[0] != b"host"] + [(b"host", b"checkout.example")]
         await app({**scope, **here, "headers": headers}, receive, send)
-        # Servers write the access log like this: without the request's context, in the same thread.
+        # Servers write their access log in the same way: in the same thread, but outside the request's context.
         line = ADDRESS, scope["path"], " ".join(ALL_TEXTS)
         contextvars.Context().run(logger.warning, '%s "GET %s HTTP/1.1" %s', *line)
 
@@ -488,7 +488,7 @@ def _serve(attack: list[str | None]) -> dict[str, Any]:
 
 
 def test_h05_over_a_real_server_an_anonymous_caller_changes_no_telemetry() -> None:
-    """All exported telemetry is the same as in a run of the same requests without a token."""
+    """With a real server, the exported telemetry is the same with and without the caller's tokens."""
     tokens: list[str | None] = [
         *ALL_TEXTS,
         *(disguise(word) for word in ALL_TEXTS[:4] for disguise in DISGUISES.values()),
@@ -501,12 +501,12 @@ def test_h05_over_a_real_server_an_anonymous_caller_changes_no_telemetry() -> No
     assert len(control["logs"]) > len(tokens)
 
 
-# The other direction: credentials are still masked.
+# The tests below check that credentials are still masked.
 
 
 @pytest.mark.parametrize("token", [OWN_OPAQUE, OWN_JWT, secrets.token_hex(20)], ids=["opaque", "jwt", "hex"])
 def test_h05_a_credential_is_still_masked_beyond_its_request(telemetry: Telemetry, token: str) -> None:
-    """It is found by the trace, by the thread, and in the reader's thread."""
+    """A credential is still masked after its request in its trace, its thread, and the metric reader's thread."""
     tracer = telemetry.tracers.get_tracer("t")
     with use_token(token), tracer.start_as_current_span("request") as request:
         pass
@@ -524,7 +524,7 @@ def test_h05_a_credential_is_still_masked_beyond_its_request(telemetry: Telemetr
     thread.join()
     telemetry.loggers.get_logger("t").emit(LogRecord(timestamp=1, body=f'"GET /reset/{token}"'))
     with use_token(token):
-        pass  # without a trace, for the reader's thread
+        pass  # bind the token without a trace, for the reader's thread
     text = json.dumps(telemetry.exported())
 
     assert token not in text
@@ -533,7 +533,7 @@ def test_h05_a_credential_is_still_masked_beyond_its_request(telemetry: Telemetr
 
 @pytest.mark.parametrize("token", [OWN_OPAQUE, OWN_JWT], ids=["opaque", "jwt"])
 def test_h05_a_name_created_with_the_callers_credential_is_masked_permanently(telemetry: Telemetry, token: str) -> None:
-    """This applies to the request that creates it, to later ones, and after the token was forgotten."""
+    """A name that contains the caller's credential stays masked in all later requests."""
     with use_token(token):
         resource = Resource({"made.with": f"of {token}"}, schema_url=token)
         tracer = telemetry.tracers.get_tracer(f"of {token}", token, token, {"a": token})
@@ -556,7 +556,7 @@ def test_h05_a_name_created_with_the_callers_credential_is_masked_permanently(te
 
 @pytest.mark.parametrize("word", ["letmein12", SERVICE, "/payments/list", UUID])
 def test_h05_a_word_is_masked_in_the_records_of_its_own_request(telemetry: Telemetry, word: str) -> None:
-    """P3 applies to every token: in spans, also those that end after the request, in logs and measurements."""
+    """A word that is sent as a token is masked in all records of that request, including in late spans."""
     tracer = telemetry.tracers.get_tracer("t")
     with tracer.start_as_current_span("server") as server:
         with use_token(word):
@@ -578,7 +578,7 @@ def test_h05_a_word_is_masked_in_the_records_of_its_own_request(telemetry: Telem
 
 
 def test_h05_a_word_does_not_mask_the_name_of_an_attribute(telemetry: Telemetry) -> None:
-    """This includes the attacker's own records, since the name existed before the token."""
+    """A word that is sent as a token does not mask an attribute's name, even in the attacker's own request."""
     tracer = telemetry.tracers.get_tracer("t")
     tracer.start_span("before", attributes={"http.request.method": "GET"}).end()
 
@@ -590,7 +590,7 @@ def test_h05_a_word_does_not_mask_the_name_of_an_attribute(telemetry: Telemetry)
 
 
 class _Verified:
-    """The result of a custom verifier for every token."""
+    """A result that the custom verifier returns for every token."""
 
     claims = MappingProxyType({"sub": "alice"})
     expires_at = None
@@ -608,7 +608,7 @@ class _Verifier:
 
 
 def test_h05_a_verified_word_is_remembered_like_a_credential(telemetry: Telemetry) -> None:
-    """A short token that was verified is masked after its request as well."""
+    """A short token that was verified is still masked after its request has ended."""
     token = "s3cr-et-w0rd"
     logger = telemetry.loggers.get_logger("access")
 
@@ -641,7 +641,7 @@ def test_h05_a_verified_word_is_remembered_like_a_credential(telemetry: Telemetr
 
 
 def test_h05_a_resource_created_with_a_credential_stays_masked_when_it_is_merged(telemetry: Telemetry) -> None:
-    """The merged resource contains the masked text, and the other resource's own texts are unchanged."""
+    """A resource that contains a masked credential stays masked after it is merged with another resource."""
     with use_token(OWN_OPAQUE):
         made = Resource({"made.with": f"of {OWN_OPAQUE}"})
 
@@ -655,7 +655,7 @@ def test_h05_a_resource_created_with_a_credential_stays_masked_when_it_is_merged
 
 
 def test_h05_names_that_cannot_be_redacted_are_removed(telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No raw text is exported, and the application sees no exception."""
+    """A name that cannot be redacted is removed, and the application gets no exception."""
 
     def fail() -> None:
         raise RuntimeError("no")
@@ -676,7 +676,7 @@ def test_h05_names_that_cannot_be_redacted_are_removed(telemetry: Telemetry, mon
 def test_h05_a_hook_on_the_creation_of_names_that_has_no_effect_is_reported(
     part: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The self-test detects it when redaction starts, and `check` reports it."""
+    """If a hook that masks names has no effect, the self-test detects the failure and `check` reports it."""
     index = [each.name for each in installation.STATICS].index(part)
     without = dataclasses.replace(installation.STATICS[index], patch=lambda module, scrubber, patches: None)
     parts = (*installation.STATICS[:index], without, *installation.STATICS[index + 1 :])

@@ -1,4 +1,4 @@
-"""h07: the text after a comma in a parameter does not become a destination."""
+"""h07: text after a comma in a parameter never becomes a destination."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def listed(text: str) -> list[str]:
     ],
 )
 def test_h07_an_entry_after_parameters_needs_a_scheme(text: str, expected: list[str], problems: int) -> None:
-    """Without one, both entries and the items that follow are skipped with one problem. Other entries apply."""
+    """After an entry with parameters, an entry without a scheme is skipped with its predecessor as one problem."""
     settings = read(text)
 
     assert [str(destination) for destination in settings.entries] == expected
@@ -70,7 +70,7 @@ SKIPPED = ["https://g.x;audience=orders,billing.x", "https://g.x;required,b", "h
 
 @pytest.mark.parametrize("text", SKIPPED)
 def test_h07_wider_entries_do_not_apply_to_a_skipped_origin(text: str) -> None:
-    """Nor to a skipped origin with parameters: the operator may have intended them."""
+    """No wider entry applies to the origin of a skipped entry."""
     relay = Relay(read(f"https://*,https://*.x,{text}"))
 
     assert relay.explain("https://g.x/")[0].outcome == "withheld"
@@ -81,7 +81,7 @@ def test_h07_wider_entries_do_not_apply_to_a_skipped_origin(text: str) -> None:
 
 @pytest.mark.parametrize("text", SKIPPED)
 def test_h07_the_problem_names_the_entry_and_what_to_do(text: str) -> None:
-    """There is one problem for all skipped items."""
+    """One problem reports all skipped items and explains how to encode a comma."""
     settings = read(text)
 
     assert len(settings.problems) == 1
@@ -104,7 +104,7 @@ def test_h07_the_problem_names_the_entry_and_what_to_do(text: str) -> None:
     ],
 )
 def test_h07_no_problem_shows_a_password(text: str) -> None:
-    """The commas may split it anywhere."""
+    """No problem reveals any part of a password, regardless of where a comma splits the entry."""
     shown = "".join(read(text).problems)
 
     assert shown
@@ -114,7 +114,7 @@ def test_h07_no_problem_shows_a_password(text: str) -> None:
 
 
 def test_h07_check_and_explain_report_the_problem() -> None:
-    """Both commands exit with 1, and the word is not listed as a destination."""
+    """Both commands report the problem and exit with 1."""
     variables = {"OTEL_PROPAGATORS": "tracecontext,token_relay", DESTINATIONS: SKIPPED[0]}
     status, output = run("check", **variables)
     explained, explanation = run("explain", "https://billing.x/", **variables)
@@ -128,7 +128,7 @@ def test_h07_check_and_explain_report_the_problem() -> None:
     "text", ["https://a;audience=b,c", "https://a,https://b", "https://a;audience=b,https://c", ",", "https://a,"]
 )
 def test_h07_a_comma_in_code_raises_an_error_about_it(text: str) -> None:
-    """In code, each string is one entry."""
+    """In code, an entry that contains a comma raises an error that explains how to encode the comma."""
     with pytest.raises(ConfigurationError, match=r"comma.*%2C") as failure:
         Settings(destinations=["https://first", text])
 
@@ -157,7 +157,7 @@ def test_h07_a_comma_in_code_raises_an_error_about_it(text: str) -> None:
     ],
 )
 def test_h07_an_entry_with_an_invalid_value_is_skipped(value: str) -> None:
-    """Invalid percent-encoding, control characters and non-ASCII characters. Wider entries do not apply instead."""
+    """An entry with an invalid value is skipped, and no wider entry applies to its origin."""
     settings = read(f"https://*.x,https://g.x;audience={value}")
 
     assert listed(f"https://g.x;audience={value}") == []
@@ -181,7 +181,7 @@ def test_h07_an_entry_with_an_invalid_value_is_skipped(value: str) -> None:
     ],
 )
 def test_h07_values_are_percent_decoded_once(text: str, value: str) -> None:
-    """A plus sign is not decoded to a space."""
+    """A parameter's value is percent-decoded, and a plus sign is kept."""
     assert Destination.parse(f"https://a;resource={text}").resource == value
 
 
@@ -192,7 +192,7 @@ printable = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), min_s
 def test_h07_a_destination_round_trips(
     required: bool, audience: str | None, scope: str | None, resource: str | None
 ) -> None:
-    """Its text parses to the same destination, alone and in a list."""
+    """The text of a destination parses to an equal destination, both alone and in a list."""
     one = Destination(OriginPattern.parse("https://a"), required, audience, scope, resource)
     other = Destination.parse("https://b")
 
@@ -203,7 +203,7 @@ def test_h07_a_destination_round_trips(
 
 @pytest.mark.parametrize("value", ["", "ü", "a\nb", "\x7f"])
 def test_h07_a_value_that_cannot_be_written_as_text_is_rejected_in_code(value: str) -> None:
-    """`str` could not represent it."""
+    """In code, a value that is not printable ASCII is rejected, because `str` could not represent it."""
     with pytest.raises(ValueError, match="printable ASCII"):
         Destination(OriginPattern.parse("https://a"), scope=value)
 
@@ -236,7 +236,7 @@ values = st.lists(pieces | st.text(max_size=3), max_size=12).map("".join)
 
 @given(values, st.sampled_from(["audience", "scope", "resource"]), st.sampled_from(["", "https://first,", "first,"]))
 def test_h07_no_value_lists_an_origin(value: str, name: str, before: str) -> None:
-    """For any value, only items with a scheme or after an entry without parameters are destinations."""
+    """For any value, an item becomes a destination only if it has a scheme or follows an entry without parameters."""
     text = f"{before}https://g.x;{name}={value}"
     items = [item for item in map(str.strip, text.split(",")) if item]
     allowed = set()
@@ -250,7 +250,7 @@ def test_h07_no_value_lists_an_origin(value: str, name: str, before: str) -> Non
     settings = read(text)
 
     assert {destination.pattern for destination in settings.entries} <= allowed
-    # An item directly after the entry with the value is never listed without its own scheme.
+    # An item directly after the entry with the value is listed only if the item has its own scheme.
     start = next(number for number, item in enumerate(items) if item.startswith("https://g.x;"))
     run = []
     for item in items[start + 1 :]:
@@ -266,7 +266,7 @@ def test_h07_no_value_lists_an_origin(value: str, name: str, before: str) -> Non
 
 @given(st.text())
 def test_h07_splitting_loses_nothing(text: str) -> None:
-    """Every item of the list is in an entry, in order."""
+    """Splitting a list into entries keeps every item in order."""
     items = [item for item in map(str.strip, text.split(",")) if item]
 
     assert [item for entry in split_entries(text) for item in entry.split(",")] == items

@@ -1,4 +1,4 @@
-"""h08: TLS names that lead a request to another host than its URL."""
+"""h08: a request whose TLS name differs from the host in its URL carries no token."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _tls_grpc_authority(url: str, name: str) -> None:
     async def run() -> None:
         with open(certificate(), "rb") as file:
             credentials = grpc.ssl_channel_credentials(file.read())
-        # An iterator: gRPC must still get the option after we have read it.
+        # The options are an iterator, which gRPC must still be able to read after the relay has read it.
         options = iter([("grpc.default_authority", f"{name}:{urlsplit(url).port}")])
         async with grpc.aio.secure_channel(urlsplit(url).netloc, credentials, options) as channel:
             await channel.unary_unary("/tests.Party/call")(b"", timeout=10)
@@ -89,7 +89,7 @@ def _tls_grpc_authority(url: str, name: str) -> None:
     ],
 )
 def test_h08_a_request_with_another_tls_name_gets_no_token(send: Callable[[str, str], None], run: Any) -> None:
-    """The certificate is checked against the TLS name, and proxies may route by it, so it must be the URL's host."""
+    """A request carries the token only if its TLS name and the host in its URL are the same."""
     with ExitStack() as stack:
         one = stack.enter_context(run(tls=True))
         by_name = f"https://localhost:{one.port}"

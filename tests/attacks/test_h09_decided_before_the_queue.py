@@ -1,6 +1,6 @@
-"""h09: a request waits for a connection of httpx or httpx2, and its caller's request ends meanwhile.
+"""h09: a request that waits for a connection in httpx or httpx2 sends no token after the caller's request has ended.
 
-The transport decides before the request waits. The decision is checked again when the request is sent.
+The transport decides before the request waits, and the connection checks the decision again when it sends the request.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from tests.support.queued import (
     revoke,
 )
 
-# Another caller's token, with which the only connection is held, and with which it is used afterwards.
+# This token belongs to the caller whose requests use the only connection before and after the tested request.
 HOLDER = "holders-token-0001"
 HOLDERS_LINE = [f"Bearer {HOLDER}"]
 
@@ -66,7 +66,7 @@ LOSSES = pytest.mark.parametrize(
 
 @dataclass(frozen=True)
 class Way:
-    """A client with one connection or stream, which another request holds while the tested one waits."""
+    """A client with a single connection or stream, which is busy while the tested request waits."""
 
     module: ModuleType
     is_async: bool
@@ -88,9 +88,9 @@ class Way:
     def send_queued(
         self, url: str, caller: Caller, event: Event, method: str = "GET", *, hold: float = 0.0, **options: Any
     ) -> Any:
-        """Send a request, let *event* happen while the request waits, and return the response or the error.
+        """Send a request, run *event* while the request waits, and return the response or the error.
 
-        The connection is held for *hold* seconds longer.
+        After *event*, the connection stays busy for *hold* more seconds.
         """
         if self.is_async:
             return asyncio.run(self._send_queued_async(url, caller, event, method, hold, options))
@@ -111,7 +111,7 @@ class Way:
                 event(caller)
                 time.sleep(hold)
             thread.join(PATIENCE)
-            # The connection, or another one, can be used afterwards.
+            # The client still works afterward, on the same connection or on a new one.
             assert client.get(url).status_code == 200
         (result,) = outcome
         return result
@@ -159,7 +159,7 @@ every_http1 = pytest.mark.parametrize("way", [way for way in WAYS if not way.is_
 
 @contextmanager
 def serving(way: Way, parameters: str = "", **settings: Any) -> Iterator[Party]:
-    """Run a server that *way* can use, and list it."""
+    """Run a server that supports *way*, and list it as a destination."""
     with http2_party() if way.is_http2 else party() as one:
         install(Settings(destinations=[one.url + parameters], **settings))
         yield one
@@ -168,7 +168,7 @@ def serving(way: Way, parameters: str = "", **settings: Any) -> Iterator[Party]:
 @every_way
 @LOSSES
 def test_a_token_that_is_lost_in_the_queue_is_not_sent(way: Way, event: Event, reason: Reason) -> None:
-    """The request is sent without the header, and this final decision is the only one that is recorded."""
+    """A request that loses its token in the queue is sent without the header, and only that decision is recorded."""
     with serving(way) as one:
         caller = Caller(has_lease=event is not let_it_age)
         response = way.send_queued(one.url, caller, event)
@@ -180,7 +180,7 @@ def test_a_token_that_is_lost_in_the_queue_is_not_sent(way: Way, event: Event, r
 
 @every_way
 def test_a_caller_that_still_waits_gets_its_token_relayed(way: Way) -> None:
-    """A queue alone takes no token away, and the decision is recorded once."""
+    """A request keeps its token while it waits in the queue, and the decision is recorded once."""
     with serving(way) as one:
         caller = Caller()
         response = way.send_queued(one.url, caller, go_on)
@@ -193,7 +193,7 @@ def test_a_caller_that_still_waits_gets_its_token_relayed(way: Way) -> None:
 @every_way
 @pytest.mark.parametrize("event", [end_request, go_on], ids=["ended", "live"])
 def test_span_and_counter_contain_the_final_decision(way: Way, event: Event, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The decision that was made before the queue appears nowhere."""
+    """The span and the counter contain only the final decision."""
     reader, spans, tracers = InMemoryMetricReader(), InMemorySpanExporter(), TracerProvider()
     tracers.add_span_processor(SimpleSpanProcessor(spans))
     monkeypatch.setattr("opentelemetry.metrics._internal._METER_PROVIDER", MeterProvider([reader]))
@@ -226,7 +226,7 @@ def test_span_and_counter_contain_the_final_decision(way: Way, event: Event, mon
 @every_way
 @pytest.mark.parametrize("event", [end_request, go_on], ids=["ended", "live"])
 def test_only_the_header_is_removed(way: Way, event: Event) -> None:
-    """The body and the other headers are sent, and the request of the application is not changed."""
+    """If the token is lost in the queue, only its header is removed, and the application's request is unchanged."""
     extensions: dict[str, Any] = {}
     with serving(way) as one:
         response = way.send_queued(
@@ -252,7 +252,7 @@ def test_only_the_header_is_removed(way: Way, event: Event) -> None:
     ],
 )
 def test_an_explicit_credential_in_the_queue(way: Way, on_conflict: str, event: Event, sent: list[str]) -> None:
-    """With `replace`, the caller's own header is sent if the token may no longer be sent."""
+    """With `replace`, a request that loses its token in the queue is sent with the application's own credential."""
     with serving(way, on_conflict=on_conflict) as one:
         caller = Caller()
         way.send_queued(one.url, caller, event, headers={"aUTHORIZATION": "Own a"})
@@ -264,7 +264,7 @@ def test_an_explicit_credential_in_the_queue(way: Way, on_conflict: str, event: 
 
 @every_way
 def test_a_required_token_that_is_lost_in_the_queue_stops_the_request(way: Way) -> None:
-    """Nothing is sent, and the client can be used afterwards."""
+    """A request that loses a required token in the queue is not sent, and the client still works afterward."""
     with serving(way, ";required") as one:
         caller = Caller()
         error = way.send_queued(one.url, caller, end_request)
@@ -278,7 +278,7 @@ def test_a_required_token_that_is_lost_in_the_queue_stops_the_request(way: Way) 
 @every_http1
 @pytest.mark.parametrize("event", [end_request, go_on], ids=["ended", "live"])
 def test_a_request_in_the_queue_of_a_forward_proxy(way: Way, event: Event) -> None:
-    """The proxy is the connection's origin, and the destination is in the target."""
+    """In the queue of a forward proxy, the decision applies to the destination in the request's target."""
     with proxy() as between, serving(way) as one:
         caller = Caller()
         replace(way, via=between.url).send_queued(one.url, caller, event)
@@ -291,7 +291,7 @@ def test_a_request_in_the_queue_of_a_forward_proxy(way: Way, event: Event) -> No
 @every_http1
 @pytest.mark.parametrize("event", [end_request, go_on], ids=["ended", "live"])
 def test_a_request_in_the_queue_of_a_tunnel(way: Way, event: Event) -> None:
-    """A CONNECT request carries no token and is not a hop, although it has the extensions of the request."""
+    """A CONNECT request carries no token and records no decision."""
     with proxy() as between, party(tls=True) as one:
         install(Settings(destinations=[one.url, between.url]))
         caller = Caller()
@@ -306,7 +306,7 @@ def test_a_request_in_the_queue_of_a_tunnel(way: Way, event: Event) -> None:
 @every_http1
 @pytest.mark.parametrize("event", [end_request, go_on], ids=["ended", "live"])
 def test_a_request_in_the_queue_of_a_socks_proxy(way: Way, event: Event) -> None:
-    """The request is sent when the SOCKS handshake is complete."""
+    """A request through a SOCKS proxy is checked again after the SOCKS handshake."""
     with socks_proxy() as via, serving(way) as one:
         caller = Caller()
         replace(way, via=via).send_queued(one.url, caller, event)
@@ -317,7 +317,7 @@ def test_a_request_in_the_queue_of_a_socks_proxy(way: Way, event: Event) -> None
 
 @every_http1
 def test_a_request_that_fails_in_the_queue_is_not_a_hop(way: Way) -> None:
-    """No decision is recorded, because nothing was sent."""
+    """A request that times out in the queue records no decision."""
     with serving(way) as one:
         caller = Caller()
         error = way.send_queued(one.url, caller, go_on, timeout=0.05, hold=0.3)

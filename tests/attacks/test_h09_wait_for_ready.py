@@ -1,4 +1,4 @@
-"""h09: a gRPC call with ``wait_for_ready`` waits for its channel, and its caller's request ends meanwhile."""
+"""h09: a gRPC call that waits for its channel sends no token after the caller's request has ended."""
 
 from __future__ import annotations
 
@@ -25,17 +25,18 @@ from tests.support.queued import LINE, TOKEN, Caller, Event, end_request, go_on
 
 @pytest.fixture
 def absent() -> Iterator[int]:
-    """A port on which no server listens yet."""
+    """Reserve a port on which no server listens yet."""
     with socket.socket() as one:
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # gRPC sets it too, so its server can use the port
+        # gRPC sets this option too, so its server can share the port.
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         one.bind(("127.0.0.1", 0))
         yield one.getsockname()[1]
 
 
 GrpcCall = Callable[..., Any]
-"""Make a call, and call a function while it waits for the channel. Returns the response or the error.
+"""A function that makes a call, runs *while_waiting* while the call waits, and returns the response or the error.
 
-``call(target, caller, while_waiting, **options)``
+Its signature is ``call(target, caller, while_waiting, **options)``.
 """
 
 
@@ -111,7 +112,7 @@ def _run_aio(
     return asyncio.run(run())
 
 
-# Channels connect again after this many milliseconds.
+# A channel reconnects after this many milliseconds.
 FAST = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 100)]
 
 every_call = pytest.mark.parametrize(
@@ -124,7 +125,7 @@ every_call = pytest.mark.parametrize(
 @every_call
 @pytest.mark.parametrize("event", [end_request, go_on], ids=["ended", "live"])
 def test_a_grpc_call_that_waits_for_ready(call: GrpcCall, event: Event, absent: int) -> None:
-    """The call is decided when the channel is ready."""
+    """A call that waits for its channel is decided when the channel becomes ready."""
     install(Settings(destinations=[f"http://127.0.0.1:{absent}"]))
     caller = Caller()
     with ExitStack() as stack:
@@ -144,7 +145,7 @@ def test_a_grpc_call_that_waits_for_ready(call: GrpcCall, event: Event, absent: 
 
 @every_call
 def test_a_required_token_that_is_lost_before_ready_stops_the_call(call: GrpcCall, absent: int) -> None:
-    """Nothing is sent."""
+    """A call that loses a required token before the channel is ready is not sent."""
     install(Settings(destinations=[f"http://127.0.0.1:{absent};required"]))
     caller = Caller()
     with ExitStack() as stack:
@@ -162,7 +163,7 @@ def test_a_required_token_that_is_lost_before_ready_stops_the_call(call: GrpcCal
 
 @every_call
 def test_a_deadline_that_passes_before_ready_is_grpcs_own(call: GrpcCall, absent: int) -> None:
-    """The status and the duration are those of a call that the relay does not touch."""
+    """If the deadline passes before the channel is ready, gRPC reports its own error at the usual time."""
     install(Settings(destinations=[f"http://127.0.0.1:{absent}"]))
     caller = Caller()
     start = time.monotonic()
@@ -170,11 +171,11 @@ def test_a_deadline_that_passes_before_ready_is_grpcs_own(call: GrpcCall, absent
 
     assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert time.monotonic() - start >= 0.3
-    assert caller.reasons == []  # nothing was sent, so it is not a hop
+    assert caller.reasons == []  # nothing was sent, so no decision is recorded
 
 
 class _Deadlines(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no types
-    """Accept every call, and keep the time that it has left."""
+    """A handler that accepts every call and records the time that remains before its deadline."""
 
     def __init__(self) -> None:
         self.left: list[float] = []
@@ -189,7 +190,7 @@ class _Deadlines(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no t
 
 @every_call
 def test_the_wait_is_part_of_the_deadline(call: GrpcCall, absent: int) -> None:
-    """The time that the call has waited is no longer available to it."""
+    """The time that a call spends waiting for its channel counts toward its deadline."""
     install(Settings(destinations=[f"http://127.0.0.1:{absent}"]))
     caller, deadlines = Caller(), _Deadlines()
     with ThreadPoolExecutor(2) as pool:
@@ -211,7 +212,7 @@ def test_the_wait_is_part_of_the_deadline(call: GrpcCall, absent: int) -> None:
 
 @pytest.mark.parametrize("call", [_call, _call_with_a_stream], ids=["unary", "stream_unary"])
 def test_closing_the_channel_cancels_a_call_that_waits(call: GrpcCall, absent: int) -> None:
-    """gRPC does the same."""
+    """Closing the channel cancels a call that waits for it."""
     install(Settings(destinations=[f"http://127.0.0.1:{absent}"]))
     error = call(f"127.0.0.1:{absent}", Caller(), lambda channel: channel.close())
 
@@ -220,7 +221,7 @@ def test_closing_the_channel_cancels_a_call_that_waits(call: GrpcCall, absent: i
 
 
 def test_closing_the_channel_cancels_an_aio_call_that_waits(absent: int) -> None:
-    """gRPC does the same."""
+    """Closing the channel cancels an aio call that waits for it."""
     install(Settings(destinations=[f"http://127.0.0.1:{absent}"]))
     error = _call_aio(f"127.0.0.1:{absent}", Caller(), lambda channel: channel.close())
 
@@ -229,7 +230,7 @@ def test_closing_the_channel_cancels_an_aio_call_that_waits(absent: int) -> None
 
 @pytest.mark.parametrize("has_token", [True, False], ids=["token", "no token"])
 def test_a_call_on_a_closed_channel_raises_grpcs_own_error(has_token: bool, absent: int) -> None:
-    """Such a call does not wait."""
+    """A call on a closed channel immediately raises gRPC's own error."""
     install(Settings(destinations=[f"http://127.0.0.1:{absent}"]))
     caller = Caller()
     channel = grpc.insecure_channel(f"127.0.0.1:{absent}")
@@ -242,7 +243,7 @@ def test_a_call_on_a_closed_channel_raises_grpcs_own_error(has_token: bool, abse
 
 
 def test_an_aio_call_that_waits_can_be_cancelled(absent: int) -> None:
-    """The call ends at once."""
+    """Canceling an aio call that waits for its channel takes effect immediately."""
     install(Settings(destinations=[f"http://127.0.0.1:{absent}"]))
 
     async def run() -> None:
@@ -259,7 +260,7 @@ def test_an_aio_call_that_waits_can_be_cancelled(absent: int) -> None:
 
 
 def test_a_future_is_decided_when_it_is_made(absent: int) -> None:
-    """The interceptor must not block, so the token is sent whenever the channel becomes ready."""
+    """A future's call is decided when it is created, because its interceptor must not block."""
     install(Settings(destinations=[f"http://127.0.0.1:{absent}"]))
     caller = Caller()
     with grpc.insecure_channel(f"127.0.0.1:{absent}", options=FAST) as channel:

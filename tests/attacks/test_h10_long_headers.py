@@ -1,6 +1,6 @@
-"""h10: header lines that are too long are not parsed, and inner boundaries do not scan all lines again.
+"""h10: oversized header lines are not parsed, and inner boundaries do not scan the headers again.
 
-The tests count method calls on the text instead of measuring times.
+The tests count method calls on the header values instead of measuring time.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ calls: list[str] = []
 
 @pytest.fixture(autouse=True)
 def _no_calls() -> Iterator[None]:
-    """Start without calls, and without redaction, which reads at most 16 KiB of what a request does not use."""
+    """Clear the recorded calls, and disable redaction, which reads up to 16 KiB of unused credentials."""
     watchers = unused_watchers.copy()
     unused_watchers.clear()
     calls.clear()
     yield
-    # Keep what the test has installed: it is uninstalled afterwards.
+    # Keep the watcher that the test has installed, because it is uninstalled later.
     unused_watchers.extend(watch for watch in watchers if watch not in unused_watchers)
 
 
 def _recording(kind: type) -> Any:
-    """Return a string type that records every method called on it, except its length and what Python itself calls."""
+    """Return a subclass of *kind* that records every method call except ``len`` and calls by Python itself."""
     silent = {"__len__", "__new__", "__init__", "__class__", "__getattribute__", "__init_subclass__", "__del__"}
 
     def recording(name: str) -> Callable[..., Any]:
@@ -86,7 +86,7 @@ every_long_line = pytest.mark.parametrize("line", LONG.values(), ids=LONG)
 @pytest.mark.parametrize("bare", [False, True], ids=["authorization", "other header"])
 @pytest.mark.parametrize("kind", [RecordingStr, RecordingBytes], ids=["text", "bytes"])
 def test_h10_a_long_line_is_rejected_without_reading_it(line: str, bare: bool, kind: Any) -> None:
-    """This does not depend on its content."""
+    """An oversized line is rejected without reading its content."""
     value = kind(line) if kind is RecordingStr else kind(line.encode("latin-1"))
     calls.clear()
 
@@ -108,19 +108,19 @@ def test_h10_a_long_line_is_rejected_without_reading_it(line: str, bare: bool, k
     ],
 )
 def test_h10_the_limit_is_the_token_with_its_scheme(line: str, expected: object) -> None:
-    """A line may be seven characters longer than the token, for `Bearer` and one space."""
+    """A line can be seven characters longer than the maximum token, for `Bearer` and one space."""
     assert parse_credentials([line], max_length=MAX) == expected
     assert parse_credentials([line.encode()], max_length=MAX) == expected
 
 
 def test_h10_a_bare_token_has_the_same_limit_as_one_with_its_scheme() -> None:
-    """A token must not use the characters of the scheme."""
+    """A bare token has the same length limit as a token with a scheme."""
     assert parse_credentials(["a" * MAX], max_length=MAX, bare=True) == "a" * MAX
     assert parse_credentials(["a" * (MAX + 1)], max_length=MAX, bare=True) is Reason.TOO_LONG
 
 
 class Authenticator:
-    """Record and accept all credentials."""
+    """An authenticator that records and accepts all credentials."""
 
     def __init__(self) -> None:
         self.credentials: list[object] = []
@@ -139,7 +139,7 @@ async def _nothing(scope: Any, receive: Any, send: Any) -> None: ...
 
 
 def through_asgi(headers: list[Any], boundaries: int = 4) -> list[object]:
-    """Serve a request through several boundaries, and return the credentials that their authenticator checked."""
+    """Serve a request through nested boundaries, and return the credentials that their authenticator received."""
     authenticator = Authenticator()
     app: Any = _nothing
     for _ in range(boundaries):
@@ -153,7 +153,7 @@ def through_asgi(headers: list[Any], boundaries: int = 4) -> list[object]:
 
 @every_long_line
 def test_h10_asgi_boundaries_do_not_read_a_long_line(line: str) -> None:
-    """Neither the first boundary nor an inner one decodes, compares or copies the value."""
+    """ASGI boundaries never decode, compare, or copy an oversized line."""
     value = RecordingBytes(line.encode("latin-1"))
     calls.clear()
 
@@ -163,7 +163,7 @@ def test_h10_asgi_boundaries_do_not_read_a_long_line(line: str) -> None:
 
 @every_long_line
 def test_h10_wsgi_boundaries_do_not_read_a_long_line(line: str) -> None:
-    """Neither the first boundary nor an inner one reads the value."""
+    """WSGI boundaries never read an oversized line."""
     authenticator = Authenticator()
     value = RecordingStr(line)
 
@@ -185,7 +185,7 @@ def test_h10_wsgi_boundaries_do_not_read_a_long_line(line: str) -> None:
 @every_long_line
 @pytest.mark.parametrize("kind", [RecordingStr, RecordingBytes], ids=["text", "bytes"])
 def test_h10_other_boundaries_do_not_read_a_long_line(line: str, kind: Any) -> None:
-    """Lines from aiohttp, Tornado and gRPC are rejected, and compared at an inner boundary, without reading them."""
+    """The boundaries of aiohttp, Tornado, and gRPC never read an oversized line."""
     value = kind(line) if kind is RecordingStr else kind(line.encode("latin-1"))
     calls.clear()
     boundary = Boundary.of(lambda name: [value], SETTINGS)
@@ -202,7 +202,7 @@ def test_h10_other_boundaries_do_not_read_a_long_line(line: str, kind: Any) -> N
 
 @every_long_line
 def test_h10_extract_does_not_read_a_long_line(line: str) -> None:
-    """A propagator without a boundary also rejects it."""
+    """Without a boundary, the propagator rejects an oversized line without reading it."""
     propagator = TokenRelayPropagator(SETTINGS)
     value = RecordingStr(line)
     calls.clear()
@@ -214,7 +214,7 @@ def test_h10_extract_does_not_read_a_long_line(line: str) -> None:
 
 
 def test_h10_extract_does_not_read_long_names() -> None:
-    """The caller also chooses the header names."""
+    """The propagator does not read the long header names that a caller chooses."""
     names = [RecordingStr("x" * 1000), RecordingStr("authorization" * 100)]
     carrier = dict.fromkeys(names, "1")
     calls.clear()
@@ -224,7 +224,7 @@ def test_h10_extract_does_not_read_long_names() -> None:
 
 
 def test_h10_a_long_line_from_a_getter_of_instrumentation_is_rejected() -> None:
-    """The ASGI getter decodes the line, but it is not parsed."""
+    """An oversized line that the ASGI getter has decoded is rejected."""
     carrier = {"headers": [(b"authorization", LONG["parameters"].encode())]}
 
     assert token_in(TokenRelayPropagator(SETTINGS).extract(carrier, getter=asgi_getter)) is None
@@ -251,7 +251,7 @@ class Name(bytes):
 @pytest.mark.parametrize("boundaries", [1, 2, 5])
 @pytest.mark.parametrize("size", [65, 1000])
 def test_h10_many_lines_are_scanned_once(size: int, boundaries: int) -> None:
-    """The number of nested boundaries does not matter."""
+    """Each header name is scanned only once, regardless of how many boundaries are nested."""
     lines = [(Name(b"x-%d" % number), b"") for number in range(size)]
     lines[size // 2] = (b"authorization", f"Bearer {TOKEN}".encode())  # type: ignore[assignment]
     Name.scans = 0
@@ -263,7 +263,7 @@ def test_h10_many_lines_are_scanned_once(size: int, boundaries: int) -> None:
 
 
 def test_h10_many_authorization_lines_are_ambiguous_without_reading_them() -> None:
-    """Only their number counts."""
+    """Many Authorization lines are rejected as ambiguous without reading their values."""
     value = RecordingBytes(b"Bearer abc")
     calls.clear()
 
@@ -277,7 +277,7 @@ def test_h10_many_authorization_lines_are_ambiguous_without_reading_them() -> No
     [("another list", tuple), ("in place", tuple), ("another list", list), ("in place", list), ("in the pair", list)],
 )
 def test_h10_replaced_credentials_are_noticed_among_few_and_many_lines(size: int, change: str, pair: Any) -> None:
-    """Lines are compared instead of read again, and no change by a middleware is missed."""
+    """An inner boundary detects credentials that middleware has replaced."""
     seen: list[str | None] = []
 
     async def application(scope: Any, receive: Any, send: Any) -> None:
@@ -303,7 +303,7 @@ def test_h10_replaced_credentials_are_noticed_among_few_and_many_lines(size: int
 
 
 def test_h10_a_server_without_its_own_limit() -> None:
-    """uvicorn with httptools accepts a line of a megabyte. The application gets the request without a token."""
+    """On a server without a limit of its own, an oversized line is ignored, and the request is served."""
     line = "Digest " + ", ".join(['a="b"'] * 150_000)
     install(Settings())
     with serve_asgi(apps.starlette(), "uvicorn-httptools-asyncio") as port:

@@ -1,4 +1,4 @@
-"""h11: connections that do not go to the host of the URL, for example over a Unix socket."""
+"""h11: a connection that does not lead to the URL's host, such as a Unix socket, carries no token."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ LINE = [f"Bearer {TOKEN}"]
 
 @pytest.fixture
 def served() -> Iterator[tuple[Party, str]]:
-    """A server on a Unix socket whose placeholder host is listed, and the path of the socket."""
+    """Run a server on a Unix socket whose placeholder host is listed, and return the server and the socket's path."""
     with unix_party() as pair:
         install(Settings(destinations=[PLACEHOLDER, "https://localhost"]))
         yield pair
 
 
 class _Named(urllib3.connection.HTTPConnection):
-    """Override a method that is unrelated to connecting."""
+    """A connection class that overrides a method that is unrelated to connecting."""
 
     def putheader(self, header: str, *values: str) -> None:
         super().putheader(header, *values)
@@ -95,12 +95,12 @@ def _through_socks(send: Callable[[str, str], None], scheme: str) -> Callable[[s
 
 
 def _preset(url: str) -> None:
-    """Send through a pool whose connections are TCP sockets that are open already."""
+    """Send requests through a pool whose connections use TCP sockets that are already open."""
 
     class Pool(urllib3.HTTPConnectionPool):
         def _new_conn(self) -> Any:
             connection = super()._new_conn()
-            # Without a protocol, which is the usual way to create a socket.
+            # No protocol is specified, as is usual when a socket is created.
             opened = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
             opened.connect(("127.0.0.1", urlsplit(url).port))
             connection.sock = opened
@@ -126,7 +126,7 @@ TCP = {
 
 @pytest.mark.parametrize("kind", TCP)
 def test_h11_tcp_connections_to_the_same_name_get_the_token(kind: str) -> None:
-    """If the client connects to ``localhost`` by TCP, directly or through a proxy, the token is relayed."""
+    """A TCP connection to ``localhost`` carries the token, whether it is direct or through a proxy."""
     with party() as one, use_token(TOKEN):
         url = f"{PLACEHOLDER}:{one.port}"
         install(Settings(destinations=[url]))
@@ -146,7 +146,7 @@ class _ToUnixSocket(Resolver):
 
 
 def test_h11_a_tornado_resolver_that_returns_a_unix_socket_gets_no_token(served: tuple[Party, str]) -> None:
-    """If the resolver returns a Unix socket, the request gets no token."""
+    """A request carries no token if Tornado's resolver returns a Unix socket."""
     one, path = served
 
     async def run() -> None:

@@ -1,4 +1,4 @@
-"""h12: a token belongs to the process that received it, and a process id does not identify a process."""
+"""h12: a token is usable only in the process that received it, even if another process has the same ID."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system doe
 
 
 def run(ways, url, *options):
-    """Run the program that forks, and return what the listed server received from the child for each way."""
+    """Run a program that forks in each of the ways, and return the header that each child sent."""
     done = subprocess.run(
         [sys.executable, forks.__file__, ",".join(ways), url, *options],
         capture_output=True,
@@ -43,24 +43,24 @@ def run(ways, url, *options):
     return dict(zip(ways, done.stdout.splitlines(), strict=True))
 
 
-# The child has the context of the request.
+# The child inherits the request's context.
 FORKS = ("fork", "double_fork", "fork_from_thread", "thread_of_child", "carried", "kept_context", "process")
 
 
 def test_h12_a_child_with_its_parents_process_id_has_no_token(echo):
-    """All processes have the same id, and only the one that received the token sends it."""
+    """A child with its parent's process ID sends no token."""
     ways = ("here", *FORKS, "process_pool", "pool")
 
     assert run(ways, echo, "same_pid") == {**dict.fromkeys(ways, NOTHING), "here": ALICE}
 
 
 def test_h12_only_the_check_of_the_process_stops_the_child(echo):
-    """If a token could be used in every process, the child would send it."""
+    """Without the process check, the child sends the token."""
     assert run(FORKS, echo, "same_pid", "unguarded") == dict.fromkeys(FORKS, ALICE)
 
 
 def test_h12_a_child_in_its_own_pid_namespace_has_no_token(echo):
-    """It has process id 1, like the service in its container."""
+    """A child in its own PID namespace sends no token."""
     way = "new_namespace"
 
     assert run([way], echo, "unguarded") == {way: ALICE}
@@ -69,17 +69,17 @@ def test_h12_a_child_in_its_own_pid_namespace_has_no_token(echo):
 
 @pytest.mark.parametrize("options", [(), ("same_pid",)])
 def test_h12_a_child_relays_the_tokens_of_its_own_requests(options, echo):
-    """In this order: no token, a request, a job, alice's token from a message, the child's own child, no token."""
+    """A child relays the tokens of its own requests and jobs, and nothing else."""
     way = "requests_of_child"
 
     assert run([way], echo, *options)[way].split(",") == [NOTHING, BOB, BOB, ALICE, NOTHING, NOTHING]
 
 
 def fork(work):
-    """Run *work* in a child with this process's id, and return whether it returned ``True``."""
+    """Run *work* in a child with this process's ID, and return whether *work* returned ``True``."""
     pid = os.getpid()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # about forking a process with threads
+        warnings.simplefilter("ignore", DeprecationWarning)  # the warning is about forking a process with threads
         child = os.fork()
     if child == 0:
         try:
@@ -100,7 +100,7 @@ def fork(work):
     ],
 )
 def test_h12_every_token_is_usable_only_in_its_own_process(make):
-    """This holds for every constructor. A token that the child creates is usable in the child."""
+    """Every token is usable only in the process that created it, whichever constructor created it."""
     token = make()
 
     def child():
@@ -112,7 +112,7 @@ def test_h12_every_token_is_usable_only_in_its_own_process(make):
 
 
 def test_h12_the_reason_is_other_process(echo):
-    """It is neither the lease nor a missing token."""
+    """A token from another process is withheld for the reason ``other_process``."""
     settings = Settings(destinations=(echo,))
     reasons = []
 
@@ -129,7 +129,7 @@ def test_h12_the_reason_is_other_process(echo):
 
 
 def test_h12_a_fork_without_pythons_hooks_is_recognized_by_its_process_id(monkeypatch):
-    """A server may fork in C."""
+    """A process that was forked in C, without Python's hooks, is recognized by its process ID."""
     token = BearerToken(ALICE, lease=Lease())
 
     monkeypatch.setattr("os.getpid", lambda: token.pid + 1)
@@ -139,7 +139,7 @@ def test_h12_a_fork_without_pythons_hooks_is_recognized_by_its_process_id(monkey
 
 
 def test_h12_a_child_finds_a_new_key_although_the_parents_fetch_was_running():
-    """The child does not wait for the cooldown of a fetch that does not run in it."""
+    """A child fetches new keys immediately, even if a fetch was running in its parent."""
     release = threading.Event()
     with issuing(public_jwk("RS256", "k1")) as issuer:
         verifier = TokenVerifier([issuer.url], AUDIENCE, timeout=PATIENCE)

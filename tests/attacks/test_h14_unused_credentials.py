@@ -1,4 +1,4 @@
-"""h14: the credentials of a request that no boundary accepts are masked in that request's telemetry, and only there."""
+"""h14: credentials that no boundary accepts are masked in the telemetry of their own request and nowhere else."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ FORWARDED = ("x-forwarded-access-token", "authorization")
 
 Lines = list[tuple[str, str]]
 
-# The headers of a request, its credentials, and the source headers.
+# Each row contains the headers of a request and the configured source headers.
 REFUSED: dict[str, tuple[Lines, tuple[str, ...]]] = {
     "doubled": ([("Authorization", f"Bearer {SECRET},Bearer {SECRET}")], ("authorization",)),
     "two lines": ([("Authorization", f"Bearer {USED}"), ("Authorization", f"Bearer {SECRET}")], ("authorization",)),
@@ -85,7 +85,7 @@ def wsgi(pipeline: Pipeline) -> AbstractContextManager[int]:
 
 
 def record(pipeline: Pipeline, text: str) -> None:
-    """Put a text into one record of each signal, and into an exception."""
+    """Write the text to one record of each signal and to an exception."""
     pipeline.logger.emit(LogRecord(body=f"read {text}"))
     pipeline.meter.create_counter("reads").add(1, {"text": text})
     with suppress(KeyError), pipeline.tracer.start_as_current_span("inner") as span:
@@ -98,14 +98,14 @@ def record(pipeline: Pipeline, text: str) -> None:
 def test_h14_unused_credentials_are_masked_in_their_request(
     name: str, serve: Callable[[Pipeline], AbstractContextManager[int]], pipeline: Pipeline
 ) -> None:
-    """On a real server, in its server span, in its own spans and exceptions, log records and measurements."""
+    """Unused credentials are masked in all telemetry of their request on a real server."""
     headers, source_headers = REFUSED[name]
     install(Settings(source_headers=source_headers))
     with serve(pipeline) as port:
         assert get(port, f"/{SECRET}?text={SECRET}", headers=headers).status in (200, 500)
 
     exported = pipeline.exported()
-    assert sum(b"inner" in text for text in exported) == 2  # the exporters received the records
+    assert sum(b"inner" in text for text in exported) == 2  # the exporters have received the records
     assert [leaks(SECRET, text) for text in exported] == [0] * 5
 
 
@@ -125,7 +125,7 @@ def serving(lines: tuple[str | bytes, ...], work: Callable[[], Any]) -> Any:
 
 
 def test_h14_the_ends_of_a_token_that_is_too_long_are_masked(pipeline: Pipeline) -> None:
-    """The number of characters is bounded, so only its first and its last part are known."""
+    """The first and the last part of an oversized token are masked."""
     install(Settings())
     serving((f"Bearer {LONG}",), lambda: record(pipeline, f"{LONG[:2000]} and {LONG[-2000:]}"))
 
@@ -133,7 +133,7 @@ def test_h14_the_ends_of_a_token_that_is_too_long_are_masked(pipeline: Pipeline)
 
 
 def test_h14_a_word_is_masked_only_in_its_own_request(pipeline: Pipeline) -> None:
-    """Another request's records, later ones of the same thread and of the same trace, and the names keep it."""
+    """A word from unused credentials is masked only in its own request."""
     install(Settings())
     parent = trace.set_span_in_context(
         trace.NonRecordingSpan(trace.SpanContext(4711, 1, is_remote=True, trace_flags=trace.TraceFlags(1))), Context()
@@ -158,7 +158,7 @@ def test_h14_a_word_is_masked_only_in_its_own_request(pipeline: Pipeline) -> Non
 
 
 def test_h14_a_context_that_outlives_the_request_masks_no_words_of_it() -> None:
-    """The same applies to a token whose lease has ended."""
+    """Words from unused credentials are no longer masked after the request has ended."""
     install(Settings())
     kept = serving((f"Basic {WORD}",), otel_context.get_current)
 
@@ -170,7 +170,7 @@ def test_h14_a_context_that_outlives_the_request_masks_no_words_of_it() -> None:
 
 
 def test_h14_a_resource_that_a_request_creates_is_masked() -> None:
-    """Like one that is created while a token is bound."""
+    """A resource that is created during a request is masked with that request's unused credentials."""
     install(Settings())
     resource = serving((f"Basic {SECRET}",), lambda: Resource({"job": f"of {SECRET}"}))
 
@@ -178,7 +178,7 @@ def test_h14_a_resource_that_a_request_creates_is_masked() -> None:
 
 
 def test_h14_the_scheme_and_the_names_of_parameters_are_not_masked() -> None:
-    """Operators read which scheme a client uses."""
+    """The scheme and the names of parameters in unused credentials are not masked."""
     line = f'AWS4-HMAC-SHA256 Credential={SECRET}, SignedHeaders=host, Negotiate="x"'
     install(Settings())
 
@@ -188,7 +188,7 @@ def test_h14_the_scheme_and_the_names_of_parameters_are_not_masked() -> None:
 
 
 def test_h14_without_a_boundary_extract_announces_unused_credentials() -> None:
-    """A consumer's message has no boundary."""
+    """Without a boundary, `extract` registers unused credentials for masking."""
     install(Settings())
     context = TokenRelayPropagator().extract({"authorization": f"Bearer {SECRET},Bearer {SECRET}"})
 
@@ -203,7 +203,7 @@ def test_h14_without_a_boundary_extract_announces_unused_credentials() -> None:
 
 
 def test_h14_base64_credentials_are_masked_in_their_decoded_record() -> None:
-    """Only the words are known: the user name and the password of Basic credentials are not."""
+    """Base64 credentials are masked in their encoded form."""
     coded = base64.b64encode(b"alice:hunter2-hunter2").decode()
     install(Settings())
 

@@ -1,4 +1,4 @@
-"""h15: a misspelled name of a protective variable is an error, and the strict value applies."""
+"""h15: a misspelled name of a protective variable is reported as an error, and the strict value applies."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ STRICT = {VERIFY: "enforce", REQUIRE: True}
 @pytest.mark.parametrize("value", ["enforce", "true", "report", "1", "whatever", "s3cret"])
 @pytest.mark.parametrize(("meant", "name"), MISSPELLED)
 def test_h15_the_strict_value_applies(meant: str, name: str, value: str) -> None:
-    """It applies regardless of the value. The problem names both variables and not the value."""
+    """The strict value applies regardless of the variable's value, and the problem does not quote the value."""
     settings = Settings.from_env({name: value, **ISSUER})
 
     assert field(meant, settings) == STRICT[meant]
@@ -68,7 +68,7 @@ def test_h15_the_strict_value_applies(meant: str, name: str, value: str) -> None
 @pytest.mark.parametrize("value", ["off", "OFF", " off ", "false", "False", "0", "no", "No", "", "   ", "\t"])
 @pytest.mark.parametrize(("meant", "name"), MISSPELLED)
 def test_h15_a_value_that_switches_off_changes_nothing(meant: str, name: str, value: str) -> None:
-    """The default is already off. The name is reported unless the variable is blank, which is the same as unset."""
+    """A misspelled variable whose value disables protection changes nothing but is reported unless it is blank."""
     settings = Settings.from_env({name: value})
 
     assert replace(settings, problems=()) == Settings()
@@ -78,7 +78,7 @@ def test_h15_a_value_that_switches_off_changes_nothing(meant: str, name: str, va
 @pytest.mark.parametrize("value", ["off", "report", "enforce"])
 @pytest.mark.parametrize("name", [PREFIX + "VERIFIY", VERIFY.lower()])
 def test_h15_the_right_name_wins(name: str, value: str) -> None:
-    """The value of the correct variable applies, and the other name is reported."""
+    """The value of the correctly spelled variable applies, and the misspelled name is reported."""
     settings = Settings.from_env({name: "enforce", VERIFY: value, **ISSUER})
 
     assert settings.verify == value
@@ -86,12 +86,12 @@ def test_h15_the_right_name_wins(name: str, value: str) -> None:
 
 
 def test_h15_a_blank_right_name_is_not_set() -> None:
-    """An empty variable counts as not set, as for all settings."""
+    """A blank variable is considered unset, so a misspelled name still enforces verification."""
     assert Settings.from_env({VERIFY: " ", PREFIX + "VERIFIY": "report", **ISSUER}).verify == "enforce"
 
 
 def test_h15_both_may_be_misspelled_and_one_may_be_twice() -> None:
-    """Each misspelled name is one problem."""
+    """Each misspelled name is reported as a separate problem."""
     names = [PREFIX + "VERIFIY", PREFIX + "VERFY", PREFIX + "REQUIRE_VERIFED"]
     settings = Settings.from_env({**dict.fromkeys(names, "true"), **ISSUER})
 
@@ -113,7 +113,7 @@ def test_h15_both_may_be_misspelled_and_one_may_be_twice() -> None:
     ],
 )
 def test_h15_no_other_name_resembles_them(name: str) -> None:
-    """No existing variable counts as misspelled."""
+    """No existing variable is mistaken for a misspelled name."""
     settings = Settings.from_env({name: "1"})
 
     assert (settings.verify, settings.require_verified) == ("off", False)
@@ -122,7 +122,7 @@ def test_h15_no_other_name_resembles_them(name: str) -> None:
 
 @given(st.dictionaries(st.text() | st.sampled_from([VERIFY, REQUIRE]).map(lambda name: name[:-1]), st.text()))
 def test_h15_any_environment_is_read(environ: dict[str, str]) -> None:
-    """Reading the settings never raises, regardless of the names."""
+    """Reading the settings never raises an exception, regardless of the variables' names and values."""
     Settings.from_env(environ)
 
 
@@ -130,7 +130,7 @@ def test_h15_any_environment_is_read(environ: dict[str, str]) -> None:
 def test_h15_a_misspelled_verify_accepts_no_request(
     value: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Unverified requests do not reach the application, and the log contains the error."""
+    """If the verification variable is misspelled, every request is rejected, and an error is logged."""
     monkeypatch.setenv(PREFIX + "VERIFIY", value)
     with caplog.at_level(logging.ERROR, "otel_token_relay"):
         install()
@@ -144,7 +144,7 @@ def test_h15_a_misspelled_verify_accepts_no_request(
 def test_h15_a_misspelled_require_verified_relays_nothing_unverified(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The token is not relayed, and the log contains the error."""
+    """If the ``REQUIRE_VERIFIED`` variable is misspelled, no unverified token is relayed, and an error is logged."""
     monkeypatch.setenv(PREFIX + "REQIURE_VERIFIED", "true")
     with party() as one:
         monkeypatch.setenv(PREFIX + "DESTINATIONS", one.url)
@@ -162,7 +162,7 @@ def test_h15_a_misspelled_require_verified_relays_nothing_unverified(
     ("name", "shown"), [(PREFIX + "VERIFIY", f"{VERIFY} = enforce"), (PREFIX + "REQUIRE_VERIFED", f"{REQUIRE} = true")]
 )
 def test_h15_check_exits_with_1(name: str, shown: str) -> None:
-    """It prints the effective value, marked as replaced, and the problem."""
+    """The `check` command prints the effective value, marks the value as replaced, and exits with 1."""
     variables = {name: "true", "OTEL_PROPAGATORS": "tracecontext,token_relay", **ISSUER}
     status, output = run("check", **variables)
 

@@ -1,4 +1,4 @@
-"""h16: an abandoned async generator is closed by a task, in the context of the request that happens to run."""
+"""h16: the cleanup of an abandoned async generator never sends the token of another request."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ LOOPS = pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, new_uvloop]
 
 
 def keep_in_cycle(value: object) -> None:
-    """Keep *value* alive until garbage is collected."""
+    """Keep *value* alive until the next garbage collection."""
     cycle = [value]
     cycle.append(cycle)
 
 
 class Abandoned:
-    """An async generator whose cleanup calls a listed destination, kept alive only by a reference cycle."""
+    """An async generator that only a reference cycle keeps alive, and whose cleanup calls a listed destination."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -63,13 +63,13 @@ class Abandoned:
 
 
 def run(new_loop: NewLoop, main: Callable[[], Any]) -> None:
-    # A new context: the loop itself must not have a token.
+    # Start in a new context, because the loop itself must not have a token.
     with asyncio.Runner(loop_factory=new_loop) as runner:
         runner.run(asyncio.wait_for(main(), PATIENCE), context=contextvars.Context())
 
 
 async def abandon(one: Party, collect: Callable[[], None]) -> None:
-    """Let Alice's request abandon its generator, and let *collect* run while Bob's request is served."""
+    """Abandon a generator in Alice's request, and run *collect* while Bob's request is being served."""
     settings = Settings(destinations=[one.url])
     abandoned = Abandoned(one.url)
 
@@ -97,7 +97,7 @@ def collect() -> None:
 
 @LOOPS
 def test_the_cleanup_of_an_abandoned_generator_has_no_token(new_loop: NewLoop) -> None:
-    """It carries neither the token of the request that abandoned it, nor that of the request that is running."""
+    """The cleanup of an abandoned generator sends neither Alice's nor Bob's token."""
     with party() as one:
         install(Settings(destinations=[one.url]))
         run(new_loop, lambda: abandon(one, collect))
@@ -110,7 +110,7 @@ def test_the_cleanup_of_an_abandoned_generator_has_no_token(new_loop: NewLoop) -
 
 @LOOPS
 def test_the_same_holds_in_a_loop_that_ran_before_the_installation(new_loop: NewLoop) -> None:
-    """Some servers import the application, and thereby install the relay, when their loop is running."""
+    """The cleanup sends no token even if the relay is installed while the loop is running."""
     with party() as one:
 
         async def main() -> None:
@@ -127,12 +127,12 @@ def test_the_same_holds_in_a_loop_that_ran_before_the_installation(new_loop: New
 
 @LOOPS
 def test_a_finalizer_in_another_thread_has_no_token(new_loop: NewLoop) -> None:
-    """Garbage collection may run in a thread of any request."""
+    """The cleanup sends no token even if the garbage collector runs in a thread of another request."""
     with party() as one:
         install(Settings(destinations=[one.url]))
 
         async def main() -> None:
-            # Bob's request goes on in a thread, and collects there.
+            # Bob's request continues in a thread, where the garbage collector runs.
             loop = asyncio.get_running_loop()
             settings = Settings(destinations=[one.url])
             abandoned = Abandoned(one.url)
@@ -155,7 +155,7 @@ def test_a_finalizer_in_another_thread_has_no_token(new_loop: NewLoop) -> None:
 
 @LOOPS
 def test_uninstall_restores_the_finalizer(new_loop: NewLoop) -> None:
-    """The loop's class is as it was."""
+    """Uninstalling restores the original finalizer hook of the loop's class."""
     loop = new_loop()
     kind = next(k for k in type(loop).__mro__ if k.__module__.partition(".")[0] in ("asyncio", "uvloop"))
     loop.close()
@@ -170,7 +170,7 @@ def test_uninstall_restores_the_finalizer(new_loop: NewLoop) -> None:
 
 
 def test_a_finalizer_without_a_request_runs_in_its_own_context() -> None:
-    """Nothing is added to a context that belongs to no request."""
+    """Outside a request, a finalizer runs in an unchanged context."""
     install(Settings())
     contexts: list[Any] = []
 
@@ -192,7 +192,7 @@ def test_a_finalizer_without_a_request_runs_in_its_own_context() -> None:
 
 
 def test_other_finalizer_hooks_of_a_thread_are_kept() -> None:
-    """Only a loop's own hook is replaced."""
+    """A finalizer hook that does not belong to an event loop is not replaced."""
     hooks = sys.get_asyncgen_hooks()
     own: list[Any] = []
     sys.set_asyncgen_hooks(finalizer=own.append)
@@ -204,7 +204,7 @@ def test_other_finalizer_hooks_of_a_thread_are_kept() -> None:
 
 
 def test_trio_closes_generators_in_a_context_of_its_own() -> None:
-    """It runs them as system tasks, so no hook is needed."""
+    """Trio closes abandoned generators in system tasks, which have no token."""
     install(Settings())
     seen: list[Any] = []
 

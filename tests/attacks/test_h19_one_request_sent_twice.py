@@ -1,6 +1,6 @@
-"""h19: a client middleware of aiohttp sends one request twice at the same time, for example as a hedge.
+"""h19: an aiohttp client middleware sends one request twice at the same time, for example, as a hedge.
 
-Each send is decided by itself. Neither sees the header of the other.
+Each send is decided separately and does not see the other send's header.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ BOB = "bob-token-0000001"
 
 
 def lines(*tokens: str | None) -> list[list[str]]:
-    """Return the header lines of one request for each token, in no particular order."""
+    """Return the expected header lines, one list for each token, in sorted order."""
     return sorted([] if token is None else [f"Bearer {token}"] for token in tokens)
 
 
 class Twice:
-    """A middleware that sends each request as several users at once, and observes the requests' headers."""
+    """A middleware that sends each request for several users at the same time and records the request's headers."""
 
     def __init__(self, *users: str | None) -> None:
         self.users = users
@@ -53,7 +53,7 @@ class Twice:
 
 @pytest.fixture
 def listed() -> Iterator[Party]:
-    """A server that is on the list."""
+    """Run a server that is listed as a destination."""
     with party() as one:
         install(Settings(destinations=[one.url]))
         yield one
@@ -61,7 +61,7 @@ def listed() -> Iterator[Party]:
 
 @pytest.fixture
 def reasons(listed: Party) -> list[Reason]:
-    """The reasons that are recorded for hops to the listed server."""
+    """Return a list that collects the reasons recorded for hops to the listed server."""
     runtime = otel_token_relay.runtime.installed
     assert runtime is not None
     found: list[Reason] = []
@@ -76,7 +76,7 @@ def reasons(listed: Party) -> list[Reason]:
 
 
 def waiting_trace() -> tuple[aiohttp.TraceConfig, list[Any]]:
-    """Return a trace that keeps each send waiting, after its decision, until all have been decided."""
+    """Return a trace that delays each send until all decisions have been made, and the headers it receives."""
     trace, seen = aiohttp.TraceConfig(), list[Any]()
 
     async def wait(session: object, context: object, params: Any) -> None:
@@ -111,7 +111,7 @@ def send(url: str, twice: Twice, *, traced: bool, method: str = "GET", **options
 def test_each_send_of_one_request_carries_its_own_token(
     users: tuple[str | None, ...], traced: bool, listed: Party, reasons: list[Reason]
 ) -> None:
-    """Each one is recorded as what it is, and the headers are the original ones afterwards."""
+    """Each send of a request carries its own user's token, and the request's headers are restored afterward."""
     twice = Twice(*users)
     seen = send(listed.url, twice, traced=traced)
 
@@ -126,7 +126,7 @@ def test_each_send_of_one_request_carries_its_own_token(
 
 @pytest.mark.parametrize("traced", [False, True], ids=["at once", "interleaved"])
 def test_a_replaced_header_is_restored_for_each_send(traced: bool, listed: Party) -> None:
-    """With ON_CONFLICT=replace, the application sees only its own lines."""
+    """With ON_CONFLICT=replace, the application always sees its own header lines."""
     install(Settings(destinations=[listed.url], on_conflict="replace"))
     own = {"Authorization": "Own a"}
     twice = Twice(ALICE, BOB)
@@ -139,7 +139,7 @@ def test_a_replaced_header_is_restored_for_each_send(traced: bool, listed: Party
 
 
 def test_what_aiohttp_adds_is_seen_on_the_request(listed: Party) -> None:
-    """As without the relay, a request that has been sent shows the default content type and its response."""
+    """After a send, the request has the default content type and its response, just as without the relay."""
     twice = Twice(ALICE)
     send(listed.url, twice, traced=False, method="POST")
 
@@ -151,7 +151,7 @@ def test_what_aiohttp_adds_is_seen_on_the_request(listed: Party) -> None:
 
 
 class Custom(aiohttp.ClientRequest):
-    """A request class of the application, which counts what it writes."""
+    """A custom request class that counts its writes."""
 
     written: ClassVar[list[int]] = []
 
@@ -166,7 +166,7 @@ class Custom(aiohttp.ClientRequest):
 
 
 class Underivable(aiohttp.ClientRequest):
-    """A request class that cannot be derived from without an argument."""
+    """A request class that cannot be subclassed without an argument."""
 
     def __init_subclass__(cls, *, purpose: str) -> None:
         super().__init_subclass__()
@@ -174,7 +174,7 @@ class Underivable(aiohttp.ClientRequest):
 
 @pytest.mark.parametrize(("kind", "user"), [(Custom, ALICE), (Underivable, None)])
 def test_a_request_class_of_the_application(kind: Any, user: str | None, listed: Party) -> None:
-    """Its methods run, and its request is sent. If the class cannot be derived from, it carries no token."""
+    """A custom request class keeps its methods, and carries no token if it cannot be subclassed."""
 
     async def run() -> None:
         async with (

@@ -40,12 +40,12 @@ def in_trace() -> Context:
 
 
 def made_up() -> str:
-    """Return a token that looks like a credential."""
+    """Return a random token that looks like a credential."""
     return secrets.token_urlsafe(40)
 
 
 def send(token: str, context: Context | None = None, lease: Lease | None = None) -> BearerToken:
-    """Bind a token in a request; end the request at once, unless it has a lease of its own."""
+    """Bind a token in a request, which ends immediately unless a lease is passed."""
     bound = BearerToken(token, lease=lease or Lease())
     with_token(bound, in_trace() if context is None else context)
     if lease is None and bound.lease is not None:
@@ -54,14 +54,14 @@ def send(token: str, context: Context | None = None, lease: Lease | None = None)
 
 
 def bodies(pipeline: Pipeline, context: Context) -> bytes:
-    """Return a log record with the victim's token, written in *context*, as it is exported."""
+    """Return the exported form of a log record that contains the victim's token and is emitted in *context*."""
     pipeline.logger.emit(LogRecord(body=f"of {OWN_OPAQUE}", context=context))
     return pipeline.exported()[0]
 
 
 @pytest.mark.parametrize("count", [8, 100, 5_000])
 def test_h22_made_up_tokens_do_not_displace_a_token_of_the_same_trace(count: int, pipeline: Pipeline) -> None:
-    """Every service that the request calls knows the trace id. The record has no context of the request."""
+    """Made-up tokens in the same trace do not displace a token that is in use."""
     victim = send(OWN_OPAQUE, lease=Lease())
     for _ in range(count):
         send(made_up())
@@ -72,7 +72,7 @@ def test_h22_made_up_tokens_do_not_displace_a_token_of_the_same_trace(count: int
 
 
 def test_h22_unused_credentials_displace_nothing(pipeline: Pipeline) -> None:
-    """A token whose request has ended is still known, regardless of how many requests are rejected after it."""
+    """A token stays known after its request has ended, regardless of how many later requests are rejected."""
     send(OWN_OPAQUE)
     for _ in range(100):
         boundary = Boundary.of(lambda name: [f"Basic {made_up()}"], Settings())
@@ -85,7 +85,7 @@ def test_h22_unused_credentials_displace_nothing(pipeline: Pipeline) -> None:
 
 
 def test_h22_one_of_several_requests_with_the_same_token_keeps_it(pipeline: Pipeline) -> None:
-    """The token is in use until the last of them ends, whichever request was first."""
+    """A token that several requests share stays known until the last request ends."""
     first, second = Lease(), Lease()
     kept = send(OWN_OPAQUE, lease=first), send(OWN_OPAQUE, lease=second)
     send(OWN_OPAQUE)
@@ -98,7 +98,7 @@ def test_h22_one_of_several_requests_with_the_same_token_keeps_it(pipeline: Pipe
 
 
 def test_h22_tokens_without_a_trace_do_not_displace_one_in_use(pipeline: Pipeline) -> None:
-    """They are the tokens with which the measurements of callbacks are compared, and spans in exporters."""
+    """Made-up tokens without a trace do not displace a token that is in use."""
     victim = send(OWN_OPAQUE, Context(), Lease())
     for _ in range(1_000):
         send(made_up(), Context())
@@ -109,7 +109,7 @@ def test_h22_tokens_without_a_trace_do_not_displace_one_in_use(pipeline: Pipelin
 
 
 def test_h22_tokens_of_the_same_thread_do_not_displace_one_in_use(pipeline: Pipeline) -> None:
-    """An event loop serves all requests in one thread."""
+    """Made-up tokens in the same thread do not displace a token that is in use."""
     victim = send(OWN_OPAQUE, Context(), Lease())
     for _ in range(1_000):
         send(made_up(), Context())
@@ -119,19 +119,19 @@ def test_h22_tokens_of_the_same_thread_do_not_displace_one_in_use(pipeline: Pipe
 
 
 def test_h22_tokens_that_are_bound_in_a_span_do_not_displace_one_in_use(pipeline: Pipeline) -> None:
-    """A batch's span is current while each message's token is bound."""
+    """Tokens that are bound during a span do not displace the span's own token."""
     with pipeline.tracer.start_as_current_span("batch", Context()) as span, use_token(OWN_OPAQUE):
         for _ in range(100):
             with use_token(made_up()):
                 pass
-        # The trace has forgotten everything, so only the span itself has the token.
+        # After all remembered tokens are forgotten, only the span itself still has the token.
         REMEMBERED.forget()
         span.set_attribute("text", OWN_OPAQUE)
     assert not leaks(OWN_OPAQUE, pipeline.exported()[0])
 
 
 def test_h22_the_memory_is_bounded_even_if_no_lease_ever_ends(pipeline: Pipeline) -> None:
-    """The bounds hold if all tokens are in use, and a token that nothing refers to is not in use."""
+    """The number of remembered tokens is limited, even if all of them are in use."""
     with ExitStack() as stack:
         for _ in range(1_000):
             stack.enter_context(use_token(made_up()))
@@ -140,14 +140,14 @@ def test_h22_the_memory_is_bounded_even_if_no_lease_ever_ends(pipeline: Pipeline
         assert len(REMEMBERED.without_trace().remembered) <= 64 + MAX_IN_USE
         assert len(REMEMBERED.of_thread().remembered) <= 8 + MAX_IN_USE
     for _ in range(10_000):
-        with_token(BearerToken(made_up(), lease=Lease()))  # a lease that is lost
+        with_token(BearerToken(made_up(), lease=Lease()))  # garbage collection frees this lease
     gc.collect()
 
     assert len(REMEMBERED.in_use) <= 512
 
 
 def test_h22_threads_that_bind_tokens_at_the_same_time_lose_none(pipeline: Pipeline) -> None:
-    """Each thread's token is in use, so all of them are known in the trace."""
+    """Tokens that several threads bind simultaneously are all remembered in the trace."""
     tokens = [made_up() for _ in range(8)]
     barrier, done = threading.Barrier(9), threading.Event()
 

@@ -1,6 +1,6 @@
-"""r01: a thread that works for all requests has no token, regardless of the request that started it.
+"""r01: a thread that works for all requests has no token, regardless of which request started the thread.
 
-Alice's request starts the thread and has not ended when bob's request submits work to it.
+Alice's request starts the thread and is still running when Bob's request submits work to the thread.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ pytestmark = pytest.mark.usefixtures("settings")
 
 
 def queue_feeder(echo, settings):
-    """The thread pickles the objects in the queue, and pickling runs the application's code."""
+    """Run code in a queue's feeder thread, which pickles the objects in the queue."""
     seen = queue.SimpleQueue()
 
     class Loaded:
@@ -58,7 +58,7 @@ def queue_feeder(echo, settings):
 
 
 def queue_listener(echo, settings):
-    """The handlers of the listener get the log records of all requests."""
+    """Run code in a queue listener's thread, which handles the log records of all requests."""
     seen = queue.SimpleQueue()
 
     class Handler(logging.Handler):
@@ -76,7 +76,7 @@ def queue_listener(echo, settings):
 
 
 def socket_server(kind, run, echo, settings):
-    """A server without a boundary, which any client can call."""
+    """Run code in a socket server without a boundary, which any client can call."""
     seen = queue.SimpleQueue()
 
     class Handler(socketserver.BaseRequestHandler):
@@ -85,7 +85,7 @@ def socket_server(kind, run, echo, settings):
 
     with kind(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=functools.partial(run, server), daemon=True)
-        # Looked up in the request: binding its token instruments threads.
+        # Look up the method in the request, because binding the request's token instruments threads.
         with being_served(ALICE, settings, lambda: thread.start()):
             with closing(socket.create_connection(server.server_address)):
                 found = seen.get(timeout=PATIENCE)
@@ -127,12 +127,12 @@ with use_token("alice-token-0001"):
     print(seen.get(timeout=30), flush=True)
     os._exit(0)
 """
-"""The object server of a manager, in its own process: it replaces the standard output and does not end."""
+"""A manager's object server runs in its own process, because it replaces standard output and does not end."""
 
 
 @pytest.mark.parametrize(("options", "expected"), [((), NOTHING), (("unhooked",), ALICE)])
 def test_r01_the_object_server_of_a_manager_has_no_token(options, expected, echo):
-    """Its clients are other processes."""
+    """A manager's object server, whose clients are other processes, has no token."""
     command = [sys.executable, "-c", MANAGER, echo, *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=2 * PATIENCE, cwd=ROOT, check=False)
 
@@ -140,7 +140,7 @@ def test_r01_the_object_server_of_a_manager_has_no_token(options, expected, echo
 
 
 def executor_callback(echo, settings):
-    """The thread that alice's task has started completes bob's future."""
+    """Complete Bob's future in a thread that Alice's task has started."""
     seen, gate = queue.SimpleQueue(), threading.Event()
 
     def start():
@@ -158,7 +158,7 @@ def executor_callback(echo, settings):
 
 
 def process_executor_callback(echo, settings):
-    """With processes, one thread of this process completes all futures."""
+    """Complete Bob's future in the thread that completes all futures of a process pool."""
     seen = queue.SimpleQueue()
 
     def start():
@@ -167,7 +167,7 @@ def process_executor_callback(echo, settings):
         return executor
 
     def add(executor):
-        # Long enough that it is not done yet: a callback of a future that is done runs at once, in this thread.
+        # Sleep so that the future is not done when the callback is added, because a late callback runs in this thread.
         executor.submit(time.sleep, 0.5).add_done_callback(lambda _: seen.put(send(echo)))
 
     with being_served(ALICE, settings, start) as executor, executor:
@@ -176,7 +176,7 @@ def process_executor_callback(echo, settings):
 
 
 def grpc_callbacks(echo, settings, use):
-    """Use a gRPC channel for which alice's call has started a thread."""
+    """Use a gRPC channel whose thread was started by Alice's call."""
     grpc = pytest.importorskip("grpc")
     seen, gate = queue.SimpleQueue(), threading.Event()
 
@@ -212,7 +212,7 @@ def grpc_future(echo, settings):
 
 
 def asyncio_server(echo, settings):
-    """A server of the event loop keeps the context in which it starts to accept."""
+    """Start an asyncio server, which keeps the context in which it starts to accept connections."""
     seen, address, done = queue.SimpleQueue(), queue.SimpleQueue(), threading.Event()
 
     async def handle(reader, writer):
@@ -236,20 +236,20 @@ def asyncio_server(echo, settings):
 
 
 def background_scheduler(echo, settings):
-    """APScheduler runs the jobs that all requests add."""
+    """Run a job in an APScheduler thread, which runs the jobs of all requests."""
     seen = queue.SimpleQueue()
     scheduler = pytest.importorskip("apscheduler.schedulers.background").BackgroundScheduler(timezone="UTC")
     with being_served(ALICE, settings, scheduler.start):
         served(BOB, settings, lambda: scheduler.add_job(lambda: seen.put(send(echo))))
         found = seen.get(timeout=PATIENCE)
-    while scheduler.get_jobs():  # the scheduler's thread removes the job after it has run it
+    while scheduler.get_jobs():  # the scheduler's thread removes each job after running it
         time.sleep(0.01)
     scheduler.shutdown()
     return found
 
 
 def asyncio_scheduler(echo, settings):
-    """In an event loop, the job has the context of the timer."""
+    """Run a job on an event loop's timer, in the context of that timer."""
     scheduler = pytest.importorskip("apscheduler.schedulers.asyncio").AsyncIOScheduler(timezone="UTC")
 
     async def main():
@@ -277,7 +277,7 @@ def asyncio_scheduler(echo, settings):
 
 
 def trio_thread(echo, settings):
-    """Trio keeps its threads for later work."""
+    """Run work in a Trio thread that an earlier request has started."""
     cache = pytest.importorskip("trio._core._thread_cache").ThreadCache()
     seen = queue.SimpleQueue()
 
@@ -290,7 +290,7 @@ def trio_thread(echo, settings):
 
 
 def twisted_thread(echo, settings):
-    """The threads of `deferToThread` are started by the first work for them."""
+    """Run work in a Twisted thread that an earlier request has started."""
     pool = pytest.importorskip("twisted.python.threadpool").ThreadPool(0, 1)
     seen = queue.SimpleQueue()
 
@@ -331,7 +331,7 @@ every_shared_worker = pytest.mark.parametrize(("module", "use"), SHARED.values()
 @every_shared_worker
 @pytest.mark.parametrize("threads_inherit", [False, True])
 def test_r01_work_for_all_requests_has_no_token(threads_inherit, module, use, echo, settings, monkeypatch):
-    """It has neither the token of the request that started it nor another one."""
+    """Work for all requests sends no token, even if threads inherit their starter's context."""
     if threads_inherit:
         let_threads_inherit(monkeypatch)
 
@@ -340,8 +340,8 @@ def test_r01_work_for_all_requests_has_no_token(threads_inherit, module, use, ec
 
 @every_shared_worker
 def test_r01_only_the_hook_keeps_the_token_out(module, use, echo, settings, monkeypatch):
-    """Without the hook, bob's work would send alice's token."""
-    served(BOB, settings, lambda: None)  # the first token instruments threads
+    """Without the hook, Bob's work sends Alice's token."""
+    served(BOB, settings, lambda: None)  # binding the first token instruments threads
     switch_off(module, monkeypatch)
     if module == "concurrent.futures.process":
         let_threads_inherit(monkeypatch)
@@ -350,7 +350,7 @@ def test_r01_only_the_hook_keeps_the_token_out(module, use, echo, settings, monk
 
 
 def let_threads_inherit(monkeypatch):
-    """Make every thread start in a copy of its starter's context, like an option of Python 3.14."""
+    """Make every thread start in a copy of its starter's context, as an option of Python 3.14 does."""
     bootstrap = threading.Thread._bootstrap
 
     def inheriting(self):
@@ -360,7 +360,7 @@ def let_threads_inherit(monkeypatch):
 
 
 def switch_off(module_name, monkeypatch):
-    """Remove the hooks that keep the token out of the threads of a module."""
+    """Remove the hooks that keep tokens out of a module's threads."""
     module = pytest.importorskip(module_name)
     _, names = SHARED_WORKERS.get(module_name, (None, ("_worker",)))
     for name in names:
@@ -370,20 +370,20 @@ def switch_off(module_name, monkeypatch):
 
 
 def test_r01_every_shared_worker_is_tested():
-    """Every row of the table has a test; the row of managers has a separate one."""
+    """Every entry in the table has a test; the entry for managers has a separate test."""
     assert set(SHARED_WORKERS) <= {module for module, _ in SHARED.values()} | {"multiprocessing.managers"}
 
 
 @pytest.mark.parametrize("module", SHARED_WORKERS)
 def test_r01_every_name_of_the_table_exists(module):
-    """This covers the tested releases."""
+    """Every name in the table exists in the installed release and is hooked."""
     pytest.importorskip(module)
 
     assert hook_states()[module] == "hooked"
 
 
 def test_r01_work_outside_of_a_request_is_not_changed():
-    """There is nothing to remove, and no token is bound."""
+    """Work outside a request runs in an unchanged context."""
     seen = []
 
     class Handler(socketserver.BaseRequestHandler):

@@ -1,6 +1,6 @@
-"""r01: a task of a thread pool has its submitter's token, and the pool's own threads have none.
+"""r01: a thread pool's task has its submitter's token, and the pool's own threads have none.
 
-Alice's request creates the pool and has not ended when other requests use it.
+Alice's request creates the pool and is still running when other requests use the pool.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.usefixtures("settings")
 
 @contextmanager
 def ended(pool):
-    """Use a pool, and wait until all its threads have ended."""
+    """Provide the pool, and wait until all its threads have ended."""
     try:
         yield pool
     finally:
@@ -47,11 +47,11 @@ def ended(pool):
 
 
 def outside(work):
-    """Run *work* outside of any request, like a job at the start of the process."""
+    """Run *work* outside any request, as a job at process startup does."""
     return contextvars.Context().run(work)
 
 
-# ---- thread pools: the tokens of tasks
+# ---- Thread pools: the tokens of tasks
 
 
 ITEMS = range(5)
@@ -78,7 +78,7 @@ every_method = pytest.mark.parametrize(("count", "submit"), METHODS.values(), id
 
 @every_method
 def test_r01_a_task_has_its_submitters_token(count, submit, echo, settings):
-    """This holds while the request that created the pool is running, and after it has ended."""
+    """A task has its submitter's token, both while the request that created the pool is running and afterward."""
 
     def task(*_):
         return send(echo)
@@ -98,7 +98,7 @@ def test_r01_a_task_has_its_submitters_token(count, submit, echo, settings):
 
 
 def test_r01_users_can_share_a_pool_at_the_same_time(settings):
-    """Their tasks alternate on its two threads."""
+    """Several users can submit tasks to the same pool at the same time, and each task has its own user's token."""
     seen = {}
 
     def task(_):
@@ -118,7 +118,7 @@ def test_r01_users_can_share_a_pool_at_the_same_time(settings):
 
 
 def test_r01_a_task_that_outlives_its_request_has_no_token(echo, settings):
-    """The request has ended before the task runs."""
+    """A task that starts after its request has ended has no token."""
     gate = threading.Event()
 
     def task():
@@ -150,7 +150,7 @@ POOLS = {
 
 @pytest.mark.parametrize("make", POOLS.values(), ids=POOLS.keys())
 def test_r01_tasks_of_every_kind_of_pool_have_the_token(make, echo, settings):
-    """This includes subclasses and pools with another name."""
+    """Tasks have their submitter's token in every kind of pool, including subclasses."""
 
     def task(*_):
         return send(echo)
@@ -163,7 +163,7 @@ def test_r01_tasks_of_every_kind_of_pool_have_the_token(make, echo, settings):
 
 
 def test_r01_a_pool_created_before_install(echo, settings):
-    """The application creates it at its start, before the package is installed."""
+    """Tasks have their submitter's token even if the pool was created before installation."""
     uninstall()
     with ended(ThreadPool(1)) as pool:
         install(settings)
@@ -173,7 +173,7 @@ def test_r01_a_pool_created_before_install(echo, settings):
 
 
 def test_r01_a_pool_created_in_a_request_before_install(echo, settings):
-    """If the application has instrumented threads itself, its workers have alice's token."""
+    """Tasks have their submitter's token even if instrumented threads gave the pool's workers Alice's token."""
     uninstall()
     instrumentor = ThreadingInstrumentor()
     instrumentor.instrument()
@@ -207,7 +207,7 @@ class Unhashable:
 
 
 class Sent(str):
-    """A class as a task: its instance is what the server received."""
+    """A task that is a class, whose instance contains the header that the server received."""
 
     def __new__(cls, url):
         return super().__new__(cls, send(url))
@@ -225,7 +225,7 @@ FUNCTIONS = {
 
 @pytest.mark.parametrize("function_of", FUNCTIONS.values(), ids=FUNCTIONS.keys())
 def test_r01_every_callable_can_be_a_task(function_of, echo, settings):
-    """A pool accepts more than functions."""
+    """Any callable can be a task and has its submitter's token."""
     function, argument = function_of(echo)
 
     with being_served(ALICE, settings, lambda: ThreadPool(1)) as pool, ended(pool):
@@ -235,7 +235,7 @@ def test_r01_every_callable_can_be_a_task(function_of, echo, settings):
 
 
 def test_r01_results_arguments_and_errors_are_passed_through(settings):
-    """Only the token changes."""
+    """Results, arguments, and errors of a task are passed through unchanged."""
 
     def fail(item):
         raise KeyError(item)
@@ -268,7 +268,7 @@ def test_r01_results_arguments_and_errors_are_passed_through(settings):
 
 
 def test_r01_a_token_that_a_task_binds_ends_with_the_task(settings):
-    """The next task on the thread does not see it."""
+    """A context that a task attaches is not visible to the next task on the same thread."""
 
     def spoil():
         otel_context.attach(otel_context.set_value("spoiled", True))
@@ -284,7 +284,7 @@ def test_r01_a_token_that_a_task_binds_ends_with_the_task(settings):
 
 
 def test_r01_a_task_has_its_submitters_whole_context(settings):
-    """This includes the trace: the token of one request must not appear in the trace of another."""
+    """A task has its submitter's complete context, including the trace."""
 
     def body(pool):
         attached = otel_context.attach(otel_context.set_value("trace", "bobs"))
@@ -297,7 +297,7 @@ def test_r01_a_task_has_its_submitters_whole_context(settings):
         assert served(BOB, settings, lambda: body(pool)) == "bobs"
 
 
-# ---- thread pools: the pool's own threads
+# ---- Thread pools: the pool's own threads
 
 
 def callback(echo, settings, pool, seen):
@@ -317,7 +317,7 @@ def iterable_of_imap(echo, settings, pool, seen):
 
 
 class Lazy(list):
-    """A sequence that is loaded when it is read."""
+    """A sequence that runs a function when it is iterated."""
 
     def __init__(self, load):
         super().__init__([1])
@@ -333,7 +333,7 @@ def sequence_of_map(echo, settings, pool, seen):
 
 
 def successor_of_a_worker(echo, settings, pool, seen):
-    """A task ends the thread, and the pool starts another one."""
+    """End a worker in a task, so that the pool starts a replacement."""
     served(BOB, settings, lambda: pool.apply_async(sys.exit))
     pool._pool[0].join(PATIENCE)
     pool._change_notifier.put(None)
@@ -366,13 +366,13 @@ def in_threads_of_pool(use, echo, settings):
 
 @every_pool_thread
 def test_r01_threads_of_a_pool_have_no_token(use, echo, settings):
-    """They have neither the creator's token nor that of the request for which they work."""
+    """A pool's own threads have no token."""
     assert in_threads_of_pool(use, echo, settings) == NOTHING
 
 
 @every_pool_thread
 def test_r01_only_the_hook_keeps_the_creators_token_out(use, echo, settings, monkeypatch):
-    """Without the hook, the threads would have the creator's token."""
+    """Without the hook, a pool's own threads have the token of the request that created the pool."""
     pool = multiprocessing.pool.Pool
     monkeypatch.setattr(pool, "__init__", pool.__init__.__wrapped__)
 
@@ -380,7 +380,7 @@ def test_r01_only_the_hook_keeps_the_creators_token_out(use, echo, settings, mon
 
 
 def test_r01_work_for_threads_of_a_pool_can_be_carried(echo, settings):
-    """A callback and an iterable have the token if the request carries it into them."""
+    """A callback and an iterable that the request carries have the request's token."""
     seen = queue.SimpleQueue()
 
     def items():
@@ -395,18 +395,18 @@ def test_r01_work_for_threads_of_a_pool_can_be_carried(echo, settings):
 
 
 def test_r01_initializers_have_no_token(echo, settings):
-    """This is the same as for executors."""
+    """A thread pool's initializer has no token, like an executor's initializer."""
     seen = queue.SimpleQueue()
 
     with being_served(ALICE, settings, lambda: ThreadPool(1, lambda: seen.put(send(echo)))) as pool, ended(pool):
         assert seen.get(timeout=PATIENCE) == NOTHING
 
 
-# ---- process pools
+# ---- Process pools
 
 
 def test_r01_process_pools_keep_working(echo, settings):
-    """Their tasks are pickled, so the package does not wrap them. Their callbacks have no token."""
+    """A process pool returns correct results, and its callbacks have no token."""
     seen = queue.SimpleQueue()
 
     def body():
@@ -431,7 +431,7 @@ def test_r01_process_pools_keep_working(echo, settings):
 
 
 def test_r01_pools_are_not_imported_by_install_and_are_restored_by_uninstall():
-    """An application without pools does not load the module. After uninstall, the original methods are back."""
+    """Installing does not import the pool module, and uninstalling restores the module's original methods."""
     code = """
 import sys
 from otel_token_relay import install, uninstall, use_token
@@ -459,7 +459,7 @@ print([name for name, value in functions.items() if hasattr(value, "__wrapped__"
 
 @pytest.mark.parametrize("options", [{}, {"pre_dispatch": 1}, {"batch_size": 3}, {"return_as": "generator"}])
 def test_r01_all_tasks_of_a_joblib_call_have_its_token(options, echo, settings):
-    """Callbacks in a thread of the pool submit most of them."""
+    """Every task of a joblib call has the token of the request that makes the call."""
     joblib = pytest.importorskip("joblib")
 
     def use(token):
@@ -473,7 +473,7 @@ def test_r01_all_tasks_of_a_joblib_call_have_its_token(options, echo, settings):
 
 
 def test_r01_each_call_has_its_own_token_in_a_pool_that_joblib_keeps(echo, settings):
-    """Alice's request creates the pool, and bob's request uses it afterwards."""
+    """Each joblib call has its own request's token, even in a pool that an earlier request created."""
     joblib = pytest.importorskip("joblib")
     parallel = joblib.Parallel(2, backend="threading")
 

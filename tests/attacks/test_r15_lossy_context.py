@@ -1,4 +1,4 @@
-"""r15: a runtime context that keeps only what it knows, such as Datadog's, loses the token. That is reported."""
+"""r15: a runtime context that keeps only known values, such as Datadog's, loses the token, which is reported."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ with use_token("callers-token"):
 
 @pytest.fixture
 def environ(tmp_path: Path) -> dict[str, str]:
-    """Return an environment in which a package provides such a context, by OpenTelemetry's entry point."""
+    """Return an environment in which a package's entry point provides a runtime context that loses tokens."""
     tmp_path.joinpath("spans_only.py").write_text(CONTEXT)
     metadata = tmp_path / "spans_only-1.dist-info"
     metadata.mkdir()
@@ -45,14 +45,14 @@ def run(*command: str, environ: dict[str, str]) -> subprocess.CompletedProcess[s
 
 
 def test_r15_check_reports_a_context_that_loses_the_token(environ: dict[str, str]) -> None:
-    """It is a problem, not a warning."""
+    """The `check` command reports a context that loses tokens as a problem and exits with 1."""
     done = run(sys.executable, "-m", "otel_token_relay", "check", environ=environ)
     assert done.returncode == 1
     assert "OTEL_PYTHON_CONTEXT" in done.stdout.partition("Problems")[2]
 
 
 def test_r15_a_service_reports_it_once_when_it_starts(environ: dict[str, str]) -> None:
-    """The log contains one error, and no token is relayed."""
+    """A service with a context that loses tokens logs a single error and relays no token."""
     done = run(sys.executable, "-c", SERVICE, environ=environ)
     assert done.stdout.strip() == "None", done.stderr
     assert done.stderr.count("OpenTelemetry's context does not keep tokens") == 1

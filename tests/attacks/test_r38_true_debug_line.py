@@ -1,4 +1,4 @@
-"""r38: the debug line and the counter name the actual destination, with and without a token."""
+"""r38: the debug line and the counter identify the actual destination, with and without a token."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ TOKEN = "r38-callers-token"
 
 @pytest.fixture
 def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    """The log of the package, at debug level and above."""
+    """Capture the package's log at debug level and above."""
     caplog.set_level(logging.DEBUG, "otel_token_relay")
     return caplog
 
 
 @pytest.fixture
 def meter(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemoryMetricReader]:
-    """A meter provider that replaces the global one, which can be set only once."""
+    """Replace the global meter provider, which can be set only once."""
     reader = InMemoryMetricReader()
     provider = MeterProvider([reader])
     monkeypatch.setattr("opentelemetry.metrics._internal._METER_PROVIDER", provider)
@@ -44,7 +44,7 @@ def meter(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemoryMetricReader]:
 
 
 def counted(reader: InMemoryMetricReader) -> list[dict[str, Any]]:
-    """Return the attributes of each of the counter's series."""
+    """Return the attributes of each series of the counter."""
     data = reader.get_metrics_data()
     return [
         dict(point.attributes or {})  # type: ignore[union-attr]
@@ -61,7 +61,7 @@ def lines(log: pytest.LogCaptureFixture) -> list[str]:
 
 @dataclass
 class Request:
-    """A request without a client, which counts how often it is read."""
+    """A request without a client that counts how often its destination is read."""
 
     target: Any = LISTED
     headers: Any = ()
@@ -90,7 +90,7 @@ def hop(relay: Relay, request: Request, token: str | None = None, context: Conte
 def test_r38_an_anonymous_hop_to_a_listed_destination(
     client: Client, log: pytest.LogCaptureFixture, meter: InMemoryMetricReader
 ) -> None:
-    """The debug line and the counter contain the destination, for every client."""
+    """For an anonymous hop to a listed destination, the debug line and the counter identify the destination."""
     with client.party() as listed:
         install(Settings(destinations=[listed.url]))
         with use_token(None):
@@ -104,7 +104,7 @@ def test_r38_an_anonymous_hop_to_a_listed_destination(
 def test_r38_an_anonymous_hop_to_another_destination(
     client: Client, log: pytest.LogCaptureFixture, meter: InMemoryMetricReader
 ) -> None:
-    """The line contains the origin, which adds no value to the counter."""
+    """For an anonymous hop to an unlisted origin, only the debug line contains the origin."""
     with client.party() as listed, client.party() as other:
         install(Settings(destinations=[listed.url]))
         with use_token(None):
@@ -116,7 +116,7 @@ def test_r38_an_anonymous_hop_to_another_destination(
 
 @pytest.mark.parametrize(("token", "reason"), [(None, "no_token"), (TOKEN, "destination_unknown")])
 def test_r38_a_url_that_cannot_be_read(token: str | None, reason: str, log: pytest.LogCaptureFixture) -> None:
-    """It is not called `not listed`, because the list is not the cause."""
+    """A destination that cannot be read is reported as unknown, not as unlisted."""
     with party() as one, party() as other:
         install(Settings(destinations=[one.url, other.url]))
         with use_token(None), urllib3.connectionpool.connection_from_url(one.url) as pool:
@@ -142,7 +142,7 @@ def test_r38_a_url_that_cannot_be_read(token: str | None, reason: str, log: pyte
 def test_r38_the_debug_line_names_the_entry(
     entry: str, shown: str, token: str | None, log: pytest.LogCaptureFixture
 ) -> None:
-    """The same destination is shown with and without a token."""
+    """The debug line identifies the same destination with and without a token."""
     hop(Relay(Settings(destinations=[entry])), Request(), token)
 
     assert len(lines(log)) == 1
@@ -154,7 +154,7 @@ def test_r38_the_debug_line_names_the_entry(
 def test_r38_unreadable_headers_may_contain_a_credential(
     headers: Any, token: str | None, log: pytest.LogCaptureFixture
 ) -> None:
-    """The destination is known in this case."""
+    """If the headers cannot be read, the debug line still identifies the destination."""
     assert hop(Relay(Settings(destinations=["https://profile-service"])), Request(headers=headers), token) is None
     assert lines(log) == ["withheld: explicit_credential, entry https://profile-service"]
 
@@ -175,7 +175,7 @@ REQUESTS = {
 def test_r38_a_required_entry_does_not_change_the_reasons_of_other_hops(
     request_: Callable[[], Request], token: str | None, log: pytest.LogCaptureFixture
 ) -> None:
-    """`;required` affects only its own destination."""
+    """An entry with `;required` does not change the debug line of another destination."""
     for entries in (["https://profile-service"], ["https://profile-service", "https://billing;required"]):
         hop(Relay(Settings(destinations=entries)), request_(), token)
 
@@ -187,7 +187,7 @@ def test_r38_a_required_entry_does_not_change_the_reasons_of_other_hops(
 def test_r38_span_counter_and_log_name_the_same_reason(
     request_: Callable[[], Request], log: pytest.LogCaptureFixture, meter: InMemoryMetricReader
 ) -> None:
-    """The reason does not depend on which of the three exist."""
+    """The reason is the same regardless of whether a span, a counter, or a log records it."""
     tracer = TracerProvider(shutdown_on_exit=False).get_tracer("test")
     reasons = []
     for level in (logging.INFO, logging.DEBUG):
@@ -203,7 +203,7 @@ def test_r38_span_counter_and_log_name_the_same_reason(
 
 
 def test_r38_no_destination_is_looked_up_if_the_list_is_empty(log: pytest.LogCaptureFixture) -> None:
-    """No destination is listed then, so the request is not read."""
+    """If no destination is listed, the request's destination is not read."""
     request = Request()
     hop(Relay(Settings()), request)
 
@@ -212,7 +212,7 @@ def test_r38_no_destination_is_looked_up_if_the_list_is_empty(log: pytest.LogCap
 
 
 def test_r38_no_destination_is_looked_up_if_decisions_are_not_recorded() -> None:
-    """Without a CLIENT span, a metrics SDK and debug logging, an anonymous hop costs no lookup."""
+    """An anonymous hop that is not recorded does not read the request's destination."""
     request = Request()
     hop(Relay(Settings(destinations=["https://profile-service"])), request)
 
@@ -222,7 +222,7 @@ def test_r38_no_destination_is_looked_up_if_decisions_are_not_recorded() -> None
 def test_r38_decisions_are_recorded_once_an_sdk_is_set(
     monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
 ) -> None:
-    """A counter that was created before the SDK counts as soon as the SDK is set."""
+    """Decisions are recorded as soon as an SDK is set, even if the counter was created earlier."""
     from opentelemetry.metrics._internal import _ProxyMeterProvider
 
     log.set_level(logging.INFO, "otel_token_relay")

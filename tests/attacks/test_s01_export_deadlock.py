@@ -1,7 +1,7 @@
-"""s1: a hop that is part of an export does not call the meter provider, which may hold its lock.
+"""s1: a hop during an export never calls the meter provider, which might hold its lock.
 
-Each case runs in its own process: a process has one global meter provider, and a thread that waits
-for itself cannot be stopped.
+Each test case runs in its own process, because a process has only one global meter provider and a deadlocked thread
+cannot be stopped.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-# Long enough for a busy machine; a process that hangs never ends by itself.
+# This timeout is long enough for a busy machine. A process that hangs never ends by itself.
 PATIENCE = 60
 
 COMMON = """
@@ -104,7 +104,7 @@ def counted(memory, name="token_relay.decisions"):
 
 
 def run(code: str, *arguments: str, **variables: str) -> list[str]:
-    """Run a program and return the words that it prints. A program that hangs fails the test."""
+    """Run a program, fail if the program hangs, and return the words that the program prints."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
     done = subprocess.run(
         [sys.executable, "-c", COMMON + code, *arguments],
@@ -146,7 +146,7 @@ with third_party() as collector:
     ],
 )
 def test_s01_the_first_hop_of_a_process_is_an_export(session: str, start: str) -> None:
-    """A flush ends. Its own requests are not counted, but the application's first request is."""
+    """If a process's first hop is an export, the export completes, and the application's next request is counted."""
     words = run(FIRST_HOP_IS_AN_EXPORT, session, start, OTEL_PROPAGATORS="tracecontext,token_relay")
 
     assert words == ["True", "1", "0", "True", "3", "1"]
@@ -154,7 +154,7 @@ def test_s01_the_first_hop_of_a_process_is_an_export(session: str, start: str) -
 
 @pytest.mark.parametrize("parameters", ["", ";required"])
 def test_s01_a_suppressed_hop_to_a_listed_destination_requests_no_meter(parameters: str) -> None:
-    """If the collector is listed, even with a bound token or `;required`, it gets no token, no error and no hang."""
+    """A listed collector gets no token, and the export neither fails nor hangs, even with `;required`."""
     words = run(
         """
 with third_party() as collector:
@@ -173,7 +173,7 @@ with third_party() as collector:
 
 @pytest.mark.parametrize("start", ["before the provider", "after the provider"])
 def test_s01_the_counter_exists_before_an_export_that_is_not_suppressed(start: str) -> None:
-    """After `install()`, no hop has to create the counter, so an exporter without the mark does not hang either."""
+    """The counter is created by `install`, so even an exporter without a suppression mark does not hang."""
     words = run(
         """
 if sys.argv[1] == "before the provider":
@@ -191,7 +191,7 @@ with third_party() as collector:
 
 
 def test_s01_the_counter_exists_after_a_zero_code_start() -> None:
-    """`pre_instrument` creates it after the provider has been set and before the application runs."""
+    """In a zero-code start, `pre_instrument` creates the counter before the application runs."""
     words = run(
         """
 import opentelemetry.propagate
@@ -210,7 +210,7 @@ with third_party() as collector:
 
 
 def test_s01_the_counter_exists_before_a_verification_during_a_flush() -> None:
-    """A request that arrives while the provider is locked is verified and counted."""
+    """A request that arrives during a flush, while the provider is locked, is verified and counted."""
     words = run(
         """
 from otel_token_relay.authentication import RequestPath
@@ -229,7 +229,7 @@ print(refusal.status, counted(memory, "token_relay.verifications"))
 
 
 def test_s01_a_suppressed_verification_is_decided_and_not_counted() -> None:
-    """An exporter that sends to an application in its own process gets the same response, and no counter is created."""
+    """A suppressed request is verified as usual, but it is not counted and creates no counter."""
     words = run(
         """
 from opentelemetry.instrumentation.utils import suppress_instrumentation

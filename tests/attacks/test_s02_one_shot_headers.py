@@ -1,4 +1,4 @@
-"""s2: ASGI headers are an iterable of two-item iterables, each of which may be readable only once."""
+"""s2: ASGI headers are an iterable of two-item iterables, each of which might be readable only once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Build = Callable[[list[tuple[bytes, bytes]]], Iterable[Any]]
 
 
 class Pair(NamedTuple):
-    """A pair of a type that a server defines."""
+    """A name and value pair of a server-defined type."""
 
     name: bytes
     value: bytes
@@ -57,7 +57,7 @@ LASTING: dict[str, Build] = {
 
 
 class Application:
-    """Read the headers as an application does, once."""
+    """An application that reads its headers once."""
 
     def __init__(self) -> None:
         self.headers: Any = None
@@ -85,7 +85,7 @@ def serve(headers: Any, *, kind: str = "http", boundaries: int = 1, **settings: 
 @pytest.mark.parametrize("kind", ["http", "websocket"])
 @pytest.mark.parametrize("build", ONE_SHOT.values(), ids=ONE_SHOT)
 def test_s02_headers_that_can_be_read_once_reach_the_application(build: Build, kind: str, boundaries: int) -> None:
-    """All headers arrive in order, and the token is bound."""
+    """Headers that can be read only once arrive in order, and the token is bound."""
     expected = [(name, value) for name, value in build(PAIRS)]
 
     application = serve(build(PAIRS), kind=kind, boundaries=boundaries)
@@ -96,7 +96,7 @@ def test_s02_headers_that_can_be_read_once_reach_the_application(build: Build, k
 
 @pytest.mark.parametrize("build", LASTING.values(), ids=LASTING)
 def test_s02_headers_that_last_stay_the_same_object(build: Build) -> None:
-    """The server's list is passed on unchanged, with its pairs."""
+    """Headers that can be read repeatedly are passed on as the same object."""
     headers = build(PAIRS)
     pairs = list(headers)
 
@@ -108,7 +108,7 @@ def test_s02_headers_that_last_stay_the_same_object(build: Build) -> None:
 
 
 def test_s02_several_source_headers_are_read_from_one_shot_pairs() -> None:
-    """The second source header is found, although the search for the first one has read all pairs."""
+    """The second source header is found, even though the search for the first one has consumed the pairs."""
     pairs = [(b"x-forwarded-access-token", TOKEN.encode()), *PAIRS[2:]]
     settings = {"source_headers": ("authorization", "x-forwarded-access-token")}
 
@@ -119,7 +119,7 @@ def test_s02_several_source_headers_are_read_from_one_shot_pairs() -> None:
 
 
 def test_s02_a_middleware_may_put_one_shot_pairs_between_two_boundaries() -> None:
-    """The inner boundary reads the replaced credentials, and the application reads all headers."""
+    """Middleware can pass one-shot pairs to an inner boundary, which reads the replaced credentials."""
     application = Application()
     inner = TokenRelayMiddleware(application, Settings())
 
@@ -139,7 +139,7 @@ def test_s02_a_middleware_may_put_one_shot_pairs_between_two_boundaries() -> Non
     ids=["none", "none after a pair", "no name", "no value", "no pair"],
 )
 def test_s02_headers_that_break_the_specification_give_no_token_and_no_exception(headers: Any) -> None:
-    """Invalid headers from a server are left to the application."""
+    """Invalid headers from a server are passed to the application unchanged."""
 
     class Called(Application):
         async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
@@ -155,7 +155,7 @@ def test_s02_headers_that_break_the_specification_give_no_token_and_no_exception
 
 
 class Resource:
-    """Respond with the headers and the body that a Falcon application receives."""
+    """A Falcon resource that responds with the headers and the body of the request."""
 
     async def on_get(self, req: Any, resp: Any) -> None:
         resp.media = [req.get_header("X-Own"), req.get_header("Authorization")]
@@ -166,13 +166,13 @@ class Resource:
     async def on_websocket(self, req: Any, ws: Any) -> None:
         await ws.accept()
         await ws.send_text(str(req.get_header("X-Own")))
-        await ws.receive_text()  # older simulators do not deliver the text of a closed socket
+        await ws.receive_text()  # older simulators do not deliver text after the socket is closed
         await ws.close()
 
 
 @pytest.fixture(params=["patched", "middleware"])
 def client(request: pytest.FixtureRequest) -> Any:
-    """Falcon's test client, which passes one-shot pairs, with an application that is covered in either way."""
+    """Return Falcon's test client for an application that either the middleware or a patch covers."""
     if request.param == "patched":
         install(Settings())
     app = falcon.asgi.App()
@@ -191,7 +191,7 @@ class _Falcon(falcon.asgi.App):  # type: ignore[misc, type-arg]  # the client ch
 
 
 def test_s02_falcons_own_client_sends_its_headers(client: Any) -> None:
-    """Every header reaches the application, and so does a body with its content type."""
+    """The application receives every header and the body from Falcon's test client."""
     bearer = f"Bearer {TOKEN}"
 
     assert client.simulate_get("/", headers={"X-Own": "1", "Authorization": bearer}).json == ["1", bearer]
@@ -200,7 +200,7 @@ def test_s02_falcons_own_client_sends_its_headers(client: Any) -> None:
 
 
 def test_s02_falcons_own_websocket_sends_its_headers() -> None:
-    """The handshake of a WebSocket also keeps its headers."""
+    """The application receives the headers of a WebSocket handshake from Falcon's test client."""
     install(Settings())
     app = falcon.asgi.App()
     app.add_route("/", Resource())

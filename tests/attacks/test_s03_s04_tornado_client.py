@@ -1,4 +1,4 @@
-"""s03, s04: the token does not change whether a request is sent, and leaves no objects behind."""
+"""s03, s04: the token does not affect whether Tornado sends a request, and leaves no objects behind."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from tests.support.loopback import Party, Status
 TOKEN = "s03-canary-token-0001"
 LINE = f"Authorization: Bearer {TOKEN}".encode()
 
-# The lines that the server received, and the exception.
+# An outcome contains the lines that the server received, and the exception.
 Outcome = tuple[list[bytes], str]
 
 
 class Recorder:
-    """A server that keeps the raw head of each request and sends empty responses."""
+    """A server that records the raw head of each request and sends empty responses."""
 
     def __init__(self) -> None:
         self.port = 0
@@ -63,7 +63,7 @@ class Recorder:
 def outcome(
     build: Callable[[str], HTTPRequest], *, token: str | None, redirects: bool = False, **settings: Any
 ) -> tuple[Outcome, list[tuple[str, str]]]:
-    """Send one request with Tornado. Return its outcome, and the headers of the request afterwards."""
+    """Send a request with Tornado, and return the outcome and the request's headers afterward."""
 
     async def run() -> tuple[Outcome, list[tuple[str, str]]]:
         async with Recorder() as server:
@@ -124,7 +124,7 @@ ODD = {
 }
 
 
-# Tornado before 6.6 never ends a redirect if its copy of the headers rejects a value.
+# Before version 6.6, Tornado never completes a redirect if its copy of the headers rejects a value.
 _REDIRECTED = pytest.param(
     True, id="redirected", marks=pytest.mark.skipif(tornado.version_info < (6, 6), reason="Tornado would not end")
 )
@@ -134,7 +134,7 @@ with_and_without_redirects = pytest.mark.parametrize("redirects", [pytest.param(
 @pytest.mark.parametrize("kind", ODD)
 @with_and_without_redirects
 def test_s03_tornado_sends_or_rejects_the_same_headers_as_without_the_token(kind: str, redirects: bool) -> None:
-    """The server gets the same lines, followed by the token's, or the same exception is raised."""
+    """With a token, Tornado sends the same header lines, or raises the same exception, as without a token."""
     without, _ = outcome(_get(ODD[kind]), token=None, redirects=redirects)
     (lines, error), _ = outcome(_get(ODD[kind]), token=TOKEN, redirects=redirects)
 
@@ -158,7 +158,7 @@ def _post(url: str) -> HTTPRequest:
 def test_s03_headers_that_tornado_adds_to_a_request_remain_there(
     build: Callable[[str], HTTPRequest], redirects: bool
 ) -> None:
-    """Headers that Tornado adds while sending remain on the request, as without the token."""
+    """Headers that Tornado adds while sending remain on the request, just as without a token."""
     (_, error), without = outcome(build, token=None, redirects=redirects)
     (lines, same_error), shown = outcome(build, token=TOKEN, redirects=redirects)
 
@@ -171,7 +171,7 @@ def test_s03_headers_that_tornado_adds_to_a_request_remain_there(
 
 
 def test_s03_a_replaced_header_remains_on_the_request() -> None:
-    """With ON_CONFLICT=replace, only our line is sent, and the request keeps its own headers."""
+    """With ON_CONFLICT=replace, only the relay's line is sent, and the request keeps its own headers."""
     headers = HTTPHeaders()
     headers.add("authorization", "Bearer own-1")
     headers.add("authorization", "Bearer own-2")
@@ -183,7 +183,7 @@ def test_s03_a_replaced_header_remains_on_the_request() -> None:
 
 
 def test_s03_our_header_is_only_in_the_written_lines() -> None:
-    """Code that reads the headers while they are written finds only the headers of the request."""
+    """Code that inspects the headers while Tornado writes them never sees the relay's header."""
     seen: list[Any] = []
 
     with pytest.MonkeyPatch.context() as patched:
@@ -211,7 +211,7 @@ class _NeverAnswers(Resolver):
 
 @contextmanager
 def _silent_port() -> Iterator[int]:
-    """A port that accepts connections and never responds."""
+    """Listen on a port that accepts connections and never responds."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield listener.getsockname()[1]
 
@@ -226,14 +226,14 @@ async def _fetch(url: str, resolver: Resolver | None = None, **options: Any) -> 
     client = SimpleAsyncHTTPClient(force_instance=True, resolver=resolver)
     try:
         await client.fetch(url, **options)
-    except Exception:  # the tests compare what remains afterwards
+    except Exception:  # the tests compare only the remaining objects
         pass
     finally:
         client.close()
 
 
 async def _websocket(url: str) -> None:
-    with suppress(Exception):  # the server speaks HTTP only
+    with suppress(Exception):  # the server supports only plain HTTP
         await websocket_connect(url.replace("http", "ws"))
 
 
@@ -276,7 +276,7 @@ SCENARIOS: dict[str, Callable[[Party], Awaitable[None]]] = {
 
 
 def _collected(run: Callable[[], Awaitable[None]]) -> list[Any]:
-    """Return the objects that only the garbage collector frees after *run*."""
+    """Return the objects that *run* leaves to the garbage collector."""
 
     async def settle() -> None:
         await run()
@@ -284,7 +284,7 @@ def _collected(run: Callable[[], Awaitable[None]]) -> list[Any]:
             await asyncio.sleep(0.01)
 
     async def watched() -> list[Any]:
-        await settle()  # fills caches
+        await settle()  # populate the caches
         with _saving() as found:
             await settle()
         return found
@@ -294,9 +294,9 @@ def _collected(run: Callable[[], Awaitable[None]]) -> list[Any]:
 
 @contextmanager
 def _saving() -> Iterator[list[Any]]:
-    """Yield a list that is filled after the block with the objects that only the garbage collector would free."""
+    """Yield a list that contains, after the block, the objects that only the garbage collector could free."""
     found: list[Any] = []
-    gc.freeze()  # objects of earlier tests are not searched
+    gc.freeze()  # exclude the objects of earlier tests
     gc.disable()
     try:
         yield found
@@ -311,7 +311,7 @@ def _saving() -> Iterator[list[Any]]:
 
 
 def _types(found: list[Any]) -> Counter[str]:
-    # Before Python 3.13, the attributes of an object become a dictionary as soon as its `__dict__` is read.
+    # Before Python 3.13, reading an object's `__dict__` creates a separate dictionary, which is not counted.
     counted = [one for one in found if type(one) is not dict or sys.version_info >= (3, 13)]
     return Counter(f"{type(one).__module__}.{type(one).__qualname__}" for one in counted)
 
@@ -319,7 +319,7 @@ def _types(found: list[Any]) -> Counter[str]:
 @pytest.mark.parametrize("user", [TOKEN, None], ids=["token", "no token"])
 @pytest.mark.parametrize(
     ("scenario", "required"),
-    # If a WebSocket fails, its exception is part of a reference cycle in Tornado.
+    # The exception of a failed WebSocket is part of a reference cycle in Tornado.
     [
         (name, required)
         for name in SCENARIOS
@@ -330,7 +330,7 @@ def _types(found: list[Any]) -> Counter[str]:
 def test_s04_a_tornado_request_leaves_nothing_to_the_garbage_collector(
     scenario: str, required: str, user: str | None, one: Party
 ) -> None:
-    """Successful and failed requests leave no more objects in reference cycles than without the package."""
+    """A Tornado request leaves no more objects in reference cycles than without the package."""
 
     async def run() -> None:
         with use_token(user):
@@ -340,21 +340,21 @@ def test_s04_a_tornado_request_leaves_nothing_to_the_garbage_collector(
     install(Settings(destinations=[f"{one.url}{required}", f"http://127.0.0.1:*{required}"]))
     found = _collected(run)
 
-    # A failed request's response is part of a cycle of Tornado's own, and has one more line: Cache-Control.
+    # A failed request's response, which is part of Tornado's own reference cycle, has an additional Cache-Control line.
     added = Counter({"builtins.list": 1}) if without and user is not None else Counter()
     assert _types(found) - without - added == Counter()
     assert not [left for left in found if _is_ours(left)]
 
 
 def _is_ours(found: Any) -> bool:
-    """Return whether this is a function or a class of the package."""
+    """Return whether *found* is a function or a class of the package."""
     return isinstance(found, type | types.FunctionType) and str(found.__module__).startswith("otel_token_relay")
 
 
 @every_client
 @pytest.mark.parametrize("user", [TOKEN, None], ids=["token", "no token"])
 def test_s04_no_client_leaves_a_class_or_function_of_ours(client: Client, user: str | None, one: Party) -> None:
-    """No class or function of the package is part of a reference cycle after a session is closed."""
+    """After a session is closed, no reference cycle contains a function or a class of the package."""
     install(Settings(destinations=[one.url]))
     with use_token(user):
         client.call(one.url)
@@ -365,7 +365,7 @@ def test_s04_no_client_leaves_a_class_or_function_of_ours(client: Client, user: 
 
 
 def test_s04_the_wrapper_is_removed_when_the_headers_are_written(one: Party) -> None:
-    """The wrapper on a connection is removed by its first call."""
+    """The wrapper on a connection is removed when the connection writes the headers."""
     connections: list[Any] = []
     install(Settings(destinations=[one.url]))
     with pytest.MonkeyPatch.context() as patched:

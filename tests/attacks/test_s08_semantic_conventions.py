@@ -1,4 +1,4 @@
-"""s08: the first token does not choose the semantic conventions of the application's instrumentation."""
+"""s08: binding the first token does not determine the semantic conventions of the application's instrumentation."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ print(stability._get_opentelemetry_stability_opt_in_mode(_semconv._OpenTelemetry
 
 @pytest.mark.parametrize(("order", "expected"), [("chosen after", "http"), ("chosen before", "http/dup")])
 def test_s08_the_application_chooses_the_conventions_after_a_token_was_bound(order: str, expected: str) -> None:
-    """What the application had chosen before stays."""
+    """The application can choose its semantic conventions both before and after a token is bound."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, order], env=environ, capture_output=True, text=True, timeout=60, check=True

@@ -1,4 +1,4 @@
-"""s1: redaction takes no lock during an export, a collection, or the end of a record."""
+"""s1: redaction acquires no lock during an export, a collection, or the end of a record."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ from otel_token_relay.verification.introspection import Introspection
 from otel_token_relay.verification.jwks_client import KeySource, KeyTimes
 from tests.redaction.corpus import OWN_OPAQUE
 
-# Only prevents a failure from hanging; no test here depends on time.
+# This timeout only prevents a failed test from hanging; no test depends on time.
 _HANG_GUARD = 15.0
 
 
 @contextmanager
 def locked() -> Iterator[None]:
-    """Hold the lock of the remembered tokens, from another thread, until the block ends."""
+    """Hold the lock of the remembered tokens in another thread until the block ends."""
     held, done = threading.Event(), threading.Event()
 
     def hold() -> None:
@@ -59,7 +59,7 @@ def locked() -> Iterator[None]:
 
 
 def ends(work: Callable[[], object]) -> bool:
-    """Return whether *work* ends while the lock is held."""
+    """Return whether *work* completes while the lock is held."""
     failures: list[BaseException] = []
 
     def run() -> None:
@@ -83,7 +83,7 @@ def redaction() -> None:
 
 
 def older_trace() -> int:
-    """Return a trace in the older generation, which a read once moved to the recent one, under the lock."""
+    """Return the ID of a trace in the older generation, which must stay there when it is read."""
     trace_id = 4711
     REMEMBERED.remember(trace_id, OWN_OPAQUE)
     REMEMBERED.older_traces, REMEMBERED.recent_traces = REMEMBERED.recent_traces, {}
@@ -91,7 +91,7 @@ def older_trace() -> int:
 
 
 def test_s1_spans_end_and_are_exported_while_the_lock_is_held() -> None:
-    """In a recent trace, in an older one and in an unknown one, with a simple and a batch processor."""
+    """Spans end and are exported while the lock is held, in recent, older, and unknown traces."""
     simple, batch = InMemorySpanExporter(), InMemorySpanExporter()
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(simple))
@@ -118,7 +118,7 @@ def test_s1_spans_end_and_are_exported_while_the_lock_is_held() -> None:
 
 
 def test_s1_a_redacting_span_exporter_does_not_wait() -> None:
-    """`RedactingSpanExporter` reads the tokens that were bound without a trace."""
+    """`RedactingSpanExporter` exports a span while the lock is held."""
     exporter = InMemorySpanExporter()
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(RedactingSpanExporter(exporter, Settings())))
@@ -135,7 +135,7 @@ def test_s1_a_redacting_span_exporter_does_not_wait() -> None:
 
 
 def test_s1_log_records_are_emitted_and_exported_while_the_lock_is_held() -> None:
-    """In an older trace and without a trace."""
+    """Log records are emitted and exported while the lock is held, with and without a trace."""
     exporter = InMemoryLogRecordExporter()
     provider = LoggerProvider(shutdown_on_exit=False)
     provider.add_log_record_processor(SimpleLogRecordProcessor(exporter))
@@ -155,7 +155,7 @@ def test_s1_log_records_are_emitted_and_exported_while_the_lock_is_held() -> Non
 
 
 def test_s1_metrics_are_recorded_and_collected_while_the_lock_is_held() -> None:
-    """This includes a callback, which reads the tokens that were bound without a trace."""
+    """Metrics are recorded and collected while the lock is held, including by a callback."""
     reader = InMemoryMetricReader()
     provider = MeterProvider([reader], shutdown_on_exit=False)
     meter = provider.get_meter("t")
@@ -180,7 +180,7 @@ def test_s1_metrics_are_recorded_and_collected_while_the_lock_is_held() -> None:
 
 
 def test_s1_a_finalizer_can_bind_a_token_while_its_own_thread_holds_the_lock() -> None:
-    """The garbage collector can run at any allocation, including in code that holds the lock."""
+    """A finalizer can bind a token in a thread that holds the lock, even during garbage collection."""
     remembered = RememberedTokens()
     ran = threading.Event()
 
@@ -195,7 +195,7 @@ def test_s1_a_finalizer_can_bind_a_token_while_its_own_thread_holds_the_lock() -
 
     def work() -> None:
         Cycle()
-        with remembered._lock:  # as in `remember`
+        with remembered._lock:  # same as in `remember`
             gc.collect()
 
     thread = threading.Thread(target=work, daemon=True)
@@ -207,7 +207,7 @@ def test_s1_a_finalizer_can_bind_a_token_while_its_own_thread_holds_the_lock() -
 
 
 def _while_locked() -> dict[str, tuple[Callable[[], Any], Callable[[], object]]]:
-    """Return each lock of the package, and work that takes it."""
+    """Map each lock of the package to work that acquires the lock."""
     breaker = CircuitBreaker(time.monotonic)
     introspection = Introspection("https://127.0.0.1:9/introspect", timeout=0.1)
     keys = KeySource("https://127.0.0.1:9", frozenset({"RS256"}), times=KeyTimes(timeout=0.1))
@@ -223,7 +223,7 @@ def _while_locked() -> dict[str, tuple[Callable[[], Any], Callable[[], object]]]
 
 @pytest.mark.parametrize("name", _while_locked())
 def test_s1_a_finalizer_can_take_each_lock_that_its_own_thread_holds(name: str) -> None:
-    """A finalizer and a signal handler run in the thread of the code that happens to be running."""
+    """A finalizer can acquire any lock that its own thread already holds."""
     lock, work = _while_locked()[name]
     ran = threading.Event()
 
@@ -248,7 +248,7 @@ def test_s1_a_finalizer_can_take_each_lock_that_its_own_thread_holds(name: str) 
 
 
 def test_s1_each_lock_of_the_package_is_reentrant() -> None:
-    """The demo has its own process. `threading.Lock` and the classes that contain one could wait for themselves."""
+    """Every lock of the package is reentrant, except for locks in the demo, which runs in its own process."""
     package = Path(otel_token_relay.__file__).parent
     sources = [path for path in package.rglob("*.py") if "demo" not in path.relative_to(package).parts]
     plain = re.compile(r"\b(?:Lock|Condition(?!\(threading\.RLock\(\)\))|Queue|BoundedSemaphore|Barrier)\(")
@@ -259,7 +259,7 @@ def test_s1_each_lock_of_the_package_is_reentrant() -> None:
 
 
 def test_s1_reading_a_trace_extends_how_long_it_is_remembered() -> None:
-    """The next write moves the trace to the recent ones."""
+    """A trace that is read regularly stays remembered."""
     remembered = RememberedTokens(traces=4)
     remembered.remember(1, OWN_OPAQUE)
 

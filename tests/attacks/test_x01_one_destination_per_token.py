@@ -1,6 +1,6 @@
-"""x01: an exchanged token goes only to the destination that it was obtained for, regardless of what is installed later.
+"""x01: an exchanged token is sent only to its own destination, regardless of later installations.
 
-Equal settings share one cache, and each has destinations of its own. Python uses the ids of removed objects again.
+Equal settings share a cache but have different destination objects, and Python can reuse the ID of a freed object.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def test_equal_settings_that_are_installed_again(endpoint: Endpoint, is_same_tok
 
 
 def test_a_result_is_not_found_by_the_id_of_a_freed_destination(endpoint: Endpoint) -> None:
-    """The id of an object can be that of a later one. Here, the later destination certainly has it."""
+    """A result is not found for a later destination object that has the ID of a freed destination object."""
     with party() as billing, party() as orders, use_token(verified(ALICE)) as caller:
         assert caller is not None
         install(settings_for(endpoint, f"{billing.url};audience=billing"))
@@ -70,7 +70,7 @@ def test_a_result_is_not_found_by_the_id_of_a_freed_destination(endpoint: Endpoi
 
 
 def test_settings_with_another_endpoint_that_share_a_destination(endpoint: Endpoint) -> None:
-    """The token of the first authorization server is not used after it has been replaced."""
+    """After the token endpoint is replaced, tokens from the previous endpoint are no longer used."""
     with serving() as another, party() as billing, use_token(verified(ALICE)):
         another.respond = lambda form: (
             200,

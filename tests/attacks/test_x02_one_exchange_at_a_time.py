@@ -1,4 +1,4 @@
-"""x02: equal exchanges share one request, even if one ends while another caller is about to ask."""
+"""x02: equal exchanges share a single request, even if one of them ends just before another caller joins."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.support.token_endpoint import serving, verified
 
 
 def test_an_exchange_that_ends_between_the_lookup_and_the_request() -> None:
-    """The second caller finds nothing in the cache, and the exchange of the first one ends then."""
+    """A caller whose cache lookup fails just before an equal exchange completes does not repeat the exchange."""
     with serving() as endpoint:
         exchanger = endpoint.exchanger()
         engine: ExchangeEngine = exchanger._engine

@@ -1,4 +1,4 @@
-"""x03: a token is sent only to the token endpoint of its own issuer, whichever verifier has accepted it."""
+"""x03: a token is sent only to its own issuer's token endpoint, regardless of which verifier accepted the token."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def trusting(issuer: str, endpoint: Endpoint) -> TrustedIssuer:
 
 
 def accepted(value: str, claims: dict[str, object]) -> BearerToken:
-    """Return a token as a verifier of the application leaves it."""
+    """Return a token that is marked as verified, as a custom verifier does."""
     token = BearerToken(value)
     verification = Verified()
     verification.claims = claims
@@ -92,7 +92,7 @@ def test_a_token_without_an_issuer_goes_to_none_of_several(endpoint: Endpoint, c
 @pytest.mark.parametrize("issuer", [A, ANY_TENANT])
 @pytest.mark.parametrize("is_verified", [True, False], ids=["verified", "unverified"])
 def test_a_token_goes_to_its_own_issuer(endpoint: Endpoint, issuer: str, is_verified: bool) -> None:
-    """The other one has no credential of this service."""
+    """A token is exchanged only at its own issuer, because the other issuer has no credential of this service."""
     with party() as billing:
         other = ANY_TENANT if issuer == A else A
         settings = Settings(

@@ -1,4 +1,4 @@
-"""x04: what may change while a request waits is checked again before it is sent, for every kind of token."""
+"""x04: every kind of token is checked again after a request has waited, just before the request is sent."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 def send_queued(billing: Party, endpoint: Endpoint, event: Callable[[], object]) -> None:
-    """Send a request that waits for the only connection, let *event* happen meanwhile, and let it go on."""
+    """Send a request, run *event* while the request waits for the only connection, and then free the connection."""
     limits = httpx.Limits(max_connections=1)
     with httpx.Client(limits=limits, timeout=PATIENCE, trust_env=False) as client:
         with client.stream("GET", f"{billing.url}/holder", headers={"authorization": "Bearer mine"}):
@@ -77,7 +77,7 @@ def test_a_process_that_begins_to_serve_while_a_request_waits(
 
 
 def test_a_grpc_call_that_waits_until_its_server_is_ready(endpoint: Endpoint) -> None:
-    """With both kinds of channels. Nothing listens at first."""
+    """With both kinds of channels, a gRPC call is checked again when its server becomes ready."""
     with grpc_party() as gone:
         address = gone.url.removeprefix("http://")
     install_for(endpoint, gone.url)
@@ -97,7 +97,7 @@ def test_a_grpc_call_that_waits_until_its_server_is_ready(endpoint: Endpoint) ->
         for thread in threads:
             thread.start()
         until(lambda: len(endpoint.forms) == 1)
-        time.sleep(0.2)  # both calls have decided
+        time.sleep(0.2)  # both calls have been decided
     with grpc_party(address=address) as billing:
         for thread in threads:
             thread.join(PATIENCE)
@@ -109,7 +109,7 @@ def issued(**members: Any) -> dict[str, Any]:
 
 
 def test_an_exchanged_token_that_expires_while_a_request_waits(endpoint: Endpoint) -> None:
-    """An opaque token's life is known only from the response of the authorization server."""
+    """A request does not carry an exchanged token that expires while the request waits."""
     endpoint.respond = lambda form: (200, issued(expires_in=1))
     with party() as billing:
         install_for(endpoint, billing.url)
@@ -124,7 +124,7 @@ def test_an_exchanged_token_that_expires_while_a_request_waits(endpoint: Endpoin
     ids=["0 seconds", "negative", "exp"],
 )
 def test_a_result_that_has_expired_is_not_sent(endpoint: Endpoint, members: dict[str, Any]) -> None:
-    """The failure is remembered for a moment, so that not every hop asks again."""
+    """A result that has already expired is not used, and the failure is remembered for a moment."""
     endpoint.respond = lambda form: (200, issued(**members))
     with party() as billing:
         install_for(endpoint, billing.url)

@@ -1,4 +1,4 @@
-"""x05: work that has lost the context of its request never gets the service's own token, wherever it runs."""
+"""x05: work that has lost its request's context never gets the service's own token, wherever the work runs."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def call_as_service(url: str) -> str:
 def test_a_process_pool_that_was_started_before_the_first_request(
     endpoint: Endpoint, method: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its processes have never served a request, and do not know whether their parent has."""
+    """A process pool that was started before the first request sends the service's token only in ``as_service``."""
     monkeypatch.setattr(context, "has_served", False)
     with party() as billing:
         install_for(endpoint.url, billing.url)
@@ -69,7 +69,7 @@ def test_a_process_pool_that_was_started_before_the_first_request(
 
 
 def users_work(work: Callable[[], object]) -> None:
-    """Do a user's work while another thread is in a block of ``as_service``."""
+    """Do a user's work in a separate thread."""
 
     def run() -> None:
         with use_token(verified(ALICE)):
@@ -81,13 +81,13 @@ def users_work(work: Callable[[], object]) -> None:
 
 
 def test_workers_that_were_started_as_the_service(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The threads of a pool outlive the call that starts them. Work that is submitted in the block is the service's."""
+    """Pool workers that were started in ``as_service`` send no token for a user's work without a context."""
     monkeypatch.setattr(context, "has_served", True)
     seen: list[str] = []
     with party() as billing:
         install_for(endpoint.url, billing.url)
         with use_token("the-first-token-of-the-process"):
-            pass  # threads carry their context from now on
+            pass  # threads carry their context after the first token
 
         def note(*_: object) -> None:
             seen.append(call(billing.url))
@@ -102,7 +102,7 @@ def test_workers_that_were_started_as_the_service(endpoint: Endpoint, monkeypatc
                 future = executor.submit(ready.wait)
                 future.add_done_callback(note)
                 ready.set()
-                executor.submit(int).result()  # the callback has returned
+                executor.submit(int).result()  # wait until the callback has returned
                 contextvars.Context().run(lambda: executor.submit(note).result())
                 contextvars.Context().run(pool.apply, note)
                 pool.apply_async(int, callback=note).get()

@@ -1,4 +1,4 @@
-"""x06: an entry whose parameters are mistyped relays nothing, not even by a wider entry beside it."""
+"""x06: an entry with mistyped parameters relays nothing, even if a wider entry exists."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ MISTAKES = (
     "audience=%zz",
     "never=",
 )
-AMBIGUOUS = {(", ", "without-user")}  # a host of this name may be meant
+AMBIGUOUS = {(", ", "without-user")}  # the text could be a host name
 
 
 @pytest.mark.parametrize("wide", ["http://*", "http://h:*", "http://*,http://h:*"])

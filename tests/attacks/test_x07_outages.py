@@ -1,4 +1,4 @@
-"""x07: an outage of the authorization server affects only the tokens that are not known yet, and ends with it."""
+"""x07: an outage of the authorization server affects only unknown tokens and has no effect after it ends."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.token_endpoint import Endpoint, serving, verified
 
 
 class Metadata:
-    """An issuer whose metadata can stop to respond."""
+    """An issuer whose metadata can stop responding."""
 
     def __init__(self) -> None:
         self.url = self.token_endpoint = ""
@@ -57,7 +57,7 @@ def metadata() -> Iterator[Metadata]:
 
 
 def test_metadata_that_hang_do_not_delay_exchanges_at_a_known_endpoint(metadata: Metadata) -> None:
-    """One request waits for a moment, and other requests do not wait at all."""
+    """If the metadata hangs, only one request waits, and other requests use the known endpoint immediately."""
     now = time.monotonic()
     endpoint = TokenEndpoint(None, metadata.url, http=HttpClient(), monotonic=lambda: now)
     assert endpoint.locate(4) == metadata.token_endpoint
@@ -69,14 +69,14 @@ def test_metadata_that_hang_do_not_delay_exchanges_at_a_known_endpoint(metadata:
     first.start()
     while metadata.asked == asked:
         time.sleep(0.01)
-    assert [endpoint.locate(4) for _ in range(5)] == [metadata.token_endpoint] * 5  # while the first one waits
+    assert [endpoint.locate(4) for _ in range(5)] == [metadata.token_endpoint] * 5  # the first request is still waiting
     assert metadata.asked == asked + 1
     first.join(PATIENCE)
     assert found == [metadata.token_endpoint]
 
 
 def test_metadata_that_move_the_endpoint_to_plain_http_are_not_believed(metadata: Metadata) -> None:
-    """Neither at first nor later, when the known endpoint stays."""
+    """Metadata that moves the endpoint to plain HTTP is rejected, and a known endpoint is kept."""
     now = time.monotonic()
     known, genuine = (
         TokenEndpoint(None, metadata.url, http=HttpClient(), monotonic=lambda: now),

@@ -1,4 +1,4 @@
-"""x08: no frame that an error tracker can reach from an error or a log record contains a token or the secret."""
+"""x08: no stack frame that an error tracker can find through an error or a log record contains a secret."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ RESPONSES: dict[str, Callable[[dict[str, str]], Response]] = {
 
 
 class Tracker(logging.Handler):
-    """Collect the local variables of all our frames that can be reached, as error trackers do."""
+    """A handler that collects the local variables of all reachable package frames, as an error tracker does."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ def settings_for(token_endpoint: str, url: str, **others: Any) -> Settings:
 @every_client
 @pytest.mark.parametrize("outage", [*RESPONSES, "nothing listens"])
 def test_hops(client: Client, endpoint: Endpoint, tracker: Tracker, outage: str) -> None:
-    """For a user and for the service itself."""
+    """No frame contains a secret if an exchange fails, for a user or for the service itself."""
     url = endpoint.url
     if outage in RESPONSES:
         endpoint.respond = RESPONSES[outage]
@@ -126,7 +126,7 @@ def test_hops(client: Client, endpoint: Endpoint, tracker: Tracker, outage: str)
 
 @pytest.mark.parametrize("name", SENDERS)
 def test_hops_that_are_sent_again(name: str, endpoint: Endpoint, tracker: Tracker) -> None:
-    """The renewal fails, which logs a warning, or the second request fails."""
+    """No frame contains a secret if the renewal or the second request fails."""
     tokens = iter([f"{ISSUED}.1", None, f"{ISSUED}.3", f"{ISSUED}.4"])
 
     def respond(form: dict[str, str]) -> Response:

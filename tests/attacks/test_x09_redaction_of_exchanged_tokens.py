@@ -1,4 +1,4 @@
-"""x09: the telemetry of a request contains none of the tokens that were obtained for it, in whichever trace it is."""
+"""x09: a request's telemetry contains no token that was obtained for the request, in any trace."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def emit(pipeline: Pipeline, text: str) -> None:
 
 
 def work_in_two_traces(pipeline: Pipeline, billing: Party) -> None:
-    """Hops in two traces, and records with the token that the server has seen: in these traces, in another, in none."""
+    """Send hops in two traces, and record the received token in both traces, in a third trace, and without a trace."""
     for _ in range(2):
         with (
             pipeline.tracer.start_as_current_span("server", context=Context(), kind=trace.SpanKind.SERVER) as outer,
@@ -48,7 +48,7 @@ def work_in_two_traces(pipeline: Pipeline, billing: Party) -> None:
                 span.set_attribute("seen", f"saw {seen}")
             emit(pipeline, f"saw {seen}")
     emit(pipeline, f"saw {seen}")
-    if current_token() is not None:  # only a request has traces without a hop
+    if current_token() is not None:  # only a request records tokens in traces without a hop
         with pipeline.tracer.start_as_current_span("third", context=Context()) as span:
             span.set_attribute("seen", f"saw {seen}")
             emit(pipeline, f"saw {seen}")
@@ -57,7 +57,7 @@ def work_in_two_traces(pipeline: Pipeline, billing: Party) -> None:
 @RESULTS
 @pytest.mark.parametrize("binding", ["a user's", "the service's own"])
 def test_hops(endpoint: Endpoint, pipeline: Pipeline, result: str, binding: str) -> None:
-    """The first request obtains the token, and the second one finds it in the cache."""
+    """The exchanged token is masked, both when it is obtained and when it is found in the cache."""
     issued = {"issued_token_type": ACCESS_TOKEN, "token_type": "Bearer", "access_token": result, "expires_in": 300}
     endpoint.respond = lambda form: (200, issued)
     with party() as billing:

@@ -1,4 +1,4 @@
-"""x10: a request without a token that a server without a boundary serves never gets the service's own token."""
+"""x10: a server without a boundary never sends the service's own token for a request without a token."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def extracted(carrier: Any, getter: Any) -> Iterator[None]:
     [pytest.param(environ(), wsgi_getter, id="WSGI"), pytest.param(SCOPE, asgi_getter, id="ASGI")],
 )
 def test_a_server(billing: Party, carrier: Any, getter: Any) -> None:
-    """From then on, a lost context does not count as the service's own either."""
+    """After a server without a boundary has served a request, work without a context gets no token either."""
     requests.get(billing.url)
     with extracted(carrier, getter):
         requests.get(billing.url)
@@ -74,7 +74,7 @@ def test_a_server(billing: Party, carrier: Any, getter: Any) -> None:
 
 @pytest.mark.parametrize("name", ["Host", "host", "User-Agent", ":authority"])
 def test_the_headers_of_a_request(billing: Party, name: str) -> None:
-    """A sender of messages cannot switch off the service's own token for other messages."""
+    """Extracting a request's headers disables the service's own token, but extracting a message does not."""
     with extracted({name: "user-service"}, default_getter):
         requests.get(billing.url)
     for message in ({"traceparent": "00-x"}, {}, {"type": "x", "headers": "y", "wsgi.input": "z", "asgi": "3.0"}):

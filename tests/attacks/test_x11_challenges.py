@@ -1,4 +1,4 @@
-"""x11: the caller of a service learns from each client that the user must sign in again, also with an actor."""
+"""x11: every client reports that the user must sign in again, even if the exchange includes an actor."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def endpoint() -> Iterator[Endpoint]:
 @every_client
 @pytest.mark.parametrize("grant", ["token-exchange", "client_credentials"])
 def test_the_challenge(client: Client, endpoint: Endpoint, grant: str) -> None:
-    """Whichever of the two requests is refused."""
+    """The exception contains the challenge, regardless of which of the two token requests is refused."""
 
     def respond(form: dict[str, str]) -> Response:
         if form["grant_type"].endswith(grant):

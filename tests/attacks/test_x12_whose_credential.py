@@ -1,4 +1,4 @@
-"""x12: a mistake in the list of issuers does not send this service's credential to an issuer that would not get it."""
+"""x12: an invalid entry in the list of issuers never causes the credential to be sent to a different issuer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def settings_for(issuers: str, **others: str) -> Settings:
 @pytest.mark.parametrize("mistake", [f"{OTHER}?q", "http://b.example", "b example", "{tid}"])
 @pytest.mark.parametrize("is_first", [False, True], ids=["last", "first"])
 def test_one_of_two_issuers_is_invalid(mistake: str, is_first: bool) -> None:
-    """With two valid ones, it belongs to neither; with one, to that one."""
+    """If one of two issuers is invalid, the remaining issuer does not get the credential."""
     settings = settings_for(f"{mistake},{GOOD}" if is_first else f"{GOOD},{mistake}")
     assert [(issuer.issuer, issuer.client) for issuer in settings.trusted_issuers] == [(GOOD, None)]
     assert settings.exchange_problem is not None

@@ -1,4 +1,4 @@
-"""x13: what a hostile destination, a shared object or an old release does to caches and to the repeated request."""
+"""x13: hostile destinations, shared request objects, and old releases do not expose a token."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ALICE = "alice-has-this-token-0123456789"
 
 @pytest.fixture
 def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
-    """A token endpoint that issues another token each time."""
+    """Run a token endpoint that issues a new token for each request."""
     build_token_source.cache_clear()
     monkeypatch.setattr(context, "has_served", True)
     count = itertools.count(1)
@@ -127,7 +127,7 @@ def _change(request: Any, library: Any, elsewhere: str) -> None:
 def test_a_request_object_that_is_changed_meanwhile(
     send: Callable[..., None], endpoint: Endpoint, billing: Guarded
 ) -> None:
-    """Another thread gives the request another address while the new token is obtained. The token does not follow."""
+    """If a request's URL is changed during the token's renewal, the new token is not sent to the changed URL."""
     turn_on(endpoint, billing.url)
     issue, change = endpoint.respond, []
 
@@ -145,7 +145,7 @@ def test_a_request_object_that_is_changed_meanwhile(
 
 
 class Dripping:
-    """A destination whose rejection never ends: one byte at a time, until the client closes the connection."""
+    """A destination that sends its rejection one byte at a time until the client closes the connection."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -193,7 +193,7 @@ def dripping() -> Iterator[Dripping]:
 def test_a_rejection_that_never_ends(
     library: str, endpoint: Endpoint, dripping: Dripping, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An application that reads no body does not wait for it. httpx leaves it to the application, as it is."""
+    """A rejection whose body never ends does not block an application that does not read the body."""
     for module in (httpx_hook, urllib3_hook):
         monkeypatch.setattr(module, "DISCARD_SECONDS", 0.2)
     turn_on(endpoint, dripping.url)
@@ -223,7 +223,7 @@ def test_a_rejection_that_never_ends(
 
 
 def test_the_response_of_an_old_urllib3_is_marked() -> None:
-    """urllib3 1.26 puts http.client's response, which the hook sees, into one of its own."""
+    """A response of urllib3 1.26 is marked as personal through the http.client response that it wraps."""
     headers = HTTPMessage()
     headers["cache-control"] = "public"
     headers["Cache-Control"] = "max-age=60"
@@ -245,7 +245,7 @@ CLAIMS = base64.b64encode(b'{"access_token": {"acrs": {"essential": true, "value
 def test_refused_claims_do_not_take_away_the_token_without_them(
     status: int, endpoint: Endpoint, billing: Guarded
 ) -> None:
-    """One route of an API, or one host of a wildcard, demands claims. The token stays valid for all other requests."""
+    """If an exchange with additional claims is refused, the previous token remains usable for other requests."""
     issue = endpoint.respond
 
     def respond(form: dict[str, str]) -> Any:
@@ -273,7 +273,7 @@ def test_refused_claims_do_not_take_away_the_token_without_them(
 
 
 def test_a_token_with_the_claims_replaces_the_one_without_them(endpoint: Endpoint, billing: Guarded) -> None:
-    """The next request sends it at once, and it is renewed when it is rejected as well."""
+    """A token with the requested claims is used for the next request and is renewed if it is rejected."""
     billing.challenges = [f'Bearer error="insufficient_claims", claims="{CLAIMS}"']
     billing.accepts = lambda token: not token.endswith(".1")
     install(

@@ -1,4 +1,4 @@
-"""A server whose responses depend on the token, as a listed destination."""
+"""Run a listed destination whose responses depend on the token."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What only concerns aiohttp-client-cache; `tests/attacks/test_h04_shared_caches.py` has the matrix of all caches."""
+"""Tests for aiohttp-client-cache only; `tests/attacks/test_h04_shared_caches.py` tests all caches."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ALICE, BOB = "alice-has-this-token-0123456789", "bob-has-another-token-987654321
 @pytest.mark.filterwarnings("ignore:Inheritance class:DeprecationWarning")
 @pytest.mark.parametrize(("is_own", "expected"), [(False, "private, max-age=60"), (True, "no-store")])
 def test_only_the_librarys_own_session_sees_the_servers_headers(is_own: bool, expected: str, server: Server) -> None:
-    """A subclass may be a cache itself."""
+    """Responses to a custom session class are marked ``no-store``, because the class might be a cache."""
     kind = type("OwnSession", (CachedSession,), {}) if is_own else CachedSession
 
     async def send() -> str:
@@ -28,7 +28,7 @@ def test_only_the_librarys_own_session_sees_the_servers_headers(is_own: bool, ex
 
 
 def test_a_relative_url_is_not_served_from_the_cache(server: Server) -> None:
-    """Where it leads is only known below the cache."""
+    """A response for a relative URL is not served from the cache, because the destination is unknown there."""
 
     async def send() -> list[str]:
         found = []

@@ -1,4 +1,4 @@
-"""What only concerns CacheControl; `tests/attacks/test_h04_shared_caches.py` has the matrix of all caches."""
+"""Tests for CacheControl only; `tests/attacks/test_h04_shared_caches.py` tests all caches."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ ALICE = "alice-has-this-token-0123456789"
 
 
 class OwnSession(requests.Session):
-    """It could be a cache."""
+    """A custom session class, which might be a cache."""
 
 
 class OwnAdapter(CacheControlAdapter):
-    """It could be a cache."""
+    """A custom adapter class, which might be a cache."""
 
     def send(self, *args: object, **kwargs: object) -> requests.Response:  # type: ignore[override]
         return super().send(*args, **kwargs)  # type: ignore[arg-type]
@@ -36,7 +36,7 @@ class OwnAdapter(CacheControlAdapter):
 def test_only_the_librarys_own_session_sees_the_servers_headers(
     session: type[requests.Session], adapter: type[CacheControlAdapter], expected: str, server: Server
 ) -> None:
-    """A subclass may be a cache itself."""
+    """Responses to a custom session or adapter class are marked ``no-store``, because the class might be a cache."""
     with session() as opened, use_token(ALICE):
         opened.trust_env = False
         opened.mount("http://", adapter())
@@ -46,7 +46,7 @@ def test_only_the_librarys_own_session_sees_the_servers_headers(
 
 
 def test_a_body_that_is_read_late_or_not_at_all_is_not_stored(server: Server) -> None:
-    """CacheControl stores when the body has been read, even if the user's request has ended by then."""
+    """A personal response is not stored, even if its body is read after the user's request has ended."""
     with CacheControl(requests.Session()) as session:
         session.trust_env = False
         url = f"{server.url}/public"

@@ -1,4 +1,4 @@
-"""What only concerns hishel; `tests/attacks/test_h04_shared_caches.py` has the matrix of all caches."""
+"""Tests for hishel only; `tests/attacks/test_h04_shared_caches.py` tests all caches."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ GIVEN = "private, max-age=60"
 
 
 class OwnClient(httpx.Client):
-    """It could be a cache."""
+    """A custom client class, which might be a cache."""
 
 
 class OwnCacheClient(CacheClient):
-    """It could be a cache."""
+    """A custom subclass of hishel's client, which might be a cache."""
 
 
 class OwnAsyncClient(httpx.AsyncClient):
-    """It could be a cache."""
+    """A custom asynchronous client class, which might be a cache."""
 
 
 class OwnSession(requests.Session):
-    """It could be a cache."""
+    """A custom session class, which might be a cache."""
 
 
 @pytest.mark.parametrize("rfc", [False, True], ids=["default", "RFC mode"])
@@ -37,7 +37,7 @@ class OwnSession(requests.Session):
 def test_only_the_librarys_own_client_sees_the_servers_headers(
     kind: type[httpx.Client], expected: str, rfc: bool, server: Server
 ) -> None:
-    """A subclass may be a cache itself."""
+    """Responses to a custom client class are marked ``no-store``, because the class might be a cache."""
     transport = CacheTransport(httpx.HTTPTransport(), in_memory(), rfc=rfc)
     with kind(transport=transport) as client, use_token(ALICE):
         assert client.get(f"{server.url}/private").headers["Cache-Control"] == expected
@@ -47,14 +47,14 @@ def test_only_the_librarys_own_client_sees_the_servers_headers(
 def test_hishels_client_is_not_a_cache_of_the_applications_own(
     kind: type[CacheClient], expected: str, server: Server
 ) -> None:
-    """Its subclass may be one."""
+    """Responses to a subclass of hishel's client are marked ``no-store``, and those to the client itself are not."""
     with kind(storage=in_memory(), trust_env=False) as client, use_token(ALICE):
         assert client.get(f"{server.url}/private").headers["Cache-Control"] == expected
 
 
 @pytest.mark.parametrize(("kind", "expected"), [(httpx.AsyncClient, GIVEN), (OwnAsyncClient, "no-store")])
 def test_the_asynchronous_client(kind: type[httpx.AsyncClient], expected: str, server: Server) -> None:
-    """It behaves like the other one."""
+    """Responses to a custom asynchronous client class are marked ``no-store``."""
 
     async def send() -> str:
         transport = AsyncCacheTransport(httpx.AsyncHTTPTransport(), MemoryStorage())
@@ -69,7 +69,7 @@ def test_the_asynchronous_client(kind: type[httpx.AsyncClient], expected: str, s
 
 @pytest.mark.parametrize(("kind", "expected"), [(requests.Session, GIVEN), (OwnSession, "no-store")])
 def test_the_adapter_for_requests(kind: type[requests.Session], expected: str, server: Server) -> None:
-    """It behaves like the transport."""
+    """Responses to a custom requests session with hishel's adapter are marked ``no-store``."""
     with kind() as session, use_token(ALICE):
         session.trust_env = False
         session.mount("http://", CacheAdapter(storage=in_memory()))

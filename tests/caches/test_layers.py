@@ -1,4 +1,4 @@
-"""What hooks of different caches share."""
+"""Tests for code that the hooks of all caches share."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def entry(url: str, *history: str) -> Any:
     ],
 )
 def test_an_entry_may_have_led_to_a_listed_host(found: Any, expected: bool) -> None:
-    """Every URL of the chain counts, and the request is taken to have no credential of its own."""
+    """Every URL in a cached redirect chain is checked, as for a request without its own credential."""
     assert has_led_to(found, lambda url, has_header: url == LISTED and not has_header("authorization")) is expected
 
 
 def test_a_layer_above_the_adapter_sees_no_store() -> None:
-    """If the caller is not a session of requests, a restored response has ``no-store`` again."""
+    """A caller that is not a requests session receives a restored response with ``no-store``."""
     raw = SimpleNamespace(headers={"Cache-Control": "max-age=60"})
     setattr(raw, MARK, ["Cache-Control", "max-age=60"])
     response = SimpleNamespace(raw=raw, headers={"Cache-Control": "max-age=60"}, history=[])

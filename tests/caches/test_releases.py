@@ -1,4 +1,4 @@
-"""A release of a cache without the places that must be hooked is reported, in the log and by ``check``."""
+"""A cache release that cannot be hooked is reported in the log and by the `check` command."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ print("STATUS", cli.main(["check"]))
     ids=["no module", "no method"],
 )
 def test_a_release_that_cannot_be_hooked(files: dict[str, str], reason: str, log: list[str], tmp_path: Path) -> None:
-    """One error, and one that names the cache. The command exits with 1 and names it, too."""
+    """The log and the `check` command report one error that identifies the cache, and the command exits with 1."""
     for name, source in {"__init__.py": "", **files}.items():
         path = tmp_path / "requests_cache" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,7 +76,7 @@ def test_a_release_that_cannot_be_hooked(files: dict[str, str], reason: str, log
 
 
 def test_the_check_looks_for_files_and_imports_nothing(tmp_path: Path) -> None:
-    """A module may be a file or a package. Without protection, nothing is checked."""
+    """The check finds modules without importing them, and it checks nothing if protection is disabled."""
     (tmp_path / "policy").mkdir()
     (tmp_path / "policy" / "actions.py").write_text("raise SystemExit", "utf-8")
     module = ModuleType("library")

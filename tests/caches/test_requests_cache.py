@@ -1,4 +1,4 @@
-"""What only concerns requests-cache; `tests/attacks/test_h04_shared_caches.py` has the matrix of all caches."""
+"""Tests for requests-cache only; `tests/attacks/test_h04_shared_caches.py` tests all caches."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ ALICE, BOB = "alice-has-this-token-0123456789", "bob-has-another-token-987654321
 
 
 class OwnSession(requests_cache.CachedSession):
-    """It could be a cache."""
+    """A custom session class, which might be a cache."""
 
 
 class MixedSession(requests_cache.CacheMixin, requests.Session):
-    """It could be a cache."""
+    """A custom session class with requests-cache's mixin, which might be a cache."""
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ class MixedSession(requests_cache.CacheMixin, requests.Session):
 def test_only_the_librarys_own_session_sees_the_servers_headers(
     session: type[requests.Session], expected: str, server: Server
 ) -> None:
-    """A subclass may be a cache itself."""
+    """Responses to a custom session class are marked ``no-store``, because the class might be a cache."""
     with session(backend="memory") as opened, use_token(ALICE):  # type: ignore[call-arg]
         response = opened.get(f"{server.url}/private")
 
@@ -39,7 +39,7 @@ def test_only_the_librarys_own_session_sees_the_servers_headers(
 
 
 def test_no_method_and_no_status_is_stored(server: Server) -> None:
-    """requests-cache can be told to store any of them. The session is that of a patched requests."""
+    """No personal response is stored, even if requests-cache is configured to store every method and status."""
     requests_cache.install_cache(
         backend="memory", allowable_methods=("GET", "HEAD", "POST"), allowable_codes=range(600)
     )

@@ -1,4 +1,4 @@
-"""Fixtures for the clients: telemetry, and servers that are listed, not listed, or reached over a Unix socket."""
+"""Fixtures for the client tests: telemetry, listed and unlisted servers, and a server on a Unix socket."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.loopback import PLACEHOLDER, Party, Proxy, party, proxy, unix
 
 @pytest.fixture
 def telemetry(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[TracerProvider, InMemorySpanExporter]]:
-    """A tracer provider that keeps its spans, and instrumentation that captures every header."""
+    """Provide a tracer provider that keeps its spans, and enable instrumentation that captures every header."""
     monkeypatch.setenv("OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_CLIENT_REQUEST", ".*")
     provider, exporter = TracerProvider(), InMemorySpanExporter()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
@@ -25,7 +25,7 @@ def telemetry(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[TracerProvider,
 
 @pytest.fixture
 def listed() -> Iterator[Party]:
-    """A server that is on the list."""
+    """Run a server that is listed as a destination."""
     with party() as one:
         install(Settings(destinations=[one.url]))
         yield one
@@ -33,21 +33,21 @@ def listed() -> Iterator[Party]:
 
 @pytest.fixture
 def unlisted() -> Iterator[Party]:
-    """A server that is not on the list."""
+    """Run a server that is not listed as a destination."""
     with party() as one:
         yield one
 
 
 @pytest.fixture
 def between() -> Iterator[Proxy]:
-    """A forward proxy."""
+    """Run a forward proxy."""
     with proxy() as one:
         yield one
 
 
 @pytest.fixture
 def served() -> Iterator[tuple[Party, str]]:
-    """A server on a Unix socket whose placeholder host is listed, and the path of the socket."""
+    """Run a server on a Unix socket whose placeholder host is listed, and return the server and the socket's path."""
     with unix_party() as pair:
         install(Settings(destinations=[PLACEHOLDER, "https://localhost"]))
         yield pair

@@ -1,4 +1,4 @@
-"""aiohttp's client: connections, tracing and headers. `test_all_clients.py` covers what all clients have."""
+"""Tests for aiohttp's connections, tracing, and headers; `test_all_clients.py` covers all clients."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LINE = [f"Bearer {TOKEN}"]
 
 
 def test_a_websocket_handshake_is_a_hop() -> None:
-    """aiohttp compares a ws:// URL with the http:// entry, and only the handshake carries the token."""
+    """A ws:// URL matches the http:// entry, and only the WebSocket handshake carries the token."""
     seen: list[list[str]] = []
 
     async def respond(request: aiohttp.web.Request) -> aiohttp.web.WebSocketResponse:
@@ -55,7 +55,7 @@ def test_a_websocket_handshake_is_a_hop() -> None:
 @pytest.mark.parametrize("through_proxy", [True, False], ids=["proxied", "direct"])
 @pytest.mark.parametrize("path", ["http://evil.example/x", "@evil.example/x"])
 def test_an_unchecked_aiohttp_url_gets_no_token(path: str, through_proxy: bool, listed: Party, between: Proxy) -> None:
-    """yarl does not check parts that are marked as encoded, so a path can be a complete URL in the request line."""
+    """A request carries no token if its encoded path, which yarl does not check, is a complete URL."""
     url = yarl.URL.build(scheme="http", host="127.0.0.1", port=listed.port, path=path, encoded=True)
 
     async def run() -> None:
@@ -66,12 +66,12 @@ def test_an_unchecked_aiohttp_url_gets_no_token(path: str, through_proxy: bool, 
     with use_token(TOKEN):
         in_loop(run())
 
-    # A proxy gets the complete URL, in which the path begins with a slash.
+    # A proxy gets the complete URL, whose path begins with a slash.
     assert listed.lines() == [LINE if through_proxy else []]
 
 
 class _UnixThroughTcp(aiohttp.TCPConnector):
-    """A subclass of the TCP connector that connects to a Unix socket."""
+    """A TCP connector whose connections lead to a Unix socket."""
 
     path: str
 
@@ -89,7 +89,7 @@ def _unix_through_tcp(path: str) -> aiohttp.BaseConnector:
 def test_an_aiohttp_connector_to_a_unix_socket_gets_no_token(
     connector: Callable[[str], aiohttp.BaseConnector], served: tuple[Party, str]
 ) -> None:
-    """The open connection counts, not the class of the connector."""
+    """A connection to a Unix socket carries no token, even if the connector's class is a TCP connector."""
     one, path = served
 
     async def run() -> None:
@@ -105,7 +105,7 @@ def test_an_aiohttp_connector_to_a_unix_socket_gets_no_token(
 
 
 def test_peers_of_uvloop_are_read_like_those_of_asyncio(served: tuple[Party, str]) -> None:
-    """Connections of uvloop are read like those of asyncio."""
+    """Connections of uvloop are recognized in the same way as connections of asyncio."""
     uvloop = pytest.importorskip("uvloop")
     one, path = served
 
@@ -125,7 +125,7 @@ def test_peers_of_uvloop_are_read_like_those_of_asyncio(served: tuple[Party, str
 
 
 def test_aiohttp_does_not_show_the_token(one: Party) -> None:
-    """On no hop do tracing callbacks, errors or middlewares of aiohttp see the token."""
+    """The token is not visible to aiohttp's tracing callbacks, errors, or middleware on any hop."""
     told: list[object] = []
 
     async def tell(session: object, context: object, params: Any) -> None:
@@ -156,7 +156,7 @@ def test_aiohttp_does_not_show_the_token(one: Party) -> None:
 
 @pytest.mark.parametrize("own", [["Own a"], ["Own a", "Own b"]], ids=["one line", "two lines"])
 def test_a_replaced_header_is_shown_to_tracing_and_remains_on_the_request(own: list[str], listed: Party) -> None:
-    """With ON_CONFLICT=replace, only our line is sent, and the application sees only its own lines."""
+    """With ON_CONFLICT=replace, only the relay's line is sent, and the application sees only its own lines."""
     install(Settings(destinations=[listed.url], on_conflict="replace"))
     seen: list[list[str]] = []
 
@@ -183,7 +183,7 @@ def test_a_replaced_header_is_shown_to_tracing_and_remains_on_the_request(own: l
 
 
 def test_a_connect_request_to_a_listed_proxy_carries_no_token(between: Proxy) -> None:
-    """CONNECT is sent in clear text, so only the request inside the tunnel carries the token."""
+    """A CONNECT request, which is sent in plain text, carries no token; the request in the tunnel does."""
     with party(tls=True) as one:
         install(Settings(destinations=[one.url, between.url]))
 
@@ -203,7 +203,7 @@ def test_a_connect_request_to_a_listed_proxy_carries_no_token(between: Proxy) ->
 
 
 def test_a_request_that_already_has_the_header_is_sent_as_it_is(listed: Party) -> None:
-    """The names of headers are compared without case."""
+    """The application's own header is recognized regardless of its case and is sent unchanged."""
 
     async def run() -> None:
         async with aiohttp.ClientSession() as session, session.get(listed.url, headers={"aUTHORIZATION": "Own a"}):

@@ -1,4 +1,4 @@
-"""The hooks of the HTTP clients: innermost in every start-up order, reversible, and invisible to telemetry."""
+"""The client hooks are innermost in every startup order, reversible, and invisible to telemetry."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ LINE = [f"Bearer {TOKEN}"]
 
 @contextmanager
 def taking_turns(client: Client, provider: TracerProvider, url: str) -> Iterator[Callable[[str], None]]:
-    """Yield a function that runs one step of a start-up order. Undo all steps at the end."""
+    """Yield a function that runs one step of a startup order, and undo all steps at the end."""
     instrumentor = client.instrumentor()
     steps: dict[str, Callable[[], object]] = {
         "install": lambda: install(Settings(destinations=[url])),
@@ -74,7 +74,7 @@ ORDERS = [
 def test_our_wrapper_is_innermost_in_every_order(
     client: Client, order: str, one: Party, telemetry: tuple[TracerProvider, InMemorySpanExporter]
 ) -> None:
-    """In every order, the token is relayed exactly while installed, and no span ever contains it."""
+    """In every startup order, the token is relayed only while the relay is installed, and no span contains it."""
     provider, exporter = telemetry
     with taking_turns(client, provider, one.url) as step:
         installed = instrumented = False
@@ -97,7 +97,7 @@ def test_our_wrapper_is_innermost_in_every_order(
 def test_no_span_of_a_redirect_contains_the_token(
     client: Client, one: Party, telemetry: tuple[TracerProvider, InMemorySpanExporter]
 ) -> None:
-    """The second hop is instrumented with the headers of the first one, which do not include our token."""
+    """A redirect's second hop carries the token, but no span of either hop contains the token."""
     provider, exporter = telemetry
     with taking_turns(client, provider, one.url) as step:
         step("instrument")
@@ -134,7 +134,7 @@ METHODS = [
 
 
 def test_uninstall_restores_the_methods() -> None:
-    """After install and uninstall, run twice, each class has its original function."""
+    """After two rounds of installing and uninstalling, each class has its original methods."""
     before = [vars(owner)[name] for owner, name in METHODS]
     for _ in range(2):
         install(Settings(destinations=["http://127.0.0.1"]))
@@ -147,9 +147,9 @@ def test_uninstall_restores_the_methods() -> None:
 
 @every_client
 def test_new_settings_take_effect(client: Client, one: Party) -> None:
-    """A second install with other settings takes effect at once, including for open sessions.
+    """Installing new settings takes effect immediately, including for open sessions.
 
-    If the hook is part of the session, an open session relays nothing more.
+    An open session no longer relays tokens if the hook is part of the session.
     """
     install(Settings(destinations=[one.url]))
     with client.reusing(one.url) as send, use_token(TOKEN):
@@ -167,7 +167,7 @@ def test_new_settings_take_effect(client: Client, one: Party) -> None:
 
 @every_client
 def test_a_session_opened_before_the_installation_relays(client: Client, one: Party) -> None:
-    """If the hook is part of the session, the open session relays nothing."""
+    """A session that was opened before installation relays tokens, unless the hook is part of the session."""
     with client.reusing(one.url) as send:
         install(Settings(destinations=[one.url]))
         with use_token(TOKEN):
@@ -177,9 +177,9 @@ def test_a_session_opened_before_the_installation_relays(client: Client, one: Pa
 
 
 def test_a_wrapper_inside_a_plain_wrapper_becomes_inert(one: Party, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If another library's plain wrapper calls ours, ours stays in place after uninstall and does nothing."""
+    """A hook that another library's plain wrapper calls remains in place after uninstalling and does nothing."""
     owner, name = urllib3.HTTPConnectionPool, "_make_request"
-    monkeypatch.setattr(owner, name, vars(owner)[name])  # restored at the end of the test
+    monkeypatch.setattr(owner, name, vars(owner)[name])  # register the original method to be restored after the test
     install(Settings(destinations=[one.url]))
     ours = vars(owner)[name]
 
@@ -199,7 +199,7 @@ def test_a_wrapper_inside_a_plain_wrapper_becomes_inert(one: Party, monkeypatch:
 
 @contextmanager
 def hanging_up() -> Iterator[str]:
-    """Yield the URL of a server that closes every connection after the first byte."""
+    """Yield the URL of a server that closes every connection after reading the first byte."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def hang_up() -> None:
@@ -217,7 +217,7 @@ def hanging_up() -> Iterator[str]:
 
 
 def _frames(error: BaseException | None, seen: set[int]) -> Iterator[FrameType]:
-    """Yield the frames of an exception, of its causes and of its contexts."""
+    """Yield the frames of an exception, its causes, and its contexts."""
     if error is None or id(error) in seen:
         return
     seen.add(id(error))
@@ -228,7 +228,7 @@ def _frames(error: BaseException | None, seen: set[int]) -> Iterator[FrameType]:
 
 @every_client
 def test_no_local_variable_of_the_package_contains_the_token_when_a_request_fails(client: Client) -> None:
-    """Error trackers send the variables of every frame, and mask only those with the name of a credential."""
+    """No local variable of a package frame contains the token when a request fails."""
     with hanging_up() as url:
         install(Settings(destinations=[url]))
         with use_token(TOKEN), pytest.raises(Exception) as failure:  # noqa: PT011  # each client raises its own type
@@ -241,7 +241,7 @@ def test_no_local_variable_of_the_package_contains_the_token_when_a_request_fail
 
 
 def _shown(frame: FrameType) -> Iterator[str]:
-    """Yield what an error tracker sends of a frame: its variables as text, and the values in collections."""
+    """Yield what an error tracker sends for a frame: the variables and the values in collections, as text."""
     for value in frame.f_locals.values():
         yield f"{value!r} {value!s}"
         if isinstance(value, Mapping):
@@ -251,7 +251,7 @@ def _shown(frame: FrameType) -> Iterator[str]:
 
 
 class _Watching(list[bytes]):
-    """A body that looks at the frames that are being executed while it is sent, as an error tracker does."""
+    """A request body that inspects the active frames while it is sent, as an error tracker does."""
 
     def __init__(self) -> None:
         super().__init__([b"one", b"two"])
@@ -276,20 +276,20 @@ class _Watching(list[bytes]):
 def test_no_local_variable_of_the_package_contains_the_token_while_a_request_is_sent(
     client: Client, one: Party
 ) -> None:
-    """Error trackers also send the frames of running threads, and those below a log call."""
+    """No local variable of a package frame contains the token while a request is being sent."""
     install(Settings(destinations=[one.url]))
     watching = _Watching()
     with use_token(TOKEN):
         client.call(one.url, method="POST", body=watching)
 
-    # gRPC and older versions of aiohttp send a body in another thread or task.
+    # gRPC and older versions of aiohttp send the body in a different thread or task.
     assert watching.frames or client.name in ("aiohttp", "grpc", "grpc-aio")
     assert_never_leaked(TOKEN, *watching.shown)
 
 
 @pytest.mark.parametrize("wait_for_ready", [None, True])
 def test_no_local_variable_contains_the_token_while_a_grpc_call_is_made(wait_for_ready: bool | None) -> None:
-    """gRPC serializes the request below our interceptor."""
+    """No local variable contains the token while gRPC serializes a request below the interceptor."""
     watching = _Watching()
 
     def serialize(request: bytes) -> bytes:
@@ -313,7 +313,7 @@ def grpc_channel(one: Party) -> Iterator[Any]:
 
 
 def test_no_local_variable_contains_the_token_when_a_grpc_aio_call_fails() -> None:
-    """gRPC raises the error of an invalid timeout below our interceptor."""
+    """No local variable contains the token when gRPC raises an error below the interceptor."""
 
     async def call(target: str) -> None:
         async with grpc.aio.insecure_channel(target) as channel:
@@ -325,5 +325,5 @@ def test_no_local_variable_contains_the_token_when_a_grpc_aio_call_fails() -> No
             asyncio.run(call(one.url.removeprefix("http://")))
 
     ours = [f for f in _frames(failure.value, set()) if f.f_globals.get("__name__", "").startswith("otel_token_relay")]
-    # The instrumentation of an earlier test may have kept another interceptor, which receives the metadata.
+    # An earlier test's instrumentation might have left a second interceptor, which receives the metadata.
     assert_never_leaked(TOKEN, *_shown(ours[0]))

@@ -1,4 +1,4 @@
-"""Whether a connection is TCP and goes to the host of the URL."""
+"""The relay checks that a connection uses TCP and leads to the URL's host."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from otel_token_relay.clients.connections import check_tls_name, function_of, is
 
 @pytest.mark.parametrize("peer", [None, "", "/run/socket", b"\0abstract", (3, 1024), (), ("/run/x",), ("hci0", 1)])
 def test_peers_of_other_families_are_not_ip_addresses(peer: Any) -> None:
-    """The peer names of other socket families are not taken for an IP address and a port."""
+    """A peer name of a different socket family is not mistaken for an IP address and a port."""
     assert not is_ip_peer(peer)
     assert is_ip_peer(("127.0.0.1", 80))
     assert is_ip_peer(("::1", 80, 0, 0))
@@ -24,7 +24,7 @@ def test_peers_of_other_families_are_not_ip_addresses(peer: Any) -> None:
 
 @contextmanager
 def opened(kind: str) -> Iterator[socket.socket]:
-    """A socket of that kind."""
+    """Open a socket of the given kind."""
     if kind == "unix":
         one, other = socket.socketpair(socket.AF_UNIX)
         with one, other:
@@ -41,7 +41,7 @@ def opened(kind: str) -> Iterator[socket.socket]:
 
 
 class Around:
-    """A wrapper without a family, like urllib3's for TLS within TLS."""
+    """A wrapper without a family attribute, such as urllib3's wrapper for TLS in TLS."""
 
     def __init__(self, inner: Any) -> None:
         self.socket = inner
@@ -49,7 +49,7 @@ class Around:
 
 @pytest.mark.parametrize(("kind", "expected"), [("connected", True), ("IPv4", True), ("IPv6", True), ("unix", False)])
 def test_only_sockets_of_the_internet_are_tcp(kind: str, expected: bool) -> None:
-    """The socket that is checked may have been created without a protocol, or be inside of wrappers."""
+    """Only an Internet socket is considered TCP, even without a protocol or in a wrapper."""
     with opened(kind) as one:
         assert is_tcp(one) is expected
         assert is_tcp(Around(one)) is expected
@@ -60,7 +60,7 @@ def test_only_sockets_of_the_internet_are_tcp(kind: str, expected: bool) -> None
     "opened", [None, object(), SimpleNamespace(family=None), SimpleNamespace(proto=0), Around(None)]
 )
 def test_an_object_that_shows_no_socket_is_not_tcp(opened: object) -> None:
-    """A pipe of Windows, for example, has neither a family nor a socket."""
+    """An object without a family or a socket, such as a Windows pipe, is not considered TCP."""
     assert not is_tcp(opened)
 
 
@@ -72,11 +72,11 @@ class Connection:
 
 
 class Derived(Connection):
-    """A class without a method of its own."""
+    """A class that inherits its method."""
 
 
 def test_the_function_inside_of_instrumentation_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Proxies around a method do not make it another function; a plain replacement does."""
+    """A method is considered unchanged if it is wrapped by a transparent proxy, but not if it is replaced."""
     original = vars(Connection)["connect"]
 
     def pass_on(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
@@ -92,7 +92,7 @@ def test_the_function_inside_of_instrumentation_is_found(monkeypatch: pytest.Mon
 
 
 def test_an_inherited_method_has_no_function_of_its_own() -> None:
-    """The class that defines the method must be given."""
+    """Looking up an inherited method fails, because only the class that defines the method has its function."""
     with pytest.raises(KeyError):
         function_of(Derived, "connect")
 
@@ -102,7 +102,7 @@ def test_an_inherited_method_has_no_function_of_its_own() -> None:
     [("localhost", "localhost"), ("LocalHost", "localhost"), ("127.0.0.1", "127.0.0.1"), ("::1", "[::1]")],
 )
 def test_the_host_of_the_url_is_accepted_as_the_tls_name(name: str, host: str) -> None:
-    """Both are compared in their normal form."""
+    """The TLS server name and the URL's host are compared in normalized form."""
     check_tls_name(name, host)
 
 
@@ -121,6 +121,6 @@ def test_the_host_of_the_url_is_accepted_as_the_tls_name(name: str, host: str) -
     ],
 )
 def test_any_other_tls_name_is_an_error(name: Any, host: str) -> None:
-    """The certificate would be checked against a name that is not on the list."""
+    """A TLS server name other than the URL's host is an error."""
     with pytest.raises(ValueError, match="TLS server name"):
         check_tls_name(name, host)

@@ -1,4 +1,4 @@
-"""gRPC channels: behavior that other clients do not have. `test_all_clients.py` covers the rest."""
+"""Tests for behavior that is specific to gRPC channels; `test_all_clients.py` covers all clients."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
 
 @pytest.fixture
 def party():
-    """A server on a free port and on a Unix socket."""
+    """Run a gRPC server on a free port and on a Unix socket."""
     with tempfile.TemporaryDirectory() as directory:
         socket = f"unix:{directory}/grpc"
         with grpc_party(address=socket) as party:
@@ -32,7 +32,7 @@ def party():
 
 
 def call(target, kind="unary_unary", *, open_channel=None):
-    """Make one call over its own channel."""
+    """Make one call over a new channel."""
     request = iter([b"one", b"two"]) if kind.startswith("stream") else b"one"
     with (open_channel or grpc.insecure_channel)(target) as channel:
         result = getattr(channel, kind)(f"/tests.Party/{kind}")(request, timeout=30)
@@ -40,7 +40,7 @@ def call(target, kind="unary_unary", *, open_channel=None):
 
 
 def call_aio(target, kind="unary_unary", *, open_channel=None):
-    """Make one call over its own channel with grpc.aio."""
+    """Make one call over a new channel with grpc.aio."""
 
     async def run():
         request = iter([b"one", b"two"]) if kind.startswith("stream") else b"one"
@@ -56,13 +56,13 @@ def call_aio(target, kind="unary_unary", *, open_channel=None):
 
 @pytest.fixture(params=[call, call_aio], ids=["sync", "aio"])
 def send(request):
-    """The function that sends with grpc or with grpc.aio."""
+    """Return the function that makes a call with either grpc or grpc.aio."""
     return request.param
 
 
 @pytest.fixture(params=["plain", "instrumented first", "instrumented later"])
 def relay(request, party):
-    """Switch the relay on for the server, with and without instrumentation."""
+    """Enable the relay for the server, with and without instrumentation."""
     instrumentors = GrpcInstrumentorClient(), GrpcAioInstrumentorClient()
     if request.param == "instrumented first":
         for instrumentor in instrumentors:
@@ -79,7 +79,7 @@ def relay(request, party):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_call_carries_its_callers_token(relay, send, party, kind):
-    """A call without a token carries none."""
+    """Each kind of call carries its caller's token, and an anonymous call carries none."""
     for user in (ALICE, BOB, None, ALICE):
         with use_token(user):
             send(party.target, kind)
@@ -88,7 +88,7 @@ def test_every_kind_of_call_carries_its_callers_token(relay, send, party, kind):
 
 
 def test_every_form_of_a_call_carries_its_callers_token(relay, party):
-    """The caller receives the result directly, as a future, or together with the call object."""
+    """A call carries its caller's token whether it is a direct call, a future, or a call with a call object."""
     with grpc.insecure_channel(party.target) as channel:
         method = channel.unary_unary("/tests.Party/unary_unary")
         for user in (ALICE, None):
@@ -101,7 +101,7 @@ def test_every_form_of_a_call_carries_its_callers_token(relay, party):
 
 
 def test_no_token_is_sent_to_a_target_without_exactly_one_host(send, party):
-    """This holds even if every host is listed."""
+    """A target without exactly one host gets no token, even if every host is listed."""
     install(Settings(destinations=["http://*:*", "https://*:*"]))
     with use_token(ALICE):
         send(party.socket)
@@ -112,7 +112,7 @@ def test_no_token_is_sent_to_a_target_without_exactly_one_host(send, party):
 
 
 def test_credentials_that_write_no_authorization_allow_relaying(send, party):
-    """Such channel credentials only define how to connect."""
+    """A call carries the token if the channel credentials only define how to connect."""
     install(Settings(destinations=[party.url]))
     module = grpc if send is call else grpc.aio
     with use_token(ALICE):
@@ -131,7 +131,7 @@ def test_credentials_that_write_no_authorization_allow_relaying(send, party):
     ],
 )
 def test_scheme_and_credentials_of_a_channel(credentials, scheme, has_credentials):
-    """Only channels that are known to use plain TLS or no TLS may carry the token."""
+    """Only a channel that is known to use plain TLS, or no TLS, carries the token."""
     if credentials is grpc.compute_engine_channel_credentials:
         made = credentials(grpc.access_token_call_credentials("own"))
     else:
@@ -155,7 +155,7 @@ def test_scheme_and_credentials_of_a_channel(credentials, scheme, has_credential
     ],
 )
 def test_host_and_port_of_a_target(target, host, port):
-    """Without a port, gRPC uses 443, with and without TLS."""
+    """If a target has no port, port 443 is used, with and without TLS."""
     assert _target_of((_Channel("http", target, False, 3), None)) == ("http", host, port)
 
 
@@ -182,13 +182,13 @@ def test_host_and_port_of_a_target(target, host, port):
     ],
 )
 def test_a_target_without_exactly_one_host_is_not_a_destination(target):
-    """This does not depend on the configured list."""
+    """A target without exactly one host is an error, regardless of the list of destinations."""
     with pytest.raises(ValueError, match="exactly one host"):
         _target_of((_Channel("http", target, False, 3), None))
 
 
 def test_interceptors_of_the_application_are_kept(party, send):
-    """They can be passed by keyword or by position."""
+    """The application's interceptors are kept, whether they are passed by keyword or by position."""
     install(Settings(destinations=[party.url]))
     if send is call:
         calls = []

@@ -1,4 +1,4 @@
-"""Header names in the forms that applications use."""
+"""Header names are recognized in all forms that applications use."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ TOKEN = "headers-sample-token"
     ids=repr,
 )
 def test_text_and_bytes_have_the_same_form(name: str | bytes, expected: str) -> None:
-    """Bytes are read as Latin-1, as http.client writes them."""
+    """A header name in bytes is decoded as Latin-1, the encoding that http.client uses."""
     assert lower(name) == expected
 
 
 @given(st.text() | st.binary())
 def test_every_name_has_a_form(name: str | bytes) -> None:
-    """A name that no client sends is not an error either."""
+    """Any name can be converted to lowercase, even a name that no client can send."""
     assert lower(name) == lower(lower(name))
 
 
 @pytest.mark.parametrize("name", ["aUTHORIZATION", b"AUTHORIZATION"], ids=["text", "bytes"])
 @pytest.mark.parametrize("on_conflict", ["keep", "replace"])
 def test_a_header_of_the_application_is_found_in_each_form(name: str | bytes, on_conflict: str, one: Party) -> None:
-    """A request has one line: the application's, or with ON_CONFLICT=replace, ours."""
+    """A request has a single Authorization line: the application's own or, with ON_CONFLICT=replace, the relay's."""
     install(Settings(destinations=[one.url], on_conflict=on_conflict))  # type: ignore[arg-type]
     headers = {name: "Own a"}
     with use_token(TOKEN), urllib3.PoolManager() as manager:

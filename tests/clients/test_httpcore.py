@@ -1,4 +1,4 @@
-"""The connections of httpcore and httpcore2. `tests/attacks/test_h09_decided_before_the_queue.py` tests the queue."""
+"""Tests for httpcore's connections; `tests/attacks/test_h09_decided_before_the_queue.py` tests the queue."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ every_form = pytest.mark.parametrize("is_async", [False, True], ids=["sync", "as
 
 
 def get(module: ModuleType, is_async: bool, url: str, *, transport: Any = None, via: str | None = None, **options: Any):
-    """Send one request with its own client."""
+    """Send one request with a new client."""
     method = options.pop("method", "GET")
     settings = {"trust_env": False, "verify": trust(), "transport": transport, "proxy": via}
     if not is_async:
@@ -48,7 +48,7 @@ def get(module: ModuleType, is_async: bool, url: str, *, transport: Any = None, 
 
 
 def recorded() -> list[Reason]:
-    """Return a list to which the reason of each recorded decision is added."""
+    """Return a list that collects the reason for each recorded decision."""
     runtime = otel_token_relay.runtime.installed
     assert runtime is not None
     reasons: list[Reason] = []
@@ -65,7 +65,7 @@ def recorded() -> list[Reason]:
 @every_httpx
 @every_form
 def test_a_hop_is_recorded_once(module: ModuleType, is_async: bool, listed: Party, unlisted: Party) -> None:
-    """It does not matter whether the token is relayed."""
+    """Each hop is recorded once, whether or not the token is relayed."""
     reasons = recorded()
     with use_token(TOKEN):
         get(module, is_async, listed.url)
@@ -79,7 +79,7 @@ def test_a_hop_is_recorded_once(module: ModuleType, is_async: bool, listed: Part
 @every_httpx
 @every_form
 def test_a_request_without_a_connection_is_not_a_hop(module: ModuleType, is_async: bool) -> None:
-    """Nothing is sent, so no decision is recorded."""
+    """A request that cannot connect records no decision, because nothing is sent."""
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{closed.getsockname()[1]}"
@@ -93,7 +93,7 @@ def test_a_request_without_a_connection_is_not_a_hop(module: ModuleType, is_asyn
 
 @contextmanager
 def hanging_up() -> Iterator[str]:
-    """A server that reads a request and closes the connection."""
+    """Run a server that reads a request and then closes the connection."""
 
     def serve() -> None:
         connection, _ = listening.accept()
@@ -113,7 +113,7 @@ def hanging_up() -> Iterator[str]:
 def test_a_request_that_fails_after_it_was_sent_is_a_hop(
     module: ModuleType, is_async: bool, is_hooked: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without the hook, the transport cannot know whether the request was sent, so it records the decision."""
+    """A request that fails after it was sent records its decision, even if the connection is not hooked."""
     if not is_hooked:
         change_the_method(monkeypatch)
     with hanging_up() as url:
@@ -126,7 +126,7 @@ def test_a_request_that_fails_after_it_was_sent_is_a_hop(
 
 
 def change_the_method(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the hook expect other parameters, as if httpcore had changed."""
+    """Make the hook expect different parameters, as if httpcore had changed."""
     monkeypatch.setattr(adapter, "_CONNECTIONS", dict.fromkeys(adapter._CONNECTIONS, ("self", "other")))
 
 
@@ -135,7 +135,7 @@ def change_the_method(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_another_version_of_httpcore_relays_as_decided_before_the_queue(
     module: ModuleType, is_async: bool, one: Party, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The token is relayed, the decision is recorded once, and the log names the module that cannot be hooked."""
+    """If httpcore cannot be hooked, the token is still relayed, and the log names the unhooked module."""
     change_the_method(monkeypatch)
     install(Settings(destinations=[one.url]))
     reasons = recorded()
@@ -150,7 +150,7 @@ def test_another_version_of_httpcore_relays_as_decided_before_the_queue(
 
 
 def test_a_module_without_a_connection_class_cannot_be_hooked() -> None:
-    """The hook fails, and the transports keep their decision."""
+    """Hooking a module without a connection class raises an error."""
     with pytest.raises(AttributeError, match="none of the connection classes"):
         adapter.patch(ModuleType("httpcore._sync.http11"), Runtime(Settings()), Patches())
 
@@ -160,7 +160,7 @@ def test_a_module_without_a_connection_class_cannot_be_hooked() -> None:
 def test_a_pool_of_the_application_gets_the_token_and_is_recorded(
     module: ModuleType, is_async: bool, listed: Party
 ) -> None:
-    """Its requests do not pass httpcore's connections."""
+    """A custom pool gets the token, and the decision is recorded although httpcore's connections are not used."""
     core = httpcore if module is httpx else httpcore2
     seen: list[Any] = []
 
@@ -203,7 +203,7 @@ def test_a_pool_of_the_application_gets_the_token_and_is_recorded(
 @every_httpx
 @every_form
 def test_extensions_do_not_show_the_token(module: ModuleType, is_async: bool, listed: Party) -> None:
-    """The trace extension sees an object that does not print the token; the application sees its own extensions."""
+    """The request's extensions do not print the token, and the application sees its own extensions."""
     told: list[dict[str, Any]] = []
 
     def tell(name: str, info: dict[str, Any]) -> None:
@@ -229,7 +229,7 @@ def test_extensions_do_not_show_the_token(module: ModuleType, is_async: bool, li
 
 @pytest.mark.parametrize("module", [httpcore, httpcore2], ids=["httpcore", "httpcore2"])
 def test_requests_of_the_application_are_not_changed(module: ModuleType, listed: Party) -> None:
-    """Bare httpcore is not covered: its requests carry no token and are not recorded."""
+    """A request that is sent directly with httpcore carries no token and is not recorded."""
     reasons = recorded()
     with use_token(TOKEN), module.ConnectionPool() as pool:
         pool.request("GET", listed.url)
@@ -244,7 +244,7 @@ def test_requests_of_the_application_are_not_changed(module: ModuleType, listed:
 def test_a_connect_request_of_the_application_carries_no_token(
     module: ModuleType, is_async: bool, between: Proxy
 ) -> None:
-    """It goes to a proxy, in clear text."""
+    """A CONNECT request that the application sends itself to a proxy carries no token."""
     install(Settings(destinations=[between.url]))
     reasons = recorded()
     with use_token(TOKEN), pytest.raises(module.HTTPError):

@@ -1,4 +1,4 @@
-"""httpx and httpx2: behavior that other clients do not have. `test_all_clients.py` covers the rest."""
+"""Tests for behavior that is specific to httpx and httpx2; `test_all_clients.py` covers all clients."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_an_instrumented_httpx_client_relays_in_every_order(
     one: Party,
     telemetry: tuple[TracerProvider, InMemorySpanExporter],
 ) -> None:
-    """`instrument_client` wraps a single instance. Our hook works beneath it in every order."""
+    """A client that `instrument_client` wraps relays the token in every startup order without exposing it in spans."""
     provider, exporter = telemetry
     options: dict[str, Any] = {"trust_env": False, "verify": trust()}
     if mounted:
@@ -101,7 +101,7 @@ def test_an_instrumented_httpx_client_relays_in_every_order(
 
 
 class _Retries(httpx.HTTPTransport):
-    """A transport of the application that retries a failed request once."""
+    """A custom transport that retries a failed request once."""
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         response = super().handle_request(request)
@@ -112,7 +112,7 @@ class _Retries(httpx.HTTPTransport):
 
 
 class _Routes(httpx.BaseTransport):
-    """A transport of the application that chooses the host to send to."""
+    """A custom transport that chooses the host."""
 
     def __init__(self, url: str) -> None:
         self.inner, self.url = httpx.HTTPTransport(verify=trust()), httpx.URL(url)
@@ -126,7 +126,7 @@ class _Routes(httpx.BaseTransport):
 
 
 def test_each_retry_of_a_subclassed_transport_is_decided(one: Party) -> None:
-    """A retry inside a transport is a hop."""
+    """Each retry in a custom transport is decided separately."""
     one.answers.append(Status(503))
     install(Settings(destinations=[one.url]))
     with use_token(TOKEN), httpx.Client(transport=_Retries(verify=trust())) as client:
@@ -136,7 +136,7 @@ def test_each_retry_of_a_subclassed_transport_is_decided(one: Party) -> None:
 
 
 def test_a_hop_of_a_routing_transport_is_decided_by_the_url_that_is_sent(one: Party) -> None:
-    """The URL that the sending transport receives counts, not the URL that the application called."""
+    """The decision applies to the URL that a routing transport sends, not to the URL that the application requested."""
     with party() as other, httpx.Client(transport=_Routes(other.url)) as client:
         install(Settings(destinations=[one.url]))
         with use_token(TOKEN):
@@ -182,7 +182,7 @@ def _wsgi(module: Any, seen: list[str | None]) -> Any:
     ids=["mock", "async mock", "asgi", "wsgi"],
 )
 def test_hops_of_a_transport_without_a_connection_are_decided(module: Any, build: Any, is_async: bool) -> None:
-    """Transports for tests and for in-process applications receive the token for listed origins only."""
+    """A transport for tests or for an in-process application receives the token only for listed origins."""
     seen: list[str | None] = []
     transport = build(module, seen)
     client = (module.AsyncClient if is_async else module.Client)(transport=transport)
@@ -200,7 +200,7 @@ def test_hops_of_a_transport_without_a_connection_are_decided(module: Any, build
     assert seen == [f"Bearer {TOKEN}", None]
 
 
-# Sends a GET request through a client of httpx or httpx2 and returns the status.
+# This function sends a GET request through an httpx or httpx2 client and returns the status.
 Send = Callable[..., int]
 
 
@@ -226,8 +226,8 @@ every_httpx = pytest.mark.parametrize(
 )
 
 
-# Makes a target from the URL of an unlisted server, and whether the proxy then goes there. With httpx2, a target
-# that begins with a slash becomes part of the URL that the proxy gets, so the proxy goes to the listed server.
+# Each entry builds a target from an unlisted server's URL and indicates whether the proxy connects to that server. In
+# httpx2, a target that begins with a slash is appended to the proxy's URL, so the proxy connects to the listed server.
 TARGETS = {
     "absolute": (lambda url: f"{url}/x".encode(), True),
     "absolute, upper-case scheme": (lambda url: f"{url}/x".replace("http", "HTTP").encode(), True),
@@ -248,10 +248,10 @@ TARGETS = {
 def test_a_target_that_is_not_a_path_gets_no_token(
     send: Send, module: ModuleType, kind: str, listed: Party, unlisted: Party, between: Proxy
 ) -> None:
-    """A forward proxy connects to the target, so a request whose target is not a path gets no token."""
+    """A request through a forward proxy carries no token if its target is not a path."""
     make, leads_there = TARGETS[kind]
     leads_there = leads_there and (module is httpx or kind != "two slashes")
-    # Some of them cannot be sent.
+    # Some targets cannot be sent.
     errors = () if leads_there else (module.HTTPError, TypeError, AttributeError)
     with use_token(TOKEN), suppress(*errors):
         assert send(module, listed.url, via=between.url, extensions={"target": make(unlisted.url)}) == 200
@@ -265,7 +265,7 @@ def test_a_target_that_is_not_a_path_gets_no_token(
 @every_httpx
 @pytest.mark.parametrize("target", [b"http://evil.example/x", b"//evil.example/x", b"evil.example:80"])
 def test_the_same_holds_without_a_proxy(send: Send, module: ModuleType, target: bytes, listed: Party) -> None:
-    """A listed server may itself be a proxy, so a target with an authority gets no token there either."""
+    """Without a proxy, a target with an authority gets no token either, because the server might be a proxy."""
     with use_token(TOKEN):
         send(module, listed.url, via=None, extensions={"target": target})
 
@@ -283,7 +283,7 @@ def test_the_same_holds_without_a_proxy(send: Send, module: ModuleType, target: 
 def test_a_path_as_the_target_is_relayed(
     send: Send, module: ModuleType, through_proxy: bool, target: bytes, listed: Party, between: Proxy
 ) -> None:
-    """A target that is a path or an asterisk goes to the host of the URL and carries the token."""
+    """A request carries the token if its target is a path or an asterisk."""
     with use_token(TOKEN):
         assert (
             send(module, listed.url, via=between.url if through_proxy else None, extensions={"target": target}) == 200
@@ -306,7 +306,7 @@ HOSTS = {
 def test_a_path_with_another_host_gets_no_token(
     send: Send, module: ModuleType, kind: str, listed: Party, unlisted: Party, between: Proxy
 ) -> None:
-    """A proxy that gets only a path connects to the host of the Host header, which must be the URL's host."""
+    """A request whose Host header differs from the URL's host carries no token."""
     headers = HOSTS[kind](urlsplit(unlisted.url).netloc)
     with use_token(TOKEN), suppress(*([module.HTTPError] if kind in ("duplicate", "with user info") else [])):
         send(module, listed.url, via=between.url, extensions={"target": b"/x"}, headers=headers)
@@ -322,7 +322,7 @@ def test_a_path_with_another_host_gets_no_token(
 def test_a_path_with_the_host_of_the_url_is_relayed(
     send: Send, module: ModuleType, listed: Party, between: Proxy
 ) -> None:
-    """The Host header may spell the URL's host in another way."""
+    """A request carries the token if its Host header is a different spelling of the URL's host."""
     url = f"http://localhost:{listed.port}"
     install(Settings(destinations=[url]))
     headers = {"HOST": f"LocalHost:{listed.port}"}
@@ -341,7 +341,7 @@ def _transport(module: ModuleType, core: Any, kind: str, path: str, is_async: bo
     if kind == "pool":
         transport._pool = pool(uds=path)
         return transport
-    # Connects to the socket instead of the host that it is given.
+    # This backend connects to the Unix socket and ignores the host.
     backend = core._backends.auto.AutoBackend if is_async else core.SyncBackend
 
     class Elsewhere(backend):  # type: ignore[misc,valid-type]
@@ -358,7 +358,7 @@ def _transport(module: ModuleType, core: Any, kind: str, path: str, is_async: bo
 def test_an_httpx_transport_to_a_unix_socket_gets_no_token(
     kind: str, module: ModuleType, core: ModuleType, is_async: bool, served: tuple[Party, str]
 ) -> None:
-    """A transport with `uds=`, or with a network backend of the application's own, gets no token."""
+    """A transport with `uds=` or with a custom network backend gets no token."""
     one, path = served
     transport = _transport(module, core, kind, path, is_async)
 
@@ -379,7 +379,7 @@ def test_an_httpx_transport_to_a_unix_socket_gets_no_token(
 
 
 def test_an_unreadable_httpcore_pool_gets_no_token() -> None:
-    """If httpcore renames its attributes, nothing is relayed. A pool that the application defined is allowed."""
+    """A custom pool gets the token, but a pool of httpcore whose attributes cannot be read does not."""
 
     class ConnectionPool:
         pass
@@ -396,7 +396,7 @@ def test_an_unreadable_httpcore_pool_gets_no_token() -> None:
 
 
 def test_httpx_keeps_the_encoding_of_the_headers() -> None:
-    """A transport reads the same header values with the token as without."""
+    """A transport receives the same header values with and without the token."""
     seen: list[str] = []
 
     def handle(request: httpx.Request) -> httpx.Response:

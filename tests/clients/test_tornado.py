@@ -1,4 +1,4 @@
-"""Tornado's client: behavior that other clients do not have. `test_all_clients.py` covers the rest."""
+"""Tests for behavior that is specific to Tornado's client; `test_all_clients.py` covers all clients."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ BOB = "bob-token-0000001"
 
 @pytest.fixture
 def listed():
-    """A listed server."""
+    """Run a server that is listed as a destination."""
     with third_party() as party:
         yield party
 
 
 @pytest.fixture(params=["plain", "instrumented first", "instrumented later"])
 def relay(request, listed):
-    """Switch the relay on for the listed server, with and without instrumentation."""
+    """Enable the relay for the listed server, with and without instrumentation."""
     instrumentor = TornadoInstrumentor()
     if request.param == "instrumented first":
         instrumentor.instrument()
@@ -37,7 +37,7 @@ def relay(request, listed):
 
 
 def test_a_queued_request_carries_its_own_token(relay, listed):
-    """Tornado starts a queued request in the context of the request that finished before it."""
+    """A queued request carries its own token, although it starts in the context of an earlier request."""
 
     async def run():
         client = SimpleAsyncHTTPClient(force_instance=True, max_clients=1)
@@ -58,7 +58,7 @@ def test_a_queued_request_carries_its_own_token(relay, listed):
 
 
 def test_a_redirect_of_a_queued_request_carries_its_own_token(relay, listed):
-    """The second hop starts another fetch."""
+    """A redirect of a queued request carries the request's own token."""
 
     async def run():
         client = SimpleAsyncHTTPClient(force_instance=True, max_clients=1)
@@ -80,7 +80,7 @@ def test_a_redirect_of_a_queued_request_carries_its_own_token(relay, listed):
 
 
 def test_a_queued_request_carries_no_token_after_its_lease_has_ended(relay, listed):
-    """The block of `use_token` has ended before the client sends."""
+    """A queued request carries no token if its `use_token` block ends before the request is sent."""
 
     async def run():
         client = SimpleAsyncHTTPClient(force_instance=True)

@@ -1,4 +1,4 @@
-"""urllib.request: connections, targets and headers. `test_all_clients.py` covers what all clients have."""
+"""Tests for urllib.request's connections, targets, and headers; `test_all_clients.py` covers all clients."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _subclass_with_a_creator(path: str) -> Any:
 
 
 class _WithoutOptions(socket.socket):
-    """A Unix socket that takes the options of TCP."""
+    """A Unix socket that ignores TCP options."""
 
     def __init__(self, path: str) -> None:
         super().__init__(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -85,7 +85,7 @@ def _opener(http_class: Any) -> urllib.request.OpenerDirector:
 
 @pytest.mark.parametrize("kind", HTTP_CLASSES)
 def test_a_urllib_handler_for_a_unix_socket_gets_no_token(kind: str, served: tuple[Party, str]) -> None:
-    """A handler can pass `do_open` a class or function whose connections go to a Unix socket."""
+    """A urllib handler whose connections lead to a Unix socket gets no token."""
     one, path = served
     with use_token(TOKEN):
         _opener(HTTP_CLASSES[kind](path)).open(f"{PLACEHOLDER}/x", timeout=10).close()
@@ -94,7 +94,7 @@ def test_a_urllib_handler_for_a_unix_socket_gets_no_token(kind: str, served: tup
 
 
 def test_a_patched_urllib_gets_no_token(served: tuple[Party, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A replaced ``connect`` of http.client's own class gets no token."""
+    """A request carries no token if the ``connect`` method of http.client's own class is replaced."""
     one, path = served
     monkeypatch.setattr(http.client.HTTPConnection, "connect", _subclass(path).connect)
     with use_token(TOKEN):
@@ -104,11 +104,11 @@ def test_a_patched_urllib_gets_no_token(served: tuple[Party, str], monkeypatch: 
 
 
 def test_a_urllib_handler_that_connects_by_tcp_gets_the_token() -> None:
-    """A function that creates connections is called once for each request, and the connection counts."""
+    """A handler whose connections use TCP gets the token, and each connection is created only once."""
     made: list[http.client.HTTPConnection] = []
 
     class Named(http.client.HTTPConnection):
-        """Override a method that is unrelated to connecting."""
+        """A connection class that overrides a method that is unrelated to connecting."""
 
         def putheader(self, header: str | bytes, *values: Any) -> None:
             super().putheader(header, *values)
@@ -121,7 +121,7 @@ def test_a_urllib_handler_that_connects_by_tcp_gets_the_token() -> None:
         install(Settings(destinations=[one.url]))
         _opener(make).open(f"{one.url}/x", timeout=10).close()
         _opener(Named).open(f"{one.url}/x", timeout=10).close()
-        # Connects to another server than the one in the URL.
+        # The connection leads to a server other than the one in the URL.
         elsewhere = functools.partial(_connection_to, other.port)
         _opener(elsewhere).open(f"{one.url}/x", timeout=10).close()
 
@@ -147,7 +147,7 @@ def _open(request: urllib.request.Request) -> None:
 def test_a_urllib_selector_that_differs_from_the_url_gets_no_token(
     listed: Party, unlisted: Party, between: Proxy
 ) -> None:
-    """urllib sends the selector as the target, and an application can set it to any text."""
+    """A request carries no token if its selector, which urllib sends as the target, differs from the URL."""
     install(Settings(destinations=[listed.url, between.url]))
     with use_token(TOKEN):
         proxied = _proxied_request(listed, between)
@@ -163,8 +163,8 @@ def test_a_urllib_selector_that_differs_from_the_url_gets_no_token(
 
 
 def test_a_urllib_method_that_contains_a_target_gets_no_token(listed: Party, unlisted: Party, between: Proxy) -> None:
-    """http.client allows spaces in a method, so a method can contain a target that precedes the URL's."""
-    # The proxy rejects such a line.
+    """A request carries no token if its method contains a target, which http.client allows."""
+    # The proxy rejects this request line.
     with use_token(TOKEN), suppress(urllib.error.HTTPError, http.client.HTTPException):
         _open(_proxied_request(listed, between, method=f"GET {unlisted.url}/x"))
 
@@ -190,7 +190,7 @@ def _target(url: str, http_class: Any = http.client.HTTPConnection, **changes: A
     ],
 )
 def test_host_and_port_are_read_as_http_client_reads_them(url: str, expected: tuple[str, int | None]) -> None:
-    """Names that are not ASCII are compared in the form that is sent to the resolver."""
+    """The host and the port are read as http.client reads them, and non-ASCII names as the resolver receives them."""
     assert _target(url) == ("http", *expected)
     assert _target(url, http.client.HTTPSConnection) == ("https", *expected)
 
@@ -205,13 +205,13 @@ def test_host_and_port_are_read_as_http_client_reads_them(url: str, expected: tu
     ],
 )
 def test_a_request_without_one_destination_is_an_error(changes: dict[str, Any], error: type[Exception]) -> None:
-    """The relay withholds the token if the destination cannot be determined."""
+    """A request whose destination cannot be determined is an error."""
     with pytest.raises(error):
         _target("http://127.0.0.1/x", **changes)
 
 
 def test_the_end_of_a_tunnel_is_the_destination() -> None:
-    """The proxy of an https request only forwards bytes."""
+    """The destination of a tunneled request is the end of the tunnel."""
     request = urllib.request.Request("https://localhost:8443/x")
     request.set_proxy("127.0.0.1:9", "http")
 
@@ -221,7 +221,7 @@ def test_the_end_of_a_tunnel_is_the_destination() -> None:
 
 
 def test_a_replaced_header_remains_on_the_request_of_the_caller(listed: Party) -> None:
-    """With ON_CONFLICT=replace, only our line is sent, each time that the request is used."""
+    """With ON_CONFLICT=replace, each use of a request sends only the relay's line and keeps the caller's header."""
     install(Settings(destinations=[listed.url], on_conflict="replace"))
     request = urllib.request.Request(listed.url, headers={"authorization": "Own a"})
     request.add_unredirected_header("AUTHORIZATION", "Own b")

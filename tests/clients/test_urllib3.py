@@ -1,4 +1,4 @@
-"""urllib3 and requests: connections, targets and headers. `test_all_clients.py` covers what all clients have."""
+"""Tests for connections, targets, and headers of urllib3 and requests; `test_all_clients.py` covers all clients."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LINE = [f"Bearer {TOKEN}"]
 
 
 class OverridesConnect(urllib3.connection.HTTPConnection):
-    """As in docker's SDK."""
+    """A connection class that overrides ``connect``, as Docker's SDK does."""
 
     path: str
 
@@ -62,7 +62,7 @@ class OpensEarly(urllib3.connection.HTTPConnection):
 
 
 class OpensWithTheRequest(urllib3.connection.HTTPConnection):
-    """Opens the socket when it is read, before ``connect`` is called."""
+    """A connection class that opens its socket on first access, before ``connect`` is called."""
 
     path: str
 
@@ -86,7 +86,7 @@ class HasItsOwnConnect(urllib3.connection.HTTPConnection):
 
 
 class Pipe:
-    """A socket without a family, like docker's for named pipes on Windows."""
+    """A socket without a family, like the one that Docker's SDK uses for named pipes on Windows."""
 
     def __init__(self, path: str) -> None:
         self._socket = unix_socket(path)
@@ -116,7 +116,7 @@ CONNECTIONS = [
 
 
 def pool_of(kind: type[urllib3.connection.HTTPConnection], path: str) -> urllib3.HTTPConnectionPool:
-    """Return a pool with the placeholder host, like those of docker's SDK and requests-unixsocket."""
+    """Return a pool with the placeholder host, like the pools of Docker's SDK and requests-unixsocket."""
 
     class Bound(kind):  # type: ignore[valid-type,misc]
         pass
@@ -137,7 +137,7 @@ every_connection = pytest.mark.parametrize("kind", CONNECTIONS, ids=lambda kind:
 def test_a_urllib3_pool_for_a_unix_socket_gets_no_token(
     kind: type[urllib3.connection.HTTPConnection], served: tuple[Party, str]
 ) -> None:
-    """The host of the pool is a placeholder, so neither a new connection nor a reused one carries the token."""
+    """A pool for a Unix socket sends no token on either new or reused connections."""
     one, path = served
     with use_token(TOKEN), pool_of(kind, path) as pool:
         for _ in range(2):
@@ -147,7 +147,7 @@ def test_a_urllib3_pool_for_a_unix_socket_gets_no_token(
 
 
 class UnixAdapter(requests.adapters.HTTPAdapter):
-    """The adapter of docker's SDK and of requests-unixsocket, for ``http+unix://`` URLs."""
+    """An adapter for ``http+unix://`` URLs, like the adapters of Docker's SDK and requests-unixsocket."""
 
     def __init__(self, kind: type[urllib3.connection.HTTPConnection], path: str) -> None:
         super().__init__()
@@ -167,7 +167,7 @@ class UnixAdapter(requests.adapters.HTTPAdapter):
 def test_a_requests_adapter_for_a_unix_socket_gets_no_token(
     kind: type[urllib3.connection.HTTPConnection], served: tuple[Party, str]
 ) -> None:
-    """Adapters for Unix sockets get no token, for any scheme that their URLs have."""
+    """A requests adapter for a Unix socket gets no token, regardless of the URL's scheme."""
     one, path = served
     with use_token(TOKEN), requests.Session() as session:
         session.mount("http+unix://", UnixAdapter(kind, path))
@@ -180,11 +180,11 @@ def test_a_requests_adapter_for_a_unix_socket_gets_no_token(
 
 
 def test_a_connection_of_another_library_gets_no_token(served: tuple[Party, str]) -> None:
-    """A pool may use a connection that only looks like one of urllib3's."""
+    """A connection that only resembles urllib3's connections gets no token."""
     one, path = served
 
     class Stranger(http.client.HTTPConnection):
-        """As in early releases of requests-unixsocket, with the attributes that urllib3 needs today."""
+        """A connection class from an early requests-unixsocket release, with the attributes that urllib3 requires."""
 
         is_verified, proxy, is_closed = True, None, False
         server_hostname = proxy_is_verified = None
@@ -214,7 +214,7 @@ def test_a_connection_of_another_library_gets_no_token(served: tuple[Party, str]
 
 @pytest.mark.parametrize("name", ["connect", "_new_conn"])
 def test_a_patched_urllib3_gets_no_token(name: str, served: tuple[Party, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A function that replaces urllib3's own gets no token, even if the class was used before."""
+    """A request carries no token if a method of urllib3's connection class is replaced, even after the first use."""
     one, path = served
 
     def connect(self: Any) -> None:
@@ -237,7 +237,7 @@ def test_a_patched_urllib3_gets_no_token(name: str, served: tuple[Party, str], m
 
 
 def test_classes_of_an_application_are_not_kept_alive(served: tuple[Party, str]) -> None:
-    """The hook holds no reference to the classes of connections."""
+    """The hook does not keep the application's connection classes alive."""
     _, path = served
     with use_token(TOKEN), pool_of(OverridesConnect, path) as pool:
         pool.urlopen("GET", "/x")
@@ -249,7 +249,7 @@ def test_classes_of_an_application_are_not_kept_alive(served: tuple[Party, str])
 
 
 def test_a_socks_proxy_carries_tls_to_a_listed_host() -> None:
-    """urllib3's connections for SOCKS are read as https if they use TLS."""
+    """A TLS connection through a SOCKS proxy has the https scheme, and a listed host gets the token."""
     with party(tls=True) as one, socks_proxy() as via, use_token(TOKEN):
         url = f"https://localhost:{one.port}"
         install(Settings(destinations=[url]))
@@ -263,7 +263,7 @@ def test_a_socks_proxy_carries_tls_to_a_listed_host() -> None:
 
 
 def test_http2_connections_of_urllib3_are_https() -> None:
-    """urllib3's own class for HTTP/2 is read as https."""
+    """A connection of urllib3's HTTP/2 class has the https scheme."""
 
     pool = urllib3.HTTPSConnectionPool("localhost", 8443)
     connection = HTTP2Connection("localhost", 8443)
@@ -272,7 +272,7 @@ def test_http2_connections_of_urllib3_are_https() -> None:
 
 
 def test_the_connection_counts_not_the_pool() -> None:
-    """If a pool uses connections to another host than its own, that host counts."""
+    """The decision applies to the host of the connection, not to the host of the pool."""
     with party() as one, party() as other, use_token(TOKEN):
         install(Settings(destinations=[one.url]))
 
@@ -290,7 +290,7 @@ def test_the_connection_counts_not_the_pool() -> None:
 
 
 def test_a_pool_for_https_without_tls_is_http() -> None:
-    """A connection without TLS is http, even if the scheme of its pool is https."""
+    """A connection without TLS has the http scheme, even if the pool's scheme is https."""
     with party() as one, use_token(TOKEN):
         install(Settings(destinations=[f"https://127.0.0.1:{one.port}"]))
 
@@ -304,7 +304,7 @@ def test_a_pool_for_https_without_tls_is_http() -> None:
 
 
 class _ElsewhereAdapter(requests.adapters.HTTPAdapter):
-    """Send a URL in the request line that differs from the URL to connect to."""
+    """An adapter that sends a request line for a URL other than the one that it connects to."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -327,7 +327,7 @@ def _session(url: str, via: str | None) -> requests.Session:
 def test_the_request_url_of_an_adapter_determines_the_destination(
     through_proxy: bool, listed: Party, unlisted: Party, between: Proxy
 ) -> None:
-    """An adapter of requests can choose the target. A proxy connects to it, and the connection's host gets no token."""
+    """A request carries no token if its adapter sends a target that differs from the URL."""
     with use_token(TOKEN), _session(f"{unlisted.url}/x", between.url if through_proxy else None) as session:
         session.get(listed.url)
 
@@ -341,7 +341,7 @@ def test_the_request_url_of_an_adapter_determines_the_destination(
 def test_urllib3_sends_a_path_to_a_forward_proxy_without_the_token(
     target: str, unlisted: Party, between: Proxy
 ) -> None:
-    """A listed proxy that gets only a path connects to the host of the Host header, which can be any host."""
+    """A path that is sent to a forward proxy carries no token, because the Host header can name any host."""
     install(Settings(destinations=[between.url]))
     netloc = urlsplit(unlisted.url).netloc
     with use_token(TOKEN), urllib3.ProxyManager(between.url) as manager:
@@ -362,7 +362,7 @@ def _urllib3_tunnelled(headers: Any) -> list[list[str]]:
 
 
 class _Frozen(dict[str, str]):
-    """Immutable headers, whose copy is immutable too."""
+    """Immutable headers whose copy is also immutable."""
 
     def copy(self) -> _Frozen:
         return self
@@ -372,7 +372,7 @@ class _Frozen(dict[str, str]):
 
 
 class _ReadOnly:
-    """The methods that urllib3 needs of headers for a tunnel."""
+    """A header collection with only the methods that urllib3 requires for a tunnel."""
 
     def __init__(self, *pairs: tuple[str, str]) -> None:
         self._pairs = pairs
@@ -394,12 +394,12 @@ class _ReadOnly:
     ],
 )
 def test_urllib3_loses_and_rejects_no_header_because_of_the_token(headers: Any, values: list[str]) -> None:
-    """Repeated names remain repeated, and immutable headers are sent with the token."""
+    """Repeated header names are kept, and a request with immutable headers carries the token."""
     assert _urllib3_tunnelled(headers) == [values, LINE]
 
 
 def test_urllib3_1_26_is_hooked(monkeypatch: pytest.MonkeyPatch, listed: Party) -> None:
-    """Its module of the pools does not contain the class for repeated headers."""
+    """The token is relayed by urllib3 1.26, whose pool module has no class for repeated headers."""
     uninstall()
     monkeypatch.delattr(urllib3.connectionpool, "HTTPHeaderDict", raising=False)
     install(Settings(destinations=[listed.url]))

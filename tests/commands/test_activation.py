@@ -1,4 +1,4 @@
-"""Whether the relay is on, judged from the variables and the configuration file."""
+"""The variables and the configuration file determine whether the relay is enabled."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ALL = "set OTEL_PROPAGATORS=tracecontext,baggage,token_relay"
     [
         ("token_relay", None),
         ("tracecontext, token_relay ,baggage", None),
-        ("token_relay,none", None),  # loaded before none
+        ("token_relay,none", None),  # loaded before ``none`` takes effect
         ("", ["is not set, so it does not contain token_relay", ALL, "or call install()"]),
         ("tracecontext,baggage", ["does not contain token_relay", ALL]),
         ("tracecontext", ["set OTEL_PROPAGATORS=tracecontext,token_relay"]),
@@ -53,7 +53,7 @@ ALL = "set OTEL_PROPAGATORS=tracecontext,baggage,token_relay"
     ],
 )
 def test_each_list_of_propagators(names: str, words: list[str] | None) -> None:
-    """The problem names what is wrong, and what was probably meant."""
+    """A problem with a list of propagators is reported with a suggested correction."""
     problem = relay_problem({"OTEL_PROPAGATORS": names})
 
     if words is None:
@@ -66,7 +66,7 @@ def test_each_list_of_propagators(names: str, words: list[str] | None) -> None:
 
 
 def test_the_configuration_file_may_switch_the_relay_on(tmp_path: Path) -> None:
-    """OTEL_PROPAGATORS is then not needed."""
+    """A configuration file can enable the relay without OTEL_PROPAGATORS."""
     path = tmp_path / "otel.json"
     environ = {"OTEL_CONFIG_FILE": str(path)}
     path.write_text(json.dumps({"propagator": {"composite_list": "token_relay"}}))
@@ -85,7 +85,7 @@ def test_the_configuration_file_may_switch_the_relay_on(tmp_path: Path) -> None:
     [(None, None), ("", None), ("contextvars_context", None), ("x\x1b", "contains x\\x1b, which no installed package")],
 )
 def test_the_runtime_context(name: str | None, words: str | None) -> None:
-    """OpenTelemetry replaces a context that it cannot load with the default."""
+    """A runtime context that OpenTelemetry cannot load is reported as a problem."""
     problem = context_problem({} if name is None else {"OTEL_PYTHON_CONTEXT": name})
 
     assert problem is None if words is None else words in (problem or "")

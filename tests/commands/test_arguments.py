@@ -1,4 +1,4 @@
-"""Errors about arguments never repeat a credential."""
+"""Error messages about arguments never repeat a credential."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ OPAQUE = "2YotnFZFEjr1zCsicMWpAA"
     ],
 )
 def test_what_looks_like_a_token(argument: str, is_token: bool) -> None:
-    """Names of claims do not look like tokens, with or without a namespace."""
+    """A credential is recognized as a token, and a claim name, with or without a namespace, is not."""
     assert looks_like_token(argument) is is_token
 
 
@@ -66,7 +66,7 @@ def test_what_looks_like_a_token(argument: str, is_token: bool) -> None:
 def test_a_usage_error_does_not_repeat_a_credential(
     arguments: list[str], shown: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The message says what is wrong, and the status is 2."""
+    """A usage error explains the mistake without repeating the token, and the exit status is 2."""
     with pytest.raises(SystemExit) as exited:
         cli.main(arguments)
     output, errors = capsys.readouterr()
@@ -80,7 +80,7 @@ def test_a_usage_error_does_not_repeat_a_credential(
 
 
 def test_options_are_named_without_their_values() -> None:
-    """The value may be a secret, even if the command takes arguments."""
+    """An unrecognized option is reported without its value, which might be a secret."""
     assert describe_unrecognized(["--a=b", "c"], None) == "unrecognized arguments: --a c"
     assert describe_unrecognized(["--a=b"], "instead") == "unrecognized arguments: --a"
     assert describe_unrecognized(["--a=b", "c"], "instead") == "instead"
@@ -88,7 +88,7 @@ def test_options_are_named_without_their_values() -> None:
 
 @given(st.text(max_size=20), st.sampled_from([TOKEN, OPAQUE, TOKEN[30:90]]), st.text(max_size=20))
 def test_any_message_is_masked(before: str, token: str, after: str) -> None:
-    """The token may be quoted in any way."""
+    """A token is masked in any error message, regardless of how the message quotes the token."""
     for message in (f"{before} {token} {after}", repr(f"{before}'{token}'{after}"), f"{before}={token} {after}"):
         masked = mask_arguments(message)
 
@@ -97,7 +97,7 @@ def test_any_message_is_masked(before: str, token: str, after: str) -> None:
 
 
 def test_ctrl_c_ends_quietly(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """The status is that of a program that SIGINT ended."""
+    """Pressing Ctrl-C ends the command without a message and with the exit status for SIGINT."""
 
     def interrupt(options: Any) -> int:
         raise KeyboardInterrupt

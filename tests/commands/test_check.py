@@ -1,4 +1,4 @@
-"""The command line: its output, what it must never print, and its exit status."""
+"""Tests for the command line: its output, its exit status, and what it must never print."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SWITCHED_ON = {"OTEL_PROPAGATORS": "tracecontext,baggage,token_relay"}
 
 
 def run(*arguments: str, program: tuple[str, ...] = ("-m", "otel_token_relay"), **environment: str) -> tuple[int, str]:
-    """Return the exit status and the combined output of the command."""
+    """Return the command's exit status and combined output."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
     ran = subprocess.run(
         [sys.executable, *program, *arguments],
@@ -53,7 +53,7 @@ def run(*arguments: str, program: tuple[str, ...] = ("-m", "otel_token_relay"), 
 
 @pytest.fixture
 def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """Return an environment with the relay switched on and no other OpenTelemetry variable."""
+    """Return an environment that enables the relay and contains no other OpenTelemetry variable."""
     for name in [name for name in os.environ if name.startswith("OTEL_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("OTEL_PROPAGATORS", SWITCHED_ON["OTEL_PROPAGATORS"])
@@ -62,7 +62,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 @pytest.fixture
 def without_hooks(environment: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
-    """Return the environment for a check in this process that skips the libraries, which take seconds."""
+    """Return the environment for an in-process check that skips the libraries, whose import takes seconds."""
     environment.setattr(coverage, "UNCOVERED_CLIENTS", ())
     textmap = propagate.get_global_textmap()
     yield environment
@@ -74,13 +74,13 @@ def without_hooks(environment: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatc
 
 
 def checked(*arguments: str, **environment: str) -> tuple[int, dict[str, Any]]:
-    """Return the exit status and the report of a check in JSON."""
+    """Return the exit status and the JSON report of a check."""
     status, output = run("check", "--json", *arguments, **environment)
     return status, json.loads(output)
 
 
 def test_check_begins_with_the_verdict_and_shows_only_what_differs() -> None:
-    """A working configuration has no problem. Nothing that is hooked from outside is claimed to be hooked."""
+    """The check begins with its result and does not claim that a library is hooked."""
     status, output = run("check", **{DESTINATIONS: "https://profile-service"})
 
     assert status == 0
@@ -100,7 +100,7 @@ def test_check_begins_with_the_verdict_and_shows_only_what_differs() -> None:
 def test_check_names_the_packages_that_verification_needs(
     environment: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], missing: tuple[str, ...], expected: str
 ) -> None:
-    """Without them, every request gets a 503 response."""
+    """If verification is enabled, `check` reports the missing packages that verification requires."""
     variables = {"VERIFY": "enforce", "ISSUERS": "https://idp.example", "AUDIENCE": "a"}
     for name, value in variables.items():
         environment.setenv(f"OTEL_PYTHON_TOKEN_RELAY_{name}", value)
@@ -115,7 +115,7 @@ def test_check_names_the_packages_that_verification_needs(
 def test_check_names_packages_that_are_too_old(
     environment: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """An environment that pip has not resolved, such as one with an injected directory, can have other versions."""
+    """The `check` command reports packages that are too old, which can occur in an injected directory."""
     for name, value in {"VERIFY": "enforce", "ISSUERS": "https://idp.example", "AUDIENCE": "a"}.items():
         environment.setenv(f"OTEL_PYTHON_TOKEN_RELAY_{name}", value)
     clause = "urllib3 1.26.18 is installed, but urllib3>=2.6.3 is required"
@@ -132,13 +132,13 @@ def test_check_names_packages_that_are_too_old(
     [
         ("", "true", []),
         ("https://a", "false", []),
-        # Only an import shows whether a cache can be hooked, and a cache imports its client.
+        # A cache must be imported to determine whether it can be hooked, and a cache imports its client.
         ("https://a", "true", ["cachecontrol", "httpx", "requests"]),
     ],
     ids=["no destination", "caches are not protected", "a destination"],
 )
 def test_check_imports_no_library_but_caches(destinations: str, protects: str, expected: list[str]) -> None:
-    """A broken library must not break the check, and importing all of them takes seconds."""
+    """The `check` command imports only caches, because importing every library is slow and could fail."""
     names = "{'httpx', 'fastapi', 'django', 'grpc', 'requests', 'cachecontrol', 'opentelemetry.instrumentation'}"
     program = (
         f"import sys; from otel_token_relay import cli; cli.main(['check']); print(sorted({names} & set(sys.modules)))"
@@ -159,7 +159,7 @@ def test_check_imports_no_library_but_caches(destinations: str, protects: str, e
 def test_check_warns_of_caches_that_are_not_protected(
     without_hooks: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Only if a destination is listed: without one, no response is personal."""
+    """The `check` command warns about unprotected caches only if a destination is listed."""
     without_hooks.setenv("OTEL_PYTHON_TOKEN_RELAY_PROTECT_CACHES", "false")
     without_hooks.setenv(DESTINATIONS, "https://a")
 
@@ -181,7 +181,7 @@ def test_check_warns_of_caches_that_are_not_protected(
 def test_check_fails_if_a_signal_is_not_redacted_where_it_is_created(
     arguments: tuple[str, ...], without_hooks: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With an SDK that is not supported, processors registered earlier receive unredacted data."""
+    """The `check` command fails if a signal is not redacted where it is created, as with an unsupported SDK."""
     without_hooks.setenv(DESTINATIONS, "https://a")
     spans, *signals = redaction.SIGNALS
     without_hooks.setattr(redaction, "SIGNALS", (replace(spans, try_out=lambda: False), *signals))
@@ -195,7 +195,7 @@ def test_check_fails_if_a_signal_is_not_redacted_where_it_is_created(
 
 
 def test_check_all_imports_every_library_and_tries_its_hooks() -> None:
-    """Each installed library is hooked, and each signal passes the self-test."""
+    """With ``--all``, `check` hooks every installed library and runs the self-test of each signal."""
     status, report = checked("--all", **{DESTINATIONS: "https://a"})
 
     assert (status, report["problems"]) == (0, [])
@@ -209,7 +209,7 @@ def test_check_all_imports_every_library_and_tries_its_hooks() -> None:
 def test_check_all_fails_if_a_library_cannot_be_hooked(
     without_hooks: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A release without the method that is hooked is a problem: its requests would have no token."""
+    """With ``--all``, `check` fails if a library's release lacks a method that must be hooked."""
     import httpx
 
     uninstall()
@@ -225,7 +225,7 @@ def test_check_all_fails_if_a_library_cannot_be_hooked(
 
 
 def test_a_release_without_the_module_is_a_problem(without_hooks: pytest.MonkeyPatch) -> None:
-    """The file of the module is looked for, and nothing is imported."""
+    """A release without a module that must be hooked is reported as a problem, and no module is imported."""
     hooks = (
         Hook("missing_library", lambda *_: None, "missing-library"),
         Hook("pytest.no_such_module", lambda *_: None, "pytest"),
@@ -243,7 +243,7 @@ def test_a_release_without_the_module_is_a_problem(without_hooks: pytest.MonkeyP
 
 
 def test_the_page_names_the_same_clients_as_check() -> None:
-    """The page lists each client that check reports as not covered, with the alternative."""
+    """The documentation lists every client that `check` reports as not covered, with an alternative."""
     page = (Path(__file__).parents[2] / "docs" / "servers-and-clients.md").read_text()
     (row,) = [line for line in page.splitlines() if line.startswith("| ") and line.endswith("| `to_destination` |")]
 
@@ -253,7 +253,7 @@ def test_the_page_names_the_same_clients_as_check() -> None:
 def test_problems_are_printed_before_warnings_and_coverage(
     without_hooks: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A reader sees first what does not work."""
+    """Problems are printed before warnings and coverage."""
     without_hooks.setenv(DESTINATIONS, "http://a,https://b/path")
 
     assert cli.main(["check"]) == 1
@@ -266,7 +266,7 @@ def test_problems_are_printed_before_warnings_and_coverage(
 
 
 def test_a_replaced_value_is_marked(without_hooks: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """check prints the strict value that applies, also if it equals the default."""
+    """The `check` command prints and marks the strict value that replaces an invalid one, even if it is the default."""
     without_hooks.setenv(DESTINATIONS, "https://a")
     without_hooks.setenv("OTEL_PYTHON_TOKEN_RELAY_MAX_AGE", "soon")
     without_hooks.setenv("OTEL_PYTHON_TOKEN_RELAY_LINGER", "long")
@@ -316,7 +316,7 @@ def test_check_has_the_right_status(
     without_hooks: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """What does not work is a problem, what works but is risky is a warning, and JSON contains the same."""
+    """Errors are reported as problems, and risks as warnings, in both the text and the JSON."""
     for name, value in ({DESTINATIONS: "https://a"} | environment_variables).items():
         without_hooks.setenv(name, value)
 
@@ -334,7 +334,7 @@ def test_check_has_the_right_status(
 def test_an_environment_without_libraries_is_a_problem(
     without_hooks: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The command was probably installed apart from the service."""
+    """An environment without any supported library is reported as a problem."""
     without_hooks.setenv(DESTINATIONS, "https://a")
     without_hooks.setattr(check, "installed_libraries", lambda: [])
 
@@ -343,7 +343,7 @@ def test_an_environment_without_libraries_is_a_problem(
 
 
 def test_check_reads_the_environment_of_another_process(tmp_path: Path) -> None:
-    """Its variables count, not those of the command, and a relative configuration file is found in its directory."""
+    """With ``--pid``, `check` uses the environment and the working directory of that process."""
     (tmp_path / "otel.json").write_text(
         json.dumps({"propagator": {"composite": [{"token_relay": {"destinations": ["https://a"], "max_age": "x"}}]}})
     )
@@ -363,7 +363,7 @@ def test_check_reads_the_environment_of_another_process(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("pid", ["999999999", "0", "-1"])
 def test_a_process_that_cannot_be_read_is_a_usage_error(pid: str) -> None:
-    """The message names the process."""
+    """A process that cannot be read causes a usage error that contains the process ID."""
     status, output = run("check", "--pid", pid)
 
     assert status == 2
@@ -372,7 +372,7 @@ def test_a_process_that_cannot_be_read_is_a_usage_error(pid: str) -> None:
 
 @pytest.mark.parametrize("columns", ["40", "100"])
 def test_lines_fit_the_terminal(columns: str) -> None:
-    """Text is wrapped for a terminal only, and it contains an escape sequence only if NO_COLOR is not set."""
+    """Text is wrapped only on a terminal and contains escape sequences only if NO_COLOR is not set."""
     program = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn([sys.executable, *sys.argv[1:]])))"
     arguments = ("-m", "otel_token_relay", "check")
     variables = {DESTINATIONS: "http://a", "COLUMNS": columns, "TERM": "xterm"}
@@ -387,7 +387,7 @@ def test_lines_fit_the_terminal(columns: str) -> None:
     )
 
 
-# Online
+# Online checks
 
 
 @pytest.mark.parametrize(
@@ -406,7 +406,7 @@ def test_check_asks_the_issuers(
     without_hooks: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A response that cannot be used is a problem, and no response has a status of its own."""
+    """An unusable response is a problem, and a missing response has a separate exit status."""
     with ExitStack() as stack:
         issuer = stack.enter_context(issuing(public_jwk("RS256", "k1")))
         if fault == "metadata":
@@ -431,7 +431,7 @@ def test_check_asks_the_issuers(
 
 
 def test_without_online_no_issuer_is_asked(without_hooks: pytest.MonkeyPatch) -> None:
-    """check sends nothing by default."""
+    """Without ``--online``, `check` sends no request."""
     with issuing(public_jwk("RS256", "k1")) as issuer:
         without_hooks.setenv("OTEL_PYTHON_TOKEN_RELAY_ISSUERS", issuer.url)
         cli.main(["check"])
@@ -460,7 +460,7 @@ def test_without_online_no_issuer_is_asked(without_hooks: pytest.MonkeyPatch) ->
 def test_passwords_of_entries_are_not_shown(
     command: list[str], entry: str, without_hooks: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """An entry with a user name and a password is a problem, whose message contains neither."""
+    """An entry with a user name and a password is reported as a problem that contains neither."""
     without_hooks.setenv(DESTINATIONS, entry)
 
     assert cli.main(command) == 1
@@ -470,20 +470,20 @@ def test_passwords_of_entries_are_not_shown(
     assert "s3cret" not in output
 
 
-AROUND = st.text(alphabet="a1:/@;?#[].* ", max_size=8)  # a comma ends an entry in any case
+AROUND = st.text(alphabet="a1:/@;?#[].* ", max_size=8)  # a comma always ends an entry
 
 
 @settings(deadline=None)
 @given(st.sampled_from(["", "http://", "https://"]), AROUND, AROUND)
 def test_no_part_of_a_password_is_shown(scheme: str, before: str, after: str) -> None:
-    """The message about an entry never contains a part of its user info."""
+    """A message about an entry never contains any part of the entry's user info."""
     read = Settings.from_env({DESTINATIONS: f"{scheme}user:{before}s3cret{after}@a.example"})
 
     assert read.destinations == ()
     assert "s3cret" not in "".join(read.problems)
 
 
-# The command itself
+# Command-line usage
 
 
 @pytest.mark.parametrize(
@@ -495,7 +495,7 @@ def test_no_part_of_a_password_is_shown(scheme: str, before: str, after: str) ->
     ],
 )
 def test_a_usage_error_exits_with_2(arguments: list[str], message: str) -> None:
-    """A usage error prints the usage and exits with 2, which differs from the status for a problem."""
+    """A usage error prints the usage and exits with 2, not with the status for a problem."""
     status, output = run(*arguments)
 
     assert status == 2
@@ -504,7 +504,7 @@ def test_a_usage_error_exits_with_2(arguments: list[str], message: str) -> None:
 
 
 def test_demo_without_its_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """The demo names the extra that it requires if one of its libraries is missing."""
+    """If a library of the demo is missing, the command names the extra to install."""
     for name in [name for name in sys.modules if name.partition(".")[0] == "rich"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "rich", None)
@@ -516,7 +516,7 @@ def test_demo_without_its_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 
 
 def test_output_to_a_closed_pipe_is_not_an_error() -> None:
-    """``otel-token-relay check | head -1`` ends without an error message."""
+    """``otel-token-relay check | head -1`` prints no error message."""
     reader = f"{sys.executable} -m otel_token_relay check | head -1"
 
     ran = subprocess.run(["bash", "-c", reader], timeout=120, capture_output=True, text=True, check=True)
@@ -525,7 +525,7 @@ def test_output_to_a_closed_pipe_is_not_an_error() -> None:
 
 
 def test_output_to_a_terminal_with_another_encoding() -> None:
-    """Characters that the terminal does not support are escaped."""
+    """Characters that the terminal's encoding does not support are escaped."""
     variables = {"OTEL_PYTHON_TOKEN_RELAY_AUDIENCE": "b\N{LATIN SMALL LETTER U WITH DIAERESIS}cher"}
 
     _, output = run("check", PYTHONIOENCODING="ascii", PYTHONUTF8="1", **variables)
@@ -541,7 +541,7 @@ def test_clocks_that_differ_are_a_problem(
     environment: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """With ``--online``, the clock of the issuer is compared with that of this machine."""
+    """With ``--online``, `check` reports a problem if the issuer's clock differs from the local clock."""
 
     def respond(handler: BaseHTTPRequestHandler, path: str) -> bool:
         handler.date_time_string = lambda timestamp=None: formatdate(time.time() + offset, usegmt=True)  # type: ignore[method-assign]
@@ -563,7 +563,7 @@ def test_clocks_that_differ_are_a_problem(
 
 
 def test_check_prints_no_secret_and_asks_the_introspection_endpoint() -> None:
-    """A secret is shown as set, in the text and as JSON."""
+    """The text and the JSON report that a secret is set without revealing its value."""
     with issuing(public_jwk("RS256", "k1")) as issuer:
         variables = {
             "VERIFY": "enforce",
@@ -588,7 +588,7 @@ def test_check_prints_no_secret_and_asks_the_introspection_endpoint() -> None:
 def test_check_warns_if_a_credential_cannot_be_used(
     without_hooks: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, has_issuer: bool
 ) -> None:
-    """It signs an assertion, but sends nothing. The text does not quote the file."""
+    """The `check` command warns about an unusable credential without sending it or quoting its file."""
     file = tmp_path / "key.pem"
     with issuing(public_jwk("RS256", "k1")) as issuer:
         variables = {

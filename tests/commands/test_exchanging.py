@@ -1,4 +1,4 @@
-"""``otel-token-relay explain --online``: one exchange, at a real token endpoint; the destination is not contacted."""
+"""``otel-token-relay explain --online`` makes one exchange and never contacts the destination."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ import io
 import json
 import sys
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 
 from otel_token_relay import cli
 from otel_token_relay.configured_exchange import build_token_source
-from otel_token_relay.errors import ExchangeError
 from otel_token_relay.exchange.advice import ADVICE
 from tests.exchange.test_hops import jwt
 from tests.support.issuers import Issuer
@@ -28,7 +26,7 @@ PREFIX = "OTEL_PYTHON_TOKEN_RELAY_"
 def billing() -> Iterator[Party]:
     with party() as one:
         yield one
-    assert one.requests == []  # never contacted
+    assert one.requests == []  # the destination is never contacted
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +37,7 @@ def fresh() -> Iterator[None]:
 
 
 class Explain:
-    """Run the command in this process."""
+    """A callable that runs the command in this process."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], **variables: str) -> None:
         self._monkeypatch = monkeypatch
@@ -77,7 +75,7 @@ def issued(**members: Any) -> tuple[int, Any]:
 
 
 def test_an_exchange_that_works_is_described(run: Explain, endpoint: Endpoint, billing: Party) -> None:
-    """What the token is for, but not whose it is."""
+    """A successful exchange is described by the token's audience, without its subject."""
     endpoint.respond = lambda form: issued(access_token=jwt(aud=["billing", "x"], sub="alice", exp=9999999999))
     status, text = run(f"{billing.url}/invoices", token="the-callers-token")
 
@@ -106,7 +104,7 @@ def test_an_exchange_that_works_is_described(run: Explain, endpoint: Endpoint, b
 def test_an_exchange_that_fails_is_explained(
     run: Explain, endpoint: Endpoint, billing: Party, response: Any, error: str, status: int
 ) -> None:
-    """The server's error and what to do about it. If the server does not respond, the exit status is 3."""
+    """A failed exchange is described with the server's error and advice, and without a response, the status is 3."""
     endpoint.respond = lambda form: response
     found, text = run(billing.url, token="the-callers-token")
 
@@ -122,14 +120,14 @@ def test_an_exchange_that_fails_is_explained(
 
 
 def test_a_token_of_the_services_own_needs_no_input(run: Explain, endpoint: Endpoint, billing: Party) -> None:
-    """The command reads nothing."""
+    """Obtaining a token of the service's own requires no input."""
     status, text = run("--without-user", billing.url)
     assert (status, text.splitlines()[0]) == (0, "own")
     assert [form["grant_type"] for form in endpoint.forms] == ["client_credentials"]
 
 
 def test_input_without_a_token_is_a_usage_error(run: Explain, endpoint: Endpoint, billing: Party) -> None:
-    """Unless no destination needs an exchange."""
+    """Missing input is a usage error only if a destination requires an exchange."""
     status, text = run(billing.url)
     assert status == 2
     assert (
@@ -143,7 +141,7 @@ def test_input_without_a_token_is_a_usage_error(run: Explain, endpoint: Endpoint
 def test_a_token_that_this_service_rejects_is_not_exchanged(
     run: Explain, endpoint: Endpoint, billing: Party, issuer: Issuer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As at a hop. A token that it accepts is sent to the issuer's endpoint."""
+    """A token that this service rejects is not exchanged, just as at a hop."""
     for name, value in {"VERIFY": "enforce", "ISSUERS": issuer.url, "AUDIENCE": AUDIENCE}.items():
         monkeypatch.setenv(PREFIX + name, value)
     status, text = run(billing.url, token=make_token(claims(issuer.url, aud="another")))
@@ -154,13 +152,6 @@ def test_a_token_that_this_service_rejects_is_not_exchanged(
 
     assert run(billing.url, token=make_token(claims(issuer.url)))[0] == 0
     assert len(endpoint.forms) == 1
-
-
-def test_each_error_has_advice() -> None:
-    """The set of errors is closed, and the page has the same advice."""
-    assert {*ADVICE} == {*get_args(ExchangeError)}
-    page = (Path(__file__).parents[2] / "docs" / "exchange.md").read_text("utf-8")
-    assert [error for error, advice in ADVICE.items() if f"| {advice} |" not in page] == []
 
 
 @pytest.mark.parametrize(
@@ -178,7 +169,7 @@ def test_each_error_has_advice() -> None:
 def test_check_asks_the_token_endpoint_about_a_random_token(
     run: Explain, endpoint: Endpoint, capfd: pytest.CaptureFixture[str], response: Any, status: int, words: str
 ) -> None:
-    """A server that recognizes the client refuses the token. A token that it issues is not printed."""
+    """The `check` command reports how the token endpoint responds to a random token, and prints no issued token."""
     endpoint.respond = lambda form: response
     assert cli.main(["check", "--online"]) == status
     captured = capfd.readouterr()

@@ -1,4 +1,4 @@
-"""``otel-token-relay explain``: the decision, the closest entry, what to do, and what must never be printed."""
+"""Tests for ``otel-token-relay explain``: the decision, the closest entry, advice, and what must never be printed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LIST = "https://profile-service,https://*.internal,https://pay.internal;never,ht
 
 
 class Explained:
-    """The result of one command: its exit status, its text and its JSON."""
+    """The result of one command: its exit status, text, and JSON."""
 
     def __init__(self, capsys: pytest.CaptureFixture[str], *urls: str, environ: dict[str, str], **options: Any) -> None:
         self.status = explain(urls, environ, **options)
@@ -72,7 +72,7 @@ def explained(capsys: pytest.CaptureFixture[str], url: str, entries: str = LIST,
 def test_the_decision_is_printed(
     url: str, status: int, decision: str, reason: str, entry: str | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The exit status, the text and the JSON agree."""
+    """The exit status, the text, and the JSON contain the same decision."""
     result = explained(capsys, url)
     (found,) = result.json
 
@@ -97,7 +97,7 @@ def test_the_decision_is_printed(
 def test_the_closest_entry_is_printed(
     url: str, closest: str | None, advice: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It is followed by what differs."""
+    """The closest entry is printed together with its difference from the URL."""
     result = explained(capsys, url)
     (found,) = result.json
 
@@ -108,7 +108,7 @@ def test_the_closest_entry_is_printed(
 
 
 def test_an_excluded_origin_is_not_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
-    """The entry has ;never, and a wider one does not apply."""
+    """An origin with ``;never`` gets no token even if a wider entry exists, and is not reported as a mistake."""
     result = explained(capsys, "https://pay.internal")
 
     assert "  entry: https://pay.internal;never, so this origin never gets a token\n" in result
@@ -119,7 +119,7 @@ def test_an_excluded_origin_is_not_a_mistake(capsys: pytest.CaptureFixture[str])
 
 @pytest.mark.parametrize("entries", ["https://a/api", '"https://a', "https://*,https://a;requird", "https://a:443:443"])
 def test_a_skipped_entry_is_named(entries: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """It is the likely cause, so its problem follows."""
+    """A skipped entry for the origin is reported as the likely cause, followed by its problem."""
     result = explained(capsys, "https://a/api", entries)
 
     assert result.status == 1
@@ -130,7 +130,7 @@ def test_a_skipped_entry_is_named(entries: str, capsys: pytest.CaptureFixture[st
 
 
 def test_several_urls(capsys: pytest.CaptureFixture[str]) -> None:
-    """Each has its own result, problems are printed once, and the status is 1 if any is withheld."""
+    """Each URL has its own result, problems are printed once, and the status is 1 if any token is withheld."""
     urls = ("https://a", "https://b?s3cret", "https://a/x")
     result = Explained(capsys, *urls, environ=ON | {DESTINATIONS: "https://a,https://c/"})
 
@@ -147,7 +147,7 @@ def test_several_urls(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_keys_of_the_json(capsys: pytest.CaptureFixture[str]) -> None:
-    """The page describes each key, and no other."""
+    """The documentation describes every key in the JSON, and no other key."""
     page = (Path(__file__).parents[2] / "docs" / "command-line.md").read_text("utf-8")
     section = page.partition("## explain\n")[2].partition("\n## ")[0].partition("### JSON\n")[2]
     documented = [line.split("`")[1] for line in section.splitlines() if line.startswith("| `")]
@@ -155,7 +155,7 @@ def test_the_keys_of_the_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert list(explained(capsys, "https://a").json[0]) == documented
 
 
-# Without a user
+# Calls outside a request
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_the_keys_of_the_json(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_call_while_no_request_is_served(
     url: str, reason: str, raises: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A required destination makes the call fail, unless it has its own credential."""
+    """Outside a request, a call to a required destination fails unless the call has its own credential."""
     result = explained(capsys, url, without_user=True)
 
     assert (result.status, result.json[0]["reason"], result.json[0]["raises"]) == (1, reason, raises)
@@ -178,7 +178,7 @@ def test_a_call_while_no_request_is_served(
 
 
 def test_verification(capsys: pytest.CaptureFixture[str]) -> None:
-    """If only verified tokens are relayed and verification is off, a listed destination receives none."""
+    """If only verified tokens are relayed but verification is disabled, a listed destination gets no token."""
     required = ON | {DESTINATIONS: "a,b;required", "OTEL_PYTHON_TOKEN_RELAY_REQUIRE_VERIFIED": "true"}
     result = Explained(capsys, "https://a", "https://b", environ=required)
     verifying = required | {
@@ -205,7 +205,7 @@ def test_verification(capsys: pytest.CaptureFixture[str]) -> None:
 def test_user_info_is_a_credential_in_one_header(
     variable: str, value: str, reason: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Clients send it as Authorization, so the rules for an explicit credential apply. The note says which clients."""
+    """User info in the URL is treated as an explicit credential, and a note lists the clients that send it."""
     environ = ON | {DESTINATIONS: "https://a", f"OTEL_PYTHON_TOKEN_RELAY_{variable}": value}
     result = Explained(capsys, "https://me:s3cret@a", environ=environ)
 
@@ -214,7 +214,7 @@ def test_user_info_is_a_credential_in_one_header(
 
 
 def test_verification_that_cannot_start_verifies_no_token(capsys: pytest.CaptureFixture[str]) -> None:
-    """In report mode, requests are served all the same, and no hop gets their tokens."""
+    """If verification cannot start, a request in report mode is still served, but its token is never relayed."""
     names = {"REQUIRE_VERIFIED": "true", "VERIFY": "report"}
     environ = ON | {DESTINATIONS: "a"} | {f"OTEL_PYTHON_TOKEN_RELAY_{name}": value for name, value in names.items()}
 
@@ -222,7 +222,7 @@ def test_verification_that_cannot_start_verifies_no_token(capsys: pytest.Capture
 
 
 def test_a_service_that_reads_no_token_relays_none(capsys: pytest.CaptureFixture[str]) -> None:
-    """An invalid list of source headers is replaced by an empty one."""
+    """If the list of source headers is invalid, the service reads no token and relays none."""
     environ = ON | {DESTINATIONS: "a", "OTEL_PYTHON_TOKEN_RELAY_SOURCE_HEADERS": "a:b"}
     result = Explained(capsys, "https://a", environ=environ)
 
@@ -230,7 +230,7 @@ def test_a_service_that_reads_no_token_relays_none(capsys: pytest.CaptureFixture
     assert "What to do: Correct OTEL_PYTHON_TOKEN_RELAY_SOURCE_HEADERS" in result
 
 
-# The relay is off
+# Disabled relay
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ def test_a_service_that_reads_no_token_relays_none(capsys: pytest.CaptureFixture
     ],
 )
 def test_the_relay_is_off(value: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """This is withheld, never relayed, and the command prints what to set."""
+    """If the relay is disabled, the token is withheld, and the command prints what to set."""
     result = Explained(capsys, "https://a", environ={"OTEL_PROPAGATORS": value, DESTINATIONS: "a;required"})
     (found,) = result.json
 
@@ -257,7 +257,7 @@ def test_the_relay_is_off(value: str, words: str, capsys: pytest.CaptureFixture[
 
 
 def test_no_destination_is_set(capsys: pytest.CaptureFixture[str]) -> None:
-    """The variables are usually those of the service, not of the shell."""
+    """If no destination is set, the advice suggests explaining the environment of the service."""
     shell = Explained(capsys, "https://a", environ=ON)
     nothing = Explained(capsys, "https://a", environ={})
     process = Explained(capsys, "https://a", environ=ON, pid=7)
@@ -270,11 +270,11 @@ def test_no_destination_is_set(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_destinations_that_are_all_skipped_are_set(capsys: pytest.CaptureFixture[str]) -> None:
-    """The problem of the entry is the cause."""
+    """A destination that is set but skipped is not reported as unset."""
     assert "is not set" not in explained(capsys, "https://b", "https://a/").text
 
 
-# Another process
+# Environments of other processes
 
 
 @contextmanager
@@ -287,7 +287,7 @@ def process(**environ: str) -> Iterator[int]:
 
 
 def test_the_environment_of_a_process(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The variables of this shell have no effect."""
+    """With ``--pid``, the command ignores the variables of the current shell."""
     monkeypatch.setenv(DESTINATIONS, "https://shell")
     with process(**ON, **{DESTINATIONS: "https://process"}) as pid:
         statuses = [cli.main(["explain", "--pid", str(pid), f"https://{name}"]) for name in ("process", "shell")]
@@ -298,14 +298,14 @@ def test_the_environment_of_a_process(capsys: pytest.CaptureFixture[str], monkey
 
 @pytest.mark.parametrize("pid", ["99999999", "-1"])
 def test_a_process_that_does_not_exist_is_a_usage_error(pid: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Nothing is explained."""
+    """If the process does not exist, the command reports a usage error and explains nothing."""
     assert cli.main(["explain", "--pid", pid, "https://a"]) == 2
     output = capsys.readouterr()
     assert output.out == ""
     assert f"process {pid} does not exist" in output.err
 
 
-# The command
+# Command-line usage
 
 
 @pytest.mark.parametrize(
@@ -317,7 +317,7 @@ def test_a_process_that_does_not_exist_is_a_usage_error(pid: str, capsys: pytest
     ],
 )
 def test_a_usage_error_exits_with_2(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """This differs from the status for a withheld token."""
+    """A usage error exits with 2, which differs from the status for a withheld token."""
     with pytest.raises(SystemExit) as exit_:
         cli.main(arguments)
 
@@ -326,7 +326,7 @@ def test_a_usage_error_exits_with_2(arguments: list[str], message: str, capsys: 
 
 
 def test_the_help_quotes_its_examples(capsys: pytest.CaptureFixture[str]) -> None:
-    """An unquoted semicolon ends a command of the shell."""
+    """The help text quotes its examples, because the shell interprets an unquoted semicolon."""
     with pytest.raises(SystemExit):
         cli.main(["explain", "--help"])
 
@@ -354,7 +354,7 @@ def test_the_help_quotes_its_examples(capsys: pytest.CaptureFixture[str]) -> Non
 )
 @pytest.mark.parametrize("relay", [ON, {}], ids=["on", "off"])
 def test_secrets_of_the_url_are_not_shown(url: str, relay: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
-    """Neither the user info nor the query nor the fragment is printed."""
+    """The user info, the query, and the fragment of a URL are never printed."""
     result = Explained(capsys, url, url, environ=relay | {DESTINATIONS: "https://user"})
 
     assert result.status == 1
@@ -362,7 +362,7 @@ def test_secrets_of_the_url_are_not_shown(url: str, relay: dict[str, str], capsy
 
 
 def test_control_characters_are_escaped(capsys: pytest.CaptureFixture[str]) -> None:
-    """A URL or a variable may contain terminal control sequences."""
+    """Terminal control sequences in a URL or a variable are escaped."""
     result = Explained(capsys, "https://a/\x1b[31m", "https://\x1b]0;x\x07", environ=ON | {DESTINATIONS: "b\x1b[31m"})
 
     assert result.text.replace("\n", "").isprintable()
@@ -370,13 +370,13 @@ def test_control_characters_are_escaped(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_the_command_reads_the_environment() -> None:
-    """The process exits with the status and prints no traceback."""
+    """The command reads its settings from the environment and exits with the status of the result."""
     assert run("explain", "https://a", "https://a/x", **{DESTINATIONS: "a"})[0] == 0
     assert run("explain", "https://a", OTEL_PROPAGATORS="tracecontext", **{DESTINATIONS: "a"})[0] == 1
 
 
 def test_all_sources_of_settings_are_read(tmp_path: Path) -> None:
-    """The configuration file is the one in the environment that is explained, not the one of this process."""
+    """The command reads the configuration file that the explained environment specifies."""
     path = tmp_path / "otel.json"
     path.write_text('{"propagator": {"composite": [{"token_relay": {"destinations": ["https://from-a-file"]}}]}}')
 

@@ -1,4 +1,4 @@
-"""The netrc entry that makes a client send a credential of its own."""
+"""A netrc entry can make a client send its own credential."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ENTRY = "machine profile-service login reports password nightly-job\n"
 def test_an_entry_is_found_if_requests_finds_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: str, applies: bool
 ) -> None:
-    """The note is printed exactly if requests sends a credential."""
+    """The note is printed if, and only if, requests finds a credential in the netrc file."""
     (tmp_path / name).write_text(content)
     monkeypatch.delenv("NETRC", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -43,14 +43,14 @@ def test_an_entry_is_found_if_requests_finds_it(
 
 @pytest.mark.parametrize("named", ["missing", "/dev/null"])
 def test_the_variable_replaces_the_home_directory(tmp_path: Path, named: str) -> None:
-    """With ``NETRC``, no other file is read."""
+    """If ``NETRC`` is set, the default netrc files are not read."""
     (tmp_path / ".netrc").write_text(ENTRY)
 
     assert describe_netrc("profile-service", {"HOME": str(tmp_path), "NETRC": named}, None) == ""
 
 
 def test_the_files_are_those_of_the_process(tmp_path: Path) -> None:
-    """A relative name is relative to the directory of that process."""
+    """A relative path in ``NETRC`` is resolved against the working directory of the explained process."""
     (tmp_path / "names").write_text(ENTRY)
     with subprocess.Popen(["sleep", "60"], cwd=tmp_path) as process:
         try:
@@ -62,7 +62,7 @@ def test_the_files_are_those_of_the_process(tmp_path: Path) -> None:
 
 
 def test_explain_prints_a_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The decision does not change, because other clients send no such credential."""
+    """The command prints a note about the netrc entry without changing the decision."""
     (tmp_path / ".netrc").write_text(ENTRY)
     environ = ON | {"OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS": "profile-service,other", "HOME": str(tmp_path)}
 

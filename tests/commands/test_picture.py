@@ -1,4 +1,4 @@
-"""``otel-token-relay picture``: where it writes, and what it says about a file that is not a recording."""
+"""Tests for ``otel-token-relay picture``: its output, and errors about files that are not recordings."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def recording(tmp_path: Path) -> str:
 def test_page_goes_to_standard_output_or_to_a_file(
     recording: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Without -o, the page is printed; with it, nothing is printed. Both are the same page."""
+    """The command prints the page or, with -o, writes the same page to a file and prints nothing."""
     target = tmp_path / "page.html"
 
     assert cli.main(["picture", recording]) == 0
@@ -39,7 +39,7 @@ def test_page_goes_to_standard_output_or_to_a_file(
 
 
 def test_mermaid(recording: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """With --mermaid, the output is a sequence diagram."""
+    """With --mermaid, the command prints a sequence diagram."""
     assert cli.main(["picture", recording, "--mermaid"]) == 0
 
     assert capsys.readouterr().out.startswith("sequenceDiagram\n")
@@ -57,7 +57,7 @@ def test_mermaid(recording: str, capsys: pytest.CaptureFixture[str]) -> None:
 def test_another_file_is_a_usage_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes, message: str
 ) -> None:
-    """The exit status is 2, and the message quotes neither the file's content nor its name."""
+    """A file that is not a recording causes a usage error that quotes neither the file's content nor its name."""
     path = tmp_path / SECRET
     path.write_bytes(content)
 
@@ -77,7 +77,7 @@ def test_another_file_is_a_usage_error(
 def test_a_file_that_cannot_be_read_is_a_usage_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, message: str
 ) -> None:
-    """The message says why."""
+    """A file that cannot be read causes a usage error that contains the reason."""
     assert cli.main(["picture", os.path.join(tmp_path, name)]) == 2
 
     assert message in capsys.readouterr().err
@@ -86,7 +86,7 @@ def test_a_file_that_cannot_be_read_is_a_usage_error(
 def test_a_large_file_is_a_usage_error(
     recording: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The file is not read beyond the limit, so that an endless one does not fill the memory."""
+    """A file that is too large causes a usage error and is not read completely."""
     monkeypatch.setattr(picture, "MAX_BYTES", 1000)
 
     assert cli.main(["picture", recording]) == 2
@@ -95,7 +95,7 @@ def test_a_large_file_is_a_usage_error(
 
 
 def test_a_page_that_cannot_be_written(recording: str, tmp_path: Path) -> None:
-    """The exit status is 1, without a traceback."""
+    """If the page cannot be written, the command exits with 1 and prints no traceback."""
     command = [sys.executable, "-m", "otel_token_relay", "picture", recording, "-o", str(tmp_path / "no" / "page.html")]
 
     ran = subprocess.run(command, capture_output=True, text=True)

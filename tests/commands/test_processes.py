@@ -1,4 +1,4 @@
-"""The environment of another process."""
+"""The commands can read the environment of another process."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def process(tmp_path: Path, **environ: str) -> Iterator[int]:
 
 
 def test_the_variables_at_the_start_are_returned(tmp_path: Path) -> None:
-    """A value may contain any character but NUL."""
+    """The variables with which the process was started are returned, regardless of the characters in their values."""
     with process(tmp_path, A="1=2\n3", B="ä", C="") as pid:
         assert environment_of(pid) == {"A": "1=2\n3", "B": "ä", "C": ""}
 
 
 @pytest.mark.parametrize("is_absolute", [True, False])
 def test_the_configuration_file_is_found_from_here(tmp_path: Path, is_absolute: bool) -> None:
-    """A relative name is relative to the directory of that process."""
+    """A relative path of the configuration file is resolved against the working directory of the process."""
     (tmp_path / "otel.json").write_text('{"propagator": {"composite_list": "token_relay"}}')
     name = str(tmp_path / "otel.json") if is_absolute else "otel.json"
     with process(tmp_path, OTEL_CONFIG_FILE=name) as pid:
@@ -41,13 +41,13 @@ def test_the_configuration_file_is_found_from_here(tmp_path: Path, is_absolute: 
 
 @pytest.mark.parametrize("pid", [-1, 0, 2**31])
 def test_a_process_that_does_not_exist_is_an_error(pid: int) -> None:
-    """The message names it."""
+    """A process that does not exist causes an error that contains its ID."""
     with pytest.raises(ProcessUnreadable, match=f"process {pid} does not exist"):
         environment_of(pid)
 
 
 def test_a_process_of_another_user_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The system refuses to open the file; a test that runs as root cannot provoke that."""
+    """An unreadable process of another user causes an error, which the test simulates because it might run as root."""
 
     def refuse(path: Path) -> bytes:
         raise PermissionError(13, "Permission denied")
@@ -58,7 +58,7 @@ def test_a_process_of_another_user_is_an_error(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_another_system_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only Linux has the file."""
+    """On a system other than Linux, reading a process's environment is an error."""
     monkeypatch.setattr(processes.Path, "exists", lambda _: False)
     with pytest.raises(ProcessUnreadable, match="requires Linux"):
         environment_of(os.getpid())

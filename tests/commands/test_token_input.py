@@ -1,4 +1,4 @@
-"""Reading a token from standard input."""
+"""A token is read from standard input."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Terminal(io.StringIO):
     ],
 )
 def test_the_token_is_read(data: bytes, token: str, notes: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """White space around the token and the scheme are removed, and nothing else is changed."""
+    """Whitespace and the scheme are removed from the token, and nothing else is changed."""
     give(monkeypatch, data)
 
     assert read_token("otel-token-relay verify") == (token, notes)
@@ -58,7 +58,7 @@ def test_the_token_is_read(data: bytes, token: str, notes: list[str], monkeypatc
     ],
 )
 def test_without_a_token_the_usage_is_wrong(data: bytes, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The message says how to pass it."""
+    """Input without a usable token causes an error that explains the usage."""
     give(monkeypatch, data)
 
     with pytest.raises(NoToken, match=message):
@@ -66,7 +66,7 @@ def test_without_a_token_the_usage_is_wrong(data: bytes, message: str, monkeypat
 
 
 def test_a_closed_standard_input_contains_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Python sets `sys.stdin` to ``None``."""
+    """A closed standard input, for which Python sets `sys.stdin` to ``None``, is reported as having no token."""
     monkeypatch.setattr(sys, "stdin", None)
 
     with pytest.raises(NoToken, match="no token"):
@@ -74,7 +74,7 @@ def test_a_closed_standard_input_contains_no_token(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_terminal_is_asked_without_echo(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The prompt goes to standard error, so that the output contains only the result."""
+    """On a terminal, the command prompts on standard error and does not echo the input."""
     asked: list[Any] = []
 
     def getpass(prompt: str, stream: Any) -> str:
@@ -89,7 +89,7 @@ def test_a_terminal_is_asked_without_echo(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_token_that_the_terminal_has_cut_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Linux passes on at most 4,095 characters of a line, and the rest is lost."""
+    """A token that the terminal has truncated to 4,095 characters is rejected."""
     monkeypatch.setattr(sys, "stdin", Terminal())
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(token_input.getpass, "getpass", lambda prompt, stream: "a" * 4094)
@@ -101,7 +101,7 @@ def test_a_token_that_the_terminal_has_cut_is_not_used(monkeypatch: pytest.Monke
 
 
 def test_the_end_of_the_input_of_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-D ends the input without a token."""
+    """Pressing Ctrl-D ends the input without a token."""
 
     def getpass(prompt: str, stream: Any) -> str:
         raise EOFError

@@ -1,4 +1,4 @@
-"""``otel-token-relay verify``: what it prints, what it must never print, and its exit status."""
+"""Tests for ``otel-token-relay verify``: its output, its exit status, and what it must never print."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def issuer() -> Iterator[Issuer]:
 
 @pytest.fixture(autouse=True)
 def environment(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """Return an environment in which tokens of the issuer are verified."""
+    """Return an environment in which the issuer's tokens are verified."""
     for name in [name for name in os.environ if name.startswith("OTEL_")]:
         monkeypatch.delenv(name)
     for name, value in environment_of(issuer).items():
@@ -53,7 +53,7 @@ def environment_of(issuer: Issuer) -> dict[str, str]:
 
 
 def run(token: str, *arguments: str) -> tuple[int, str, str]:
-    """Return the exit status, the output and the errors of the command."""
+    """Return the command's exit status, output, and errors."""
     output, errors = io.StringIO(), io.StringIO()
     original = sys.stdin
     sys.stdin = io.TextIOWrapper(io.BytesIO(token.encode("utf-8", "surrogatepass")))
@@ -77,7 +77,7 @@ def run_json(token: str, *arguments: str) -> tuple[int, dict[str, Any]]:
 
 
 def test_an_accepted_token(issuer: Issuer) -> None:
-    """The result is on the first line, and the status is 0."""
+    """For an accepted token, the command prints the result on the first line and exits with 0."""
     now = int(time.time())
 
     status, output, errors = run(make_token(claims(issuer.url, exp=now + 3600)))
@@ -91,7 +91,7 @@ def test_an_accepted_token(issuer: Issuer) -> None:
 
 
 def test_a_rejected_token(issuer: Issuer) -> None:
-    """The result, the cause with both values, the clocks, and what to do, in this order."""
+    """For a rejected token, the command prints the result, the cause, the clocks, and advice, in this order."""
     status, output, errors = run(make_token(claims(issuer.url, aud=["billing", "account"])))
 
     assert (status, errors) == (1, "")
@@ -115,7 +115,7 @@ def test_a_rejected_token(issuer: Issuer) -> None:
 def test_a_token_without_an_issuer_is_rejected_without_asking(
     issuer: Issuer, token: str, reason: str, cause: str
 ) -> None:
-    """The cause lies in the token alone."""
+    """A token without a recognizable issuer is rejected without contacting an issuer."""
     status, output, _ = run(token)
 
     assert status == 1
@@ -125,7 +125,7 @@ def test_a_token_without_an_issuer_is_rejected_without_asking(
 
 
 def test_the_settings_of_the_service_apply(issuer: Issuer, environment: pytest.MonkeyPatch) -> None:
-    """The command verifies as the service would, with its profile, its algorithms and its maximum length."""
+    """The command verifies a token with the service's profile, algorithms, and maximum length."""
     token = make_token(claims(issuer.url), typ="JWT")
     assert run(token)[0] == 1
 
@@ -139,7 +139,7 @@ def test_the_settings_of_the_service_apply(issuer: Issuer, environment: pytest.M
 
 
 def test_all_sources_of_settings_are_read(issuer: Issuer, environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """OpenTelemetry's configuration file takes precedence over the environment."""
+    """OpenTelemetry's configuration file takes precedence over environment variables."""
     file = tmp_path / "otel.yaml"
     section = {"instrumentation/development": {"python": {"token_relay": {"audience": "billing"}}}}
     file.write_text(json.dumps({"file_format": "1.0"} | section), "utf-8")
@@ -189,7 +189,7 @@ def test_all_sources_of_settings_are_read(issuer: Issuer, environment: pytest.Mo
 def test_the_clocks_are_compared(
     issuer: Issuer, ahead: int, changes: dict[str, int], reason: str, clock: str, advice: str
 ) -> None:
-    """The advice follows from the measured difference."""
+    """The command compares the issuer's clock with the local clock and gives matching advice."""
     now = int(time.time())
 
     def behave(handler: BaseHTTPRequestHandler, path: str) -> bool:
@@ -212,7 +212,7 @@ def _date(seconds: float) -> str:
 
 
 def test_only_the_issuer_of_the_token_is_asked(issuer: Issuer, environment: pytest.MonkeyPatch) -> None:
-    """An issuer of other tokens may be down, or have another clock."""
+    """Only the issuer of the token is contacted, because other issuers might be unavailable."""
     environment.setenv(f"{PREFIX}ISSUERS", f"http://127.0.0.1:{unused_port()},{issuer.url}")
 
     status, document = run_json(make_token(claims(issuer.url)))
@@ -225,7 +225,7 @@ def test_only_the_issuer_of_the_token_is_asked(issuer: Issuer, environment: pyte
 def test_all_issuers_are_asked_about_a_token_of_an_unknown_issuer(
     issuer: Issuer, environment: pytest.MonkeyPatch
 ) -> None:
-    """Which clock to compare is not clear, so none is. The rejection is certain, even if an issuer is down."""
+    """An unknown issuer's token is rejected even if an issuer is unavailable, and no clocks are compared."""
     other = f"http://127.0.0.1:{unused_port()}"
     environment.setenv(f"{PREFIX}ISSUERS", f"{other},{issuer.url}")
 
@@ -240,7 +240,7 @@ def test_all_issuers_are_asked_about_a_token_of_an_unknown_issuer(
     assert document["clock_difference"] is None
 
 
-# Endpoints that do not respond
+# Unavailable endpoints
 
 
 @pytest.mark.parametrize(
@@ -255,7 +255,7 @@ def test_all_issuers_are_asked_about_a_token_of_an_unknown_issuer(
 def test_without_keys_the_status_is_3(
     issuer: Issuer, environment: pytest.MonkeyPatch, fault: str, result: str, advice: str
 ) -> None:
-    """The token is not reported as invalid, and each endpoint's result is printed."""
+    """If no keys are available, the exit status is 3, and the result for each endpoint is printed."""
     url = issuer.url
     if fault == "down":
         url = f"http://127.0.0.1:{unused_port()}"
@@ -282,7 +282,7 @@ def test_without_keys_the_status_is_3(
 
 
 def test_claims_of_an_accepted_token(issuer: Issuer) -> None:
-    """Strings are printed as they are, other values as JSON, and everything is escaped."""
+    """A string claim is printed as plain text and any other claim as JSON, with special characters escaped."""
     values = {"sub": "a\u00e9b", "roles": ["a", "\x1b[31m"], "admin": False, "nothing": None, "https://a/org": {"x": 1}}
     token = make_token(claims(issuer.url, exp=2_000_000_000, **values))
 
@@ -302,14 +302,14 @@ def test_claims_of_an_accepted_token(issuer: Issuer) -> None:
 
 
 def test_a_nested_claim(issuer: Issuer) -> None:
-    """A dot separates the names of members, as in the settings."""
+    """A dot in a claim's name separates the names of nested members, as in the settings."""
     token = make_token(claims(issuer.url, realm_access={"roles": ["reader"]}))
 
     assert '  realm_access.roles: ["reader"]\n' in run(token, "--claims", "realm_access.roles")[1]
 
 
 def test_claims_of_a_rejected_token_are_marked(issuer: Issuer) -> None:
-    """Anyone could have written them."""
+    """Claims of a rejected token are marked as unverified, because an attacker can choose their values."""
     token = make_token(claims(issuer.url), name="second")
 
     status, output, _ = run(token, "--claims", "sub")
@@ -321,7 +321,7 @@ def test_claims_of_a_rejected_token_are_marked(issuer: Issuer) -> None:
 
 
 def test_claims_that_cannot_be_read_are_absent() -> None:
-    """A malformed token has no claims."""
+    """Claims of a malformed token are printed as absent."""
     assert run("a.b.c", "--claims", "sub")[1].endswith("  unverified claims:\n    sub: (absent)\n")
 
 
@@ -329,7 +329,7 @@ def test_claims_that_cannot_be_read_are_absent() -> None:
 
 
 def test_the_document_of_an_accepted_token(issuer: Issuer) -> None:
-    """Each member is documented. Numbers and constants remain what they are."""
+    """The JSON for an accepted token has documented keys, and numbers and constants keep their types."""
     status, document = run_json(
         make_token(claims(issuer.url, exp=2_000_000_000, a=None)), "--claims", "sub", "exp", "a", "b"
     )
@@ -356,7 +356,7 @@ def test_the_document_of_an_accepted_token(issuer: Issuer) -> None:
 
 
 def test_the_document_of_a_rejected_token(issuer: Issuer) -> None:
-    """The cause is data."""
+    """The JSON for a rejected token contains the cause as structured data."""
     status, document = run_json(make_token(claims(issuer.url, aud="billing")))
 
     assert status == 1
@@ -384,7 +384,7 @@ def test_the_document_of_a_rejected_token(issuer: Issuer) -> None:
 def test_what_is_not_configured_is_named(
     missing: list[str], advice: str, environment: pytest.MonkeyPatch, issuer: Issuer
 ) -> None:
-    """Without it, the service would reject every token."""
+    """The command reports missing settings, without which the service rejects every token."""
     for name in missing:
         environment.delenv(f"{PREFIX}{name}")
 
@@ -402,7 +402,7 @@ def test_what_is_not_configured_is_named(
 
 
 def test_invalid_settings_are_named(environment: pytest.MonkeyPatch) -> None:
-    """The service would use the strict value."""
+    """Invalid settings, which the service replaces with strict values, are reported."""
     environment.setenv(f"{PREFIX}ALGORITHMS", "HS256")
 
     status, output, _ = run("x")
@@ -413,7 +413,7 @@ def test_invalid_settings_are_named(environment: pytest.MonkeyPatch) -> None:
 
 
 def test_verification_that_is_switched_off_is_named(environment: pytest.MonkeyPatch, issuer: Issuer) -> None:
-    """A service that does not verify also accepts what this command rejects."""
+    """If verification is disabled, a note states that the service does not verify tokens."""
     environment.delenv(f"{PREFIX}VERIFY")
 
     status, output, _ = run(make_token(claims(issuer.url)))
@@ -423,7 +423,7 @@ def test_verification_that_is_switched_off_is_named(environment: pytest.MonkeyPa
 
 
 def test_without_the_extra_it_is_named(environment: pytest.MonkeyPatch) -> None:
-    """PyJWT is optional."""
+    """If PyJWT, which is optional, is missing, the command names the extra to install."""
     for name in [n for n in sys.modules if n.split(".")[0] == "jwt" or n.startswith("otel_token_relay.verification.")]:
         environment.delitem(sys.modules, name)
     environment.setitem(sys.modules, "jwt", None)
@@ -435,7 +435,7 @@ def test_without_the_extra_it_is_named(environment: pytest.MonkeyPatch) -> None:
 
 
 def test_the_command_line_does_not_import_pyjwt() -> None:
-    """The other commands work without the extra, and start faster."""
+    """The command line does not import PyJWT until a command requires it."""
     code = "import sys; from otel_token_relay import cli; sys.exit('jwt' in sys.modules)"
 
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
@@ -445,7 +445,7 @@ def test_the_command_line_does_not_import_pyjwt() -> None:
 
 
 def test_bearer_is_removed_with_a_note(issuer: Issuer) -> None:
-    """A header copied from a log or a browser works."""
+    """A copied Authorization header is accepted, and a note states that its prefix was removed."""
     status, output, _ = run(f"Authorization: Bearer {make_token(claims(issuer.url))}\n")
 
     assert status == 0
@@ -453,7 +453,7 @@ def test_bearer_is_removed_with_a_note(issuer: Issuer) -> None:
 
 
 def test_empty_input_is_a_usage_error() -> None:
-    """The status differs from that of a rejected token."""
+    """Empty input is a usage error, whose status differs from the status for a rejected token."""
     status, output, errors = run(" \n")
 
     assert (status, output) == (2, "")
@@ -464,7 +464,7 @@ def test_empty_input_is_a_usage_error() -> None:
 
 @pytest.mark.parametrize("name", ["the token", "Bearer x", "a" * 201])
 def test_a_claim_that_looks_like_a_token_is_refused(name: str, issuer: Issuer) -> None:
-    """It is not repeated, and nothing is read or asked."""
+    """A claim name that looks like a token is rejected without repeating it or contacting the issuer."""
     token = make_token(claims(issuer.url))
     name = token if name == "the token" else name
 
@@ -477,7 +477,7 @@ def test_a_claim_that_looks_like_a_token_is_refused(name: str, issuer: Issuer) -
 
 
 def test_an_unexpected_error_is_not_a_traceback(environment: pytest.MonkeyPatch, issuer: Issuer) -> None:
-    """The message of an unexpected error could contain the token."""
+    """An unexpected error prints neither a traceback nor its own message, which might contain the token."""
     token = make_token(claims(issuer.url))
 
     def fail(*arguments: object) -> None:
@@ -491,7 +491,7 @@ def test_an_unexpected_error_is_not_a_traceback(environment: pytest.MonkeyPatch,
 
 
 def test_the_settings_of_a_process(issuer: Issuer, environment: pytest.MonkeyPatch) -> None:
-    """With ``--pid``, the environment is that with which the process was started, not that of this process."""
+    """With ``--pid``, the command uses the environment with which that process was started."""
     token = make_token(claims(issuer.url))
     with subprocess.Popen(
         [sys.executable, "-c", "input()"], env=environment_of(issuer), stdin=subprocess.PIPE
@@ -509,7 +509,7 @@ def test_the_settings_of_a_process(issuer: Issuer, environment: pytest.MonkeyPat
 
 
 def test_a_process_that_cannot_be_read(issuer: Issuer) -> None:
-    """The error names the process, and the status is that of a usage error."""
+    """A process that cannot be read causes a usage error that contains the process ID."""
     status, output, errors = run(make_token(claims(issuer.url)), "--pid", "999999999")
 
     assert (status, output) == (2, "")
@@ -518,7 +518,7 @@ def test_a_process_that_cannot_be_read(issuer: Issuer) -> None:
 
 
 def test_a_terminal_is_asked_and_does_not_show_the_token(issuer: Issuer) -> None:
-    """The prompt is on the terminal, the result on standard output."""
+    """The prompt is written to the terminal without echoing the token, and the result to standard output."""
     token = make_token(claims(issuer.url))
     controller, terminal = pty.openpty()
     with subprocess.Popen(
@@ -546,7 +546,7 @@ def test_a_terminal_is_asked_and_does_not_show_the_token(issuer: Issuer) -> None
 
 
 def test_warnings_are_not_printed_twice(issuer: Issuer) -> None:
-    """The verifier logs why it has no keys, which the output contains."""
+    """A warning in the output is not printed a second time as a log record."""
     issuer.behave = issuer.fail
 
     ran = subprocess.run(
@@ -563,12 +563,12 @@ def test_warnings_are_not_printed_twice(issuer: Issuer) -> None:
 
 
 def heed_interrupts() -> None:
-    """Undo what a shell does for a job in the background, in which this test may run."""
+    """Restore the default handler for SIGINT, which a shell disables for a background job."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def interrupt_verify(issuer: Issuer) -> tuple[int, bytes, bytes]:
-    """Interrupt the command while it waits for the issuer."""
+    """Interrupt the command while it waits for the issuer, and return its exit status, output, and errors."""
     before = len(issuer.hits)
     with subprocess.Popen(
         [sys.executable, "-m", "otel_token_relay", "verify"],
@@ -590,9 +590,9 @@ def interrupt_verify(issuer: Issuer) -> tuple[int, bytes, bytes]:
 
 
 def test_ctrl_c_while_an_issuer_hangs_ends_quietly(issuer: Issuer) -> None:
-    """Nothing is printed, and no thread keeps the process alive.
+    """Pressing Ctrl-C while an issuer hangs ends the process without any output.
 
-    On a machine that is very busy, the command may stop waiting before the signal arrives.
+    On a busy machine, the command might stop waiting before the signal arrives, so the test makes three attempts.
     """
     issuer.behave = issuer.hang
     results = (interrupt_verify(issuer) for _ in range(3))
@@ -600,11 +600,11 @@ def test_ctrl_c_while_an_issuer_hangs_ends_quietly(issuer: Issuer) -> None:
     assert next(result for result in results if result[0] != NO_RESPONSE) == (130, b"", b"")
 
 
-# What must never be printed
+# Output that must never be printed
 
 
 def test_a_terminal_cannot_be_controlled(issuer: Issuer) -> None:
-    """Control sequences, line breaks and directional marks in any printed value are escaped."""
+    """Control sequences, line breaks, and directional marks are escaped in every printed value."""
     hostile = "\x1b]0;owned\x07\x1b[2J\r\nrejected\u202e\x9b1m"
     token = make_token(claims(issuer.url, aud=hostile, sub=hostile, x=[hostile]), kid=None)
 
@@ -616,7 +616,7 @@ def test_a_terminal_cannot_be_controlled(issuer: Issuer) -> None:
 
 
 def test_a_copy_of_the_token_in_its_claims_is_masked(issuer: Issuer) -> None:
-    """A hostile token can contain its own header, and another token."""
+    """A token's own header and other tokens are masked in the printed claims."""
     other = make_token(claims("https://other.example"))
     header = b64({"alg": "RS256", "typ": "at+jwt", "kid": "k1"})
     token = make_token(claims(issuer.url, aud=[header, other], sub=other), kid="k1")
@@ -637,7 +637,7 @@ VALUES = st.lists(PIECES | st.text(st.characters(exclude_categories=["Cs"]), max
 @settings(max_examples=25)
 @given(st.dictionaries(st.sampled_from(["aud", "sub", "scope", "jti", "typ"]), VALUES), VALUES, st.booleans())
 def test_no_part_of_any_token_is_printed(changes: dict[str, str], kid: str, as_json: bool) -> None:
-    """No output contains 17 characters of the token in a row, for any claims and any key."""
+    """For any claims and any key, the output never contains 17 consecutive characters of the token."""
     with issuing(public_jwk("RS256", kid)) as issuer, pytest.MonkeyPatch.context() as environment:
         for name, value in environment_of(issuer).items():
             environment.setenv(name, value)
@@ -654,7 +654,7 @@ def test_no_part_of_any_token_is_printed(changes: dict[str, str], kid: str, as_j
 @settings(max_examples=50)
 @given(st.text(st.characters(codec=None), min_size=1))
 def test_any_input_has_a_result(text: str) -> None:
-    """Arbitrary input is neither repeated nor an internal error."""
+    """Arbitrary input is never repeated and never causes an internal error."""
     status, output, errors = run(text)
 
     assert status in (1, 2)
@@ -664,7 +664,7 @@ def test_any_input_has_a_result(text: str) -> None:
 
 
 def test_an_opaque_token_is_introspected(issuer: Issuer, environment: pytest.MonkeyPatch) -> None:
-    """Without an issuer, the endpoint alone decides. If it does not respond as it should, its problem is printed."""
+    """The introspection endpoint alone verifies an opaque token, and its failure is reported."""
     environment.delenv(f"{PREFIX}ISSUERS")
     environment.setenv(f"{PREFIX}INTROSPECTION_ENDPOINT", f"{issuer.url}/introspect")
     environment.setenv(f"{PREFIX}CLIENT_ID", "me")
@@ -682,7 +682,7 @@ def test_an_opaque_token_is_introspected(issuer: Issuer, environment: pytest.Mon
 
 
 def test_an_issuer_that_is_a_name_is_verified_with_its_keys(issuer: Issuer, environment: pytest.MonkeyPatch) -> None:
-    """Only the key set is asked for."""
+    """If the issuer is a plain name, only the key set is requested."""
     environment.setenv(f"{PREFIX}ISSUERS", "acme.com")
     environment.setenv(f"{PREFIX}JWKS_URI", f"{issuer.url}/jwks")
 
@@ -691,7 +691,7 @@ def test_an_issuer_that_is_a_name_is_verified_with_its_keys(issuer: Issuer, envi
 
 
 def test_settings_that_contradict_each_other_are_named(environment: pytest.MonkeyPatch) -> None:
-    """Verification cannot start, and the command says why."""
+    """Contradictory settings, with which verification cannot start, are reported."""
     environment.setenv(f"{PREFIX}AUDIENCE_CLAIM", "client_id")
     status, output, _ = run(make_token(claims("https://idp.example")))
 

@@ -1,4 +1,4 @@
-"""The authorization server of the demo, for the tests of its parts."""
+"""Fixtures for the tests of the demo's authorization server and of programs that use the server."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.processes import end, start
 
 @pytest.fixture(scope="module")
 def issuer() -> Iterator[str]:
-    """The URL of an authorization server in its own process."""
+    """Start an authorization server in its own process and return its URL."""
     process = start(
         [sys.executable, "-m", "otel_token_relay.demo.authorization_server", "--lifetime", "120"],
         stdout=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""The authorization server of the demo, over real HTTP, tested with PyJWT against its standards."""
+"""The demo's authorization server conforms to its standards, as tested with PyJWT over HTTP."""
 
 import secrets
 from urllib.parse import parse_qs, urlsplit
@@ -20,7 +20,7 @@ def client(issuer):
 
 
 def verify(client, token, *, audience="profile-service"):
-    """Verify a token as a resource server does that knows only the issuer."""
+    """Verify a token as a resource server that has only the issuer's URL."""
     metadata = client.get("/.well-known/openid-configuration").json()
     keys = {key["kid"]: jwt.PyJWK(key) for key in client.get(metadata["jwks_uri"]).json()["keys"]}
     kid = jwt.get_unverified_header(token)["kid"]
@@ -30,7 +30,7 @@ def verify(client, token, *, audience="profile-service"):
 
 
 def authorize(client, **changes):
-    """Request a code as alice, and return the parameters of the redirect."""
+    """Request a code as Alice, and return the parameters of the redirect."""
     parameters = {
         "response_type": "code",
         "client_id": CLIENT_ID,
@@ -62,7 +62,7 @@ def is_active(client, token):
 
 @pytest.mark.parametrize("path", ["openid-configuration", "oauth-authorization-server"])
 def test_discovery_names_the_issuer_and_existing_endpoints(client, issuer, path):
-    """Both metadata documents contain the issuer, and each endpoint in them exists."""
+    """Both metadata documents contain the issuer and only endpoints that exist."""
     metadata = client.get(f"/.well-known/{path}").json()
 
     assert metadata["issuer"] == issuer
@@ -72,7 +72,7 @@ def test_discovery_names_the_issuer_and_existing_endpoints(client, issuer, path)
 
 
 def test_published_keys_are_public(client):
-    """The key set contains RSA signature keys without private members."""
+    """The key set contains public RSA signature keys without private members."""
     keys = client.get("/jwks").json()["keys"]
 
     assert keys
@@ -82,7 +82,7 @@ def test_published_keys_are_public(client):
 
 @pytest.mark.parametrize("user", ["alice", "bob"])
 def test_token_of_a_user_verifies(client, issuer, user):
-    """A signed-in user receives an RFC 9068 token that PyJWT verifies with the published key."""
+    """A signed-in user gets an RFC 9068 token, which PyJWT verifies with the published key."""
     token = sign_in(issuer, user)
 
     assert jwt.get_unverified_header(token)["typ"] == "at+jwt"
@@ -93,7 +93,7 @@ def test_token_of_a_user_verifies(client, issuer, user):
 
 
 def test_token_from_a_kiosk_lives_for_a_second(client, issuer):
-    """A client may have its own token lifetime."""
+    """A client can have a different token lifetime, such as one second for the kiosk."""
     token = sign_in(issuer, "alice", client_id="kiosk")
 
     claims = jwt.decode(token, options={"verify_signature": False})
@@ -101,7 +101,7 @@ def test_token_from_a_kiosk_lives_for_a_second(client, issuer):
 
 
 def test_resource_determines_the_audience(client, issuer):
-    """The audience of the token is the `resource` parameter (RFC 8707)."""
+    """The `resource` parameter determines the token's audience (RFC 8707)."""
     token = sign_in(issuer, "alice", resource="https://other-service")
 
     assert verify(client, token, audience="https://other-service")["sub"] == "alice"
@@ -110,7 +110,7 @@ def test_resource_determines_the_audience(client, issuer):
 
 
 def test_unknown_user_cannot_sign_in(client, issuer):
-    """A user without an account receives no code."""
+    """A user without an account gets no code."""
     assert authorize(client, login_hint="mallory")["error"] == "access_denied"
     with pytest.raises(RuntimeError):
         sign_in(issuer, "mallory")
@@ -122,7 +122,7 @@ def test_unknown_user_cannot_sign_in(client, issuer):
     ids=["no challenge", "plain"],
 )
 def test_code_needs_a_hashed_challenge(client, changes):
-    """A request without PKCE, or with the method `plain`, receives no code."""
+    """A request without PKCE, or with the `plain` method, gets no code."""
     result = authorize(client, **changes)
 
     assert result["error"] == "invalid_request"
@@ -141,7 +141,7 @@ def test_code_needs_a_hashed_challenge(client, changes):
     ids=["wrong verifier", "no verifier", "wrong code", "other redirect", "other client"],
 )
 def test_token_request_is_rejected(client, changes, error):
-    """A code can be redeemed only by the client that requested it, with the original parameters."""
+    """Only the client that requested a code can redeem it, and only with the original parameters."""
     code = authorize(client)["code"]
 
     response = redeem(client, code, **changes)
@@ -159,7 +159,7 @@ def test_code_works_once(client):
 
 
 def test_redirect_uri_must_be_registered(client):
-    """An unregistered redirect URI leads to an error response, not to a redirect."""
+    """An unregistered redirect URI causes an error response instead of a redirect."""
     response = client.get(
         "/authorize",
         params={
@@ -188,7 +188,7 @@ def test_refresh_token_is_rotated(client):
 
 
 def test_service_gets_its_own_token(client):
-    """With client credentials the client is the subject; a wrong secret is rejected."""
+    """With client credentials, the client is the token's subject, and a wrong secret is rejected."""
     form = {"grant_type": "client_credentials"}
 
     token = client.post("/token", data=form, auth=SERVICE).json()["access_token"]
@@ -198,7 +198,7 @@ def test_service_gets_its_own_token(client):
 
 
 def test_introspection_is_for_services_only(client, issuer):
-    """Only an authenticated service may introspect a token, and an invented token is inactive."""
+    """Only an authenticated service can introspect a token, and an unknown token is reported as inactive."""
     token = sign_in(issuer, "bob")
 
     result = client.post("/introspect", data={"token": token}, auth=SERVICE).json()
@@ -211,7 +211,7 @@ def test_introspection_is_for_services_only(client, issuer):
 
 
 def test_refresh_token_is_inactive(client):
-    """Introspection does not report a refresh token as an active access token."""
+    """Introspection reports a refresh token as inactive, because it is not an access token."""
     tokens = redeem(client, authorize(client)["code"]).json()
 
     assert is_active(client, tokens["access_token"])
@@ -219,7 +219,7 @@ def test_refresh_token_is_inactive(client):
 
 
 def test_revoked_token_is_inactive(client, issuer):
-    """Introspection reports a revoked token as inactive, and another user's token as active."""
+    """Introspection reports a revoked token as inactive, and a different user's token as active."""
     token, other = sign_in(issuer, "alice"), sign_in(issuer, "bob")
 
     sign_out(issuer, token)
@@ -229,7 +229,7 @@ def test_revoked_token_is_inactive(client, issuer):
 
 
 def test_revocation_is_for_the_client_that_was_issued_the_token(client, issuer):
-    """Another client receives an error and cannot revoke the token."""
+    """A token can be revoked only by the client to which it was issued."""
     token = sign_in(issuer, "alice")
 
     with pytest.raises(RuntimeError, match="did not revoke"):
@@ -241,7 +241,7 @@ def test_revocation_is_for_the_client_that_was_issued_the_token(client, issuer):
 
 
 def test_rotation_keeps_or_drops_the_old_keys(client, issuer):
-    """New tokens are signed with the new key; old ones can be verified while their key is kept."""
+    """New tokens are signed with the new key, and old tokens remain valid while the old key is published."""
     old = sign_in(issuer, "alice")
 
     kid = client.post("/keys/rotate").json()["kid"]

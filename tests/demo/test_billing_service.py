@@ -1,4 +1,4 @@
-"""The service of the demo that gets tokens of its own: which tokens it accepts."""
+"""The demo's billing-service accepts only the tokens that are obtained for it."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ MODULE = "otel_token_relay.demo.billing_service"
 
 @pytest.fixture(scope="module")
 def issuer() -> Iterator[Issuer]:
-    """An authorization server."""
+    """Run an authorization server."""
     with issuing(public_jwk("RS256", "k1")) as running:
         yield running
 
 
 @pytest.fixture
 def client(issuer: Issuer) -> Iterator[TestClient]:
-    """A client of the service, which is imported with the environment of the demo."""
+    """Return a client of the service, whose module is imported with the demo's environment."""
     logger = logging.getLogger("otel_token_relay")
     level = logger.level
     with pytest.MonkeyPatch.context() as patched:
@@ -46,7 +46,7 @@ def authorization(token: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("user", ["alice", "bob"])
 def test_a_token_for_this_service_identifies_the_user(client: TestClient, issuer: Issuer, user: str) -> None:
-    """The name is the subject, which an exchange does not change."""
+    """The response contains the token's subject, which an exchange does not change."""
     token = make_token(claims(issuer.url, sub=user, aud="billing-service"))
     response = client.get("/invoices", headers=authorization(token))
 
@@ -56,7 +56,7 @@ def test_a_token_for_this_service_identifies_the_user(client: TestClient, issuer
 def test_the_token_that_user_service_received_is_rejected(
     client: TestClient, issuer: Issuer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The reason is in the log only, which does not contain the token."""
+    """A token for user-service is rejected, and only the log contains the reason, without the token."""
     token = make_token(claims(issuer.url, aud=["user-service", "profile-service"]))
     response = client.get("/invoices", headers=authorization(token))
 
@@ -67,7 +67,7 @@ def test_the_token_that_user_service_received_is_rejected(
 
 
 def test_a_request_without_a_token_is_rejected(client: TestClient) -> None:
-    """There is nothing to see without a token."""
+    """A request without a token is rejected."""
     response = client.get("/invoices")
 
     assert response.status_code == 401

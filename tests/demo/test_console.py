@@ -1,4 +1,4 @@
-"""The console output of the demo: cells, tables and results, on consoles of any width and encoding."""
+"""The demo prints its cells, tables, and results correctly on consoles of any width and encoding."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ REJECTED = Outcome(check=EXPIRED, status=401, error="invalid_token", reason="exp
 
 
 def report(width: int = 80, encoding: str = "utf-8", **options: Any) -> tuple[Report, io.BytesIO]:
-    """Return a report on a console of that kind, and what it prints."""
+    """Return a report for a console of the given width and encoding, and the buffer that receives its output."""
     printed = io.BytesIO()
     file = io.TextIOWrapper(printed, encoding=encoding, write_through=True)
     return Report(Console(file=file, width=width, **options)), printed
 
 
 def everything(one: Report) -> None:
-    """Print each part."""
+    """Print every part of the report."""
     one.print_introduction(
         {"OTEL_PROPAGATORS": "tracecontext,token_relay", "DESTINATIONS": "http://a"}, {"http://a": "b"}
     )
@@ -90,7 +90,7 @@ def everything(one: Report) -> None:
     ids=["relayed", "exchanged", "redirected", "unreported"],
 )
 def test_the_cells_of_a_hop_are_the_decision_and_what_was_received(hop: Hop, expected: tuple[str, ...]) -> None:
-    """There is one cell for each column; the tokens are named by their users."""
+    """A hop has one cell for each column, and each token is identified by its user."""
     assert hop_cells(hop) == expected
     assert len(expected) == len(COLUMNS)
 
@@ -105,13 +105,13 @@ def test_the_cells_of_a_hop_are_the_decision_and_what_was_received(hop: Hop, exp
     ids=["accepted", "rejected", "without error"],
 )
 def test_the_cells_of_a_token_check_are_the_response_and_the_log(outcome: Outcome, expected: tuple[str, ...]) -> None:
-    """The response is the status with the error code or the identified user."""
+    """A token check's response cell contains the status with either the error code or the identified user."""
     assert check_cells(outcome) == expected
     assert len(expected) == len(CHECK_COLUMNS)
 
 
 def test_the_introduction_shows_the_variables_and_the_services_behind_their_urls() -> None:
-    """A value that is not a URL of a service has no explanation."""
+    """The introduction explains each value that is a service's URL."""
     one, printed = report()
     one.print_introduction({"PROPAGATORS": "token_relay", "DESTINATIONS": "http://a"}, {"http://a": "profile-service"})
 
@@ -121,7 +121,7 @@ def test_the_introduction_shows_the_variables_and_the_services_behind_their_urls
 
 
 def test_the_introduction_shows_each_url_of_a_list_on_a_line_of_its_own() -> None:
-    """A console is too narrow for the list; the parameters of an entry do not hide its service."""
+    """Each URL in a list is printed on a separate line with its service, even if the entry has parameters."""
     one, printed = report()
     urls = {"http://a": "profile-service", "http://b.example": "billing-service"}
     one.print_introduction({"DESTINATIONS": "http://a,http://b.example;audience=b,http://c", "LIST": "a,b"}, urls)
@@ -137,7 +137,7 @@ def test_the_introduction_shows_each_url_of_a_list_on_a_line_of_its_own() -> Non
 
 
 def test_the_tokens_of_a_user_are_shown_once_for_each_service() -> None:
-    """The table has the user and the audience of each received token, of this user only."""
+    """The table contains the user and the audience of each token once, for the given user only."""
     one, printed = report()
     bobs = replace(RELAYED, call=replace(CALL, user="bob"))
     one.print_part("part", [RELAYED, EXCHANGED, WITHHELD, RELAYED, bobs], has_header=True)
@@ -153,7 +153,7 @@ def test_the_tokens_of_a_user_are_shown_once_for_each_service() -> None:
 
 
 def test_parts_have_the_same_columns_and_one_header() -> None:
-    """The parts look like one table, and the report keeps what it has printed."""
+    """All parts have the same columns, and they share a single header."""
     one, printed = report()
     one.print_part("first", [RELAYED], has_header=True)
     one.print_part("second", [WITHHELD], has_header=False)
@@ -173,7 +173,7 @@ def test_parts_have_the_same_columns_and_one_header() -> None:
 @pytest.mark.parametrize("width", [20, 79, 80, 95, 96, 200])
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
 def test_every_console_can_show_the_report(width: int, encoding: str) -> None:
-    """No line is longer than the console, and a console without Unicode gets plain characters."""
+    """No line is wider than the console, and a console without Unicode gets ASCII characters."""
     one, printed = report(width, encoding)
     everything(one)
 
@@ -185,7 +185,7 @@ def test_every_console_can_show_the_report(width: int, encoding: str) -> None:
 
 
 def test_a_result_without_faults_counts_the_hops() -> None:
-    """The numbers are those of the hops that were printed."""
+    """A result without faults contains the number of hops with each decision."""
     one, printed = report()
     one.print_part("part", [RELAYED, WITHHELD, EXCHANGED, RELAYED], has_header=True)
     one.print_result([], exchanged="billing-service", unlisted="third-party")
@@ -198,7 +198,7 @@ def test_a_result_without_faults_counts_the_hops() -> None:
 
 
 def test_a_result_with_faults_shows_only_these() -> None:
-    """Nothing that succeeded is mentioned."""
+    """A result with faults contains only the faults."""
     one, printed = report()
     one.print_result(["first fault", "second fault"], exchanged="billing-service", unlisted="third-party")
 
@@ -206,7 +206,7 @@ def test_a_result_with_faults_shows_only_these() -> None:
 
 
 def test_an_unexpected_outcome_is_shown_in_red() -> None:
-    """Expected outcomes have other colors."""
+    """An unexpected outcome is printed in red, and expected outcomes are printed in other colors."""
     one, printed = report(force_terminal=True, color_system="standard")
     one.print_checks("checks", [ACCEPTED, REJECTED, replace(REJECTED, status=200, error="")], has_header=True)
 
@@ -217,7 +217,7 @@ def test_an_unexpected_outcome_is_shown_in_red() -> None:
 
 
 def test_a_terminal_without_colors_gets_none() -> None:
-    """NO_COLOR is respected; see https://no-color.org."""
+    """If NO_COLOR is set, the terminal gets no colors (https://no-color.org)."""
     one, printed = report(force_terminal=True, color_system="standard", _environ={"NO_COLOR": "1"})
     everything(one)
 
@@ -226,7 +226,7 @@ def test_a_terminal_without_colors_gets_none() -> None:
 
 
 def test_markup_in_received_text_is_shown_as_text() -> None:
-    """A client chooses its User-Agent, and a log can contain anything."""
+    """Markup in received text, such as a User-Agent or a log, is printed literally."""
     one, printed = report(200)
     one.print_part("[/]", [replace(RELAYED, sender="[/x]", note=replace(NOTE, client="[red]"))], has_header=True)
     one.print_result(["[/fault]"], exchanged="[/]", unlisted="[/]")

@@ -1,4 +1,4 @@
-"""The demo as users run it, and that it reports faults."""
+"""The demo succeeds when a user runs it, and reports faults."""
 
 import os
 import re
@@ -23,7 +23,7 @@ START = "Starting an authorization server, three services, and a third party on 
 
 
 def find_processes(mark):
-    """Return the processes that have *mark* in their environment, which children inherit."""
+    """Return the IDs of processes whose environment, which child processes inherit, contains *mark*."""
     found = []
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit() and int(folder.name) != os.getpid():
@@ -37,7 +37,7 @@ def find_processes(mark):
 
 @pytest.fixture
 def start(tmp_path):
-    """Return a function that starts the demo with settings that must not affect it. All processes are ended."""
+    """Return a function that starts the demo with settings that must not affect it, and end all processes afterward."""
     mark = f"MARK={tmp_path}".encode()
     environment = os.environ | {
         "MARK": str(tmp_path),
@@ -78,7 +78,7 @@ sys.exit(status)
 
 
 def assert_shows_the_sample(output):
-    """Assert that the output contains the lines that the README shows, in the same order."""
+    """Assert that the output contains the lines of the sample in the README, in the same order."""
     sample = re.search(r"^\$ otel-token-relay demo\n(.*?)^```", README, re.DOTALL | re.MULTILINE)[1].splitlines()
     lines = iter(line.rstrip() for line in output.splitlines())
 
@@ -87,9 +87,10 @@ def assert_shows_the_sample(output):
 
 
 def test_demo_shows_every_hop_and_succeeds(start, tmp_path):
-    """The demo prints one line for each hop, without a token, exits with 0 and leaves nothing behind.
+    """The demo prints a line for each hop without revealing a token, and exits with 0 without leaving anything behind.
 
-    With --record, it leaves the hops, which `picture` draws. Both are in one test, because a run takes seconds.
+    With --record, the demo also writes a recording that `picture` can draw. One test covers both, because a run takes
+    seconds.
     """
     process, survivors = start(command=[sys.executable, "-c", RESTORED, "--record", str(tmp_path / "run.json")])
 
@@ -144,7 +145,7 @@ def test_demo_shows_every_hop_and_succeeds(start, tmp_path):
     assert_shows_the_sample(output)
     shown = [line.rstrip() for line in pictures.plain(pictures.RECORDING.read_text("utf-8")).splitlines()[1:]]
     lines = iter(line.rstrip() for line in output.splitlines())
-    assert [line for line in shown if line not in lines] == []  # run tools/pictures.py --record
+    assert [line for line in shown if line not in lines] == []  # run tools/pictures.py --record if this assertion fails
     assert "✗" not in output
     assert "eyJ" not in output
     assert "\x1b" not in output
@@ -170,7 +171,7 @@ def test_demo_shows_every_hop_and_succeeds(start, tmp_path):
 
 
 def test_recording_to_a_place_that_cannot_be_written(start, tmp_path):
-    """The demo reports this before it starts anything, and exits with 1."""
+    """If the recording cannot be written, the demo reports the error and exits with 1 before starting any program."""
     process, survivors = start(command=[*COMMAND, "--record", str(tmp_path / "no" / "run.json")])
 
     output, _ = process.communicate(timeout=120)
@@ -187,7 +188,7 @@ def faults_of(output):
 
 @pytest.fixture
 def change(tmp_path):
-    """Return a function that makes the demo run a copy of the package with some lines replaced."""
+    """Return a function that makes the demo run a modified copy of the package."""
     folder = tmp_path / "broken"
     shutil.copytree(Path(otel_token_relay.__file__).parent, folder / "otel_token_relay")
 
@@ -205,10 +206,10 @@ def change(tmp_path):
 
 
 def test_demo_reports_every_fault(start, change):
-    """The demo exits with 1 and reports each fault: accepted invalid tokens, a rejected new key, and printed tokens.
+    """The demo reports every fault and exits with 1.
 
-    An invalid token was accepted, one signed with the new key was not accepted immediately, and a service printed a
-    token: the file and the user are named. One run of the demo takes as long as a thousand other tests.
+    The faults are accepted invalid tokens, a rejected new key, and a token in a service's output. One test covers all
+    of them, because a run takes seconds.
     """
     leak = 'print(__import__("otel_token_relay").current_token().reveal(), flush=True)'
     broken = change(
@@ -253,7 +254,7 @@ def test_demo_reports_every_fault(start, change):
     ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["Ctrl-C", "terminate"]
 )
 def test_interrupted_demo_leaves_nothing(start, tmp_path, number, status):
-    """If the demo is interrupted while its programs start, they are ended and its files are removed."""
+    """If the demo is interrupted during startup, its programs end and its files are removed."""
     process, survivors = start()
     wait_until(lambda: len(survivors()) > 4, process)
 
@@ -268,7 +269,7 @@ def test_interrupted_demo_leaves_nothing(start, tmp_path, number, status):
 
 @pytest.mark.parametrize("programs", [1, 10], ids=["while it starts", "while it runs"])
 def test_killed_demo_leaves_no_process(start, programs):
-    """If the demo is killed, its programs end, although nothing can tell them to. Half of these are guards."""
+    """If the demo is killed, all its programs and their guards end."""
     process, survivors = start()
     wait_until(lambda: len(survivors()) > programs, process)
 
@@ -287,7 +288,7 @@ def wait_until(condition, process=None):
 
 
 def test_demo_runs_without_standard_streams(start, tmp_path):
-    """The demo succeeds from cron or a supervisor, also in a folder that cannot be written."""
+    """The demo succeeds without standard streams, as in a cron job, and in a read-only folder."""
     command = ["sh", "-c", '"$@" <&- 2>&-', "sh", *COMMAND]
 
     process, survivors = start(cwd="/proc", command=command)
@@ -300,7 +301,7 @@ def test_demo_runs_without_standard_streams(start, tmp_path):
 
 
 def test_demo_without_standard_output_succeeds(start, tmp_path):
-    """Its exit status is its result."""
+    """Without standard output, the demo still succeeds and exits with 0."""
     process, survivors = start(command=["sh", "-c", '"$@" >&-', "sh", *COMMAND])
     output, _ = process.communicate(timeout=120)
 
@@ -310,7 +311,7 @@ def test_demo_without_standard_output_succeeds(start, tmp_path):
 
 
 def test_demo_ends_if_its_output_is_not_read(start, tmp_path):
-    """The demo exits with 1, without a traceback, and leaves nothing behind."""
+    """If its output is not read, the demo exits with 1, prints no traceback, and leaves nothing behind."""
     process, survivors = start(command=["sh", "-c", '{ "$@"; echo "status $?" >&2; } | head -n 1', "sh", *COMMAND])
     output, _ = process.communicate(timeout=120)
 
@@ -335,7 +336,7 @@ sys.exit(main(["demo"]))
 
 
 def test_demo_says_at_once_that_it_starts(start):
-    """The first line is printed before anything is imported that takes long."""
+    """The demo prints its first line before it imports slow modules."""
     process, _ = start(command=[sys.executable, "-c", NOT_YET])
     output, _ = process.communicate(timeout=60)
 
@@ -343,7 +344,7 @@ def test_demo_says_at_once_that_it_starts(start):
 
 
 def test_interrupt_while_modules_are_imported_prints_no_traceback(start):
-    """Ctrl-C has the exit status of a shell at any time after the first line."""
+    """Pressing Ctrl-C during the imports prints no traceback and exits with the status for SIGINT."""
     code = re.sub(r"raise SystemExit\(.*\)", "raise KeyboardInterrupt", NOT_YET)
     process, _ = start(command=[sys.executable, "-c", code])
     output, _ = process.communicate(timeout=60)
@@ -352,7 +353,7 @@ def test_interrupt_while_modules_are_imported_prints_no_traceback(start):
 
 
 def test_program_that_does_not_start_is_named(start, tmp_path):
-    """The demo exits with 1, names the program that ended and prints its log; it ends the other programs."""
+    """If a program fails to start, the demo prints the program's log, ends the other programs, and exits with 1."""
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "joserfc.py").write_text("raise RuntimeError('broken on purpose')")
@@ -368,7 +369,7 @@ def test_program_that_does_not_start_is_named(start, tmp_path):
 
 
 def test_missing_extra_is_named():
-    """If a package of the extra is missing, the command says what to install and starts nothing."""
+    """If a package of the demo's extra is missing, the command prints what to install and starts nothing."""
     code = (
         "import importlib.util as util, sys\n"
         "find = util.find_spec\n"
@@ -384,7 +385,7 @@ def test_missing_extra_is_named():
 
 
 def test_importing_the_package_loads_nothing_heavy():
-    """Neither the command line nor the package of the demo imports libraries that only the demo needs."""
+    """Importing the command line or the demo package does not import libraries that only the demo requires."""
     code = (
         "import sys, otel_token_relay.cli, otel_token_relay.demo\n"
         "print({'rich', 'httpx', 'flask', 'authlib', 'fastapi', 'uvicorn'} & sys.modules.keys())"

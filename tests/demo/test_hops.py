@@ -1,4 +1,4 @@
-"""The hops of the demo: how decisions and received requests are joined, and what is a fault."""
+"""The demo combines decisions with received requests into hops, and detects faults."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def faults_in(*hops):
 
 
 def test_expected_hops_are_not_faults():
-    """It is not a fault if only the listed service received the caller's token, and billing-service one of its own."""
+    """Expected hops are not reported as faults."""
     assert (
         faults_in(
             hop_of(ALICE, note_of("profile-service", ALICE, OWN), "relayed"),
@@ -105,7 +105,7 @@ def test_expected_hops_are_not_faults():
     ],
 )
 def test_wrong_token_is_a_fault(hop, words):
-    """A token that was received by mistake, or that is missing, is reported."""
+    """A token that is received by mistake, or that is missing, is reported as a fault."""
     faults = faults_in(hop)
 
     assert faults
@@ -113,7 +113,7 @@ def test_wrong_token_is_a_fault(hop, words):
 
 
 def test_token_in_a_request_of_no_call_is_a_fault():
-    """A token in a request that is not one of the demo's calls is reported."""
+    """A token in a request that does not belong to a call of the demo is reported as a fault."""
     stray = replace(note_of("profile-service", ALICE, OWN), trace_id="")
 
     assert find_faults([ALICE], [], [stray], listed=LISTED) == [
@@ -122,7 +122,7 @@ def test_token_in_a_request_of_no_call_is_a_fault():
 
 
 def test_a_direct_call_may_have_the_token_of_its_caller():
-    """The demo sends alice's token to billing-service itself, to show that it is rejected there."""
+    """Alice's token in the demo's direct call to billing-service is not reported as a fault."""
     direct = replace(ALICE, receiver="billing-service")
 
     assert find_faults([direct], [], [note_of("billing-service", ALICE, OWN)], listed=LISTED, exchanged=EXCHANGED) == []
@@ -140,7 +140,7 @@ def span_of(call, span_id, start, status=200, **attributes):
 
 
 def test_hops_are_joined_when_both_halves_are_there():
-    """Spans and notes are joined by span id, in the order of the spans; the result is ``None`` until both exist."""
+    """Spans and notes are combined by span ID as soon as both are complete."""
     first, second = "1" * 16, "2" * 16
     spans = [
         span_of(ALICE, second, "2026-01-01T00:00:01Z"),
@@ -164,14 +164,14 @@ def test_hops_are_joined_when_both_halves_are_there():
 
 
 def test_spans_are_read_while_they_are_written():
-    """Other text between the spans is skipped, and so is an incomplete last span."""
+    """Other text between spans, and an incomplete last span, are ignored."""
     text = 'a line of a log\n{\n "n": 1\n}\n{"n": {"m": 2}}\n{"n":'
 
     assert [json.dumps(span) for span in read_spans(text)] == ['{"n": 1}', '{"n": {"m": 2}}']
 
 
 def test_a_call_begins_its_own_trace():
-    """The header has the trace of the call, and another span each time."""
+    """Each ``traceparent`` header of a call contains the call's trace ID and a new span ID."""
     first, second = ALICE.traceparent(), ALICE.traceparent()
 
     assert re.fullmatch(rf"00-{ALICE.trace_id}-[0-9a-f]{{16}}-01", first)
@@ -179,12 +179,12 @@ def test_a_call_begins_its_own_trace():
 
 
 def test_a_hop_names_each_received_subject_once():
-    """A token may be in several parts of a request."""
+    """Each subject is listed once, even if several parts of a request contain its token."""
     assert hop_of(ALICE, note_of("third-party", ALICE)).seen == ()
     assert hop_of(ALICE, note_of("third-party", ALICE, OWN, OTHER, OWN)).seen == ("alice", "bob")
 
 
 @pytest.mark.parametrize("text", ["", "no spans", "{", '{"n": 1', "}{"])
 def test_a_log_without_a_complete_span_has_none(text):
-    """The exporter may be writing the first span."""
+    """A log without a complete span contains no spans."""
     assert list(read_spans(text)) == []

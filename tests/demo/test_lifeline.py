@@ -1,4 +1,4 @@
-"""Programs that end with the process that started them, however it ends."""
+"""Programs that are tied to a parent process end when that process ends for any reason."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 from otel_token_relay.demo.lifeline import tie
 from tests.support.processes import ROOT
 
-# Sends its process ID, starts a child that inherits the connection, and waits.
+# This program sends its process ID, starts a child that inherits the connection, and waits.
 PROGRAM = """
 import os, signal, socket, subprocess, sys
 connection = socket.socket(fileno=int(sys.argv[1]))
@@ -29,10 +29,10 @@ signal.pause()
 
 
 class Tied:
-    """A tied program, and the connection that it and its child hold.
+    """A tied program, and the connection that the program and its child keep open.
 
     Attributes:
-        connection: Our side, which receives an end of file as soon as the program and its child have ended.
+        connection: The test's end of the connection, which is closed when the program and its child have ended.
         our_end: The write end of the lifeline.
     """
 
@@ -51,7 +51,7 @@ class Tied:
 
 @contextmanager
 def tied(*, is_cut: bool = False) -> Iterator[Tied]:
-    """Start a program; if *is_cut*, the lifeline has been cut before the program starts."""
+    """Start a tied program, whose lifeline is already closed if *is_cut* is true."""
     mine, theirs = socket.socketpair()
     lifeline, our_end = os.pipe()
     if is_cut:
@@ -75,7 +75,7 @@ def tied(*, is_cut: bool = False) -> Iterator[Tied]:
 
 
 def test_a_program_and_its_child_end_with_the_lifeline() -> None:
-    """The program has the process ID that its parent knows."""
+    """A program and its child end when the lifeline is closed."""
     with tied() as one:
         assert int(one.connection.recv(100)) == one.process.pid
         assert one.process.poll() is None
@@ -87,13 +87,13 @@ def test_a_program_and_its_child_end_with_the_lifeline() -> None:
 
 
 def test_a_program_does_not_outlive_a_parent_that_ended_before_it_started() -> None:
-    """The end of the pipe is permanent."""
+    """A program ends immediately if its parent ended before the program started."""
     with tied(is_cut=True) as one:
         one.wait_for_end()
 
 
 def test_the_guard_remains_while_a_program_ignores_a_signal() -> None:
-    """A parent may be killed while it waits for its programs to end."""
+    """The guard keeps running while its program ignores a signal, so it can still act if the parent is killed."""
     command = [
         sys.executable,
         "-c",
@@ -117,7 +117,7 @@ def test_the_guard_remains_while_a_program_ignores_a_signal() -> None:
 
 
 def test_the_guard_holds_nothing_of_the_program_open() -> None:
-    """A parent that reads the output to its end does not wait for the guard, and a listener is closed."""
+    """The guard does not keep the program's output or its listener open."""
     lifeline, our_end = os.pipe()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         process = subprocess.Popen(
@@ -132,7 +132,7 @@ def test_the_guard_holds_nothing_of_the_program_open() -> None:
         assert process.communicate(timeout=20) == (b"done\n", None)
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(address)
-        os.killpg(process.pid, 0)  # the guard is still there
+        os.killpg(process.pid, 0)  # the guard is still running
     finally:
         os.close(lifeline)
         os.close(our_end)
@@ -147,7 +147,7 @@ signal.pause()
 
 
 def test_a_test_run_that_is_killed_leaves_no_server() -> None:
-    """The servers of the tests are tied to the process that runs the tests."""
+    """If the test process is killed, the servers of its tests end."""
     mine, theirs = socket.socketpair()
     with mine, theirs:
         run = subprocess.Popen(

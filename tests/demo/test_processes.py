@@ -1,4 +1,4 @@
-"""The processes of the demo: they are started, watched and ended."""
+"""The demo's processes are started, monitored, and ended."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from otel_token_relay.demo.processes import Processes, Signals, StartFailed, lis
 
 
 def test_signal_is_postponed_while_held():
-    """A signal in a held block takes effect at the end of the block, not before."""
+    """A signal that arrives in a held block takes effect at the end of the block."""
     reached = []
 
     def start_something():
@@ -30,7 +30,7 @@ def test_signal_is_postponed_while_held():
 
 
 def test_second_signal_does_not_interrupt_the_cleanup():
-    """Only the first signal raises, with the exit status of a shell; the previous handlers are restored."""
+    """Only the first signal raises an exception, so a second signal does not interrupt the cleanup."""
     before = signal.getsignal(signal.SIGTERM)
 
     def end_twice():
@@ -48,7 +48,7 @@ def test_second_signal_does_not_interrupt_the_cleanup():
 
 
 def test_signals_on_another_thread_are_left_alone() -> None:
-    """Only the main thread can handle signals."""
+    """Outside the main thread, no signal handler is changed."""
     before = signal.getsignal(signal.SIGINT)
     seen: list[object] = []
 
@@ -63,7 +63,7 @@ def test_signals_on_another_thread_are_left_alone() -> None:
     assert seen == [before]
 
 
-# Starts a child, which inherits the pipe that the test waits for.
+# This program starts a child that inherits the test's connection.
 PARENT = """
 import os, subprocess, sys
 print(os.environ["NAME"], flush=True)
@@ -74,7 +74,7 @@ subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"], pass_f
 
 
 def test_programs_and_their_children_are_ended(tmp_path: Path) -> None:
-    """A program writes to its own files, inherits the listener and ends with all processes that it has started."""
+    """When the demo ends, each program ends together with all of its child processes."""
     mine, theirs = socket.socketpair()
     with mine, Signals() as signals:
         with Processes(tmp_path, signals) as processes:
@@ -85,12 +85,12 @@ def test_programs_and_their_children_are_ended(tmp_path: Path) -> None:
             processes.wait_until("one", lambda: processes.log("one").read_text() == "a line of the log\n")
 
         mine.settimeout(20)
-        # The other end is closed when the last process that has inherited it ends.
+        # The connection is closed when the last process that inherited it ends.
         assert mine.recv(1) == b""
 
 
 def test_a_program_that_ends_is_reported_with_the_end_of_its_log(tmp_path: Path) -> None:
-    """The message names the program, its status and the last lines; invalid text in the log is replaced."""
+    """If a program ends, the error contains its name, its status, and the end of its log."""
     code = "import sys; sys.stderr.buffer.write(b'first\\n' * 50 + b'last \\xff\\n'); sys.exit(3)"
     with Signals() as signals, Processes(tmp_path, signals) as processes:
         processes.start("one", [sys.executable, "-c", code], os.environ)
@@ -104,7 +104,7 @@ def test_a_program_that_ends_is_reported_with_the_end_of_its_log(tmp_path: Path)
 
 
 def test_a_program_that_is_not_ready_in_time_is_reported(tmp_path: Path) -> None:
-    """The demo does not wait forever."""
+    """A program that does not become ready in time is reported."""
     with Signals() as signals, Processes(tmp_path, signals) as processes:
         processes.start("one", [sys.executable, "-c", "import signal; signal.pause()"], os.environ)
         with pytest.raises(StartFailed, match="one was not ready after 0 s"):
@@ -112,7 +112,7 @@ def test_a_program_that_is_not_ready_in_time_is_reported(tmp_path: Path) -> None
 
 
 def test_the_listener_is_on_loopback_at_the_port_of_its_url() -> None:
-    """Connections wait until the program accepts them."""
+    """The listener accepts connections on loopback before the program is ready."""
     listener, url = listen()
     with listener:
         host, port = listener.getsockname()

@@ -1,4 +1,4 @@
-"""The service of the demo that verifies tokens: whom it accepts, and where the reason for a rejection appears."""
+"""The demo's profile-service verifies tokens and logs the reason for a rejection."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ THIRD_PARTY = "http://third-party.example"
 
 @pytest.fixture(scope="module")
 def issuer() -> Iterator[Issuer]:
-    """An authorization server whose tokens are active."""
+    """Run an authorization server that reports every token as active."""
     with issuing(public_jwk("RS256", "k1")) as running:
         running.introspect = lambda token: claims(running.url, active=True)
         yield running
@@ -28,7 +28,7 @@ def issuer() -> Iterator[Issuer]:
 
 @pytest.fixture
 def client(issuer: Issuer) -> Iterator[TestClient]:
-    """A client of the service, which is imported with the environment of the demo."""
+    """Return a client of the service, whose module is imported with the demo's environment."""
     logger = logging.getLogger("otel_token_relay")
     level, introspect = logger.level, issuer.introspect
     with pytest.MonkeyPatch.context() as patched:
@@ -51,7 +51,7 @@ def authorization(token: str) -> dict[str, str]:
 
 
 def test_the_caller_is_identified_by_a_valid_token(client: TestClient, issuer: Issuer) -> None:
-    """The name is the verified subject, of each request its own."""
+    """Each response contains the verified subject of its own request's token."""
     for user in ("alice", "bob"):
         response = client.get("/profile", headers=authorization(make_token(claims(issuer.url, sub=user))))
 
@@ -75,7 +75,7 @@ def test_the_reason_for_a_rejection_is_in_the_log_only(
     reason: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The caller learns only that the token is invalid, and the log does not contain it."""
+    """Only the log contains the reason for a rejection, without the token."""
     token = build(issuer)
     response = client.get("/profile", headers=authorization(token))
 
@@ -87,7 +87,7 @@ def test_the_reason_for_a_rejection_is_in_the_log_only(
 
 
 def test_a_revoked_token_is_rejected(client: TestClient, issuer: Issuer, caplog: pytest.LogCaptureFixture) -> None:
-    """A JWT does not show that it was revoked, so each token is introspected."""
+    """A revoked token is rejected, because every token is introspected."""
     issuer.introspect = lambda token: {"active": False}
     response = client.get("/profile", headers=authorization(make_token(claims(issuer.url))))
 
@@ -96,7 +96,7 @@ def test_a_revoked_token_is_rejected(client: TestClient, issuer: Issuer, caplog:
 
 
 def test_a_request_without_a_token_is_rejected_without_an_error_code(client: TestClient) -> None:
-    """RFC 6750, section 3.1: such a request only needs the challenge."""
+    """A rejected request without a token gets a challenge without an error code (RFC 6750, section 3.1)."""
     response = client.get("/profile")
 
     assert response.status_code == 401
@@ -104,7 +104,7 @@ def test_a_request_without_a_token_is_rejected_without_an_error_code(client: Tes
 
 
 def test_the_picture_is_at_the_third_party_for_every_caller(client: TestClient) -> None:
-    """This path is excluded from verification; the redirect does not contain the token of the caller."""
+    """The excluded path redirects every caller to the third party without the caller's token."""
     for headers in ({}, authorization("not-a-valid-token")):
         response = client.get("/picture", headers=headers)
 

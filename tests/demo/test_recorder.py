@@ -1,4 +1,4 @@
-"""The recorder of the demo: what it notes about a request, and that the service receives it unchanged."""
+"""The demo's recorder notes the tokens in a request and passes the request on unchanged."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.servers import serve_asgi
 
 @pytest.mark.parametrize("place", ["header", "other header", "path", "query", "body"])
 def test_recorder_finds_a_token_in_every_part_of_a_request(place):
-    """The note contains the subject and the digest of each token, never the token."""
+    """The recorder finds a token in any part of a request, and its note contains only the subject and the digest."""
     token = b"eyJhbGciOiJub25lIn0.eyJzdWIiOiJhbGljZSJ9.c2ln"
     headers = {"header": [(b"authorization", b"Bearer " + token)], "other header": [(b"x-copy", b"=" + token)]}
     scope = {
@@ -34,7 +34,7 @@ def test_recorder_finds_a_token_in_every_part_of_a_request(place):
 
 
 def token_of(payload: bytes) -> bytes:
-    """Return an unsigned token with that payload."""
+    """Return an unsigned token with the given payload."""
     return b"eyJhbGciOiJub25lIn0." + base64.urlsafe_b64encode(payload).rstrip(b"=") + b".c2ln"
 
 
@@ -42,7 +42,7 @@ def token_of(payload: bytes) -> bytes:
     "payload", [b"{}", b"[]", b"1", b"null", b"not JSON", b"\xff\xfe", b'{"sub"'], ids=lambda payload: repr(payload)
 )
 def test_a_token_without_a_readable_subject_is_noted(payload: bytes) -> None:
-    """A service must not receive such a token either."""
+    """A token without a readable subject is noted, because a service must not receive it either."""
     token = token_of(payload)
     scope = {"raw_path": b"/", "query_string": b"", "headers": [(b"authorization", b"Bearer " + token)]}
 
@@ -60,7 +60,7 @@ def test_a_token_without_a_readable_subject_is_noted(payload: bytes) -> None:
     ids=["one audience", "two audiences", "not strings", "no audience"],
 )
 def test_the_note_has_the_subject_and_the_audience_of_a_token(payload: bytes, expected: tuple[str, str]) -> None:
-    """The token is not verified."""
+    """The note contains the subject and the audience of the unverified token."""
     assert read_token(token_of(payload))[1:] == expected
 
 
@@ -77,7 +77,7 @@ def test_the_note_has_the_subject_and_the_audience_of_a_token(payload: bytes, ex
 def test_the_note_has_the_trace_and_the_client_of_the_request(
     traceparent: bytes | None, expected: tuple[str, str]
 ) -> None:
-    """They are empty if the request has none; all Authorization lines are counted, even without a token."""
+    """The note contains the trace and the number of Authorization lines, even without a token."""
     headers = [(b"user-agent", b"python-httpx/0 x"), (b"authorization", b"a"), (b"authorization", b"b")]
     headers += [] if traceparent is None else [(b"traceparent", traceparent)]
     note = take_note("third-party", {"raw_path": b"/", "query_string": b"", "headers": headers}, b"")
@@ -100,7 +100,7 @@ async def repeat(scope: Any, receive: Any, send: Any) -> None:
 
 @pytest.fixture
 def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recorder:
-    """The recorder that uvicorn builds from the environment of the process."""
+    """Return the recorder that uvicorn creates from the environment."""
     monkeypatch.setenv(recorder.APP_VARIABLE, f"{__name__}:repeat")
     monkeypatch.setenv(recorder.NAME_VARIABLE, "third-party")
     monkeypatch.setenv(recorder.NOTES_VARIABLE, str(tmp_path / "notes"))
@@ -108,7 +108,7 @@ def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recorder:
 
 
 def test_each_request_is_noted_and_passed_on(built: Recorder, tmp_path: Path) -> None:
-    """The service receives the whole body, and the file has one line for each request, without the token."""
+    """Each request is noted without its token, and its complete body is passed on."""
     token = token_of(b'{"sub": "alice"}')
     body = b"first " * 50_000 + token
     with serve_asgi(built) as port, httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
@@ -123,7 +123,7 @@ def test_each_request_is_noted_and_passed_on(built: Recorder, tmp_path: Path) ->
 
 
 def test_messages_after_the_request_reach_the_service(tmp_path: Path) -> None:
-    """A service that waits for the client to disconnect gets this message from the server."""
+    """A service that waits for the client to disconnect receives the disconnect message."""
     received: list[Any] = []
     sent = [{"type": "http.request", "body": b"a", "more_body": True}, {"type": "http.request", "body": b"b"}]
     messages = iter([*sent, {"type": "http.disconnect"}])
@@ -142,7 +142,7 @@ def test_messages_after_the_request_reach_the_service(tmp_path: Path) -> None:
 
 
 def test_other_scopes_are_not_recorded(tmp_path: Path) -> None:
-    """Lifespan events have no headers."""
+    """Only HTTP requests are recorded."""
     seen: list[Any] = []
 
     async def app(*arguments: Any) -> None:

@@ -1,4 +1,4 @@
-"""The recording of the demo: what it has of the services' spans, and what it leaves out."""
+"""The demo's recording contains only the required data from the services' spans."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ANONYMOUS = Call(trace_id="b" * 32, user=None, token=None)
 
 
 def span_of(call: Call, span_id: str, kind: str = "CLIENT", parent: str | None = None, **attributes) -> dict:
-    """Return a span as the console exporter writes it."""
+    """Return a span in the format of the console exporter."""
     return {
         "name": "GET",
         "context": {"trace_id": f"0x{call.trace_id}", "span_id": f"0x{span_id}", "trace_state": "[]"},
@@ -32,7 +32,7 @@ def note_of(call: Call, span_id: str, receiver: str) -> Note:
 
 
 def test_spans_are_written_as_otlp() -> None:
-    """A client span has the name of its receiver, and the first span of a trace the user."""
+    """A client span contains its receiver's name, and a trace's first span contains the user."""
     spans = [
         span_of(ALICE, "1" * 16, "SERVER"),
         span_of(ALICE, "2" * 16, parent="1" * 16, **{"http.status_code": 200, "token_relay.decision": "relayed"}),
@@ -58,7 +58,7 @@ def test_spans_are_written_as_otlp() -> None:
 
 
 def test_other_traces_and_the_machine_are_left_out() -> None:
-    """Requests that are not calls, and the resource except for the service's name, are not in the recording."""
+    """The recording contains only the demo's calls and, of the resource, only the service's name."""
     text = write_recording([ALICE], [span_of(ALICE, "1" * 16), span_of(ANONYMOUS, "2" * 16)], [])
 
     assert len(text.splitlines()) == 1

@@ -1,4 +1,4 @@
-"""The run of the demo in this process: its result, its environment, and the faults that it finds."""
+"""A demo run in this process has the expected result, environment, and faults."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ ANONYMOUS = Call(trace_id="b" * 32, user=None, token=None)
 
 @pytest.fixture
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder for temporary files."""
+    """Return a folder that replaces the folder for temporary files."""
     folder = tmp_path / "temporary"
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
@@ -45,7 +45,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def stopped(tmp_path: Path) -> Iterator[Runner]:
-    """A runner that has not started anything."""
+    """Return a runner that has not started any program."""
     console = Console(file=io.StringIO())
     with Signals() as signals, Processes(tmp_path, signals) as processes:
         yield Runner(tmp_path, processes, Report(console), console)
@@ -55,7 +55,7 @@ START = "Starting an authorization server, three services, and a third party on 
 
 
 def run() -> tuple[int, str]:
-    """Run the demo. Return its exit status and what it prints after its first line."""
+    """Run the demo, and return its exit status and its output after the first line."""
     with redirect_stdout(io.StringIO()) as printed:
         status = demo.run()
     assert printed.getvalue().startswith(START)
@@ -63,7 +63,7 @@ def run() -> tuple[int, str]:
 
 
 def test_an_interrupted_demo_has_the_exit_status_of_a_shell(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C prints no traceback."""
+    """Pressing Ctrl-C exits with the status for SIGINT, prints no traceback, and leaves no files behind."""
     monkeypatch.setattr(Runner, "run", lambda self: os.kill(os.getpid(), signal.SIGINT))
 
     assert run() == (130, "")
@@ -78,7 +78,7 @@ def test_an_interrupted_demo_has_the_exit_status_of_a_shell(files: Path, monkeyp
 def test_an_address_that_cannot_be_used_is_reported_in_one_sentence(
     files: Path, monkeypatch: pytest.MonkeyPatch, code: int, reason: str
 ) -> None:
-    """The result is 1, and no program is started."""
+    """If no address can be used, the result is 1, and no program is started."""
     real, calls = socket.create_server, iter([True, False])
 
     def create_server(*args: Any, **kwargs: Any) -> socket.socket:
@@ -94,7 +94,7 @@ def test_an_address_that_cannot_be_used_is_reported_in_one_sentence(
 
 
 def test_a_missing_temporary_folder_is_reported_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The result is 1."""
+    """If no temporary folder can be created, the error is a single sentence, and the result is 1."""
     monkeypatch.setattr(tempfile, "tempdir", "/proc/none")
     status, printed = run()
 
@@ -103,7 +103,7 @@ def test_a_missing_temporary_folder_is_reported_in_one_sentence(monkeypatch: pyt
 
 
 def test_another_operating_system_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sockets cannot be passed to programs there."""
+    """On an unsupported operating system, the demo reports the supported systems."""
     monkeypatch.setattr(runner, "os", SimpleNamespace(name="nt"))
     status, printed = run()
 
@@ -112,7 +112,7 @@ def test_another_operating_system_is_reported(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_variables_of_the_shell_do_not_affect_the_demo(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Settings of OpenTelemetry, uvicorn and proxies are removed, in any case; other variables remain."""
+    """Variables for OpenTelemetry, uvicorn, and proxies are removed from the environment; other variables remain."""
     foreign = ("OTEL_PROPAGATORS", "DEMO_APP", "UVICORN_PORT", "HTTP_PROXY", "https_proxy", "ALL_PROXY")
     for name in (*foreign, "KEPT_VARIABLE"):
         monkeypatch.setenv(name, "x")
@@ -125,7 +125,7 @@ def test_variables_of_the_shell_do_not_affect_the_demo(monkeypatch: pytest.Monke
 
 
 def test_only_the_instrumentation_of_the_demo_is_loaded() -> None:
-    """The spans are written to standard output, and no other exporter is used."""
+    """Only the demo's instrumentation is enabled, and only the console exporter is used."""
     telemetry = runner._telemetry()
     disabled = telemetry["OTEL_PYTHON_DISABLED_INSTRUMENTATIONS"].split(",")
 
@@ -136,7 +136,7 @@ def test_only_the_instrumentation_of_the_demo_is_loaded() -> None:
 
 
 def test_a_server_is_ready_when_it_responds() -> None:
-    """An error is a response too."""
+    """A server is considered ready if it responds, even with an error."""
     with party() as one:
         assert runner._is_ready(one.url)
         one.answers.append(Status(503))
@@ -147,9 +147,9 @@ def test_a_server_is_ready_when_it_responds() -> None:
 
 
 def test_a_token_in_any_file_is_found(stopped: Runner, tmp_path: Path) -> None:
-    """The fault names the file and the user, and not the token; files may contain invalid text.
+    """A token in any file is reported with the file and the user, but without the token.
 
-    The demo does not know the tokens that user-service obtains, so any JWT counts.
+    The demo does not have the tokens that user-service obtains, so it reports any JWT.
     """
     stopped._known += [("alice", "eyJ.first.x"), ("alice", "eyJ.second.x"), ("bob", "eyJ.third.x")]
     (tmp_path / "notes").write_text("nothing")
@@ -190,7 +190,7 @@ def test_a_token_in_any_file_is_found(stopped: Runner, tmp_path: Path) -> None:
 def test_a_response_for_another_user_is_a_fault(
     stopped: Runner, call: Call, status: str, name: str | None, billed: str | None, expected: str | None
 ) -> None:
-    """A user's call has that user's token, and an anonymous call has none."""
+    """A user's call has that user's token, an anonymous call has none, and a wrong response is reported."""
     seen: list[tuple[str | None, str]] = []
     stopped._tokens["alice"] = "alice-sample-token"
 

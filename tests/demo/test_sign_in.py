@@ -1,4 +1,4 @@
-"""Signing in and out at the authorization server of the demo, and at servers that do not follow the protocol."""
+"""Users can sign in and out at the demo's authorization server, and invalid server responses are rejected."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def introspect(issuer: str, token: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("user", ["alice", "bob"])
 def test_signing_in_returns_a_new_token_of_the_user(issuer: str, user: str) -> None:
-    """Each sign-in has its own token, for profile-service unless another resource is named."""
+    """Each sign-in returns a new token, which is for profile-service by default."""
     first, second = sign_in(issuer, user), sign_in(issuer, user)
     for_billing = introspect(issuer, sign_in(issuer, user, resource="billing-service", scope="email"))
 
@@ -37,7 +37,7 @@ def test_signing_in_returns_a_new_token_of_the_user(issuer: str, user: str) -> N
 
 
 def test_a_token_for_another_client_has_the_lifetime_of_that_client(issuer: str) -> None:
-    """The kiosk gets tokens that expire soon."""
+    """A token that is issued to the kiosk expires earlier than other tokens."""
     assert BearerToken(sign_in(issuer, "alice", client_id="kiosk")).expires_at is not None
     assert (BearerToken(sign_in(issuer, "alice", client_id="kiosk")).expires_at or 0) < (
         BearerToken(sign_in(issuer, "alice")).expires_at or 0
@@ -46,13 +46,13 @@ def test_a_token_for_another_client_has_the_lifetime_of_that_client(issuer: str)
 
 @pytest.mark.parametrize("user", ["mallory", "", "alice bob", "alice&login_hint=bob"])
 def test_an_unknown_user_is_not_signed_in(issuer: str, user: str) -> None:
-    """The name is encoded, so it cannot add parameters."""
+    """An unknown user is not signed in, and a user name cannot add parameters to the request."""
     with pytest.raises(RuntimeError, match="did not sign"):
         sign_in(issuer, user)
 
 
 def test_signing_out_revokes_only_that_token(issuer: str) -> None:
-    """Other sign-ins of the user remain."""
+    """Signing out revokes only the given token, not the user's other tokens."""
     revoked, other = sign_in(issuer, "alice"), sign_in(issuer, "alice")
     sign_out(issuer, revoked)
 
@@ -61,7 +61,7 @@ def test_signing_out_revokes_only_that_token(issuer: str) -> None:
 
 
 def test_a_token_of_another_client_cannot_be_revoked(issuer: str) -> None:
-    """The message does not contain the token."""
+    """A client cannot revoke a different client's token, and the error does not contain the token."""
     token = sign_in(issuer, "alice")
     with pytest.raises(RuntimeError, match="did not revoke the token: status 4") as failed:
         sign_out(issuer, token, client_id="kiosk")
@@ -97,7 +97,7 @@ def _respond(environ: Any, start_response: Any, *, state: str | None, status: st
 def test_a_response_that_does_not_follow_the_protocol_is_not_quoted(
     state: str | None, status: str, location: bool, message: str
 ) -> None:
-    """A redirect with another state could be that of another browser (RFC 6749, section 10.12)."""
+    """A server response that violates the protocol, such as one with a wrong state, is rejected."""
 
     def app(environ: Any, start_response: Any) -> list[bytes]:
         return _respond(environ, start_response, state=state, status=status, location=location)
@@ -109,7 +109,7 @@ def test_a_response_that_does_not_follow_the_protocol_is_not_quoted(
 
 
 def test_the_challenge_is_the_one_of_the_specification() -> None:
-    """RFC 7636, appendix B."""
+    """The code challenge matches the example in RFC 7636, appendix B."""
     assert (
         code_challenge("dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk") == "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM"
     )

@@ -1,4 +1,4 @@
-"""The server of the demo that must not receive a token."""
+"""The demo's third-party server gives every request the same response and never repeats a token."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.servers import serve_asgi
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
 @pytest.mark.parametrize("path", ["/", "/weather", "/picture?x=1"])
 def test_every_request_gets_the_same_response(method: str, path: str) -> None:
-    """The server has one response."""
+    """Every request gets the same response."""
     response = TestClient(app).request(method, path)
 
     assert (response.status_code, response.text) == (200, "ok")
@@ -22,7 +22,7 @@ def test_every_request_gets_the_same_response(method: str, path: str) -> None:
 
 
 def test_a_received_token_is_not_repeated() -> None:
-    """A response with the token would put it into the logs of other services."""
+    """A response never contains the token from its request."""
     token = "third-party-sample-token"
     response = TestClient(app).post(f"/{token}", headers={"Authorization": f"Bearer {token}"}, content=token)
 
@@ -31,6 +31,6 @@ def test_a_received_token_is_not_repeated() -> None:
 
 
 def test_one_connection_serves_several_requests() -> None:
-    """The response has a length, so the connection stays open."""
+    """The connection stays open for several requests, because each response has a length."""
     with serve_asgi(app) as port, httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
         assert [client.get("/").text for _ in range(3)] == ["ok"] * 3

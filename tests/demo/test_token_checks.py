@@ -1,4 +1,4 @@
-"""The token checks of the demo: what a response and a log mean, and what is a fault."""
+"""The demo's token checks interpret responses and logs, and detect faults."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ NONE = TokenCheck(what="none", call=ANONYMOUS, token=None, reason="absent")
     ids=["accepted", "rejected", "no token"],
 )
 def test_expected_outcome_is_not_a_fault(outcome):
-    """A caller who is identified correctly, or rejected for the expected reason, is not a fault."""
+    """A caller who is correctly identified, or rejected for the expected reason, is not reported as a fault."""
     assert find_fault(outcome) is None
 
 
@@ -67,7 +67,7 @@ def test_expected_outcome_is_not_a_fault(outcome):
     ],
 )
 def test_unexpected_outcome_is_a_fault(outcome, words):
-    """Any other outcome is reported, without the token."""
+    """An unexpected outcome is reported as a fault, without the token."""
     fault = find_fault(outcome)
 
     assert fault is not None
@@ -78,7 +78,7 @@ def test_unexpected_outcome_is_a_fault(outcome, words):
 
 @pytest.mark.parametrize("signature", ["Abc", "Bbc", "-bc"])
 def test_tampered_token_differs_in_one_character_of_its_signature(signature):
-    """The signed part and the length stay the same."""
+    """Only the first character of a tampered token's signature differs from the original."""
     head, _, changed = tamper(f"eyJ.e30.{signature}").rpartition(".")
 
     assert head == "eyJ.e30"
@@ -87,7 +87,7 @@ def test_tampered_token_differs_in_one_character_of_its_signature(signature):
 
 
 class ProfileService:
-    """A service that writes a log and responds as a test says. Keeps the headers of each request."""
+    """A service that responds as the test specifies, writes a log, and records the headers of each request."""
 
     def __init__(self, log: Path) -> None:
         self.log = log
@@ -109,7 +109,7 @@ class ProfileService:
 
 @pytest.fixture
 def service(tmp_path: Path) -> ProfileService:
-    """The service, whose log has entries of earlier requests."""
+    """Return the service, whose log contains an entry of an earlier request."""
     log = tmp_path / "log"
     log.write_text("request rejected: expired\n")
     return ProfileService(log)
@@ -117,13 +117,13 @@ def service(tmp_path: Path) -> ProfileService:
 
 @pytest.fixture
 def client(service: ProfileService) -> Iterator[httpx.Client]:
-    """A client of the service."""
+    """Run the service and return its client."""
     with serve_wsgi(service) as port, httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
         yield client
 
 
 def test_an_accepted_token_has_the_name_of_the_user(service: ProfileService, client: httpx.Client) -> None:
-    """The request has the token and the trace of the call; the log of earlier requests does not count."""
+    """A request carries the token and the call's trace, and log entries of earlier requests are ignored."""
     service.name = "alice"
     outcome = run_check(VALID, client, service.log)
 
@@ -138,7 +138,7 @@ def test_an_accepted_token_has_the_name_of_the_user(service: ProfileService, cli
 def test_a_rejected_token_has_the_error_of_the_challenge_and_the_reason_in_the_log(
     service: ProfileService, client: httpx.Client
 ) -> None:
-    """The challenge and the log are read, not the body."""
+    """The error of a rejected token is read from the challenge, and the reason from the log."""
     service.status, service.name = "401 Unauthorized", "alice"
     service.headers = [("WWW-Authenticate", 'Bearer realm="profiles", error="invalid_token"')]
     service.logged = "DEBUG request rejected: wrong_audience\n"
@@ -149,7 +149,7 @@ def test_a_rejected_token_has_the_error_of_the_challenge_and_the_reason_in_the_l
 
 
 def test_a_request_without_a_token_has_no_error(service: ProfileService, client: httpx.Client) -> None:
-    """No credentials are sent, several reasons are joined, and a user without a name is empty."""
+    """A request without a token sends no credentials and has no error code."""
     service.status, service.headers = "401 Unauthorized", [("WWW-Authenticate", 'Bearer realm="profiles"')]
     service.logged = "request rejected: absent\nother text\nrequest rejected: unavailable\n"
     rejected = run_check(NONE, client, service.log)

@@ -1,4 +1,4 @@
-"""The demo's authorization server exchanges tokens (RFC 8693). The client is requests-oauth2client."""
+"""The demo's authorization server exchanges tokens as defined in RFC 8693; the client is requests-oauth2client."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ REFRESH_TOKEN = "urn:ietf:params:oauth:token-type:refresh_token"
 
 @pytest.fixture
 def client_of(issuer: str) -> Iterator[Any]:
-    """Return a client of the token endpoint, by the name of the service."""
+    """Return a function that creates a service's client for the token endpoint."""
     with requests.Session() as session:
         session.trust_env = False
 
@@ -60,7 +60,7 @@ def error_of(call: Any) -> str:
     ids=["audience", "resource", "both"],
 )
 def test_token_is_exchanged_for_a_service(client_of: Any, issuer: str, target: Any, audience: Any) -> None:
-    """The subject stays the same, the client is the service that asked, and no refresh token is issued."""
+    """An exchanged token keeps its subject, identifies the service as its client, and has no refresh token."""
     subject = sign_in(issuer, "alice", resource="user-service", scope="profile email")
 
     issued = exchange(client_of("user-service"), subject, **target)
@@ -74,7 +74,7 @@ def test_token_is_exchanged_for_a_service(client_of: Any, issuer: str, target: A
 
 
 def test_scope_can_only_be_reduced(client_of: Any, issuer: str) -> None:
-    """Without a scope, the issued token has that of the subject token."""
+    """An exchange can only reduce the scope, which defaults to the subject token's scope."""
     subject, client = sign_in(issuer, "alice", scope="profile email"), client_of("user-service")
 
     assert claims_of(exchange(client, subject, audience="profile-service", scope="email"))["scope"] == "email"
@@ -83,7 +83,7 @@ def test_scope_can_only_be_reduced(client_of: Any, issuer: str) -> None:
 
 
 def test_actors_are_nested(client_of: Any, issuer: str) -> None:
-    """The newest actor is the outermost one (RFC 8693, section 4.1), and a later exchange does not drop any."""
+    """The most recent actor is the outermost one (RFC 8693, section 4.1), and earlier actors are kept."""
     subject, first, second = sign_in(issuer, "alice"), client_of("user-service"), client_of("profile-service")
 
     once = str(exchange(first, subject, audience="profile-service", actor_token=str(first.client_credentials())))
@@ -101,7 +101,7 @@ def test_actors_are_nested(client_of: Any, issuer: str) -> None:
 
 
 def test_unacceptable_requests_are_refused(client_of: Any, issuer: str) -> None:
-    """RFC 8693, section 2.2.2, requires `invalid_request` for tokens that are not acceptable."""
+    """An unacceptable token is rejected with `invalid_request` (RFC 8693, section 2.2.2)."""
     subject, client = sign_in(issuer, "alice"), client_of("user-service")
     revoked = sign_in(issuer, "alice")
     sign_out(issuer, revoked)
@@ -120,7 +120,7 @@ def test_unacceptable_requests_are_refused(client_of: Any, issuer: str) -> None:
 
 
 def test_only_services_exchange_tokens(client_of: Any, issuer: str) -> None:
-    """A wrong secret is refused, and so is the public client with which users sign in."""
+    """Only an authenticated service can exchange a token."""
     subject = sign_in(issuer, "alice")
 
     wrong = client_of("user-service", "wrong")

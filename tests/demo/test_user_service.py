@@ -1,4 +1,4 @@
-"""The service of the demo that users call: whom it calls, and which of them gets the token."""
+"""The demo's user-service calls three services and relays the token only to the listed ones."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TOKEN = "user-service-sample-token"
 
 
 class ProfileService:
-    """A service that knows one caller and redirects to the third party."""
+    """A service that identifies a single caller and redirects to the third party."""
 
     def __init__(self, third_party: str) -> None:
         self.third_party = third_party
@@ -42,26 +42,26 @@ class ProfileService:
 
 @pytest.fixture
 def outsider() -> Iterator[Party]:
-    """A server that is not on the list."""
+    """Run a server that is not listed as a destination."""
     with party() as one:
         yield one
 
 
 @pytest.fixture
 def profile_service(outsider: Party) -> ProfileService:
-    """The service that user-service calls."""
+    """Return the profile-service that user-service calls."""
     return ProfileService(outsider.url)
 
 
 @pytest.fixture
 def billing(outsider: Party) -> ProfileService:
-    """A service that responds in the same way. An exchange would change only the token that it gets."""
+    """Return a billing service with the same responses, because an exchange changes only the token that it receives."""
     return ProfileService(outsider.url)
 
 
 @contextmanager
 def started(profile_service: ProfileService, outsider: Party, billing: ProfileService) -> Iterator[TestClient]:
-    """Run user-service with the relay switched on for profile-service and billing-service."""
+    """Run user-service with the relay enabled for profile-service and billing-service."""
     with (
         pytest.MonkeyPatch.context() as patched,
         serve_wsgi(profile_service) as port,
@@ -83,7 +83,7 @@ def started(profile_service: ProfileService, outsider: Party, billing: ProfileSe
 def test_only_the_listed_service_gets_the_token_of_the_caller(
     profile_service: ProfileService, outsider: Party, billing: ProfileService
 ) -> None:
-    """The third party gets no token, neither directly nor after a redirect by the listed service."""
+    """The third party gets no token in a direct request or after a redirect from the listed service."""
     with started(profile_service, outsider, billing) as client:
         response = client.get("/me", headers={"Authorization": f"Bearer {TOKEN}"})
 
@@ -99,7 +99,7 @@ def test_only_the_listed_service_gets_the_token_of_the_caller(
 def test_an_anonymous_call_after_another_users_call_sends_no_token(
     profile_service: ProfileService, outsider: Party, billing: ProfileService
 ) -> None:
-    """The client and its connections are shared by all requests."""
+    """An anonymous call sends no token, although all requests share a client and its connections."""
     with started(profile_service, outsider, billing) as client:
         client.get("/me", headers={"Authorization": f"Bearer {TOKEN}"})
         profile_service.requests.clear()
@@ -114,7 +114,7 @@ def test_an_anonymous_call_after_another_users_call_sends_no_token(
 def test_a_caller_whom_the_profile_service_rejects_has_no_name(
     profile_service: ProfileService, outsider: Party, billing: ProfileService
 ) -> None:
-    """The other services are called all the same."""
+    """If profile-service rejects the caller, user-service still calls the other services."""
     with started(profile_service, outsider, billing) as client:
         response = client.get("/me", headers={"Authorization": "Bearer another-token"})
 

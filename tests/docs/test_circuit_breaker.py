@@ -1,4 +1,4 @@
-"""The circuit breaker example, as its README runs it: three services in three processes."""
+"""The circuit breaker example works in three processes, as described in its README."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EXAMPLE = ROOT / "examples" / "circuit_breaker"
 
 
 class Services:
-    """The three running services and a client."""
+    """The example's three running services and a client."""
 
     def __init__(self, stack: ExitStack) -> None:
         self.profile, self.archive = (
@@ -30,14 +30,14 @@ class Services:
             "OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS": f"{self.profile.url},{self.archive.url}",
             "PROFILE_URL": self.profile.url,
             "ARCHIVE_URL": self.archive.url,
-            # Only one call may exceed the limit, even on a busy machine.
+            # The limit is long enough that only one call exceeds it, even on a busy machine.
             "TIME_LIMIT": "4",
             "RESET_TIMEOUT": "600",
         }
         self.user = stack.enter_context(
             service(*INSTRUMENT, *uvicorn("user_service:app"), cwd=EXAMPLE, environ=environ)
         )
-        # No keep-alive: a server may close an idle connection while the next request is sent.
+        # Keep-alive is disabled, because a server can close an idle connection while the next request is being sent.
         limits = httpx.Limits(max_keepalive_connections=0)
         self._http = stack.enter_context(httpx.Client(timeout=60, limits=limits, verify=False))
 
@@ -59,7 +59,7 @@ class Services:
 
 @pytest.fixture(scope="module")
 def services():
-    """Return the running services."""
+    """Run the example's services."""
     with ExitStack() as stack:
         yield Services(stack)
 
@@ -79,7 +79,7 @@ def from_archive(caller):
 
 
 def test_users_do_not_share_tokens_in_the_executor(services):
-    """Concurrent calls on the same threads each return the caller's own profile."""
+    """Each concurrent call in the shared executor returns its own caller's profile."""
     callers = ["alice", "bob"] * 40
     with ThreadPoolExecutor(8) as pool:
         profiles = list(pool.map(services.ask, callers))
@@ -88,7 +88,7 @@ def test_users_do_not_share_tokens_in_the_executor(services):
 
 
 def test_a_hanging_call_does_not_block_other_callers(services):
-    """The breaker runs the next call in the meantime, and both callers get their own profile."""
+    """While one call hangs, another caller's call succeeds, and both callers get their own profiles."""
     before = len(services.callers())
     services.set_behavior("hang")
     with ThreadPoolExecutor(2) as pool:
@@ -100,7 +100,7 @@ def test_a_hanging_call_does_not_block_other_callers(services):
 
 
 def test_the_token_is_relayed_in_every_state_of_the_breaker(services):
-    """Call, retry and fallback have the token, a call after the response has none, an open breaker sends no request."""
+    """The call, the retry, and the fallback carry the token, but a call after the response does not."""
     before = len(services.callers())
 
     def callers():
@@ -122,7 +122,7 @@ def test_the_token_is_relayed_in_every_state_of_the_breaker(services):
     assert services.ask("alice") == from_archive("alice")
     assert callers()[7:] == ["alice"]
     services.set_behavior("fail")
-    # The thread continues with its retry after alice has received her response.
+    # The thread continues its retry after Alice has received her response.
     wait_until(lambda: len(callers()) == 9)
     assert callers()[7:] == ["alice", None]
 
@@ -133,7 +133,7 @@ def test_the_token_is_relayed_in_every_state_of_the_breaker(services):
 
 @contextmanager
 def forgetful_server():
-    """Run a server that responds to the first request of each connection, and closes it on the second."""
+    """Run a server that closes each connection when a second request arrives."""
     body = b'{"name": "alice"}'
     response = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
 
@@ -157,7 +157,7 @@ def forgetful_server():
 
 
 def test_an_idle_connection_closed_by_the_archive_is_not_a_failure(monkeypatch):
-    """The request is repeated if the server closes an idle connection while it is sent."""
+    """A request is repeated if the server closes the idle connection while the request is being sent."""
     with forgetful_server() as archive, socket.create_server(("127.0.0.1", 0)) as unused:
         monkeypatch.setenv("ARCHIVE_URL", archive)
         monkeypatch.setenv("PROFILE_URL", f"http://127.0.0.1:{unused.getsockname()[1]}")

@@ -1,4 +1,4 @@
-"""The dashboard and the alert rules, evaluated by a real Prometheus with metrics that the SDK has exported."""
+"""Prometheus evaluates the dashboard and the alert rules with metrics that the SDK has exported."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ DASHBOARD = json.loads((FOLDER / "token-relay.json").read_text("utf-8"))
 RULES = FOLDER / "alerts.yaml"
 JOB = "user-service"
 PANELS: list[dict[str, Any]] = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
-# This service has no outage, so the rule and the panel for one are tested with promtool only.
+# This service has no outage, so the corresponding rule and panel are tested only with promtool.
 WITHOUT_SERIES = {"TokenVerificationUnavailable", "TokensWithheld"}
 
 
 def expressions(panel: dict[str, Any]) -> list[str]:
-    """Return the queries with Grafana's variables replaced as Grafana replaces them."""
+    """Return a panel's queries with Grafana's variables replaced by their values."""
     values = {"$__rate_interval": "1m", "$__range": "1m", "$job": JOB}
     found = []
     for target in panel["targets"]:
@@ -41,7 +41,7 @@ def expressions(panel: dict[str, Any]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[prometheus.Prometheus]:
-    """Yield a Prometheus that has scraped a service several times."""
+    """Run a Prometheus server that has scraped a service several times."""
     prometheus.program("prometheus")
     directory = tmp_path_factory.mktemp("prometheus")
     with (
@@ -55,7 +55,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[prometheus.Prom
 
 
 def test_dashboard_has_the_form_of_grafana() -> None:
-    """Each panel has an ID, a place of its own and the data source that the reader selects."""
+    """Each panel has an ID, a separate position, and the data source that the user selects."""
     places = [tuple(panel["gridPos"].values()) for panel in DASHBOARD["panels"]]
     cells = [(x + i, y + j) for h, w, x, y in places for i in range(w) for j in range(h)]
 
@@ -70,7 +70,7 @@ def test_dashboard_has_the_form_of_grafana() -> None:
 
 @pytest.mark.parametrize("panel", PANELS, ids=lambda panel: panel["title"])
 def test_each_query_has_a_result(panel: dict[str, Any], server: prometheus.Prometheus) -> None:
-    """Prometheus parses the query, and finds a number for it in what the SDK has exported."""
+    """Prometheus accepts each query and returns a number from the exported metrics."""
     for expression in expressions(panel):
         result = server.query(expression)
 
@@ -79,7 +79,7 @@ def test_each_query_has_a_result(panel: dict[str, Any], server: prometheus.Prome
 
 
 def test_variable_lists_the_service(server: prometheus.Prometheus) -> None:
-    """The variable's query is Grafana's `label_values` of a selector and a label."""
+    """The variable's query uses Grafana's `label_values` function with a selector and a label."""
     (variable,) = [item for item in DASHBOARD["templating"]["list"] if item["name"] == "job"]
     selector, label = re.fullmatch(r"label_values\((.*), (\w+)\)", variable["query"]["query"]).groups()  # type: ignore[union-attr]
 
@@ -87,7 +87,7 @@ def test_variable_lists_the_service(server: prometheus.Prometheus) -> None:
 
 
 def test_labels_that_are_selected_exist(server: prometheus.Prometheus) -> None:
-    """Each label in a query or a rule is one that the exporter writes, so that no misspelled one selects nothing."""
+    """Each label in a query or a rule is a label that the exporter writes."""
     texts = [e for panel in PANELS for e in expressions(panel)]
     texts += [rule["expr"] for group in yaml.safe_load(RULES.read_text("utf-8"))["groups"] for rule in group["rules"]]
     named = {
@@ -100,11 +100,11 @@ def test_labels_that_are_selected_exist(server: prometheus.Prometheus) -> None:
     assert named - metrics <= set(server.get("labels"))
 
 
-# Rules
+# Alert rules
 
 
 def test_there_are_four_rules() -> None:
-    """Each has a severity and says what to do."""
+    """Each of the four rules has a severity and instructions."""
     (group,) = yaml.safe_load(RULES.read_text("utf-8"))["groups"]
 
     assert len(group["rules"]) == 4
@@ -114,7 +114,7 @@ def test_there_are_four_rules() -> None:
 
 
 def test_promtool_accepts_the_rules() -> None:
-    """Debian's promtool parses them, and their unit tests pass."""
+    """Debian's promtool parses the rules, and their unit tests pass."""
     for command in (["check", "rules", RULES.name], ["test", "rules", "alerts.test.yaml"]):
         ran = subprocess.run(
             [prometheus.program("promtool"), *command], cwd=FOLDER, capture_output=True, text=True, check=False
@@ -123,7 +123,7 @@ def test_promtool_accepts_the_rules() -> None:
 
 
 def test_promtool_finds_a_wrong_threshold(tmp_path: Path) -> None:
-    """The unit tests can fail."""
+    """The rules' unit tests fail if a threshold is wrong."""
     for path in FOLDER.glob("alerts*.yaml"):
         (tmp_path / path.name).write_text(path.read_text("utf-8").replace("> 0.05", "> 0.5"))
 
@@ -139,7 +139,7 @@ def test_promtool_finds_a_wrong_threshold(tmp_path: Path) -> None:
 
 
 def test_rules_are_evaluated_with_exported_metrics(server: prometheus.Prometheus) -> None:
-    """Each rule is healthy, and those whose condition holds in this service are pending."""
+    """Every rule is healthy, and a rule whose condition is true in this service is pending."""
 
     def rules() -> dict[str, dict[str, Any]]:
         return {rule["name"]: rule for group in server.get("rules")["groups"] for rule in group["rules"]}

@@ -1,4 +1,4 @@
-"""The example with a declarative client, as its README runs it: three processes, started by the README's commands."""
+"""The declarative client example works in three processes that are started with the README's commands."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ CALL = 'curl -H "Authorization: Bearer $TOKEN" http://127.0.0.1:8000/users/me'
 
 
 def blocks(language: str) -> list[str]:
-    """Return the fenced blocks of that language in the README."""
+    """Return the README's fenced code blocks in the given language."""
     return [block for found, block in re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL) if found == language]
 
 
 def sessions() -> list[tuple[str, str]]:
-    """Return each command in the README's console blocks with its output, which may be empty."""
+    """Return each command in the README's console blocks together with its output, which can be empty."""
     parts = re.split(r"^\$ (.*)\n", "".join(blocks("console")[1:]), flags=re.MULTILINE)
     return list(zip(parts[1::2], (output.strip() for output in parts[2::2]), strict=True))
 
 
 class Services:
-    """The running services, whose ports replace those in the README."""
+    """The example's running services, whose ports replace the ports in the README."""
 
     def __init__(self, stack: ExitStack, folder: Path) -> None:
         self.folder = folder
@@ -64,13 +64,13 @@ class Services:
         return self.by_port[USER_SERVICE]
 
     def replaced(self, text: str) -> str:
-        """Return a command with the ports of the services."""
+        """Return the text with the actual addresses of the services."""
         for port, running in self.by_port.items():
             text = text.replace(f"http://127.0.0.1:{port}", running.url)
         return text
 
     def run(self, command: str) -> str:
-        """Execute a command of the README; not every machine has curl."""
+        """Run a command from the README without requiring curl, and return its output."""
         command = self.replaced(command)
         if command.startswith("TOKEN=$("):
             script = f'{command}\nprintf %s "$TOKEN"'
@@ -90,7 +90,7 @@ class Services:
         return profile
 
     def decisions(self) -> list[str]:
-        """Return the decisions that user-service has printed, after it has printed the last call."""
+        """Wait until user-service has logged the last call, and return the decisions in its log."""
         deadline = time.monotonic() + 30
         while self.user.log.count('"GET /users/me') < self.calls and time.monotonic() < deadline:
             time.sleep(0.02)
@@ -99,16 +99,16 @@ class Services:
 
 @pytest.fixture
 def services(tmp_path: Path) -> Iterator[Services]:
-    """The running services, in a copy of the example's folder."""
+    """Run the example's services in a copy of its folder."""
     folder = shutil.copytree(EXAMPLE, tmp_path / "example")
     with ExitStack() as stack:
         yield Services(stack, folder)
 
 
 def test_the_example_works_as_its_readme_says(services: Services) -> None:
-    """The commands have the output that the README shows, and users do not share the tokens that are exchanged.
+    """Each command prints the output in the README, and users do not share exchanged tokens.
 
-    The log of user-service has the decisions, and no log has a token.
+    The log of user-service contains the decisions, and no log contains a token.
     """
     *calls, (last, fallback) = sessions()
     assert (len(calls), last) == (4, CALL)
@@ -137,7 +137,7 @@ def test_the_example_works_as_its_readme_says(services: Services) -> None:
 
 @pytest.mark.parametrize("name", ["user_service", "profile_service"])
 def test_the_code_does_not_mention_tokens(name: str) -> None:
-    """The settings are in the environment, so the code has no statement about tokens."""
+    """The example's code never mentions tokens, because all settings are in the environment."""
     source = (EXAMPLE / f"{name}.py").read_text("utf-8")
     code = re.sub(r'""".*?"""', "", source, flags=re.DOTALL).replace("otel_token_relay", "")
 

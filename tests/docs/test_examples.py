@@ -1,4 +1,4 @@
-"""The examples, run with the commands in their READMEs."""
+"""Each example works with the commands in its README."""
 
 import contextlib
 import os
@@ -23,19 +23,19 @@ PORTS = ("8001", "8002")
 
 
 def blocks(language):
-    """Return the fenced blocks of that language in the README."""
+    """Return the README's fenced code blocks in the given language."""
     return [block for found, block in re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL) if found == language]
 
 
 def sessions():
-    """Return each command and its output in the console blocks of the README."""
+    """Return each command in the README's console blocks together with its output."""
     found = re.findall(r"^ *\$ (.+)\n((?: *[^\s$`].*\n)+)", "\n".join(blocks("console")), re.MULTILINE)
     return [(shlex.split(command), output.strip()) for command, output in found]
 
 
 @pytest.fixture(scope="module")
 def ports():
-    """Return free ports to replace those in the README; they are reserved, but can still be listened on."""
+    """Reserve free ports that replace the README's ports and on which the services can still listen."""
     holders = [socket.socket() for _ in PORTS]
     try:
         for holder in holders:
@@ -59,7 +59,7 @@ def environment(ports):
 
 @pytest.fixture
 def run(ports, environment):
-    """Return a function that runs a command of the README in a shell, in the folder of the example."""
+    """Return a function that runs a README command in a shell, in the example's folder."""
     started = []
 
     def run(script, port):
@@ -89,7 +89,7 @@ def run(ports, environment):
 
 def wait_for(url, shell):
     deadline = time.monotonic() + 60
-    with httpx.Client(trust_env=False) as client:  # creating one takes as long as many requests
+    with httpx.Client(trust_env=False) as client:  # creating a client takes as long as many requests
         while time.monotonic() < deadline:
             assert shell.poll() is None, shell.stdout.read()
             try:
@@ -102,14 +102,14 @@ def wait_for(url, shell):
 
 
 def end(shell):
-    """Send Ctrl-C, which makes OpenTelemetry export its last spans, and return the output."""
+    """Send Ctrl-C, on which OpenTelemetry exports its last spans, and return the output."""
     os.killpg(shell.pid, signal.SIGINT)
     output, _ = shell.communicate(timeout=60)
     return output
 
 
 def curl(command, ports):
-    """Return the response to a curl command of the README; not every machine has curl."""
+    """Return the response to a curl command from the README without requiring curl."""
     headers = {}
     if command[1] == "-H":
         name, _, value = command[2].partition(": ")
@@ -119,7 +119,7 @@ def curl(command, ports):
 
 
 def test_readme_of_fastapi_httpx_is_correct(run, ports):
-    """With the commands of the README, profile-service recognizes Alice and rejects an anonymous caller."""
+    """With the README's commands, profile-service identifies Alice and rejects an anonymous caller."""
     profile_service, user_service = blocks("sh")
     run(profile_service, "8002")
     shell = run(user_service, "8001")
@@ -138,7 +138,7 @@ def test_readme_of_fastapi_httpx_is_correct(run, ports):
 
 
 def test_without_destinations_alice_is_anonymous(run, ports):
-    """Without a destination no token is relayed, for the reason in the README."""
+    """Without a destination, no token is relayed, for the reason that the README states."""
     profile_service, user_service = blocks("sh")
     lines = user_service.splitlines(keepends=True)
     without = "".join(line for line in lines if "DESTINATIONS" not in line)
@@ -156,7 +156,7 @@ def test_without_destinations_alice_is_anonymous(run, ports):
 
 
 def test_explain_prints_what_the_readme_shows(environment):
-    """The README contains the output of ``otel-token-relay explain``."""
+    """``otel-token-relay explain`` prints the output in the README."""
     exports = "".join(line for line in blocks("sh")[1].splitlines(keepends=True) if line.startswith("export"))
     expected = [(command, output) for command, output in sessions() if command[0] == "otel-token-relay"]
 
@@ -176,7 +176,7 @@ def test_explain_prints_what_the_readme_shows(environment):
 
 
 def test_index_lists_every_example():
-    """Every example is a folder with a README, and the index links to it."""
+    """Every example is a folder that contains a README, and the index links to it."""
     index = (EXAMPLES / "README.md").read_text(encoding="utf-8")
     linked = re.findall(r"\]\((\w+)/README\.md\)", index)
 

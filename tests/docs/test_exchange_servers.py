@@ -1,4 +1,4 @@
-"""The recipes for token exchange: the settings on the page are valid, and the errors in its tables exist."""
+"""The token exchange recipes contain valid settings, and their tables contain only existing errors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def name_of(recipe: Recipe) -> str:
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=name_of)
 def test_settings_of_each_recipe_have_no_problem(recipe: Recipe) -> None:
-    """Each block, with what is the same everywhere, verifies the caller's token and exchanges it for billing."""
+    """The settings of each recipe enforce verification and exchange the caller's token for billing."""
     settings = Settings.from_env(COMMON | recipe.variables)
 
     assert settings.problems == ()
@@ -35,16 +35,16 @@ def test_settings_of_each_recipe_have_no_problem(recipe: Recipe) -> None:
 
 
 def test_each_server_has_a_recipe() -> None:
-    """The table lists the sections in their order, and each section has at least one block of settings."""
+    """The table lists the servers in the order of the sections, and each section contains settings."""
     assert list(dict.fromkeys(recipe.server for recipe in RECIPES)) == SERVERS
     assert re.findall(r"^## (.*)", PAGE, re.MULTILINE) == SERVERS
     assert len(SERVERS) == 8
 
 
 def test_errors_in_the_tables_are_those_of_the_closed_set() -> None:
-    """The last cell of a row about a mistake contains at least one error that users can get."""
+    """The last cell in each row that describes a mistake contains an existing error."""
     rows = re.findall(r"^\| .*\| (.*`.*`.*) \|$", PAGE, re.MULTILINE)
-    # What the server says is in parentheses.
+    # The server's own message is in parentheses.
     named = {word for row in rows for word in re.findall(r"`(\w+)`", re.sub(r"\(.*?\)", "", row))}
 
     assert len(rows) > 20
@@ -52,13 +52,13 @@ def test_errors_in_the_tables_are_those_of_the_closed_set() -> None:
 
 
 def test_the_page_says_which_servers_were_run() -> None:
-    """These are exactly the servers at which tests exchange tokens."""
+    """The page marks a server as tested if, and only if, a test exchanges tokens at the server."""
     tried = re.findall(r"^\| \[([^\]]+)\]\(#[^|]*\| yes ", PAGE, re.MULTILINE)
 
     assert sorted(tried) == sorted(RUN)
 
 
 def test_commands_of_the_recipes_only_set_variables() -> None:
-    """A reader can copy each block into a shell."""
+    """Each block consists only of export commands, so a reader can copy it into a shell."""
     for recipe in RECIPES:
         assert all(shlex.split(line)[0] == "export" for line in recipe.text.splitlines())

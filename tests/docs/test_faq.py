@@ -1,4 +1,4 @@
-"""The frequently asked questions: each is one click from the README, and its section contains what to type."""
+"""The README links to the frequently asked questions, and each section contains the required command or variable."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 FAQ = (ROOT / "docs" / "faq.md").read_text("utf-8")
 SECTIONS = dict(re.findall(r"^## ([^\n]*)\n(.*?)(?=^## |\Z)", FAQ, re.DOTALL | re.MULTILINE))
 
-# The anchor of each section, and what a reader copies from it.
+# This table maps the anchor of each section to the text that a reader copies.
 EXPECTED = {
     "does-it-run-in-kubernetes": "OTEL_PYTHON_TOKEN_RELAY_CLIENT_ASSERTION_FILE",
     "how-do-i-replace-the-header-that-i-set-by-hand": "otel-token-relay explain",
@@ -34,23 +34,23 @@ EXPECTED = {
 
 
 def anchor_of(heading: str) -> str:
-    """Return the anchor that GitHub gives a heading: lower case, without punctuation, hyphens for spaces."""
+    """Return the anchor that GitHub generates for a heading: lowercase, without punctuation, and with hyphens."""
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
 def test_every_section_is_expected() -> None:
-    """The page contains exactly the expected sections, and each anchor exists once."""
+    """The page contains exactly the expected sections, and each anchor is unique."""
     assert sorted(map(anchor_of, SECTIONS)) == sorted(EXPECTED)
     assert len(SECTIONS) == len(re.findall(r"^## ", FAQ, re.MULTILINE))
 
 
 @pytest.mark.parametrize("heading", SECTIONS)
 def test_each_section_contains_what_to_type(heading: str) -> None:
-    """The section contains the command or the variable, and links to the page with the details."""
+    """Each section contains the command or the variable, and a link to the page with the details."""
     assert EXPECTED[anchor_of(heading)] in SECTIONS[heading]
     assert re.search(r"\]\([^)]+\)", SECTIONS[heading])
 
 
 def test_the_readme_links_to_the_page() -> None:
-    """A reader of the README finds the page with one click."""
+    """The README contains a link to the page."""
     assert "/docs/faq.md)" in (ROOT / "README.md").read_text("utf-8")

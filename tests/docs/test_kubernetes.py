@@ -1,4 +1,4 @@
-"""The manifests of the examples: schemas, settings, and what ``otel-token-relay check`` reports of them."""
+"""The examples' manifests conform to their schemas, and ``otel-token-relay check`` accepts their settings."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def container() -> dict[str, Any]:
 
 
 def environment_of_the_pod(tmp_path: Path) -> dict[str, str]:
-    """Return the variables of the container, with the file of the projected token in *tmp_path*."""
+    """Return the container's variables, with the projected token's file in *tmp_path*."""
     injected = {item["name"]: item["value"] for item in of_kind("Instrumentation")["spec"]["python"]["env"]}
     environ: dict[str, str] = of_kind("ConfigMap")["data"] | injected
     (mount,) = container()["volumeMounts"]
@@ -59,7 +59,7 @@ def check(environ: dict[str, str], *options: str) -> subprocess.CompletedProcess
 
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
 def test_manifests_fit_the_schemas(path: Path) -> None:
-    """Each document has only fields that Kubernetes or the operator knows."""
+    """Each document contains only fields that Kubernetes or the operator supports."""
     for document in manifests.documents(path):
         manifests.validate_kubernetes(document)
 
@@ -74,7 +74,7 @@ def test_manifests_fit_the_schemas(path: Path) -> None:
     ],
 )
 def test_schemas_find_mistakes(kind: str, place: tuple[str, ...], value: object) -> None:
-    """The schemas are strict, so the test above can fail."""
+    """The schemas are strict, so they detect mistakes in a manifest."""
     document = of_kind(kind)
     *path, last = place
     inner = document
@@ -87,7 +87,7 @@ def test_schemas_find_mistakes(kind: str, place: tuple[str, ...], value: object)
 
 
 def test_settings_of_the_config_map_have_no_problem(tmp_path: Path) -> None:
-    """The settings are read as they are meant, and none is replaced by its strict value."""
+    """The settings have the intended values, and none is replaced by its strict value."""
     settings = Settings.from_env(environment_of_the_pod(tmp_path))
 
     assert settings.problems == ()
@@ -100,14 +100,14 @@ def test_settings_of_the_config_map_have_no_problem(tmp_path: Path) -> None:
 
 
 def test_check_accepts_the_settings(tmp_path: Path) -> None:
-    """Relay and verification are on, without a warning."""
+    """The check reports that relaying and verification are enabled, without a warning."""
     ran = check(environment_of_the_pod(tmp_path), "--require", "relay,verify")
 
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
 def test_check_rejects_a_misspelled_setting(tmp_path: Path) -> None:
-    """The test above can fail."""
+    """The check fails if a setting is misspelled."""
     environ = environment_of_the_pod(tmp_path)
     environ["OTEL_PYTHON_TOKEN_RELAY_AUDIANCE"] = environ.pop("OTEL_PYTHON_TOKEN_RELAY_AUDIENCE")
 
@@ -115,7 +115,7 @@ def test_check_rejects_a_misspelled_setting(tmp_path: Path) -> None:
 
 
 def test_probes_need_no_token(tmp_path: Path) -> None:
-    """Each path that the kubelet requests is excluded from verification."""
+    """Every path that the kubelet requests is excluded from verification."""
     excluded = Settings.from_env(environment_of_the_pod(tmp_path)).verify_exclude
     probes = [probe["httpGet"]["path"] for name, probe in container().items() if name.endswith("Probe")]
 
@@ -124,7 +124,7 @@ def test_probes_need_no_token(tmp_path: Path) -> None:
 
 
 def test_projected_token_is_where_the_setting_says() -> None:
-    """The volume contains the file, and its audience is the issuer that reads the assertion."""
+    """The volume contains the token's file, and the token's audience is the issuer that verifies the assertion."""
     settings = of_kind("ConfigMap")["data"]
     (volume,) = of_kind("Deployment")["spec"]["template"]["spec"]["volumes"]
     (source,) = volume["projected"]["sources"]
@@ -137,7 +137,7 @@ def test_projected_token_is_where_the_setting_says() -> None:
 
 
 def test_operator_finds_the_resource() -> None:
-    """The annotation of the pod names the resource."""
+    """The pod's annotation refers to the Instrumentation resource."""
     annotations = of_kind("Deployment")["spec"]["template"]["metadata"]["annotations"]
 
     name = of_kind("Instrumentation")["metadata"]["name"]
@@ -151,15 +151,15 @@ PAGE = ROOT / "docs" / "kubernetes.md"
     "block", [block for block in blocks_of(PAGE) if block.language == "yaml"], ids=lambda block: f"line {block.line}"
 )
 def test_page_shows_parts_of_the_manifests(block: Block) -> None:
-    """Each YAML block of the page is in one of the files, line by line."""
+    """Each YAML block on the page appears verbatim in one of the manifests."""
     assert any(block.text in path.read_text("utf-8") for path in MANIFESTS)
 
 
-# The image
+# Container image
 
 
 def test_dockerfile_passes_hadolint() -> None:
-    """The linter reports nothing, at its strictest level."""
+    """The linter reports no problem at its strictest level."""
     ran = subprocess.run(
         [str(manifests.hadolint()), "--failure-threshold", "style", "--no-color", str(DOCKERFILE)],
         capture_output=True,
@@ -173,7 +173,7 @@ def test_dockerfile_passes_hadolint() -> None:
 
 
 def test_tests_inject_what_the_image_contains() -> None:
-    """tests/injected installs the versions in the image's requirements."""
+    """The tests in tests/injected install the versions from the image's requirements."""
     text = (DOCKERFILE.parent / "requirements.txt").read_text("utf-8")
     lines = {line for line in text.splitlines() if not line.startswith("#")}
     locked = set(re.findall(r"^\S+==\S+", (ROOT / "tests/support/injected/image.txt").read_text("utf-8"), re.MULTILINE))
@@ -183,7 +183,7 @@ def test_tests_inject_what_the_image_contains() -> None:
 
 
 def test_image_has_no_exporter_that_needs_protobuf() -> None:
-    """The resource selects the exporter that the image contains."""
+    """The Instrumentation resource selects the exporter that the image contains."""
     requirements = (DOCKERFILE.parent / "requirements.txt").read_text("utf-8")
     selected = {i["value"] for i in of_kind("Instrumentation")["spec"]["python"]["env"] if "EXPORTER" in i["name"]}
 
@@ -201,12 +201,12 @@ def services() -> dict[str, dict[str, Any]]:
 
 
 def test_compose_file_fits_the_specification() -> None:
-    """The file has only fields of the Compose specification."""
+    """The Compose file contains only fields of the Compose specification."""
     manifests.validate_compose(yaml.safe_load(COMPOSE.read_text("utf-8")))
 
 
 def test_schema_of_compose_finds_mistakes() -> None:
-    """The test above can fail."""
+    """The schema of the Compose specification detects a misspelled field."""
     document = yaml.safe_load(COMPOSE.read_text("utf-8"))
     document["services"]["user-service"]["environ"] = {}
 
@@ -215,7 +215,7 @@ def test_schema_of_compose_finds_mistakes() -> None:
 
 
 def test_check_accepts_the_settings_of_compose() -> None:
-    """The settings have no problem, and the entry is the service's address within the network."""
+    """The settings in the Compose file have no problem, and the entry is the service's address in the network."""
     environ: dict[str, str] = services()["user-service"]["environment"]
     settings = Settings.from_env(environ)
 
@@ -228,7 +228,7 @@ def test_check_accepts_the_settings_of_compose() -> None:
 
 
 def test_programs_of_compose_exist() -> None:
-    """Each command serves a module of the build context."""
+    """Each command in the Compose file serves a module in the build context."""
     for service in services().values():
         folder = Path(os.path.normpath(COMPOSE.parent / service["build"]["context"]))
         (app,) = [word for word in service["command"] if word.endswith(":app")]
@@ -236,7 +236,7 @@ def test_programs_of_compose_exist() -> None:
 
 
 def test_inline_dockerfile_passes_hadolint(tmp_path: Path) -> None:
-    """The linter reports only that the package of the example has no version."""
+    """The linter reports only that the example's package has no version."""
     (text,) = {service["build"]["dockerfile_inline"] for service in services().values()}
     (tmp_path / "Dockerfile").write_text(text)
     ran = subprocess.run(

@@ -1,4 +1,4 @@
-"""The README and the pages: every block runs, and every name is looked up or compared."""
+"""Every block in the README and on the pages runs, and every name on them exists."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "quickstarts").glob("*.md")])
 READER = Sybil(parsers=[PythonCodeBlockParser()])
-FILES = "https://github.com/otel-token-relay/otel-token-relay/blob/main/"  # as in [project.urls]
-SECONDS_TO_START = 180  # a time limit, not a measurement: two instrumented processes on a slow machine
+FILES = "https://github.com/otel-token-relay/otel-token-relay/blob/main/"  # the URL in [project.urls]
+SECONDS_TO_START = 180  # a limit that is sufficient for two instrumented processes on a slow machine
 
 
 class Block(NamedTuple):
-    """One fenced block of a page."""
+    """A fenced code block on a page."""
 
     page: Path
     line: int
@@ -62,14 +62,14 @@ def blocks_of(page: Path) -> list[Block]:
     return [Block(page, text.count("\n", 0, m.start()) + 1, m[1], m[2]) for m in found]
 
 
-# These pages are followed from beginning to end; see test_quickstarts.py.
+# A program follows these pages from beginning to end; see test_quickstarts.py.
 FOLLOWED = followed_pages()
 BLOCKS = [block for page in PAGES if page not in FOLLOWED for block in blocks_of(page)]
-# The commands of this page need running services; see test_troubleshooting.py.
+# The commands on this page require running services; see test_troubleshooting.py.
 WITH_SERVICES = "troubleshooting.md"
-# The blocks of this page are parts of manifests; see test_kubernetes.py.
+# The blocks on this page are excerpts of manifests; see test_kubernetes.py.
 MANIFESTS = "kubernetes.md"
-# The demo runs for seconds; see tests/demo/test_demo.py.
+# The demo takes seconds to run, so it is tested separately; see tests/demo/test_demo.py.
 CONSOLE = [
     block
     for block in BLOCKS
@@ -94,7 +94,7 @@ def code_spans(cell: str) -> list[str]:
 
 @pytest.fixture
 def restored() -> Iterator[None]:
-    """Undo what a page installs, even if the page fails."""
+    """Uninstall everything that a page installs, even if the page fails."""
     uninstall()
     textmap = propagate.get_global_textmap()
     yield
@@ -102,18 +102,18 @@ def restored() -> Iterator[None]:
     propagate.set_global_textmap(textmap)
 
 
-# Blocks
+# Code blocks
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=name_of)
 def test_every_block_is_of_a_tested_kind(block: Block) -> None:
-    """A fenced block is Python, a console session, shell commands, a configuration file or log lines, all tested."""
+    """Each fenced code block is in a language that a test covers."""
     assert block.language in {"python", "console", "sh", "yaml", "text"}
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page not in FOLLOWED], ids=name_of)
 def test_every_fence_is_found(page: Path) -> None:
-    """Each fence belongs to a block that was found, and no comment makes the parser skip a block."""
+    """Each fence belongs to a block that was found, and no comment skips a block."""
     text = page.read_text("utf-8")
 
     assert len(re.findall(r"^\s*(```|~~~)", text, re.MULTILINE)) == 2 * len(blocks_of(page))
@@ -124,7 +124,7 @@ def test_every_fence_is_found(page: Path) -> None:
     "block", [block for block in BLOCKS if block.language == "yaml" and block.page.name != MANIFESTS], ids=name_of
 )
 def test_configuration_files_are_read(block: Block, tmp_path: Path) -> None:
-    """The file switches the relay on, has no problem and is in the schemas of OpenTelemetry and of this package."""
+    """Each configuration file enables the relay, has no problem, and conforms to both schemas."""
     path = tmp_path / "otel.yaml"
     path.write_text(block.text)
     environ = {"OTEL_CONFIG_FILE": str(path)}
@@ -139,7 +139,7 @@ def test_configuration_files_are_read(block: Block, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("block", [block for block in BLOCKS if block.language == "text"], ids=name_of)
 def test_log_lines_are_written_like_this(block: Block, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each line has the form of the decision log, and its words are from the closed sets."""
+    """Each log line has the format of the decision log and contains only defined values."""
     log = DecisionLog()
     for line in block.text.splitlines():
         start, _, pairs = line.partition(" otel-token-relay ")
@@ -154,7 +154,7 @@ def test_log_lines_are_written_like_this(block: Block, capsys: pytest.CaptureFix
 @pytest.mark.usefixtures("restored")
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_python_blocks_run(page: Path) -> None:
-    """Each Python block runs, in order, in one namespace per page."""
+    """A page's Python blocks run in order and in the same namespace."""
     examples = list(READER.parse(page).examples())
 
     for example in examples:
@@ -164,13 +164,13 @@ def test_python_blocks_run(page: Path) -> None:
 
 
 def plain_environment() -> dict[str, str]:
-    """Return the environment of a plain shell, with this environment's commands and no OpenTelemetry settings."""
+    """Return the variables of a plain shell, with this environment's commands and without OpenTelemetry settings."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
     return environment | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
 
 def sessions_of(block: Block) -> list[tuple[str, str]]:
-    """Return each command of a console block with the output that the page shows for it."""
+    """Return each command in a console block together with its output on the page."""
     parts = re.split(r"^\$ (.*)\n", block.text, flags=re.MULTILINE)
     assert parts[0] == "", "a console block must start with a command"
     return list(zip(parts[1::2], parts[2::2], strict=True))
@@ -183,7 +183,7 @@ def assert_shows(command: str, shown: str, got: str) -> None:
 
 @pytest.mark.parametrize("block", [block for block in CONSOLE if "$ curl" not in block.text], ids=name_of)
 def test_console_blocks_show_the_output_of_their_commands(block: Block, tmp_path: Path) -> None:
-    """Each command prints the text below it. ``...`` replaces lines that differ between machines."""
+    """Each command prints the output on the page, in which ``...`` replaces lines that differ between machines."""
     sessions = sessions_of(block)
     mark = "--- end of the command ---"
     script = "".join(f"{command}\nstatus=$?; echo '{mark}'; (exit $status)\n" for command, _ in sessions)
@@ -220,7 +220,8 @@ def test_shell_commands_are_tested(block: Block) -> None:
         elif words[0] == "export":
             assert all(re.fullmatch(r"(OTEL_\w+|NETRC)=\S+", word) for word in words[1:])
         else:
-            # The five-minute test runs the README's; tests run the example that the verification page starts.
+            # The test of the five-minute tutorial runs the README's command, and other tests run the verification
+            # page's command.
             assert words[0] == "opentelemetry-instrument"
             assert block == services_block() or block.page.name == "verification.md"
 
@@ -246,7 +247,7 @@ def wait_until_listening(port: int, process: subprocess.Popen[bytes], log: Path)
 
 
 def curl(command: str) -> str:
-    """Execute a curl command line, so that the tests do not need curl."""
+    """Execute a curl command without requiring curl, and return its output."""
     program, *words = shlex.split(command)
     assert program == "curl"
     url = words.pop()
@@ -264,7 +265,7 @@ def curl(command: str) -> str:
 
 @pytest.fixture
 def five_minutes(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """Start the README's services on free ports. Yield the ports that replace the README's ports."""
+    """Start the README's services on free ports, and yield the ports that replace the README's ports."""
     ports = {"8000": str(unused_port()), "8001": str(unused_port())}
     sources = re.findall(r"`(\w+\.py)`[^\n]*:\n\n```python\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
     assert [name for name, _ in sources] == ["profile_service.py", "user_service.py"]
@@ -294,7 +295,7 @@ def with_ports(text: str, ports: dict[str, str]) -> str:
 
 
 def test_the_five_minute_tutorial_works_as_written(five_minutes: dict[str, str]) -> None:
-    """Under opentelemetry-instrument, the README's two services return the responses that it shows."""
+    """With opentelemetry-instrument, the README's two services return the responses in the README."""
     (block,) = [block for block in blocks_of(README) if "$ curl" in block.text]
 
     for command, shown in sessions_of(block):
@@ -302,7 +303,7 @@ def test_the_five_minute_tutorial_works_as_written(five_minutes: dict[str, str])
 
 
 def test_settings_are_flags_of_opentelemetry_instrument(tmp_path: Path) -> None:
-    """The flag that the configuration page mentions sets its variable."""
+    """The command-line flag on the configuration page sets its variable."""
     page = (ROOT / "docs" / "configuration.md").read_text("utf-8")
     (flag,) = re.findall(r"`(--\w+_destinations)`", page)
     command = [sys.executable, "-c", "from otel_token_relay import Settings; print(*Settings.from_env().destinations)"]
@@ -335,7 +336,7 @@ def is_known_variable(name: str) -> bool:
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_variables_exist(page: Path) -> None:
-    """Each variable that a page mentions is read by this package or by OpenTelemetry, or reported as misspelled."""
+    """This package or OpenTelemetry reads each variable on a page, unless the page presents it as misspelled."""
     text = page.read_text("utf-8")
     ours = {variable.name for variable in VARIABLES.values()} | set(re.findall(r"(OTEL_\w+): unknown variable", text))
     named = set(re.findall(r"\bOTEL_[A-Z_]*[A-Z]\b", text))
@@ -354,7 +355,7 @@ def test_links_have_targets(page: Path) -> None:
 
 
 def test_links_of_the_readme_work_on_pypi() -> None:
-    """The README contains only absolute links, because PyPI shows it without the files beside it."""
+    """The README contains only absolute links, because PyPI displays it without the project's other files."""
     targets = re.findall(r"\]\(([^)]+)\)", README.read_text("utf-8"))
 
     assert len(targets) > 10
@@ -380,7 +381,7 @@ def test_make_targets_exist(page: Path) -> None:
 
 
 def test_every_extra_is_in_the_readme() -> None:
-    """The README describes each extra, and mentions only extras that exist."""
+    """The README describes every extra and mentions only existing extras."""
     with (ROOT / "pyproject.toml").open("rb") as file:
         extras = set(tomllib.load(file)["project"]["optional-dependencies"])
     section = README.read_text("utf-8").partition("| extra |")[2].partition("\n\n")[0]
@@ -390,7 +391,7 @@ def test_every_extra_is_in_the_readme() -> None:
 
 @pytest.mark.parametrize("reason", Reason, ids=str)
 def test_every_reason_is_explained(reason: Reason) -> None:
-    """Each reason has a meaning and an advice, both complete sentences, and its page contains both."""
+    """The page of reasons contains each reason's meaning and advice, both as complete sentences."""
     page = (ROOT / "docs" / "reasons.md").read_text("utf-8")
 
     assert reason.meaning.endswith(".")
@@ -399,7 +400,7 @@ def test_every_reason_is_explained(reason: Reason) -> None:
 
 
 def test_reasons_of_the_readme_exist() -> None:
-    """The README's short table contains only reasons of the closed set."""
+    """The README's short table contains only existing reasons."""
     section = README.read_text("utf-8").partition("| reason |")[2].partition("\n\n")[0]
     named = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
 
@@ -427,12 +428,12 @@ def api_sections() -> dict[str, list[str]]:
     ],
 )
 def test_every_public_name_is_in_the_api(module: str) -> None:
-    """The page contains each name of ``__all__``, and no other name."""
+    """The API page contains every name in ``__all__`` and no other name."""
     assert sorted(api_sections()[module]) == sorted(importlib.import_module(module).__all__)
 
 
 def test_every_boundary_is_in_the_api() -> None:
-    """The page contains everything in servers/ that users can wrap around an application."""
+    """The API page contains everything in servers/ that users can wrap around an application."""
     for name in ("asgi", "wsgi", "aiohttp", "grpc"):
         module = importlib.import_module(f"otel_token_relay.servers.{name}")
         offered = [n for n in vars(module) if n == "TokenRelayMiddleware" or n.endswith("server_interceptor")]
@@ -442,12 +443,12 @@ def test_every_boundary_is_in_the_api() -> None:
 
 @pytest.mark.parametrize("module", sorted(api_sections()))
 def test_names_of_the_api_exist(module: str) -> None:
-    """Each name can be imported from the module of its section."""
+    """Each name on the API page can be imported from its section's module."""
     assert [name for name in api_sections()[module] if not hasattr(importlib.import_module(module), name)] == []
 
 
 def test_every_error_is_documented() -> None:
-    """The page of errors contains each error class, with its attributes."""
+    """The page of errors contains every error class and its attributes."""
     classes = {name: c for name, c in vars(errors).items() if isinstance(c, type) and issubclass(c, errors.RelayError)}
     rows = table_rows((ROOT / "docs" / "errors.md").read_text("utf-8"), 3)
     attributes = {code_spans(row[0])[0]: code_spans(row[2]) for row in rows}
@@ -474,7 +475,7 @@ def destination_cases() -> list[tuple[str, str, bool]]:
 
 @pytest.mark.parametrize(("entry", "url", "gets"), destination_cases())
 def test_table_of_destinations_is_true(entry: str, url: str, gets: bool) -> None:
-    """The entry of a row matches the URLs of its second column and not those of its third."""
+    """Each entry in the table matches the URLs in the second column but not the URLs in the third column."""
     origin = Origin.parse(url)
 
     assert origin is not None
@@ -482,17 +483,17 @@ def test_table_of_destinations_is_true(entry: str, url: str, gets: bool) -> None
 
 
 def test_table_of_destinations_has_cases() -> None:
-    """The table has rows of both kinds, so the test above cannot pass without cases."""
+    """The table contains both matching and nonmatching URLs."""
     assert {gets for *_, gets in destination_cases()} == {True, False}
     assert len(destination_cases()) > 12
 
 
-# The generated pages
+# Generated pages
 
 
 @pytest.fixture
 def reference() -> ModuleType:
-    """Return docs/reference.py, which is not part of a package."""
+    """Return the docs/reference.py module, which does not belong to a package."""
     spec = importlib.util.spec_from_file_location("reference", ROOT / "docs" / "reference.py")
     assert spec is not None
     assert spec.loader is not None
@@ -502,12 +503,12 @@ def reference() -> ModuleType:
 
 
 def test_generated_pages_are_up_to_date(reference: ModuleType) -> None:
-    """The pages on disk match the definitions. Run ``make docs`` if this test fails."""
+    """The generated pages are current; run ``make docs`` if this test fails."""
     assert [page.name for page in reference.find_stale(reference.build_pages())] == []
 
 
 def test_every_variable_is_in_the_reference(reference: ModuleType) -> None:
-    """The configuration page contains the name, the default and the meaning of each variable."""
+    """The configuration page contains the name, the default, and the meaning of each variable."""
     page = reference.build_pages()[ROOT / "docs" / "configuration.md"]
 
     for variable in VARIABLES.values():
@@ -518,7 +519,7 @@ def test_every_variable_is_in_the_reference(reference: ModuleType) -> None:
 def test_check_reports_an_outdated_page(
     reference: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """``--check`` writes nothing, and exits with 1 if a page is missing or has changed."""
+    """With ``--check``, the script writes nothing and exits with 1 if a page is missing or outdated."""
     monkeypatch.setattr(reference, "DOCS", tmp_path)
 
     assert reference.main(["--check"]) == 1
@@ -531,6 +532,6 @@ def test_check_reports_an_outdated_page(
 
 
 def test_reference_rejects_unknown_flags(reference: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    """With a mistyped flag, the script writes nothing and exits with 2."""
+    """With an unknown flag, the script writes nothing and exits with 2."""
     assert reference.main(["--chek"]) == 2
     assert "--check" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The pictures of the documentation: legible in both themes, self-contained, and described on their pages."""
+"""The documentation's pictures are legible in both themes, self-contained, and described on their pages."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["browser"]
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "docs" / "pictures").glob("*.svg"))
 
-# What overlaps or is cut off: texts outside of the picture, texts over other texts, texts over the edges of boxes.
+# Find text that extends outside the picture, overlaps other text, or crosses the edge of a box.
 FIND_FAULTS = """
     () => {
         const inside = (a, b) => a.left >= b.left && a.right <= b.right && a.top >= b.top && a.bottom <= b.bottom;
@@ -55,7 +55,7 @@ FIND_FAULTS = """
 
 
 def luminance(color: str) -> float:
-    """Return the relative luminance (WCAG 2.2)."""
+    """Return the relative luminance as defined in WCAG 2.2."""
     parts = [int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)]
     red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
@@ -67,7 +67,7 @@ def contrast(one: str, other: str) -> float:
 
 
 def test_pictures_are_current() -> None:
-    """Each file is what tools/pictures.py draws, and no other file exists."""
+    """Each picture file is the current output of tools/pictures.py, and no other file exists."""
     assert pictures.main(["--check"]) == 0
     assert [file.stem for file in FILES] == sorted(pictures.PICTURES)
 
@@ -75,7 +75,7 @@ def test_pictures_are_current() -> None:
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 @pytest.mark.parametrize("theme", THEMES)
 def test_texts_do_not_overlap(browser: Browser, file: Path, theme) -> None:
-    """In the font of this machine, no text is cut off, covers another one or crosses a box."""
+    """With the installed font, no text is truncated, overlaps other text, or crosses a box."""
     with opened(browser, file.as_uri(), theme=theme, width=720, height=640) as (page, faults):
         assert page.evaluate(FIND_FAULTS) == []
         assert faults_of(page, faults) == []
@@ -86,14 +86,14 @@ def test_texts_do_not_overlap(browser: Browser, file: Path, theme) -> None:
 
 @pytest.mark.parametrize("colors", [drawing.LIGHT, drawing.DARK], ids=["light", "dark"])
 def test_texts_have_enough_contrast(colors: dict[str, str]) -> None:
-    """Each color of a text has the contrast that WCAG requires of normal text, on the picture and on its boxes."""
+    """Every text color has the contrast that WCAG requires for normal text, both on the picture and in boxes."""
     for text, ground in itertools.product(("ink", *drawing.COLORED), ("paper", "panel")):
         assert contrast(colors[text], colors[ground]) >= 4.5, (text, ground)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_pictures_load_nothing(file: Path) -> None:
-    """A picture has no font, script, link or image."""
+    """A picture contains no font, script, link, or embedded image."""
     text = file.read_text("utf-8").replace("http://www.w3.org/2000/svg", "")
 
     assert not re.search(r"@import|@font-face|url\(|<script|href|<image|\bon\w+=", text)
@@ -101,7 +101,7 @@ def test_pictures_load_nothing(file: Path) -> None:
 
 @pytest.mark.parametrize("name", pictures.PICTURES)
 def test_pictures_are_on_a_page_with_a_description(name: str) -> None:
-    """Each picture is used once, with a text alternative."""
+    """Each picture is used once and has a text alternative."""
     pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
     text = "\n".join(page.read_text("utf-8") for page in pages)
 
@@ -111,7 +111,7 @@ def test_pictures_are_on_a_page_with_a_description(name: str) -> None:
 
 
 def test_the_decision_tree_has_real_reasons() -> None:
-    """Each reason in the decision tree is one that the log can contain."""
+    """The decision tree contains only reasons that the log can contain."""
     reasons = {reason.value for reason in Reason} | {*get_args(RejectReason)}
     named = {word for reason, _ in pictures.CAUSES for word in reason.split(", ")}
 
@@ -119,7 +119,7 @@ def test_the_decision_tree_has_real_reasons() -> None:
 
 
 def test_the_terminal_shows_what_the_demo_has_printed() -> None:
-    """Each word of the recorded output is in the picture, in the same order."""
+    """The picture contains every word of the recorded output in the same order."""
     recorded = pictures.plain(pictures.RECORDING.read_text("utf-8")).split()
 
     drawn = " ".join(re.findall(r"<text[^>]*>([^<]*)</text>", (pictures.FOLDER / "demo-dark.svg").read_text("utf-8")))

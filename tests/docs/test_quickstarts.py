@@ -1,4 +1,4 @@
-"""The pages that a reader follows from beginning to end, and the program that follows them."""
+"""A program follows the tutorial pages from beginning to end."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ BIN = Path(sys.executable).parent
 NAMES = ("aiohttp-client", "aiohttp-server", "django", "fastapi", "flask", "grpc_client", "grpc_server")
 USED = (*NAMES, "httpx", "requests")
 PAGES = followed_pages()
-# What an installation on the page provides besides the packages of the development environment. If one of them is
-# missing, `nox -s quickstarts` follows the page; see noxfile.py.
+# These modules are installed by commands on the page. If a module is missing from the development environment, `nox -s
+# quickstarts` tests the page; see noxfile.py.
 NEEDS = {"agents.md": ("fastmcp", "mcp"), "observability-vendors.md": ("ddtrace", "logfire", "sentry_sdk")}
 
 
@@ -30,7 +30,7 @@ def follower(folder: Path) -> Follower:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_a_page_works_as_written(page: Path, tmp_path: Path) -> None:
-    """Every command on the page works, and every output that it quotes is the real one."""
+    """Every command on the page succeeds and prints the output on the page."""
     for module in NEEDS.get(page.name, ()):
         if find_spec(module) is None:
             pytest.skip(f"needs {module}")
@@ -47,7 +47,7 @@ def test_the_followed_pages_are_known() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_fence_of_a_followed_page_is_found(page: Path) -> None:
-    """No block has a form that is skipped silently, and each Python block is a file."""
+    """Every block on the page is found, and each Python block has a file name."""
     text = page.read_text("utf-8")
     blocks = blocks_of(page)
 
@@ -70,7 +70,7 @@ def test_every_fence_of_a_followed_page_is_found(page: Path) -> None:
     ids=["other output", "output that is not shown", "status", "failing command", "server that ends", "language"],
 )  # fmt: skip
 def test_a_wrong_page_is_found(text: str, message: str, tmp_path: Path) -> None:
-    """A command with another output, a failing command, a server that does not start and unknown blocks are errors."""
+    """An incorrect page, such as a page with a failing command, causes an error."""
     page = tmp_path / "page.md"
     page.write_text(text, "utf-8")
 

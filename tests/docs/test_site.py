@@ -1,4 +1,4 @@
-"""The built site: every link has a target, nothing comes from elsewhere, and it works in Chromium in both themes."""
+"""The site's links have targets, its resources are local, and its pages work in Chromium in both themes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 CONFIGURATION = ROOT / "zensical.toml"
-# Pages with long tables, code in files and terminals, and docstrings.
+# These pages contain long tables, code in files and terminals, and docstrings.
 REPRESENTATIVE = ("configuration", "docstrings", "quickstarts/agents")
 ORDER = ["What it is", "Five minutes", "Quickstarts", "How-to guides", "Reference", "Explanation"]
 LOADED = {("script", "src"), ("img", "src"), ("source", "src"), ("iframe", "src"), ("use", "href"), ("object", "data")}
@@ -36,10 +36,10 @@ LOADED = {("script", "src"), ("img", "src"), ("source", "src"), ("iframe", "src"
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site, built once for all workers."""
+    """Build the site once for all test workers, and return its folder."""
     if find_spec("zensical") is None:
         pytest.skip("needs zensical")
-    # A worker's folder is in that of the whole run.
+    # The folder of each worker is in the folder of the whole test run.
     shared = tmp_path_factory.getbasetemp()
     folder = (shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared) / "site"
     with folder.with_suffix(".lock").open("w") as lock:
@@ -62,7 +62,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Links(HTMLParser):
-    """The anchors of a page, its links, and what it loads."""
+    """A parser that collects a page's anchors, links, and loaded resources."""
 
     def __init__(self, page: Path) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ def pages(site: Path) -> dict[str, Links]:
 
 
 def test_every_page_is_in_the_site(pages: dict[str, Links]) -> None:
-    """Each page in docs/ has been built."""
+    """The site contains each page in docs/."""
     sources = {path.relative_to(ROOT / "docs") for path in (ROOT / "docs").rglob("*.md")}
     expected = {source.with_suffix(".html").as_posix() for source in sources if source.parts[0] != "changes"}
 
@@ -95,12 +95,12 @@ def test_every_page_is_in_the_site(pages: dict[str, Links]) -> None:
 
 
 def test_every_link_has_a_target(pages: dict[str, Links], site: Path) -> None:
-    """Each link within the site leads to a file, and to an element of that page if it names one."""
+    """Each link within the site leads to an existing file and, if it has a fragment, to an existing element."""
     broken = set()
     for name, page in pages.items():
         for link in page.links:
             if urlsplit(link).scheme or link.startswith(("//", "/")) or name == "404.html":
-                continue  # the page for errors has links from the root
+                continue  # the error page uses absolute links
             target = urlsplit(urljoin(name, link))
             path, anchor = unquote(target.path) or name, unquote(target.fragment)
             if path.endswith("/"):
@@ -114,7 +114,7 @@ def test_every_link_has_a_target(pages: dict[str, Links], site: Path) -> None:
 
 
 def test_nothing_is_loaded_from_elsewhere(pages: dict[str, Links], site: Path) -> None:
-    """Scripts, styles, fonts and images are files of the site."""
+    """All scripts, styles, fonts, and images are files on the site."""
     loaded = {(name, url) for name, page in pages.items() for url in page.loaded}
     styles = {url for path in site.rglob("*.css") for url in re.findall(r"url\(([^)]+)\)", path.read_text("utf-8"))}
 
@@ -135,12 +135,12 @@ def pages_of(items: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def test_the_navigation_has_the_order_of_a_first_visit() -> None:
-    """A reader finds what it is, then five minutes, quickstarts, guides, the reference and explanations."""
+    """The navigation is in the order in which a new reader needs the pages."""
     assert [title for item in navigation() for title in item] == ORDER
 
 
 def test_every_page_is_in_the_navigation_once() -> None:
-    """No page can be reached only by search."""
+    """Each page appears in the navigation exactly once."""
     linked = sorted(pages_of(navigation()))
     sources = {path.relative_to(ROOT / "docs") for path in (ROOT / "docs").rglob("*.md")}
     expected = {source.as_posix() for source in sources if source.parts[0] != "changes"}
@@ -149,12 +149,12 @@ def test_every_page_is_in_the_navigation_once() -> None:
     assert set(linked) == expected
 
 
-# In Chromium
+# Browser tests
 
 
 @pytest.fixture(scope="module")
 def url(site: Path) -> Iterator[str]:
-    """The address at which the site is served."""
+    """Serve the site and return its address."""
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *args: object) -> None: ...
@@ -169,7 +169,7 @@ def url(site: Path) -> Iterator[str]:
 
 
 def wait_until_complete(page: Page) -> None:
-    """Wait until the scripts of the theme have added their elements, which axe-core cannot follow."""
+    """Wait until the theme's scripts have added their elements, because axe-core does not wait for them."""
     page.wait_for_load_state("networkidle")
     page.evaluate(
         """new Promise(done => {
@@ -187,7 +187,7 @@ def background(page: Page) -> str:
 
 @pytest.mark.parametrize("theme", THEMES)
 def test_representative_pages_have_no_barriers(browser: Browser, url: str, theme: Any) -> None:  # noqa: F811
-    """In both themes: no serious finding of axe-core, contrast included, no console error, no other origin."""
+    """In both themes, axe-core finds no serious problem, the console has no error, and no other origin is contacted."""
     findings = {}
     requested: set[str] = set()
     for name in REPRESENTATIVE:
@@ -208,7 +208,7 @@ def search(page: Page, words: str) -> None:
 
 @pytest.mark.parametrize("from_disk", [False, True], ids=["from a server", "from disk"])
 def test_search_finds_a_setting(browser: Browser, url: str, site: Path, from_disk: bool) -> None:  # noqa: F811
-    """The name of a setting leads to the page about settings, without a server too."""
+    """Searching for a setting finds the configuration page, with and without a server."""
     start = (site / "index.html").as_uri() if from_disk else f"{url}/index.html"
     with opened(browser, start) as (page, faults):
         page.wait_for_load_state("networkidle")
@@ -220,7 +220,7 @@ def test_search_finds_a_setting(browser: Browser, url: str, site: Path, from_dis
 
 
 def test_the_reader_can_switch_the_theme(browser: Browser, url: str) -> None:  # noqa: F811
-    """The switch in the header leads from the system's theme to light and to dark, and the choice is kept."""
+    """The switch in the header selects the light theme and then the dark theme, and the choice is stored."""
     with opened(browser, f"{url}/index.html") as (page, faults):
         page.wait_for_load_state("networkidle")
         colors = []

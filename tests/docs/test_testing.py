@@ -1,4 +1,4 @@
-"""The page about testing: its tests pass as they are written, in a suite of their own."""
+"""The tests on the page about testing pass unchanged in a separate test suite."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "testing.md"
 
 
 def test_the_tests_of_the_page_pass(pytester: pytest.Pytester) -> None:
-    """Each block that contains tests is a file of the suite. Other blocks run with those of all pages."""
+    """Each block that contains tests passes as a separate file."""
     files = [block for block in blocks_of(PAGE) if "\ndef test_" in block.text]
     assert len(files) >= 9
     for block in files:
@@ -27,7 +27,7 @@ def test_the_tests_of_the_page_pass(pytester: pytest.Pytester) -> None:
 
 
 def test_every_fixture_is_on_the_page() -> None:
-    """The table of fixtures is complete."""
+    """The table contains every fixture of the plug-in."""
     from otel_token_relay import pytest_plugin
 
     page = PAGE.read_text("utf-8").partition("| fixture |")[2].partition("\n\n")[0]

@@ -1,4 +1,4 @@
-"""The page "Troubleshooting a 401": each section's commands and fix, with that fault in running services."""
+"""Each section of "Troubleshooting a 401" describes the actual fault and a fix that works."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FIND = "Find the section"
 
 
 def headings() -> dict[str, int]:
-    """Return the line of each heading."""
+    """Return each heading on the page together with its line number."""
     return {m[1]: TEXT.count("\n", 0, m.start()) + 1 for m in re.finditer(r"^## (.*)$", TEXT, re.MULTILINE)}
 
 
@@ -37,7 +37,7 @@ def blocks_in(section: str, language: str) -> list[Block]:
 
 
 class Reader:
-    """A reader of the page, who replaces its addresses and process IDs with those of the running services."""
+    """A reader who replaces the page's addresses and process IDs with those of the running services."""
 
     def __init__(self, running: Running) -> None:
         self._running = running
@@ -52,7 +52,7 @@ class Reader:
         self._shown = {real: page for page, real in hosts.items()} | {str(running.folder): "/home/app"}
 
     def run(self, command: str) -> str:
-        """Run a command of the page, and return its output with the addresses of the page."""
+        """Run a command from the page, and return its output with the page's addresses."""
         command = replace(command, self._replaced)
         output = self._curl(command) if command.startswith("curl ") else self._bash(command)
         self.seen.append(output)
@@ -90,7 +90,7 @@ def replace(text: str, words: dict[str, str]) -> str:
 
 
 def correct(running: Running, reader: Reader) -> None:
-    """Apply the fix of the fault's section."""
+    """Apply the fix that the fault's section describes."""
     fault = running.fault
     exports = [reader.exports(block) for block in blocks_in(fault.section, "sh")]
     if fault.issuer_is_down:
@@ -114,7 +114,7 @@ def assert_commands_show(reader: Reader, section: str) -> None:
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=lambda fault: fault.section)
 def test_a_section_shows_the_fault_and_its_fix(fault: Fault) -> None:
-    """The commands print what the page shows, the fix makes the request succeed, and no output contains the token."""
+    """The commands print the output on the page, the fix makes the request succeed, and the token is never printed."""
     with Running(fault) as running:
         reader = Reader(running)
         token = running.token_file.read_text().strip()
@@ -123,7 +123,7 @@ def test_a_section_shows_the_fault_and_its_fix(fault: Fault) -> None:
         assert_commands_show(reader, fault.section)
         logs = [running.log_file(name).read_text() for name in running.urls]
         correct(running, reader)
-        # Verification asks the issuer again ten seconds after a failure.
+        # Verification contacts the issuer again ten seconds after a failure.
         wait_until(lambda: running.send().status == 200, seconds=30)
 
         logs += [running.log_file(name).read_text() for name in running.urls]
@@ -132,20 +132,20 @@ def test_a_section_shows_the_fault_and_its_fix(fault: Fault) -> None:
 
 
 def test_the_procedure_leads_to_a_section() -> None:
-    """The commands at the beginning print what the page shows."""
+    """The commands at the beginning of the page print the output on the page."""
     (fault,) = (fault for fault in FAULTS.values() if fault.section == "The relay is off")
     with Running(fault) as running:
         assert_commands_show(Reader(running), FIND)
 
 
 def test_every_section_is_tested() -> None:
-    """There are ten faults, and one section about each of them."""
+    """The page has one section for each of the ten faults."""
     assert sorted(headings()) == sorted([FIND, *(fault.section for fault in FAULTS.values())])
     assert sorted(FAULTS) == list(range(1, 11))
 
 
 def test_the_table_leads_to_every_section() -> None:
-    """Each section is in the table of symptoms, and each link within the page has a target."""
+    """The table of symptoms contains each section, and each link within the page has a target."""
     anchors = {re.sub(r"[^a-z0-9 -]", "", heading.lower()).replace(" ", "-") for heading in headings()}
     table = TEXT.partition("| user-service | profile-service | section |")[2].partition("\n\n")[0]
 
@@ -154,7 +154,7 @@ def test_the_table_leads_to_every_section() -> None:
 
 
 def test_the_program_ends_with_its_services() -> None:
-    """It prints the request, the process IDs and the logs, but no token, and leaves nothing behind after Ctrl-C."""
+    """The program prints the request, the process IDs, and the logs, but no token, and ends cleanly on Ctrl-C."""
     process = start(
         [sys.executable, "-m", "tools.faults", "5"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
@@ -185,7 +185,7 @@ def test_the_program_ends_with_its_services() -> None:
 
 
 def test_the_program_checks_a_fault() -> None:
-    """With ``--check``, it sends the request once and exits with 0 if the fault shows."""
+    """With ``--check``, the program sends the request once and exits with 0 if the fault occurs."""
     ran = subprocess.run(
         [sys.executable, "-m", "tools.faults", "1", "--check"],
         cwd=ROOT,

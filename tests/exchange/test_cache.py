@@ -1,4 +1,4 @@
-"""Results are found only by the token that they were obtained for, and are used only while they are valid."""
+"""A cached result is found only with its own subject token and is used only while it is valid."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def issued(token: str = "issued", *, expires_in: float | None = None, expires_at
 def test_a_result_is_used_for_the_shortest_life_less_a_margin(
     expires_in: float | None, expires_at: float | None, subject: float | None, seconds: float
 ) -> None:
-    """The margin is 30 s, or a tenth of a short life. If the subject says nothing, the life is a minute."""
+    """A result is used until a safety margin before the token or its subject token expires."""
     clocks = Clocks()
     cache = clocks.cache()
 
@@ -68,7 +68,7 @@ def test_a_result_is_used_for_the_shortest_life_less_a_margin(
 
 
 def test_a_clock_that_is_set_forward_ends_the_use() -> None:
-    """The monotonic clock may have stood still while the machine slept."""
+    """Setting the clock forward ends the use of a result, because the monotonic clock might stop during sleep."""
     clocks = Clocks()
     cache = clocks.cache()
     cache.put(b"k", issued(expires_in=300.0), NOW + 600)
@@ -80,7 +80,7 @@ def test_a_clock_that_is_set_forward_ends_the_use() -> None:
 
 @pytest.mark.parametrize(("error", "seconds"), [("unavailable", 1), ("timeout", 1), ("invalid_grant", 5)])
 def test_a_failure_is_remembered_for_a_moment(error: ExchangeError, seconds: float) -> None:
-    """A token that was refused is not sent again at once. The kept failure has no traceback, which refers to tokens."""
+    """A failure is remembered for a moment, without its traceback, which refers to tokens."""
     clocks = Clocks()
     cache = clocks.cache()
     try:
@@ -96,7 +96,7 @@ def test_a_failure_is_remembered_for_a_moment(error: ExchangeError, seconds: flo
 
 
 def test_failures_displace_no_success() -> None:
-    """Callers can send any number of made-up tokens."""
+    """Failures of made-up tokens do not displace successful results."""
     cache = Clocks().cache()
     cache.put(b"good", issued(), NOW + 600)
 
@@ -108,7 +108,7 @@ def test_failures_displace_no_success() -> None:
 
 
 def test_a_success_ends_a_failure() -> None:
-    """The token has become valid."""
+    """A success replaces an earlier failure of the same exchange."""
     cache = Clocks().cache()
     cache.put_failure(b"k", ExchangeFailed("unavailable"))
 
@@ -133,7 +133,7 @@ REQUESTS = [
 
 
 def test_no_two_different_exchanges_have_the_same_key() -> None:
-    """Subject, endpoint, client, grant, audience, resource, scope and actor are all part of it."""
+    """The cache key depends on the subject, endpoint, client, grant, audience, resource, scope, and actor."""
     combinations: Any = itertools.product(
         ("alice", "alic", "alicee", "bob"),
         ("https://idp/token", "https://idp/oauth"),
@@ -151,14 +151,14 @@ def test_no_two_different_exchanges_have_the_same_key() -> None:
 
 @given(st.lists(st.tuples(st.text(max_size=3), st.text(max_size=3), st.text(max_size=3)), min_size=2, unique=True))
 def test_parts_of_different_lengths_are_not_joined(parts: list[tuple[str, str, str]]) -> None:
-    """``("ab", "c")`` and ``("a", "bc")`` are different."""
+    """The key parts ``("ab", "c")`` and ``("a", "bc")`` result in different keys."""
     keys = {endpoint_hash(endpoint, client, Request(audience=audience)) for endpoint, client, audience in parts}
 
     assert len(keys) == len(parts)
 
 
 def test_nothing_in_the_cache_is_printed() -> None:
-    """Caches end up in debuggers and error reports."""
+    """The cache's ``repr``, which can appear in error reports, contains no token."""
     cache = Clocks().cache()
     result = cache.put(b"k", issued("secret-token"), NOW + 600)
 

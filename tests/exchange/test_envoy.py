@@ -1,7 +1,7 @@
-"""Envoy protects the destination: it accepts neither the caller's token nor a request without one.
+"""Envoy protects the destination and rejects both the caller's token and requests without a token.
 
-Users sign in at the demo's authorization server, whose keys Envoy fetches. Its token endpoint verifies the caller's
-token and the service's credential, and issues a token for billing.
+Users sign in at the demo's authorization server, whose keys Envoy fetches. The server's token endpoint verifies the
+caller's token and the service's credential, and issues a token for billing.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ BILLING = "billing-api"
 
 
 class Mesh(NamedTuple):
-    """The authorization server, Envoy, and what is behind it.
+    """The authorization server, Envoy, and the services behind Envoy.
 
     Attributes:
         issuer: The authorization server.
         url: Envoy's URL.
-        billing: The services behind it.
+        billing: The services behind Envoy, by protocol.
     """
 
     issuer: AuthorizationServer
@@ -49,7 +49,7 @@ class Mesh(NamedTuple):
         return self.issuer.log_in(user, audience=audience)
 
     def settings(self, parameters: str = f";audience={BILLING}") -> Settings:
-        """Return what is configured at the service that calls billing. The issuer's metadata names its endpoints."""
+        """Return the settings of the service that calls billing, whose issuer publishes its endpoints as metadata."""
         return Settings(
             destinations=(self.url + parameters,),
             verify="enforce",
@@ -70,7 +70,7 @@ def running() -> Iterator[Mesh]:
 
 @pytest.fixture
 def mesh(running: Mesh, monkeypatch: pytest.MonkeyPatch) -> Iterator[Mesh]:
-    """The mesh, with no token cached and no request received. A busy machine takes its time."""
+    """Provide the mesh without cached tokens or recorded requests, and allow exchanges more time."""
     build_token_source.cache_clear()
     monkeypatch.setitem(ExchangeEngine.__init__.__kwdefaults__, "timeout", 60.0)
     for party in running.billing.values():
@@ -83,7 +83,7 @@ _STATUSES = {grpc.StatusCode.UNAUTHENTICATED: 401, grpc.StatusCode.PERMISSION_DE
 
 
 def status_of(client: Client, url: str, token: str | None = None) -> int:
-    """Return the status of a request, or what that of a gRPC call means."""
+    """Return the status of a request, or the HTTP status that corresponds to a gRPC status."""
     headers = {} if token is None else {"authorization": f"Bearer {token}"}
     try:
         return client.call(url, headers=headers).status
@@ -93,7 +93,7 @@ def status_of(client: Client, url: str, token: str | None = None) -> int:
 
 @contextmanager
 def user_service(settings: Settings, call: Callable[[], object]) -> Iterator[int]:
-    """Serve an application that returns the result of a call for each request. Yields the port."""
+    """Serve an application that responds with the result of a call, and yield the port."""
     app = flask.Flask("user_service")
     app.add_url_rule("/", view_func=lambda: str(call()))
     install(settings)
@@ -105,7 +105,7 @@ def user_service(settings: Settings, call: Callable[[], object]) -> Iterator[int
 
 
 def received(party: Party) -> list[dict[str, Any]]:
-    """Return the claims of the token in each request that Envoy has let through."""
+    """Return the claims of the token in each request that Envoy has forwarded."""
     found = []
     for line in party.lines():
         [value] = line
@@ -115,7 +115,7 @@ def received(party: Party) -> list[dict[str, Any]]:
 
 @every_client
 def test_envoy_accepts_the_exchanged_token_of_each_client(client: Client, mesh: Mesh) -> None:
-    """It names the caller. The application does nothing but call billing."""
+    """Envoy accepts the exchanged token from each client, and the token identifies the caller."""
     alice, bob = mesh.log_in("alice"), mesh.log_in("bob")
     behind = mesh.billing[client.protocol]
     assert status_of(client, mesh.url) == 401
@@ -131,7 +131,7 @@ def test_envoy_accepts_the_exchanged_token_of_each_client(client: Client, mesh: 
     claims = received(behind)
     assert [claim["sub"] for claim in claims] == ["alice", "alice", "bob"]
     assert {(claim["aud"], claim["client_id"]) for claim in claims} == {(BILLING, SERVICE)}
-    assert mesh.issuer.count("/token") == exchanges + 2  # one for each user
+    assert mesh.issuer.count("/token") == exchanges + 2  # one exchange for each user
 
 
 def call_with_httpx(mesh: Mesh) -> int:
@@ -139,13 +139,13 @@ def call_with_httpx(mesh: Mesh) -> int:
 
 
 def test_envoy_refuses_the_callers_own_token(mesh: Mesh) -> None:
-    """This is what the relay sends to a destination without an audience."""
+    """Envoy rejects the caller's own token, which the relay sends to a destination without an audience."""
     with user_service(mesh.settings(parameters=""), lambda: call_with_httpx(mesh)) as port:
         assert get(port, "/", mesh.log_in("alice")).text == "403"
 
 
 def test_without_the_token_endpoint_envoy_gets_no_token(mesh: Mesh) -> None:
-    """The caller's own token would be refused with another status."""
+    """If the token endpoint fails, Envoy receives no token at all."""
     token = mesh.log_in("alice")
     with user_service(mesh.settings(), lambda: call_with_httpx(mesh)) as port, mesh.issuer.failing("/token"):
         assert get(port, "/", token).text == "401"
@@ -153,7 +153,7 @@ def test_without_the_token_endpoint_envoy_gets_no_token(mesh: Mesh) -> None:
 
 
 def test_only_a_token_that_is_valid_here_is_exchanged(mesh: Mesh) -> None:
-    """The service refuses a token for another service, and one whose signature is wrong, before it calls billing."""
+    """The service rejects a token with a wrong audience or signature before it exchanges the token."""
     token = mesh.log_in("alice")
     exchanges = mesh.issuer.count("/token")
     with user_service(mesh.settings(), lambda: call_with_httpx(mesh)) as port:
@@ -186,14 +186,14 @@ def call_in_thread() -> int:
 
 
 def is_accepted(client: httpx.Client, path: str, token: str) -> bool:
-    """Return whether Envoy accepts the service's call. The service itself accepts the token."""
+    """Return whether Envoy accepts the service's call for a token that the service itself accepts."""
     response = client.get(path, headers={"Authorization": f"Bearer {token}"})
     assert response.status_code == 200
     return response.text == "200"
 
 
 def test_environment_variables_alone_are_enough(mesh: Mesh, tmp_path: Path) -> None:
-    """A program without a line of code for it, started by ``opentelemetry-instrument``."""
+    """A program without relay code exchanges tokens when ``opentelemetry-instrument`` starts it."""
     (tmp_path / "program.py").write_text(PROGRAM)
     secret_file = tmp_path / "secret"
     secret_file.write_text(f"{SECRET}\n")
@@ -218,7 +218,7 @@ def test_environment_variables_alone_are_enough(mesh: Mesh, tmp_path: Path) -> N
         for path in ("/async", "/sync"):
             assert client.get(path).status_code == 401
             for token in (alice, bob):
-                # On a busy machine, an exchange may take longer than a hop waits for it.
+                # On a busy machine, an exchange can take longer than a hop's timeout.
                 wait_until(lambda path=path, token=token: is_accepted(client, path, token), 60)
 
     claims = received(mesh.billing["http"])

@@ -1,7 +1,7 @@
-"""The forms of both grants have the parameters of their specifications, and nothing else.
+"""The request forms of both grants contain only the parameters in their specifications.
 
-They are compared with those of two clients that are not ours: requests-oauth2client for RFC 8693, and Microsoft's msal
-for the on-behalf-of grant of Entra.
+The forms are compared with the forms of two independent clients: requests-oauth2client for RFC 8693, and Microsoft's
+msal for Entra's on-behalf-of grant.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SUBJECT, ACTOR = "the-callers-token", "the-services-token"
 
 
 def test_the_form_of_token_exchange_has_the_parameters_of_rfc_8693() -> None:
-    """Both types are that of an access token. What is not asked for is not sent."""
+    """The form contains the access token type for both tokens and only the requested parameters."""
     request = Request(audience="billing-api", resource="https://billing", scope="invoices:read")
 
     assert dict(request.form(SUBJECT, ACTOR)) == {
@@ -54,7 +54,7 @@ def test_the_form_of_token_exchange_has_the_parameters_of_rfc_8693() -> None:
     ],
 )
 def test_the_form_of_on_behalf_of_has_the_parameters_of_entra(request_: Request, scope: str) -> None:
-    """Entra knows an audience only as a part of a scope."""
+    """In Entra's form, the audience is part of the scope."""
     assert dict(request_.form(SUBJECT)) == {
         "grant_type": "urn:ietf:params:oauth:grant-type:jwt-bearer",
         "assertion": SUBJECT,
@@ -64,7 +64,7 @@ def test_the_form_of_on_behalf_of_has_the_parameters_of_entra(request_: Request,
 
 
 def test_the_expected_audiences_are_those_asked_for() -> None:
-    """Without one, any audience is acceptable."""
+    """Without a requested audience or resource, any audience in the response is accepted."""
     assert Request(scope="a").audiences == frozenset()
     assert Request(scope="a", expected=("x",)).audiences == frozenset()
     assert Request(audience="a", resource="b", expected=("c",)).audiences == {"a", "b", "c"}
@@ -74,7 +74,7 @@ ISSUED = json.dumps({"access_token": "issued", "issued_token_type": ACCESS_TOKEN
 
 
 class RecordingAdapter(BaseAdapter):
-    """A transport of requests that issues a token to every request, and records the forms."""
+    """A transport for requests that issues a token for every request and records the forms."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class RecordingAdapter(BaseAdapter):
 def test_the_form_of_token_exchange_equals_that_of_requests_oauth2client(
     asked: dict[str, str], actor: str | None
 ) -> None:
-    """Nothing differs, neither in the names nor in the values."""
+    """The form has the same names and values as the form of requests-oauth2client."""
     adapter, session = RecordingAdapter(), requests.Session()
     session.mount("https://", adapter)
     client = OAuth2Client(
@@ -125,7 +125,7 @@ def test_the_form_of_token_exchange_equals_that_of_requests_oauth2client(
 
 
 class RecordingHttp:
-    """The HTTP client of msal. It responds with the issuer's metadata or with a token, and records the forms."""
+    """An HTTP client for msal that responds with the issuer's metadata or a token and records the forms."""
 
     def __init__(self) -> None:
         self.forms: list[dict[str, Any]] = []
@@ -149,7 +149,7 @@ class RecordingHttp:
 
 
 def test_the_form_of_on_behalf_of_equals_that_of_msal() -> None:
-    """Except for three differences, each of which has a reason, the names and the values are the same."""
+    """The form has the same names and values as msal's form, apart from three explained differences."""
     http = RecordingHttp()
     client = ConfidentialClientApplication(
         "user-service",
@@ -163,10 +163,10 @@ def test_the_form_of_on_behalf_of_equals_that_of_msal() -> None:
 
     [theirs] = http.forms
     ours = dict(Request("on-behalf-of", audience="api://billing").form(SUBJECT))
-    # Our form does not contain the credential, which `client_credentials` adds.
+    # The relay's form does not contain the credential, which `client_credentials` adds later.
     assert (theirs.pop("client_id"), theirs.pop("client_secret")) == ("user-service", "s3cret")
-    # msal uses the response's client_info as the key of its cache. Our key is the subject token.
+    # msal uses client_info from the response as its cache key, but the relay uses the subject token.
     assert theirs.pop("client_info") == 1
-    # msal also asks for an ID token and a refresh token, which a relay must not have.
+    # msal also requests an ID token and a refresh token, which a relay must not have.
     assert set(theirs.pop("scope").split()) - {"openid", "profile", "offline_access"} == {ours.pop("scope")}
     assert theirs == ours

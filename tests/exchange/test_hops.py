@@ -1,4 +1,4 @@
-"""Each hooked client sends a destination its own token, or none, but never the caller's."""
+"""Each hooked client sends a destination either its own token or no token, but never the caller's token."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ BOB = "bob-has-that-token-9876543210"
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A cache of its own for each test, in a process that has served requests. A busy machine takes its time."""
+    """Start with an empty cache in a process that has served requests, and allow exchanges more time."""
     build_token_source.cache_clear()
     monkeypatch.setitem(ExchangeEngine.__init__.__kwdefaults__, "timeout", 60.0)
     monkeypatch.setattr(context, "has_served", True)
@@ -63,20 +63,20 @@ def settings_for(endpoint: Endpoint, *destinations: str, **others: Any) -> Setti
 
 @contextmanager
 def user(value: str) -> Iterator[BearerToken]:
-    """Bind a token that counts as verified."""
+    """Bind a token that is marked as verified."""
     with use_token(verified(value)) as token:
         assert token is not None
         yield token
 
 
 def sent(to: Party) -> list[list[str]]:
-    """Return the Authorization lines of each request to a server."""
+    """Return the Authorization lines of each request that the server has received."""
     return to.lines()
 
 
 @every_client
 def test_each_client_sends_the_exchanged_token(client: Client, endpoint: Endpoint) -> None:
-    """Once for each user: the second hop uses the same token."""
+    """Each client sends the exchanged token, and later hops of the same user reuse it."""
     with client.party() as billing, client.party() as profile:
         install(settings_for(endpoint, f"{billing.url};audience=billing", profile.url))
         for value in (ALICE, ALICE, BOB):
@@ -97,7 +97,7 @@ def test_each_client_sends_the_exchanged_token(client: Client, endpoint: Endpoin
 def test_without_an_exchanged_token_nothing_is_sent_instead(
     client: Client, endpoint: Endpoint, is_required: bool
 ) -> None:
-    """The request is sent without a token, or not at all. The exception contains Entra's challenge, not its message."""
+    """If the exchange fails, the request is sent without a token or, if a token is required, not sent."""
     challenge = '{"access_token":{"acrs":{"essential":true}}}'
     endpoint.respond = lambda form: (400, {"error": "interaction_required", "claims": challenge})
     with client.party() as billing:
@@ -146,7 +146,7 @@ OUTAGES: dict[str, Callable[[dict[str, str]], tuple[int, Any]]] = {
 @pytest.mark.parametrize("outage", OUTAGES, ids=str)
 @pytest.mark.parametrize("call", [requests.get, lambda url: asyncio.run(_get(url))], ids=["requests", "httpx-async"])
 def test_in_no_outage_the_callers_token_is_on_a_wire(endpoint: Endpoint, outage: str, call: Any) -> None:
-    """The next attempt after the outage succeeds."""
+    """No outage causes the caller's token to be sent, and the next attempt after the outage succeeds."""
     works = endpoint.respond
     with party() as billing:
         install(settings_for(endpoint, f"{billing.url};audience=billing"))
@@ -172,7 +172,7 @@ async def _get(url: str) -> None:
 
 
 def test_a_server_that_refuses_connections_recovers_within_two_seconds() -> None:
-    """The failure is remembered for one second."""
+    """An exchange succeeds within two seconds after a server starts to accept connections again."""
     with serving() as gone:
         pass
     with party() as billing:
@@ -189,12 +189,12 @@ def test_a_server_that_refuses_connections_recovers_within_two_seconds() -> None
                     requests.get(billing.url)
                 time.sleep(0.1)
             assert sent(billing)[-1] == [f"Bearer {ALICE}.for.billing"]
-            assert len(endpoint.forms) <= 2  # the probe, and the exchange
+            assert len(endpoint.forms) <= 2  # the probe and the exchange
 
 
 @every_async_client
 def test_a_slow_server_delays_only_those_who_need_it(client: Client, endpoint: Endpoint) -> None:
-    """The event loop serves other tasks while a hop waits."""
+    """A hop that waits for an exchange does not block other tasks on the event loop."""
     ready = threading.Event()
     issue = endpoint.issue
 
@@ -222,7 +222,7 @@ def test_a_slow_server_delays_only_those_who_need_it(client: Client, endpoint: E
 
 @pytest.mark.parametrize("library", ["aiohttp", "httpx"])
 def test_a_hop_that_waits_holds_no_connection(library: str, endpoint: Endpoint) -> None:
-    """A pool with a single connection serves another request in the meantime."""
+    """While a hop waits for an exchange, another request can use the pool's only connection."""
     ready = threading.Event()
     issue = endpoint.issue
 
@@ -287,7 +287,7 @@ def expire(token: BearerToken) -> None:
 @pytest.mark.parametrize("spoil", [end, withdraw, expire])
 @pytest.mark.parametrize("is_cached", [True, False], ids=["cached", "in flight"])
 def test_a_token_is_used_only_while_the_caller_may(endpoint: Endpoint, spoil: Any, is_cached: bool) -> None:
-    """This is checked at every hop, also if it ends while the hop waits for the exchange."""
+    """An exchanged token is used only while the caller's token is usable, which is checked at every hop."""
     with party() as billing:
         install(settings_for(endpoint, f"{billing.url};audience=billing"))
         with user(ALICE) as token:
@@ -310,7 +310,7 @@ def test_a_token_is_used_only_while_the_caller_may(endpoint: Endpoint, spoil: An
 
 @pytest.mark.parametrize("allows", [False, True], ids=["default", "unverified"])
 def test_only_verified_tokens_are_exchanged(endpoint: Endpoint, allows: bool) -> None:
-    """Otherwise, anyone could make the service send requests with its credential."""
+    """Only verified tokens are exchanged by default, so a caller cannot make the service use its credential."""
     with party() as billing:
         install(settings_for(endpoint, f"{billing.url};audience=billing", exchange_unverified=allows))
         for number in range(100):
@@ -322,7 +322,7 @@ def test_only_verified_tokens_are_exchanged(endpoint: Endpoint, allows: bool) ->
 
 @every_client
 def test_an_explicit_credential_wins(client: Client, endpoint: Endpoint) -> None:
-    """Nothing is exchanged for a call that has its own."""
+    """A call with its own credential does not cause an exchange."""
     with client.party() as billing:
         install(settings_for(endpoint, f"{billing.url};audience=billing"))
         with user(ALICE):
@@ -333,7 +333,7 @@ def test_an_explicit_credential_wins(client: Client, endpoint: Endpoint) -> None
 
 @every_following_client
 def test_a_redirect_is_decided_by_the_entry_of_its_own_origin(client: Client, endpoint: Endpoint) -> None:
-    """Each origin gets its own token, and an unlisted one gets none."""
+    """After a redirect, the destination gets its own token, and an unlisted origin gets none."""
     with client.party() as billing, client.party() as orders, client.party() as other:
         install(settings_for(endpoint, f"{billing.url};audience=billing", f"{orders.url};audience=orders"))
         with user(ALICE):
@@ -344,7 +344,7 @@ def test_a_redirect_is_decided_by_the_entry_of_its_own_origin(client: Client, en
 
 
 def test_many_users_never_get_another_users_token(endpoint: Endpoint) -> None:
-    """In threads and tasks, through shared sessions. There is one exchange for each token and destination."""
+    """Threads and tasks of many users share sessions, and each user's token is exchanged once for each destination."""
     users = [f"user-{number:04}-token-{random.getrandbits(64):016x}" for number in range(40)]
     audiences = ("a", "b", "c", "d")
     with party() as one, party() as two, party() as three, party() as four:
@@ -398,7 +398,7 @@ OWN = ["Bearer service.for.billing"]
 
 @every_client
 def test_the_service_uses_its_own_token_on_its_own_behalf(client: Client, endpoint: Endpoint) -> None:
-    """Only in ``as_service`` once the process has served requests. The token is obtained once."""
+    """Once the process has served requests, it uses its own token only in ``as_service``."""
     with client.party() as billing:
         install(own(endpoint, billing.url))
         with as_service():
@@ -411,7 +411,7 @@ def test_the_service_uses_its_own_token_on_its_own_behalf(client: Client, endpoi
 
 
 def test_a_process_that_serves_nobody_uses_its_own_token(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A job has no request. A consumer's message without a token counts as nothing; ``use_token(None)`` does not."""
+    """A process that has not served requests uses its own token unless ``use_token(None)`` is active."""
     monkeypatch.setattr(context, "has_served", False)
     with party() as billing:
         install(own(endpoint, billing.url))
@@ -433,14 +433,14 @@ def test_a_process_that_serves_nobody_uses_its_own_token(endpoint: Endpoint, mon
         assert sent(billing) == [[], [], [], []]
         billing.requests.clear()
 
-        Boundary(None, lambda name: [], Settings())  # the process begins to serve requests
+        Boundary(None, lambda name: [], Settings())  # the process starts to serve requests
         call()
         in_context(extracted({}), call)
         assert sent(billing) == [[], []]
 
 
 def test_the_service_never_acts_for_a_caller_whose_context_is_lost(endpoint: Endpoint) -> None:
-    """Every way to lose the context in a process that serves requests."""
+    """Work that has lost its request's context never gets the service's own token."""
     with party() as billing:
         install(own(endpoint, billing.url))
 
@@ -467,7 +467,7 @@ def test_the_service_never_acts_for_a_caller_whose_context_is_lost(endpoint: End
             asyncio.run(main())
             with as_service():
                 kept = contextvars.copy_context()
-            kept.run(call)  # work that outlives the block
+            kept.run(call)  # work that continues after the block
         ended = BearerToken(BOB, lease=Lease(seconds=0))
         ended.mark_verified(Verified())
         in_context(context.with_token(ended), call)
@@ -483,7 +483,7 @@ async def _call_async(url: str) -> None:
 
 
 def test_as_service_hides_the_callers_token(endpoint: Endpoint) -> None:
-    """Destinations that do not permit the service's own token get none."""
+    """In ``as_service``, a destination that does not permit the service's own token gets no token."""
     with party() as billing, party() as profile, party() as orders:
         install(
             settings_for(
@@ -504,7 +504,7 @@ def test_as_service_hides_the_callers_token(endpoint: Endpoint) -> None:
 
 
 def test_an_own_token_is_renewed_ahead_of_time(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the background: the hop uses the old one. In the meantime, there is only one request."""
+    """The service's own token is renewed in the background, while hops use the previous token."""
     with party() as billing:
         settings = own(endpoint, billing.url)
         install(settings)
@@ -512,7 +512,7 @@ def test_an_own_token_is_renewed_ahead_of_time(endpoint: Endpoint, monkeypatch: 
             requests.get(billing.url)
             tokens: Any = build_token_source(settings)
             now = time.monotonic()
-            tokens._monotonic = lambda: now + 250  # of 270 s, which are 300 s less the margin
+            tokens._monotonic = lambda: now + 250  # 270 s is the lifetime of 300 s minus the margin
             for _ in range(3):
                 requests.get(billing.url)
         deadline = time.monotonic() + 20
@@ -523,7 +523,7 @@ def test_an_own_token_is_renewed_ahead_of_time(endpoint: Endpoint, monkeypatch: 
 
 
 def test_the_service_is_named_as_the_actor(endpoint: Endpoint, caplog: pytest.LogCaptureFixture) -> None:
-    """Its own token is obtained once. A server that ignores the actor is reported, without any token."""
+    """The service's own token is sent as the actor, and a server that ignores the actor is reported."""
     issued = {"alice": jwt(aud="billing", sub="alice"), "bob": jwt(aud="billing", sub="bob", act={"sub": "me"})}
 
     def issue(form: dict[str, str]) -> tuple[int, Any]:
@@ -550,7 +550,7 @@ def test_the_service_is_named_as_the_actor(endpoint: Endpoint, caplog: pytest.Lo
 
 
 def test_work_that_is_carried_gets_a_fresh_token(endpoint: Endpoint) -> None:
-    """As long as the caller's token is valid, an expired result is replaced."""
+    """In carried work, an expired result is replaced while the caller's token is valid."""
     endpoint.respond = lambda form: (200, bearer(access_token=f"n{len(endpoint.forms)}", expires_in=1))
     with party() as billing:
         install(settings_for(endpoint, f"{billing.url};audience=billing"))
@@ -567,7 +567,7 @@ def test_work_that_is_carried_gets_a_fresh_token(endpoint: Endpoint) -> None:
 
 
 def test_inject_waits_in_threads_and_never_on_an_event_loop(endpoint: Endpoint) -> None:
-    """On a loop, it uses a token that has been exchanged before."""
+    """On an event loop, `inject` uses only a token that was exchanged earlier, and does not wait."""
     install(settings_for(endpoint, "https://billing;audience=billing"))
 
     def inject() -> dict[str, str]:
@@ -588,7 +588,7 @@ def test_inject_waits_in_threads_and_never_on_an_event_loop(endpoint: Endpoint) 
 
 
 def test_the_span_says_where_the_token_came_from(endpoint: Endpoint) -> None:
-    """Neither token is in the telemetry."""
+    """The span describes the source of the token but contains no token."""
     exporter, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     tracer = provider.get_tracer("tests")
@@ -617,7 +617,7 @@ def test_the_span_says_where_the_token_came_from(endpoint: Endpoint) -> None:
 
 
 def test_no_exception_or_frame_contains_a_token(endpoint: Endpoint) -> None:
-    """Error trackers send the local variables of every frame that an exception passes through."""
+    """No exception, and no local variable in its frames, contains a token."""
     endpoint.respond = lambda form: (400, {"error": "invalid_grant"})
     with party() as billing:
         install(settings_for(endpoint, f"{billing.url};audience=billing;required"))
@@ -637,7 +637,7 @@ def test_no_exception_or_frame_contains_a_token(endpoint: Endpoint) -> None:
 
 
 def test_a_retry_after_a_status_uses_the_same_token(endpoint: Endpoint) -> None:
-    """A response of 503 does not change the decision for the next attempt."""
+    """A retry after a 503 response sends the same token."""
     with party() as billing:
         billing.answers.append(Status(503))
         install(settings_for(endpoint, f"{billing.url};audience=billing"))

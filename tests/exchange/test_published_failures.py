@@ -1,7 +1,7 @@
-"""Failures that other projects have published about their token exchange, reproduced with this package.
+"""Published failures of other projects' token exchanges do not occur in this package.
 
-Each test names the project and the number of the issue, pull request or advisory. Callers send real tokens to an
-application that verifies them; the token endpoint and the destinations are servers on loopback.
+Each test contains the project's name and the number of the issue, pull request, or advisory. Callers send real tokens
+to an application that verifies them. The token endpoint and the destinations are servers on loopback.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def billing() -> Iterator[Party]:
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A cache of its own for each test, in a process that has served requests."""
+    """Start with an empty cache in a process that has served requests."""
     build_token_source.cache_clear()
     monkeypatch.setattr(context, "has_served", True)
     yield
@@ -53,7 +53,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def exchanging(endpoint: Endpoint, *destinations: str, **others: Any) -> None:
-    """Install the relay."""
+    """Install a relay that exchanges tokens at the endpoint."""
     install(
         Settings(
             destinations=destinations,
@@ -69,12 +69,12 @@ class Service:
     """An application that verifies its callers' tokens.
 
     Args:
-        issuer: Issues the tokens.
-        call: What the application does for each request.
+        issuer: The issuer of the tokens.
+        call: The function that the application calls for each request.
     """
 
     def __init__(self, issuer: Issuer, call: Callable[[Request], object]) -> None:
-        def handle(request: Request) -> Response:  # in a worker thread
+        def handle(request: Request) -> Response:  # runs in a worker thread
             call(request)
             return Response()
 
@@ -83,7 +83,7 @@ class Service:
         self._client = TestClient(app)
 
     def serve(self, token: str | None, **headers: str) -> int:
-        """Serve a request, and return the status."""
+        """Serve a request and return its status."""
         own = {} if token is None else {"Authorization": f"Bearer {token}"}
         return self._client.get("/", headers=own | headers).status_code
 
@@ -93,7 +93,7 @@ def token_of(issuer: Issuer, user: str, **changes: Any) -> str:
 
 
 def for_billing(*tokens: str) -> list[list[str]]:
-    """Return the lines that billing must have received, one request for each token."""
+    """Return the Authorization lines that billing must receive, one request for each token."""
     return [[f"Bearer {token}.for.billing"] for token in tokens]
 
 
@@ -109,7 +109,7 @@ def subjects(endpoint: Endpoint) -> list[str]:
 
 
 def test_kagent_2181_two_users_in_one_session(issuer: Issuer, endpoint: Endpoint, billing: Party) -> None:
-    """kagent #2181, #2317, #2459, #2460: the cache key was the session, which several users may share."""
+    """kagent #2181, #2317, #2459, #2460: the cache key was the session, which several users can share."""
     exchanging(endpoint, f"{billing.url};audience=billing")
     sessions = {"shared": requests.Session()}
     service = Service(issuer, lambda request: sessions[request.headers["x-session-id"]].get(billing.url))
@@ -126,7 +126,7 @@ def test_kagent_2181_two_users_in_one_session(issuer: Issuer, endpoint: Endpoint
 def test_context_forge_5224_users_whose_email_is_unknown(
     issuer: Issuer, endpoint: Endpoint, billing: Party, email: Any
 ) -> None:
-    """mcp-context-forge #5224: the cache key was the e-mail address or "", and was looked up before the token."""
+    """mcp-context-forge #5224: the cache key was the email address, which could be empty, instead of the token."""
     exchanging(endpoint, f"{billing.url};audience=billing")
     seen: list[object] = []
 
@@ -138,13 +138,13 @@ def test_context_forge_5224_users_whose_email_is_unknown(
     alice, bob = token_of(issuer, "alice", email=email), token_of(issuer, "bob", email=email)
 
     assert [service.serve(token) for token in (alice, bob, None)] == [200, 200, 401]
-    requests.get(billing.url)  # a caller without a token
+    requests.get(billing.url)  # the caller has no token
     assert billing.lines() == [*for_billing(alice, bob), []]
     assert len(seen) == 2
 
 
 def test_resource_linker_42_every_user_after_the_first(issuer: Issuer, endpoint: Endpoint, billing: Party) -> None:
-    """Fancy.ResourceLinker #42: the first user's token was used for all users until the process restarted."""
+    """Fancy.ResourceLinker #42: all users got the first user's token until the process restarted."""
     exchanging(endpoint, f"{billing.url};audience=billing")
     service = Service(issuer, lambda request: requests.get(billing.url))
     tokens = [token_of(issuer, f"user-{number}") for number in range(10)]
@@ -157,7 +157,7 @@ def test_resource_linker_42_every_user_after_the_first(issuer: Issuer, endpoint:
 
 
 def test_hermes_agent_3117_tokens_that_begin_alike(issuer: Issuer, endpoint: Endpoint, billing: Party) -> None:
-    """hermes-agent #3117: the cache key was the first 8 characters, which all JWTs of one issuer have in common."""
+    """hermes-agent #3117: the cache key was the first 8 characters, which are identical in all of an issuer's JWTs."""
     exchanging(endpoint, f"{billing.url};audience=billing")
     service = Service(issuer, lambda request: requests.get(billing.url))
     alice, bob = token_of(issuer, "alice-0"), token_of(issuer, "alice-1")
@@ -171,7 +171,7 @@ def test_hermes_agent_3117_tokens_that_begin_alike(issuer: Issuer, endpoint: End
 
 
 def test_adal_249_two_users_on_behalf_of_one_client(issuer: Issuer, endpoint: Endpoint, billing: Party) -> None:
-    """ADAL #249: the key of the on-behalf-of cache lacked the user, so only client and resource were compared."""
+    """ADAL #249: the key of the on-behalf-of cache contained only the client and the resource, not the user."""
     endpoint.respond = lambda form: response(access_token=f"{form['assertion']}.for.billing", issued_token_type=None)
     exchanging(endpoint, f"{billing.url};audience=billing", exchange_grant="on-behalf-of")
     service = Service(issuer, lambda request: requests.get(billing.url))
@@ -188,7 +188,7 @@ def test_adal_249_two_users_on_behalf_of_one_client(issuer: Issuer, endpoint: En
 def test_azure_samples_98_a_token_from_before_the_second_factor(
     issuer: Issuer, endpoint: Endpoint, billing: Party
 ) -> None:
-    """Azure-Samples #98: the key was tenant and user, so a result from before the second factor was used after it."""
+    """Azure-Samples #98: a result from before the second factor was still used after the second factor."""
     exchanging(endpoint, f"{billing.url};audience=billing")
     service = Service(issuer, lambda request: requests.get(billing.url))
     user = {"tid": "tenant-1", "oid": "alice-1"}
@@ -201,11 +201,11 @@ def test_azure_samples_98_a_token_from_before_the_second_factor(
     assert subjects(endpoint) == [before, after]
 
 
-# Wrong scope
+# Wrong scopes
 
 
 def test_agents_for_js_824_two_scopes_of_one_audience(issuer: Issuer, endpoint: Endpoint) -> None:
-    """Agents-for-js #824, Agents-for-net #620: the key lacked the scope, so the second call had the first's token."""
+    """Agents-for-js #824, Agents-for-net #620: the key did not contain the scope, so two scopes shared a token."""
     endpoint.respond = lambda form: response(access_token=f"for.{form['scope'].replace(':', '.')}")
     with party() as reads, party() as writes:
         exchanging(
@@ -225,7 +225,7 @@ def test_agents_for_js_824_two_scopes_of_one_audience(issuer: Issuer, endpoint: 
 
 
 def test_duende_cve_2025_26620_different_parameters_at_the_same_time(issuer: Issuer, endpoint: Endpoint) -> None:
-    """CVE-2025-26620 in Duende.AccessTokenManagement: concurrent requests with other parameters shared one response."""
+    """CVE-2025-26620 in Duende.AccessTokenManagement: concurrent requests with different parameters shared a token."""
     both_have_arrived = threading.Barrier(2)
 
     def respond(form: dict[str, str]) -> tuple[int, dict[str, Any]]:
@@ -245,16 +245,16 @@ def test_duende_cve_2025_26620_different_parameters_at_the_same_time(issuer: Iss
         assert writes.lines() == [["Bearer for.write"]]
 
 
-# The original token, or one of another kind, goes out
+# Tokens that are sent without an exchange
 
 
 @pytest.mark.parametrize("on_conflict", ["replace", "keep"])
 def test_litellm_31526_an_application_that_forwards_its_callers_headers(
     issuer: Issuer, endpoint: Endpoint, billing: Party, on_conflict: Any
 ) -> None:
-    """litellm #31526: a forwarded Authorization header bypassed the exchange. ``replace`` exchanges nevertheless.
+    """litellm #31526: a forwarded Authorization header bypassed the exchange, which ``replace`` prevents.
 
-    By default, a header that the application itself has written is kept (promise P4).
+    By default, a header that the application itself has set is kept (promise P4).
     """
     exchanging(endpoint, f"{billing.url};audience=billing", on_conflict=on_conflict)
     alice = token_of(issuer, "alice")
@@ -271,7 +271,7 @@ def test_litellm_31526_an_application_that_forwards_its_callers_headers(
 def test_quarkus_38431_an_id_token_in_place_of_an_access_token(
     issuer: Issuer, endpoint: Endpoint, billing: Party
 ) -> None:
-    """Quarkus #38431: an ID token was propagated. Here, it is neither accepted nor exchanged, and none is used."""
+    """Quarkus #38431: an ID token was relayed, but this package neither accepts nor exchanges ID tokens."""
     exchanging(endpoint, f"{billing.url};audience=billing")
     service = Service(issuer, lambda request: requests.get(billing.url))
     id_token = make_token(claims(issuer.url, nonce="n-1", at_hash="h-1"), typ="JWT")
@@ -289,7 +289,7 @@ def test_quarkus_38431_an_id_token_in_place_of_an_access_token(
 def test_casdoor_5875_the_audience_is_ignored_with_status_200(
     issuer: Issuer, endpoint: Endpoint, billing: Party, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """casdoor #5875: the scope was narrowed, but the audience of the issued token was the requesting client."""
+    """casdoor #5875: the scope was reduced, but the issued token's audience was the requesting client."""
     exchanging(endpoint, f"{billing.url};audience=billing;scope=openid")
     ignoring = unsigned(
         {"alg": "RS256", "typ": "JWT"}, {"aud": ["user-service"], "azp": "user-service", "scope": "openid"}, "c2ln"
@@ -303,17 +303,17 @@ def test_casdoor_5875_the_audience_is_ignored_with_status_200(
     assert ignoring not in caplog.text
 
 
-# No cache
+# Missing caches
 
 
 @pytest.mark.parametrize("grant", ["token-exchange", "on-behalf-of"])
 def test_fastmcp_3212_every_tool_call_was_a_round_trip(
     issuer: Issuer, endpoint: Endpoint, billing: Party, grant: Any
 ) -> None:
-    """FastMCP #3212, and MSAL Python's ``acquire_token_on_behalf_of``, which never looks into its cache."""
+    """FastMCP #3212, MSAL Python's ``acquire_token_on_behalf_of``: every call made a round trip."""
     endpoint.respond = lambda form: response(access_token="issued.for.billing")
     exchanging(endpoint, f"{billing.url};audience=billing", exchange_grant=grant)
-    service = Service(issuer, lambda request: requests.get(billing.url))  # one request for each tool call
+    service = Service(issuer, lambda request: requests.get(billing.url))  # each tool call is one request
     alice = token_of(issuer, "alice")
 
     with ThreadPoolExecutor(4) as pool:
@@ -323,11 +323,11 @@ def test_fastmcp_3212_every_tool_call_was_a_round_trip(
     assert len(endpoint.forms) == 1
 
 
-# Work that outlives the request
+# Work after the end of the request
 
 
 def test_fastmcp_4747_a_token_in_a_message_queue(issuer: Issuer, endpoint: Endpoint) -> None:
-    """FastMCP #4747: the token was written to Redis in plain text. Here, neither token can be written anywhere."""
+    """FastMCP #4747: the token was written to Redis in plain text, but this package's tokens cannot be serialized."""
     install(Settings())
     exchanger = endpoint.exchanger()
     checked: list[str] = []
@@ -350,14 +350,14 @@ def test_fastmcp_4747_a_token_in_a_message_queue(issuer: Issuer, endpoint: Endpo
 def test_spring_cloud_security_125_a_background_task_with_an_expired_token(
     issuer: Issuer, endpoint: Endpoint, billing: Party
 ) -> None:
-    """spring-cloud-security #125: the task relayed the user's expired token in place of the service's own."""
+    """spring-cloud-security #125: a task relayed the user's expired token instead of the service's own token."""
     exchanging(endpoint, f"{billing.url};audience=billing;without-user=client")
     tasks: list[Callable[[], object]] = []
     service = Service(issuer, lambda request: tasks.append(carry(lambda: requests.get(billing.url), seconds=600)))
     service.serve(token_of(issuer, "alice", exp=int(time.time()) + 1))
     time.sleep(1.1)
 
-    tasks[0]()  # still on behalf of the user
+    tasks[0]()  # the task still acts on behalf of the user
     with as_service():
         requests.get(billing.url)
 
@@ -365,12 +365,12 @@ def test_spring_cloud_security_125_a_background_task_with_an_expired_token(
     assert [form["grant_type"] for form in endpoint.forms] == ["client_credentials"]
 
 
-# Status 401 and retries
+# Retries after status 401
 
 
 @every_client
 def test_google_cloud_python_18238_a_body_is_not_lost(client: Client, endpoint: Endpoint) -> None:
-    """google-cloud-python #18238: a request that had waited for its token was sent with an empty body."""
+    """google-cloud-python #18238: a request that waited for its token was sent with an empty body."""
     with client.party() as billing:
         exchanging(endpoint, f"{billing.url};audience=billing", exchange_unverified=True)
         with context.use_token("alice-has-this-token"):
@@ -382,7 +382,7 @@ def test_google_cloud_python_18238_a_body_is_not_lost(client: Client, endpoint: 
 def test_abs_cli_89_a_retry_after_401_has_the_body_and_the_token(
     issuer: Issuer, endpoint: Endpoint, billing: Party
 ) -> None:
-    """abs-cli #89: the second attempt lost its body, and the caller got the first response."""
+    """abs-cli #89: the second attempt had no body, and the caller got the first response."""
     exchanging(endpoint, f"{billing.url};audience=billing")
     billing.answers.append(Status(401))
     statuses: list[int] = []
@@ -403,7 +403,7 @@ def test_abs_cli_89_a_retry_after_401_has_the_body_and_the_token(
 
 @every_client
 def test_bifrost_17_a_request_object_of_another_user(client: Client, endpoint: Endpoint) -> None:
-    """bifrost #17: the first attempt's header was replayed. Here, each sending of one object gets its own token."""
+    """bifrost #17: a retry reused the first attempt's header, but in this package each send gets its own token."""
     with client.party() as billing:
         exchanging(endpoint, f"{billing.url};audience=billing", exchange_unverified=True)
         with client.reusing(billing.url) as send:
@@ -416,7 +416,7 @@ def test_bifrost_17_a_request_object_of_another_user(client: Client, endpoint: E
 
 @every_client
 def test_gascity_5520_a_post_is_not_repeated(client: Client, endpoint: Endpoint) -> None:
-    """gascity #5520: unsafe methods were sent again after status 401. Here, the application decides that."""
+    """gascity #5520: unsafe methods were repeated after status 401, but this package never repeats them by itself."""
     with client.party() as billing:
         billing.answers.append(Status(401))
         exchanging(endpoint, f"{billing.url};audience=billing", exchange_unverified=True)
@@ -430,8 +430,8 @@ def test_gascity_5520_a_post_is_not_repeated(client: Client, endpoint: Endpoint)
 def test_spring_security_oauth_491_tokens_that_are_never_valid(
     issuer: Issuer, endpoint: Endpoint, billing: Party, destination: str
 ) -> None:
-    """spring-security-oauth #491: endless refresh. Here, there is one exchange, even in vain."""
-    if destination == "accepts":  # but each issued token has expired already
+    """spring-security-oauth #491: tokens were refreshed endlessly, but this package makes a single exchange."""
+    if destination == "accepts":  # every issued token has already expired
         endpoint.respond = lambda form: response(access_token="short-lived", expires_in=0)
     else:
         billing.answers.extend([Status(401)] * 5)
@@ -453,7 +453,7 @@ def test_spring_security_oauth_491_tokens_that_are_never_valid(
 def test_cortex_174_a_users_call_does_not_become_the_services_own(
     issuer: Issuer, endpoint: Endpoint, billing: Party
 ) -> None:
-    """cortex #174: if no token of the user was found or exchanged, the call went out as the service, silently."""
+    """cortex #174: if a user's token could not be exchanged, the call silently used the service's own token."""
 
     def respond(form: dict[str, str]) -> tuple[int, Any]:
         return endpoint.issue(form) if form["grant_type"] == "client_credentials" else (400, {"error": "invalid_grant"})
@@ -461,7 +461,7 @@ def test_cortex_174_a_users_call_does_not_become_the_services_own(
     endpoint.respond = respond
     exchanging(endpoint, f"{billing.url};audience=billing;without-user=client")
     with as_service():
-        requests.get(billing.url)  # the service's own token is in the cache
+        requests.get(billing.url)  # cache the service's own token
 
     async def tool() -> None:
         await asyncio.to_thread(requests.get, billing.url)
@@ -471,13 +471,13 @@ def test_cortex_174_a_users_call_does_not_become_the_services_own(
         asyncio.run(tool())
 
     Service(issuer, call).serve(token_of(issuer, "alice"))
-    requests.get(billing.url)  # the context has been lost
+    requests.get(billing.url)  # the request's context is lost
 
     assert billing.lines() == [["Bearer service.for.billing"], [], [], []]
 
 
 def test_litellm_27306_the_services_own_token_is_cached(endpoint: Endpoint, billing: Party) -> None:
-    """litellm #27306: calls without a user skipped the cache and the lock, so each was a round trip."""
+    """litellm #27306: calls without a user bypassed the cache and the lock, so each call made a round trip."""
     exchanging(endpoint, f"{billing.url};audience=billing;without-user=client")
 
     def job(_: int) -> None:
@@ -491,14 +491,14 @@ def test_litellm_27306_the_services_own_token_is_cached(endpoint: Endpoint, bill
     assert len(endpoint.forms) == 1
 
 
-# Who acted
+# Missing actors
 
 
 @pytest.mark.parametrize("chain", [{}, {"act": {"sub": "gateway"}}], ids=["meho-1051", "keycloak-52691"])
 def test_meho_1051_the_actor_is_ignored(
     issuer: Issuer, endpoint: Endpoint, billing: Party, caplog: pytest.LogCaptureFixture, chain: dict[str, Any]
 ) -> None:
-    """meho #1051: Keycloak took ``actor_token`` and issued no ``act``. Keycloak #52691: an earlier chain was lost."""
+    """meho #1051, Keycloak #52691: the server ignored ``actor_token`` or lost an earlier chain of actors."""
     issued = unsigned({"alg": "RS256"}, {"aud": "billing", "azp": "user-service", "sub": "alice"}, "c2ln")
 
     def respond(form: dict[str, str]) -> tuple[int, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Tokens are exchanged at three authorization servers, two of which are not ours."""
+"""Tokens are exchanged at three real authorization servers, two of which are third-party products."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Row(NamedTuple):
     """An exchange at one server.
 
     Attributes:
-        server: The server.
-        form: The form of the caller's token: its signature algorithm, or ``opaque``.
-        asked: What is asked for.
-        issued: The form of the result.
+        server: The name of the server.
+        form: The format of the caller's token: its signature algorithm, or ``opaque``.
+        asked: The parameters of the exchange.
+        issued: The format of the issued token.
     """
 
     server: str
@@ -42,10 +42,10 @@ ROWS = (
     Row("demo", "RS256", {"audience": BILLING}, "RS256"),
     Row("demo", "opaque", {"resource": BILLING, "scope": "profile"}, "RS256"),
     Row("oidc-provider", "EdDSA", {"audience": BILLING}, "RS256"),
-    # The audience of a token for a resource is a name that the operator of the server has chosen.
+    # The server's operator has chosen the name that is the audience of a token for this resource.
     Row("oidc-provider", "opaque", {"audience": BILLING, "resource": f"https://es256.{BILLING}.test"}, "ES256"),
     Row("oidc-provider", "RS256", {"resource": f"https://opaque.{BILLING}.test", "scope": "profile"}, "opaque"),
-    # Without a scope, this server asks for all scopes of the client, which exceed those of the caller's token.
+    # Without a scope, this server requests all of the client's scopes, which exceed the scope of the caller's token.
     Row("authgent", "ES256", {"audience": BILLING, "scope": "profile"}, "ES256"),
     Row("authgent", "ES256", {"resource": BILLING, "scope": "profile"}, "ES256"),
 )
@@ -56,7 +56,7 @@ def name_of(row: Row) -> str:
 
 
 def exchangers(server: RealServer, client: Client | None = None, **options: Any) -> tuple[Any, Any]:
-    """Return the exchanger for threads and the one for tasks."""
+    """Return an exchanger for threads and an exchanger for tasks."""
     client = client or server.service
     options |= {"token_endpoint": server.metadata["token_endpoint"], "timeout": 20.0}
     if "client_id" not in options:
@@ -65,7 +65,7 @@ def exchangers(server: RealServer, client: Client | None = None, **options: Any)
 
 
 def exchange(pair: tuple[Any, Any], token: BearerToken, **asked: Any) -> list[str]:
-    """Return what each exchanger obtains."""
+    """Exchange the token with each exchanger, and return the results."""
     return [_exchange(exchanger, token, asked).reveal() for exchanger in pair]
 
 
@@ -80,7 +80,7 @@ def _exchange(exchanger: Any, token: BearerToken, asked: dict[str, Any]) -> Bear
 
 
 def errors(pair: tuple[Any, Any], token: BearerToken, **asked: str) -> set[str]:
-    """Return the errors of both exchangers. No message may contain a token."""
+    """Return the errors of both exchangers, and assert that no error message contains the token."""
     found = set()
     for exchanger in pair:
         with pytest.raises(ExchangeFailed) as failed:
@@ -116,7 +116,7 @@ def claims_of(token: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("row", ROWS, ids=name_of)
 def test_token_is_exchanged_for_the_audience_that_was_asked_for(real_servers: RealServers, row: Row) -> None:
-    """It is accepted by that service and by no other one, and still names the caller. Other callers get another one."""
+    """Only the requested service accepts the result, which identifies the caller and differs for each caller."""
     server = real_servers[row.server]
     pair = exchangers(server)
     there, here = verifier(server, row.issued, BILLING), verifier(server, row.issued)
@@ -139,7 +139,7 @@ def test_token_is_exchanged_for_the_audience_that_was_asked_for(real_servers: Re
 
 
 def post(server: RealServer, request: Request, subject: str, actor: str | None) -> Issued:
-    """Send our form, and read the response with our rules."""
+    """Send the relay's form to the server, and parse the response as the relay does."""
     client, endpoint = server.service, server.metadata["token_endpoint"]
     own = ClientCredential(client_id=client.client_id, secret=Secret(client.secret)).authenticate(None, endpoint)
     response = server.http.post(
@@ -153,7 +153,7 @@ def post(server: RealServer, request: Request, subject: str, actor: str | None) 
 
 @pytest.mark.parametrize(("name", "form"), [("demo", "RS256"), ("oidc-provider", "ES256")])
 def test_actor_becomes_a_claim_of_the_result(real_servers: RealServers, name: str, form: str) -> None:
-    """Later exchanges keep it, also those without an actor."""
+    """The actor becomes a claim of the result, and later exchanges keep the claim."""
     server = real_servers[name]
     token, own = verified(server, form), server.own_token(form)
 
@@ -173,7 +173,7 @@ def test_actor_becomes_a_claim_of_the_result(real_servers: RealServers, name: st
 
 
 def test_authgent_makes_the_client_the_actor(real_servers: RealServers) -> None:
-    """It ignores `actor_token`, and nests the client into `act` at each exchange."""
+    """authgent-server ignores `actor_token` and adds the client to the nested `act` claim at each exchange."""
     server = real_servers["authgent"]
     pair, actor = exchangers(server), {"sub": f"client:{server.service.client_id}"}
 
@@ -195,7 +195,7 @@ def test_authgent_makes_the_client_the_actor(real_servers: RealServers) -> None:
     ],
 )
 def test_client_authenticates(real_servers: RealServers, client: Client | None, method: ClientAuth) -> None:
-    """A certified server accepts IDs and secrets with characters that must be encoded."""
+    """The client authenticates at a certified server with an ID and a secret that require encoding."""
     server = real_servers["oidc-provider"]
     pair = exchangers(server, client, client_auth=method)
 
@@ -204,7 +204,7 @@ def test_client_authenticates(real_servers: RealServers, client: Client | None, 
 
 
 def test_client_authenticates_with_a_key(real_servers: RealServers, tmp_path: Path) -> None:
-    """Each exchange has an assertion of its own."""
+    """A client that authenticates with a key sends a different assertion for each exchange."""
     server: Any = real_servers["oidc-provider"]
     key_file = server.write_key(tmp_path / "key.pem")
     pair = exchangers(server, client_id="with-key", client_key_file=key_file, issuer=server.issuer)
@@ -229,7 +229,7 @@ def test_errors_of_a_server_are_those_of_a_closed_set(
     target: str | None,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """No token and no secret is in a message or in the log. authgent-server issues tokens for any audience."""
+    """Each server's errors are mapped to defined errors, and neither messages nor logs contain a secret."""
     caplog.set_level(0, "otel_token_relay")
     server = real_servers[name]
     pair, service = exchangers(server, allow_unverified=True), server.service
@@ -258,7 +258,7 @@ def test_errors_of_a_server_are_those_of_a_closed_set(
     ],
 )
 def test_revoked_token_is_not_exchanged(real_servers: RealServers, name: str, form: str, error: str) -> None:
-    """Even if this service has verified it before."""
+    """A revoked token is not exchanged, even if this service verified it earlier."""
     server = real_servers[name]
     token = verified(server, form)
 
@@ -268,7 +268,7 @@ def test_revoked_token_is_not_exchanged(real_servers: RealServers, name: str, fo
 
 
 def test_client_without_the_grant_exchanges_nothing(real_servers: RealServers) -> None:
-    """oidc-provider reports it as an invalid request."""
+    """A client without the grant gets an error, which oidc-provider reports as an invalid request."""
     server = real_servers["oidc-provider"]
     pair = exchangers(server, Client("without-exchange", "a third secret"))
 
@@ -276,7 +276,7 @@ def test_client_without_the_grant_exchanges_nothing(real_servers: RealServers) -
 
 
 def test_audience_that_was_not_asked_for_is_refused(real_servers: RealServers) -> None:
-    """The server calls the resource by another name, and the caller of `exchange` has not said which."""
+    """A token for an unexpected audience is rejected, even if the server uses that name for the resource."""
     server = real_servers["oidc-provider"]
     token = verified(server, "RS256")
     resource = f"https://es256.{BILLING}.test"

@@ -1,4 +1,4 @@
-"""One trial for each token and destination in 30 seconds."""
+"""Each token and destination has at most one renewal trial in 30 seconds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Clock:
 
 
 def test_a_second_caller_joins_the_trial_until_30_seconds_have_passed() -> None:
-    """Then there is a new one."""
+    """A caller joins an existing trial for 30 seconds, after which a new trial starts."""
     clock = Clock()
     renewals = Renewals(clock)
     trial, is_ours = renewals.join(b"key")
@@ -27,13 +27,13 @@ def test_a_second_caller_joins_the_trial_until_30_seconds_have_passed() -> None:
 
 
 def test_only_an_accepted_token_is_used_by_others() -> None:
-    """A trial without a result, with a bad one, or whose token has been rejected since, is not a reason to retry."""
+    """A trial without an accepted token is not a reason for other requests to retry."""
     renewals = Renewals()
     trial, _ = renewals.join(b"key")
     assert not trial.is_accepted
 
     trial.settle(True)
-    trial.settle(False)  # only the first result counts
+    trial.settle(False)  # only the first result is kept
     assert trial.is_accepted
     trial.has_ended = True
     assert not trial.is_accepted
@@ -44,7 +44,7 @@ def test_only_an_accepted_token_is_used_by_others() -> None:
 
 
 def test_the_number_of_trials_is_bounded() -> None:
-    """Callers choose their tokens."""
+    """The number of trials is limited, because callers can send any number of tokens."""
     renewals = Renewals(size=10)
     for number in range(100):
         renewals.join(b"%d" % number)

@@ -1,4 +1,4 @@
-"""A response is used only if it clearly contains a new bearer token for the audience asked for."""
+"""A response is used only if it contains a new bearer token for the requested audience."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def read(members: Any, *, status: int = 200, request: Request = REQUEST) -> Issu
     ],
 )
 def test_a_good_response_is_used(changes: dict[str, Any], expires_in: float | None) -> None:
-    """An opaque token cannot be checked for its audience."""
+    """A valid response is used, and the audience of an opaque token is not checked."""
     members = GOOD | changes
 
     issued = read(members)
@@ -89,7 +89,7 @@ def test_a_good_response_is_used(changes: dict[str, Any], expires_in: float | No
     ],
 )
 def test_any_other_response_is_not_used(changes: dict[str, Any], error: str) -> None:
-    """The status is 200 in each case."""
+    """A response with status 200 and invalid content is not used."""
     with pytest.raises(ExchangeFailed) as failed:
         read(GOOD | changes)
 
@@ -98,7 +98,7 @@ def test_any_other_response_is_not_used(changes: dict[str, Any], error: str) -> 
 
 
 def test_a_result_may_have_an_expected_audience() -> None:
-    """Some servers name a service differently than the request does."""
+    """The configuration can specify the name that a server uses for a service in the audience."""
     request = Request(audience="billing-api", expected=("urn:billing",))
 
     assert read(GOOD | {"access_token": jwt(aud="urn:billing")}, request=request).token
@@ -106,7 +106,7 @@ def test_a_result_may_have_an_expected_audience() -> None:
 
 
 def test_entra_sends_no_issued_token_type() -> None:
-    """But if it does, the type must be that of an access token."""
+    """Entra's responses contain no issued token type, but if there is one, it must be an access token."""
     members = {name: value for name, value in GOOD.items() if name != "issued_token_type"}
 
     assert read(members, request=ON_BEHALF).token == "issued-1"
@@ -143,7 +143,7 @@ def test_entra_sends_no_issued_token_type() -> None:
     ],
 )
 def test_a_refusal_has_one_of_a_closed_set_of_errors(status: int, members: Any, error: str) -> None:
-    """A server that is overloaded or broken says nothing about the token."""
+    """Each error response is mapped to a defined error, and a server error does not mean that the token is rejected."""
     with pytest.raises(ExchangeFailed) as failed:
         read(members, status=status)
 
@@ -154,7 +154,7 @@ def test_a_refusal_has_one_of_a_closed_set_of_errors(status: int, members: Any, 
 
 @pytest.mark.parametrize("claims", ["", "a" * 5000, "a\nb", 7, None, {"a": 1}])
 def test_a_claims_challenge_is_bounded_text(claims: Any) -> None:
-    """The service returns it to its caller."""
+    """A claims challenge, which the service returns to its caller, is limited to short printable text."""
     with pytest.raises(ExchangeFailed) as failed:
         read({"error": "interaction_required", "claims": claims}, status=400)
 
@@ -165,7 +165,7 @@ def test_a_claims_challenge_is_bounded_text(claims: Any) -> None:
     st.integers(0, 599), st.one_of(st.none(), st.dictionaries(st.sampled_from([*GOOD, "error", "claims"]), json_values))
 )
 def test_no_response_raises_another_error(status: int, members: Any) -> None:
-    """The caller gets a token or `ExchangeFailed`."""
+    """Any response results in a token or `ExchangeFailed`."""
     try:
         read(members, status=status)
     except ExchangeFailed:

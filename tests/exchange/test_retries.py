@@ -1,4 +1,4 @@
-"""A rejected token is replaced once, and only a request that can be repeated without harm is sent again."""
+"""A rejected token is replaced once, and only a request that can safely be repeated is sent again."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ every_sender = pytest.mark.parametrize("name", SENDERS)
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A cache of its own for each test, in a process that has served requests."""
+    """Start with an empty cache in a process that has served requests, and allow exchanges more time."""
     build_token_source.cache_clear()
     monkeypatch.setitem(ExchangeEngine.__init__.__kwdefaults__, "timeout", 60.0)
     monkeypatch.setattr(context, "has_served", True)
@@ -60,7 +60,7 @@ def billing() -> Iterator[Guarded]:
 
 @pytest.fixture
 def numbered(endpoint: Endpoint) -> Endpoint:
-    """A token endpoint that issues another token each time."""
+    """Return a token endpoint that issues a new token for each request."""
     count = itertools.count(1)
 
     def issue(form: dict[str, str]) -> tuple[int, Any]:
@@ -98,13 +98,14 @@ def user(value: str) -> Iterator[None]:
 
 @every_sender
 def test_a_rejected_request_is_sent_once_more(name: str, numbered: Endpoint, billing: Guarded) -> None:
-    """Methods x bodies: what can be repeated is repeated once, with the whole body; nothing else is."""
+    """A rejected request is repeated once with its complete body if its method and its body allow repetition."""
     turn_on(numbered, billing)
     for method, kind in itertools.product(METHODS, KINDS):
         if method in ("GET", "HEAD", "OPTIONS") and kind != "none":
             continue
         if name == "tornado" and method == "DELETE" and kind not in IN_MEMORY:
-            continue  # Tornado does not say that the body is chunked, so the server takes it for another request
+            # Tornado does not declare the body as chunked, so the server interprets the body as a second request.
+            continue
         billing.seen.clear()
         billing.accepts = lambda token: len(billing.seen) > 1
         with user(f"{ALICE}-{method}-{kind}"):
@@ -128,7 +129,7 @@ def test_a_rejected_request_is_sent_once_more(name: str, numbered: Endpoint, bil
 def test_the_second_request_uses_the_connection_of_the_first(
     name: str, is_chunked: bool, numbered: Endpoint, billing: Guarded
 ) -> None:
-    """urllib and Tornado open a connection for each request in any case."""
+    """The second request uses the same connection, except in urllib and Tornado, which always open a new one."""
     turn_on(numbered, billing)
     billing.is_chunked = is_chunked
     with user(ALICE):
@@ -150,7 +151,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 @every_sender
 def test_any_shape_of_the_first_response_is_put_away(name: str, numbered: Endpoint, billing: Guarded) -> None:
-    """The connection can be used again or is closed. A response that cannot be put away is the application's, whole."""
+    """After any first response, the connection is reused or closed, or the application gets the complete response."""
     turn_on(numbered, billing)
     for shape, attributes in SHAPES.items():
         for attribute, value in {"is_chunked": False, "closes": False, "error_body": b"no", **attributes}.items():
@@ -160,7 +161,7 @@ def test_any_shape_of_the_first_response_is_put_away(name: str, numbered: Endpoi
         with user(f"{ALICE}-{shape.replace(' ', '-')}"):
             answer = SENDERS[name](billing.url, "PUT", "bytes")
 
-        # httpx reads the first response before it asks for a token; a long one stays as it is.
+        # httpx reads the first response before it requests a token, and keeps a long response.
         is_repeated = not ("httpx" in name and "long" in shape)
         assert answer.status == (200 if is_repeated else 401), shape
         assert answer.body == (CONTENT if is_repeated else billing.error_body), shape
@@ -169,7 +170,7 @@ def test_any_shape_of_the_first_response_is_put_away(name: str, numbered: Endpoi
 
 @every_sender
 def test_a_second_rejection_is_the_applications(name: str, numbered: Endpoint, billing: Guarded) -> None:
-    """At most one retry, and no second one for the same token within 30 seconds."""
+    """A second rejection is returned to the application, and the token is not renewed again for 30 seconds."""
     turn_on(numbered, billing)
     billing.accepts = lambda token: False
     with user(ALICE):
@@ -184,7 +185,7 @@ def test_a_second_rejection_is_the_applications(name: str, numbered: Endpoint, b
 def test_without_a_new_token_the_application_reads_the_first_response(
     name: str, numbered: Endpoint, billing: Guarded
 ) -> None:
-    """The exchange fails, or returns the same token again."""
+    """If the exchange fails or returns the same token, the application gets the first response."""
     turn_on(numbered, billing)
     issue = numbered.respond
     for number, outcome in enumerate([(400, {"error": "invalid_grant"}), (500, b""), "same"]):
@@ -215,7 +216,7 @@ def test_without_a_new_token_the_application_reads_the_first_response(
     ids=lambda text: text or "plain",
 )
 def test_other_requests_are_not_repeated(name: str, parameters: str, numbered: Endpoint, billing: Guarded) -> None:
-    """A relayed token is never retried, and no other token without ;retry=idempotent."""
+    """A request is repeated only if its token was exchanged and its entry has ;retry=idempotent."""
     turn_on(numbered, billing, parameters)
     billing.accepts = lambda token: False
     with user(ALICE):
@@ -225,7 +226,7 @@ def test_other_requests_are_not_repeated(name: str, parameters: str, numbered: E
 
 
 def test_a_relayed_token_is_not_retried_beside_a_destination_that_is(numbered: Endpoint, billing: Guarded) -> None:
-    """The parameter concerns only its own entry."""
+    """The retry parameter applies only to its own entry."""
     with guarded() as plain:
         install(
             Settings(
@@ -244,7 +245,7 @@ def test_a_relayed_token_is_not_retried_beside_a_destination_that_is(numbered: E
 
 @every_sender
 def test_a_token_of_the_services_own_is_renewed(name: str, numbered: Endpoint, billing: Guarded) -> None:
-    """Only the caller differs."""
+    """The service's own token is renewed in the same way as a user's token."""
     turn_on(numbered, billing, RETRYING + ";without-user=client")
     with as_service():
         assert SENDERS[name](billing.url, "GET", "none").status == 200
@@ -254,7 +255,7 @@ def test_a_token_of_the_services_own_is_renewed(name: str, numbered: Endpoint, b
 
 @every_sender
 def test_nothing_is_sent_again_after_the_request_has_ended(name: str, numbered: Endpoint, billing: Guarded) -> None:
-    """The lease ends while the new token is obtained."""
+    """A request is not repeated if its lease ends during the renewal."""
     turn_on(numbered, billing)
     with use_token(verified(ALICE)) as token:
         assert token is not None
@@ -274,14 +275,14 @@ def test_nothing_is_sent_again_after_the_request_has_ended(name: str, numbered: 
 
 
 def repeat(count: int, work: Callable[[int], Any]) -> list[Any]:
-    """Call *work* in that many threads, each in a copy of the current context."""
+    """Run *work* in *count* threads, each in a copy of the current context, and return the results."""
     contexts = [contextvars.copy_context() for _ in range(count)]
     with ThreadPoolExecutor(count) as pool:
         return list(pool.map(lambda number: contexts[number].run(work, number), range(count)))
 
 
 def test_many_threads_share_one_exchange(numbered: Endpoint, billing: Guarded) -> None:
-    """All requests whose token is rejected at the same time succeed with one new token."""
+    """Requests whose token is rejected at the same time share one exchange and succeed."""
     turn_on(numbered, billing)
     together = threading.Barrier(8)
     billing.before = lambda token: together.wait(30) if token.endswith(".1") and len(billing.seen) < 8 else None  # type: ignore[assignment,return-value]
@@ -315,7 +316,7 @@ def test_two_users_do_not_share_a_token(numbered: Endpoint, billing: Guarded) ->
 @pytest.mark.parametrize("limit", [2, 100])
 @pytest.mark.parametrize("library", ["httpx", "aiohttp", "tornado"])
 def test_many_tasks_share_one_exchange(library: str, limit: int, numbered: Endpoint, billing: Guarded) -> None:
-    """Requests that wait for the result do not keep the first one from its connection."""
+    """Tasks that wait for a renewal do not block the connection of the task that renews the token."""
     turn_on(numbered, billing)
 
     async def run() -> list[int]:
@@ -347,7 +348,7 @@ def test_many_tasks_share_one_exchange(library: str, limit: int, numbered: Endpo
 def test_the_load_on_a_destination_that_rejects_every_token_grows_by_one_request(
     numbered: Endpoint, billing: Guarded
 ) -> None:
-    """However many requests are rejected at the same time."""
+    """A destination that rejects every token receives one additional request, regardless of how many were rejected."""
     turn_on(numbered, billing)
     billing.accepts = lambda token: False
     with user(ALICE):
@@ -361,7 +362,7 @@ def test_the_load_on_a_destination_that_rejects_every_token_grows_by_one_request
 
 
 def test_a_canceled_task_ends_the_trial_and_frees_its_connection(numbered: Endpoint, billing: Guarded) -> None:
-    """The task is canceled while the new token is obtained. Other requests do not wait for it."""
+    """Canceling a task during a renewal ends the trial for waiting requests and frees the connection."""
     turn_on(numbered, billing)
     is_asked, may_issue = threading.Event(), threading.Event()
     issue = numbered.respond
@@ -382,7 +383,7 @@ def test_a_canceled_task_ends_the_trial_and_frees_its_connection(numbered: Endpo
             with pytest.raises(asyncio.CancelledError):
                 await task
             may_issue.set()
-            response = await client.get(billing.url)  # its only connection is free
+            response = await client.get(billing.url)  # the only connection is free
             assert getattr(response, "status_code", None) or response.status
             if isinstance(response, aiohttp.ClientResponse):
                 response.release()
@@ -400,7 +401,7 @@ def test_a_canceled_task_ends_the_trial_and_frees_its_connection(numbered: Endpo
 
 
 def test_urllib3s_own_retries_count_as_for_one_request(numbered: Endpoint, billing: Guarded) -> None:
-    """They see only the second response."""
+    """Retries of urllib3 see only the second response."""
     turn_on(numbered, billing)
     retries = urllib3.Retry(total=2, status_forcelist=[401], allowed_methods=None, backoff_factor=0)
     with user(ALICE), urllib3.PoolManager() as pools:
@@ -416,7 +417,7 @@ def test_urllib3s_own_retries_count_as_for_one_request(numbered: Endpoint, billi
 
 
 def test_hooks_are_called_as_for_one_request(numbered: Endpoint, billing: Guarded) -> None:
-    """Event hooks and authentication of httpx, response hooks of requests, callbacks of Tornado."""
+    """Hooks and callbacks of httpx, requests, and Tornado are called once for both requests."""
     turn_on(numbered, billing)
     calls: list[object] = []
 
@@ -450,7 +451,7 @@ def test_hooks_are_called_as_for_one_request(numbered: Endpoint, billing: Guarde
 
 
 def test_a_raising_hook_does_not_repeat_the_request(numbered: Endpoint, billing: Guarded) -> None:
-    """The hook runs once, after the second response."""
+    """A hook that raises an exception runs once, after the second response."""
     turn_on(numbered, billing)
 
     def fail(response: Any) -> None:
@@ -462,7 +463,7 @@ def test_a_raising_hook_does_not_repeat_the_request(numbered: Endpoint, billing:
 
 
 def test_a_streamed_response_is_the_second_one(numbered: Endpoint, billing: Guarded) -> None:
-    """httpx, requests and urllib3 read the body when the application asks for it."""
+    """If a response is streamed, the application gets the second response and reads its body as needed."""
     turn_on(numbered, billing)
     billing.accepts = lambda token: len(billing.seen) % 2 == 0
     with user(f"{ALICE}-1"), httpx.stream("PUT", billing.url, content=CONTENT) as response:
@@ -473,7 +474,7 @@ def test_a_streamed_response_is_the_second_one(numbered: Endpoint, billing: Guar
 
 
 def test_a_mock_transport_sees_both_requests(numbered: Endpoint, billing: Guarded) -> None:
-    """Transports without a connection pool behave like those with one."""
+    """A transport without a connection pool receives both requests."""
     turn_on(numbered, billing)
     seen: list[str] = []
 
@@ -499,7 +500,7 @@ def challenge(claims: object) -> str:
 
 @every_sender
 def test_a_claims_challenge_goes_into_the_new_exchange(name: str, numbered: Endpoint, billing: Guarded) -> None:
-    """Microsoft Entra's on-behalf-of flow and client credentials."""
+    """A claims challenge is added to the new exchange in Entra's on-behalf-of flow and for client credentials."""
     claims = {"access_token": {"acrs": {"essential": True, "value": "cp1"}}}
     parameters = ";audience=api://billing;grant=on-behalf-of;retry=idempotent;without-user=client"
     turn_on(numbered, billing, parameters)
@@ -515,7 +516,7 @@ def test_a_claims_challenge_goes_into_the_new_exchange(name: str, numbered: Endp
 
 
 def test_other_grants_do_not_send_claims(numbered: Endpoint, billing: Guarded) -> None:
-    """RFC 8693 has no such parameter: a new token would be rejected for the same reason."""
+    """RFC 8693 has no parameter for claims, so a claims challenge does not cause a new exchange."""
     turn_on(numbered, billing)
     billing.challenges = [challenge({"access_token": {}})]
     with user(ALICE):
@@ -528,7 +529,7 @@ def test_other_grants_do_not_send_claims(numbered: Endpoint, billing: Guarded) -
 
 
 def test_both_hops_are_on_record(numbered: Endpoint, billing: Guarded, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second hop is a decision of its own, which the span shows."""
+    """Both hops are recorded as separate decisions in the span."""
     exporter = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
@@ -558,7 +559,7 @@ def test_both_hops_are_on_record(numbered: Endpoint, billing: Guarded, monkeypat
 @rows([client for client in CLIENTS if client.protocol == "http" and client.proxies != "none"])
 @pytest.mark.parametrize("tls", [False, True], ids=["forward", "tunnel"])
 def test_a_request_through_a_proxy_is_sent_again_through_it(client: Client, tls: bool, numbered: Endpoint) -> None:
-    """The destination gets both tokens, and the proxy gets neither in a CONNECT request."""
+    """Through a proxy, the destination gets both tokens, and a CONNECT request carries none."""
     with party(tls=tls) as destination, proxy() as way:
         install(
             Settings(
@@ -579,7 +580,7 @@ def test_a_request_through_a_proxy_is_sent_again_through_it(client: Client, tls:
 
 @every_sender
 def test_a_server_that_closes_its_connections_loses_no_request(name: str, numbered: Endpoint, billing: Guarded) -> None:
-    """The first response promises to keep the connection, and the server closes it nevertheless."""
+    """A request is repeated even if the server closes a connection that it has promised to keep."""
     turn_on(numbered, billing)
     billing.hangs_up = True
     with user(ALICE):
@@ -589,7 +590,7 @@ def test_a_server_that_closes_its_connections_loses_no_request(name: str, number
 
 
 def test_a_failed_second_request_frees_the_others(numbered: Endpoint, billing: Guarded) -> None:
-    """The request that is sent again gets no response. Its error is the application's, and nothing waits for it."""
+    """If the second request fails, the application gets the error, and other requests do not wait."""
     turn_on(numbered, billing)
     firsts: dict[str, str] = {}
 

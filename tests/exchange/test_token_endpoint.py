@@ -1,4 +1,4 @@
-"""The token endpoint is the one in the settings, or the one that the issuer's metadata names."""
+"""The token endpoint is specified in the settings or in the issuer's metadata."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ OAUTH = "/.well-known/oauth-authorization-server"
 
 
 class Clock:
-    """A monotonic clock that only the test sets forward."""
+    """A monotonic clock that the test sets."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -48,7 +48,7 @@ def issuer() -> Iterator[Issuer]:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """A clock for a test that reads the document again. A busy machine takes its time for it."""
+    """Return a clock for a test that reads the metadata again, and allow more time for reading."""
     monkeypatch.setattr(token_endpoint, "_REFRESH_SECONDS", 20.0)
     return Clock()
 
@@ -64,7 +64,7 @@ def failure_of(endpoint: TokenEndpoint, timeout: float = 20.0) -> ExchangeFailed
 
 
 def test_endpoint_in_the_settings_is_used_as_it_is(issuer: Issuer) -> None:
-    """The metadata is not fetched."""
+    """An endpoint in the settings is used without fetching the metadata."""
     endpoint = TokenEndpoint("https://idp.example/token", issuer.url, http=HttpClient())
 
     assert endpoint.locate(20) == str(endpoint) == "https://idp.example/token"
@@ -72,7 +72,7 @@ def test_endpoint_in_the_settings_is_used_as_it_is(issuer: Issuer) -> None:
 
 
 def test_endpoint_is_read_from_the_metadata_once(issuer: Issuer) -> None:
-    """It may be at another host than the metadata."""
+    """The metadata is fetched once and can contain an endpoint on a different host."""
     issuer.metadata["token_endpoint"] = "https://tokens.example/token"
     endpoint = endpoint_of(issuer)
     assert str(endpoint) == f"the token endpoint of {issuer.url}"
@@ -83,7 +83,7 @@ def test_endpoint_is_read_from_the_metadata_once(issuer: Issuer) -> None:
 
 
 def test_without_an_issuer_there_is_no_endpoint() -> None:
-    """The message says so."""
+    """Without an issuer, the error states that the issuer is unknown."""
     failure = failure_of(TokenEndpoint(None, None, http=HttpClient()))
 
     assert (failure.error, failure.detail) == ("unavailable", "the issuer is not known")
@@ -91,7 +91,7 @@ def test_without_an_issuer_there_is_no_endpoint() -> None:
 
 @pytest.mark.parametrize("path", [OPENID, OAUTH], ids=["OpenID", "RFC 8414"])
 def test_both_documents_are_tried(issuer: Issuer, path: str) -> None:
-    """The issuer may serve only one of them."""
+    """Both metadata documents are tried, because an issuer might publish only one of them."""
     issuer.metadata_path = path
 
     assert endpoint_of(issuer).locate(20) == f"{issuer.url}/token"
@@ -99,7 +99,7 @@ def test_both_documents_are_tried(issuer: Issuer, path: str) -> None:
 
 
 def test_second_document_replaces_one_that_names_no_endpoint(issuer: Issuer) -> None:
-    """The document of OpenID may be without one."""
+    """If the OpenID document contains no endpoint, the second document is used."""
     usable = dict(issuer.metadata)
     del issuer.metadata["token_endpoint"]
     answer = issuer.answer
@@ -126,7 +126,7 @@ def test_second_document_replaces_one_that_names_no_endpoint(issuer: Issuer) -> 
 def test_metadata_is_trusted_only_if_the_credential_stays_safe(
     issuer: Issuer, changes: dict[str, Any], problem: str
 ) -> None:
-    """Users' tokens and this service's credential are sent to the endpoint. The message does not quote the document."""
+    """Untrustworthy metadata is rejected, and the error does not quote its content."""
     for name, value in changes.items():
         issuer.metadata[name] = value.format(url=issuer.url) if isinstance(value, str) else value
     issuer.metadata = {name: value for name, value in issuer.metadata.items() if value is not ...}
@@ -140,7 +140,7 @@ def test_metadata_is_trusted_only_if_the_credential_stays_safe(
 
 
 def test_https_is_never_downgraded_to_plain_http() -> None:
-    """Not even on loopback."""
+    """An endpoint over plain HTTP is rejected if the issuer uses https, even on loopback."""
     with issuing(tls=True) as issuer:
         issuer.metadata["token_endpoint"] = f"http{issuer.url.removeprefix('https')}/token"
         endpoint = endpoint_of(issuer, ca_file=certificate())
@@ -152,7 +152,7 @@ def test_https_is_never_downgraded_to_plain_http() -> None:
 
 @pytest.mark.parametrize("body", [b"<html>", b"[]", b"", b'{"issuer": "a", "issuer": "b"}'], ids=repr)
 def test_document_that_is_not_a_json_object_is_not_used(issuer: Issuer, body: bytes) -> None:
-    """A web application may serve its start page at every path."""
+    """A metadata response that is not a JSON object is rejected."""
     issuer.answer = lambda path, _: (200, body)  # type: ignore[method-assign]
 
     assert "the response is not a JSON object" in str(failure_of(endpoint_of(issuer)))
@@ -167,7 +167,7 @@ def redirect(handler: BaseHTTPRequestHandler, path: str) -> bool:
 
 
 def test_redirect_is_not_followed(issuer: Issuer) -> None:
-    """It could lead to a host that serves metadata with this issuer's name."""
+    """Redirects are not followed, because the target could impersonate the issuer."""
     issuer.behave = redirect
 
     assert "status 302; redirects are not followed" in str(failure_of(endpoint_of(issuer)))
@@ -175,7 +175,7 @@ def test_redirect_is_not_followed(issuer: Issuer) -> None:
 
 
 def test_issuer_that_was_down_is_asked_again(issuer: Issuer) -> None:
-    """The failure is not remembered here."""
+    """After an issuer's failure, the metadata is fetched again immediately."""
     endpoint = endpoint_of(issuer)
     issuer.behave = issuer.fail
     assert "status 503" in str(failure_of(endpoint))
@@ -185,7 +185,7 @@ def test_issuer_that_was_down_is_asked_again(issuer: Issuer) -> None:
 
 
 def test_issuer_that_refuses_connections_is_unavailable() -> None:
-    """The message says why."""
+    """An issuer that refuses connections is reported as unavailable, together with the reason."""
     with issuing() as gone:
         pass
 
@@ -195,14 +195,14 @@ def test_issuer_that_refuses_connections_is_unavailable() -> None:
 
 
 def test_issuer_that_does_not_respond_is_reported_as_that(issuer: Issuer) -> None:
-    """The caller's timeout is for both documents together."""
+    """The caller's timeout applies to both metadata documents together."""
     issuer.behave = issuer.hang
 
     assert failure_of(endpoint_of(issuer), timeout=0.2).error == "timeout"
 
 
 def test_endpoint_is_read_again_when_the_document_is_no_longer_fresh(issuer: Issuer, clock: Clock) -> None:
-    """The issuer says for how long it is fresh, and may move its endpoint."""
+    """The endpoint is read again when the metadata is no longer fresh."""
     issuer.headers["Cache-Control"] = "max-age=600"
     endpoint = endpoint_of(issuer, monotonic=clock)
     endpoint.locate(20)
@@ -217,7 +217,7 @@ def test_endpoint_is_read_again_when_the_document_is_no_longer_fresh(issuer: Iss
 
 @pytest.mark.parametrize("fault", ["down", "hangs", "another issuer", "redirects"])
 def test_old_url_is_used_while_the_document_cannot_be_read_again(issuer: Issuer, clock: Clock, fault: str) -> None:
-    """The issuer is asked again from time to time, not at every exchange."""
+    """If the metadata cannot be read again, the previous endpoint is used, and the issuer is retried occasionally."""
     endpoint = endpoint_of(issuer, monotonic=clock)
     endpoint.locate(20)
     issuer.metadata["token_endpoint"] = f"{issuer.url}/moved"
@@ -240,7 +240,7 @@ def test_old_url_is_used_while_the_document_cannot_be_read_again(issuer: Issuer,
 
 
 class Remaining(HttpClient):
-    """Notes how long each request may take."""
+    """An HTTP client that records each request's timeout."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -252,7 +252,7 @@ class Remaining(HttpClient):
 
 
 def test_reading_the_document_again_leaves_time_for_the_exchange(issuer: Issuer) -> None:
-    """Otherwise, an issuer whose metadata hangs would make the exchange fail, although its endpoint is known."""
+    """Reading the metadata again leaves enough time for the exchange, even if the issuer does not respond."""
     http, clock = Remaining(), Clock()
     endpoint = TokenEndpoint(None, issuer.url, http=http, monotonic=clock)
     endpoint.locate(20)
@@ -263,7 +263,7 @@ def test_reading_the_document_again_leaves_time_for_the_exchange(issuer: Issuer)
 
 
 def test_any_tenant_has_the_endpoint_of_the_common_document(issuer: Issuer) -> None:
-    """Microsoft Entra: the document names no tenant."""
+    """Any Entra tenant uses the endpoint in the common metadata document, which does not specify a tenant."""
     issuer.metadata_path = "/common/v2.0/.well-known/openid-configuration"
     issuer.metadata["issuer"] = f"{issuer.url}/{{tenantid}}/v2.0"
     endpoint = TokenEndpoint(None, f"{issuer.url}/{{tid}}/v2.0", http=HttpClient())
@@ -277,7 +277,7 @@ def test_any_tenant_has_the_endpoint_of_the_common_document(issuer: Issuer) -> N
     ids=["own origin", "another host", "https"],
 )
 def test_issuer_over_plain_http_names_only_its_own_origin(url: str, is_used: bool) -> None:
-    """The operator has listed the host, but not what its document names."""
+    """Metadata over plain HTTP can specify an endpoint on the issuer's own host or over https, but nothing else."""
     issuer = "http://keycloak:8080"
 
     class Client(HttpClient):
@@ -304,7 +304,7 @@ def fresh_cache(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.usefixtures("fresh_cache")
 @pytest.mark.parametrize("method", ["private_key_jwt", "private_key_jwt_rfc7523"])
 def test_assertion_is_meant_for_the_issuer_of_an_endpoint_that_was_found(tmp_path: Path, method: Any) -> None:
-    """With the method of RFC 7523, it is meant for the endpoint. The server verifies both strictly."""
+    """An assertion's audience is the issuer of the endpoint or, with the RFC 7523 method, the endpoint itself."""
     key, key_file = private_key("ES256", "client"), tmp_path / "key.pem"
     key_file.write_bytes(pem_of(key))
     with client_authentication.serving() as server, party() as billing:

@@ -1,6 +1,6 @@
-"""Five applications with older packages, into which the image is injected as the OpenTelemetry operator does.
+"""Five applications with older packages work with the image that the OpenTelemetry operator injects.
 
-Their environments are installed on first use, so these tests run in a session of their own: ``nox -s injected``.
+Their environments are installed on first use, so these tests run in a separate session: ``nox -s injected``.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ CONSOLE = {
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the image that the example's Dockerfile describes."""
+    """Build the image that the example's Dockerfile describes."""
     return injected.build_image(tmp_path_factory.mktemp("built") / "image")
 
 
 @pytest.fixture
 def listed() -> Iterator[ThirdParty]:
-    """Return the service on the list."""
+    """Run a service that is listed as a destination."""
     with third_party() as service:
         yield service
 
 
 @pytest.fixture
 def unlisted() -> Iterator[ThirdParty]:
-    """Return the service that is not on the list."""
+    """Run a service that is not listed as a destination."""
     with third_party() as service:
         yield service
 
@@ -77,7 +77,7 @@ def enforcing(issuer: Issuer) -> dict[str, str]:
 def test_application_starts_with_its_own_packages_and_relays(
     name: str, image: Path, listed: ThirdParty, unlisted: ThirdParty
 ) -> None:
-    """It uses its own urllib3; the listed service gets the token, and neither the other service nor the spans do."""
+    """The application keeps its own urllib3, and only the listed service gets the token."""
     with injected.run(name, image, environ(listed, unlisted)) as service:
         with_token, without = get(service.url), get(service.url, None)
         versions: dict[str, Any] = get(f"{service.url}/versions", None).json()
@@ -92,7 +92,7 @@ def test_application_starts_with_its_own_packages_and_relays(
 
 
 def test_check_runs_in_the_container(image: Path, listed: ThirdParty, unlisted: ThirdParty) -> None:
-    """As after ``kubectl exec``, the command finds the relay, and with verification, the versions that do not fit."""
+    """The `check` command, as run in the container, reports the relay and incompatible package versions."""
     settings = environ(listed, unlisted)
     relays = injected.check("flask", image, settings, "--require", "relay")
     with issuing() as issuer:
@@ -104,7 +104,7 @@ def test_check_runs_in_the_container(image: Path, listed: ThirdParty, unlisted: 
 
 
 def test_task_of_a_worker_gets_no_token(image: Path, listed: ThirdParty, unlisted: ThirdParty) -> None:
-    """A Celery task runs outside of the request that has queued it, so its call carries no token."""
+    """A Celery task runs outside the request that queued it, so its call carries no token."""
     with injected.run("celery", image, environ(listed, unlisted)) as service:
         assert get(f"{service.url}/task").status_code == 200
 
@@ -115,7 +115,7 @@ def test_task_of_a_worker_gets_no_token(image: Path, listed: ThirdParty, unliste
 def test_verification_that_cannot_start_refuses_and_says_why(
     name: str, image: Path, listed: ThirdParty, unlisted: ThirdParty
 ) -> None:
-    """An urllib3 that is too old for verification does not stop the application; requests get 503, probes do not."""
+    """If urllib3 is too old for verification, the application runs, but requests other than probes get status 503."""
     with issuing(tokens.public_jwk("RS256", "k1")) as issuer:
         settings = environ(listed, unlisted, **enforcing(issuer))
         with injected.run(name, image, settings) as service:
@@ -130,7 +130,7 @@ def test_verification_that_cannot_start_refuses_and_says_why(
 def test_verification_starts_although_an_exporter_is_missing(
     image: Path, listed: ThirdParty, unlisted: ThirdParty
 ) -> None:
-    """An exporter that is not in the image stops OpenTelemetry, but neither verification nor the relay."""
+    """An exporter that is missing from the image stops OpenTelemetry, but neither verification nor the relay."""
     with issuing(tokens.public_jwk("RS256", "k1")) as issuer:
         settings = environ(listed, unlisted, **enforcing(issuer), OTEL_TRACES_EXPORTER="otlp_proto_grpc")
         with injected.run(injected.WITHOUT_URLLIB3, image, settings) as service:
@@ -147,7 +147,7 @@ def test_verification_starts_although_an_exporter_is_missing(
 def test_image_of_one_directory_relays_as_well(
     name: str, tmp_path: Path, listed: ThirdParty, unlisted: ThirdParty
 ) -> None:
-    """In the operator's own layout, the image's packages replace the application's, and the relay works."""
+    """In the operator's default layout, the image's packages replace the application's, and tokens are relayed."""
     plain = injected.build_plain_image(tmp_path / "plain")
     with injected.run(name, plain, environ(listed, unlisted)) as service:
         response = get(service.url)

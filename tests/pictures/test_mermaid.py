@@ -1,4 +1,4 @@
-"""The Mermaid diagram: its arrows, and that no text can leave its place."""
+"""The Mermaid diagram has an arrow for each outcome, and its text cannot change its structure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from otel_token_relay.pictures.runs import build_run
 from otel_token_relay.pictures.spans import read_recording
 from tests.support.otlp_json import decided, every_outcome, lines_of, make_span, request_of
 
-# Every line that the diagram may contain. Texts consist of harmless characters and of escapes.
+# This pattern matches every possible line of the diagram. Text consists only of harmless characters and escapes.
 TEXT = r"(?:[A-Za-z0-9 ,._/-]|#\d+;)+"
 LINE = re.compile(
     rf"sequenceDiagram|    %% [\w ,.]+|    participant p\d+ as {TEXT}|    Note over p\d+: {TEXT}"
@@ -25,7 +25,7 @@ def diagram_of(*requests) -> str:
 
 
 def test_every_outcome_has_its_arrow() -> None:
-    """Solid arrows carry a token; a cross is a withheld one."""
+    """A solid arrow represents a hop with a token, and a cross represents a withheld token."""
     text = write_mermaid(build_run(read_recording(every_outcome()), max_hops=MAX_HOPS))
 
     assert text.splitlines() == [
@@ -51,7 +51,7 @@ def test_every_outcome_has_its_arrow() -> None:
 
 @given(st.text(), st.text(), st.text())
 def test_no_text_leaves_its_place(service: str, receiver: str, reason: str) -> None:
-    """Each line is one of the known kinds, regardless of the names in the recording."""
+    """Each line matches a known pattern, regardless of the names in the recording."""
     text = diagram_of(request_of(service, make_span("01", peer__service=receiver, **decided("withheld", reason))))
 
     assert [line for line in text.splitlines() if not LINE.fullmatch(line)] == []
@@ -59,13 +59,13 @@ def test_no_text_leaves_its_place(service: str, receiver: str, reason: str) -> N
 
 
 def test_escapes_are_those_of_mermaid() -> None:
-    """Mermaid replaces `#59;` by the character with this code."""
+    """Special characters are escaped as character codes, which Mermaid decodes."""
     assert escape("a;b#c\n%%{init}%% ü<b>", 80) == "a#59;b#35;c#10;#37;#37;#123;init#125;#37;#37; #252;#60;b#62;"
     assert escape("", 80) == escape("   ", 80) == "#32;"
 
 
 def test_long_runs_are_cut() -> None:
-    """Mermaid refuses more than 50,000 characters, so the rest is left out and counted."""
+    """Mermaid rejects more than 50,000 characters, so the remaining hops are omitted and counted."""
     spans = [make_span(f"{n:x}", **decided("withheld", "\u4e00" * 60)) for n in range(300)]
 
     text = diagram_of(request_of("a", *spans))

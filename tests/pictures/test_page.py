@@ -1,4 +1,4 @@
-"""The page as text: self-contained, with a policy, and no part of the recording outside of its data."""
+"""The page is self-contained, has a security policy, and contains the recording only in its data."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def data_in(page: str) -> str:
 
 
 def with_texts(text: str) -> str:
-    """Return a recording in which every text is the same."""
+    """Return a recording in which all texts are identical."""
     texts = {
         "token_relay__reason": text,
         "token_relay__entry": text,
@@ -45,7 +45,7 @@ def with_texts(text: str) -> str:
 
 
 def test_the_policy_allows_only_the_pages_own_parts() -> None:
-    """The hashes in the policy are those of the only style sheet and the only script that runs."""
+    """The policy contains only the hashes of the page's style sheet and script."""
     page = page_of(every_outcome())
 
     (policy,) = re.findall(r'http-equiv="Content-Security-Policy" content="([^"]*)"', page)
@@ -81,7 +81,7 @@ def test_the_policy_allows_only_the_pages_own_parts() -> None:
     ],
 )
 def test_no_text_leaves_the_data(text: str) -> None:
-    """Outside of its data, a page is the same for every recording; the data is JSON in plain ASCII."""
+    """Outside its data, which is ASCII JSON, the page is the same for every recording."""
     page, other = page_of(with_texts(text)), page_of(with_texts("x"))
 
     assert page.replace(data_in(page), "") == other.replace(data_in(other), "")
@@ -96,7 +96,7 @@ def test_no_text_leaves_the_data(text: str) -> None:
     ids=["JWT", "opaque"],
 )
 def test_no_token_is_in_the_page(token: str) -> None:
-    """A token is masked in every text."""
+    """A token is masked in every text of the page."""
     page = page_of(with_texts(token))
 
     assert not [token[start : start + 17] for start in range(len(token) - 16) if token[start : start + 17] in page]
@@ -104,14 +104,14 @@ def test_no_token_is_in_the_page(token: str) -> None:
 
 
 def test_the_meaning_of_a_reason_is_in_the_page() -> None:
-    """The page explains the reasons that it contains, and no other ones."""
+    """The page explains only the reasons that occur in its recording."""
     data = json.loads(data_in(page_of(lines_of(request_of("a", make_span("01", **decided("withheld", "no_token")))))))
 
     assert data["reasons"] == {"no_token": [Reason.NO_TOKEN.meaning, Reason.NO_TOKEN.advice]}
 
 
 def test_ten_thousand_spans() -> None:
-    """A page has at most 2,000 hops, and says how many there are."""
+    """A page contains at most 2,000 hops and states the total number."""
     spans = [make_span(f"{n:x}", "0", at=n, trace=f"{n % 50:032x}") for n in range(1, 10_001)]
 
     data = json.loads(data_in(page_of(lines_of(request_of("a", *spans)))))

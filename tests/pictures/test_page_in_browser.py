@@ -1,4 +1,4 @@
-"""The page in Chromium: drawn, usable with a keyboard and a screen reader, and silent."""
+"""The page works in Chromium with a keyboard and a screen reader, and makes no requests."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def write(folder: Path, text: str) -> str:
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("theme", THEMES)
 def test_page_is_accessible_and_fits(browser: Browser, tmp_path: Path, theme, width: int) -> None:
-    """In both themes and at three widths: no serious finding, no error, no scrolling to the side, no request."""
+    """The page has no accessibility problem, error, horizontal scrolling, or request in any theme or width."""
     requested: list[str] = []
     url = write(tmp_path, every_outcome())
     with opened(browser, url, theme=theme, width=width) as (page, faults):
@@ -44,7 +44,7 @@ def test_page_is_accessible_and_fits(browser: Browser, tmp_path: Path, theme, wi
         assert faults_of(page, faults) == []
         assert requested == []
         assert page.evaluate("document.documentElement.scrollWidth") == width
-        # Each hop has an arrow of its own form, so that color is not needed.
+        # Each kind of hop has a distinct arrow, so the page does not rely on color.
         forms = page.eval_on_selector_all(
             "ol > li",
             """items => items.map(item => {
@@ -61,7 +61,7 @@ def test_page_is_accessible_and_fits(browser: Browser, tmp_path: Path, theme, wi
 
 @pytest.mark.parametrize("use", ["click", "Enter", "Space"])
 def test_the_reason_is_shown_on_demand(browser: Browser, tmp_path: Path, use: str) -> None:
-    """A click, Enter or the space bar shows the reason of a hop, its meaning and its origin, and hides them again."""
+    """Clicking a hop, or pressing Enter or the space bar, displays or hides its reason, meaning, and origin."""
     with opened(browser, write(tmp_path, every_outcome())) as (page, faults):
         button = page.get_by_role("button", name=WITHHELD)
         meaning = page.get_by_text(Reason.DESTINATION_NOT_LISTED.meaning)
@@ -89,7 +89,7 @@ def test_the_reason_is_shown_on_demand(browser: Browser, tmp_path: Path, use: st
 
 
 def test_what_a_screen_reader_gets(browser: Browser, tmp_path: Path) -> None:
-    """The page has a heading, a region for each trace, and a list of buttons whose names say everything."""
+    """The page has a heading, a region for each trace, and buttons with descriptive names."""
     with opened(browser, write(tmp_path, every_outcome())) as (page, _):
         region = page.get_by_role("region", name="Trace 1 of 1")
 
@@ -114,7 +114,7 @@ def test_what_a_screen_reader_gets(browser: Browser, tmp_path: Path) -> None:
     ids=["script", "image", "link", "reordered", "scripts", "prototype", "long"],
 )
 def test_malicious_names_are_text(browser: Browser, tmp_path: Path, text: str) -> None:
-    """Names in a recording are shown as they are; they run nothing, load nothing and do not widen the page."""
+    """A malicious name in a recording is displayed as text, without executing or loading anything."""
     with opened(browser, write(tmp_path, with_texts(text)), width=360) as (page, faults):
         for button in page.get_by_role("button").all():
             button.click()
@@ -128,7 +128,7 @@ def test_malicious_names_are_text(browser: Browser, tmp_path: Path, text: str) -
 
 
 def test_many_hops_and_services(browser: Browser, tmp_path: Path) -> None:
-    """With 2,000 hops to 100 services, all hops are drawn, and the page is not wider than the screen."""
+    """With 2,000 hops to 100 services, every hop is drawn, and the page fits the width of the screen."""
     spans = [
         make_span(f"{n:x}", at=n, peer__service=f"service-{n % 100}", **decided("relayed")) for n in range(1, 10_001)
     ]

@@ -1,4 +1,4 @@
-"""From spans to hops: order, names and outcomes, also in recordings that are incomplete or made to confuse."""
+"""Hops are built from spans in the correct order, even if a recording is incomplete or malicious."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def arrows_in(run: Run) -> list[str]:
 
 
 def test_every_outcome_is_read() -> None:
-    """Hops are in the order of the calls, with their decision, reason and entry."""
+    """Hops are in the order of the calls and contain the decision, the reason, and the entry."""
     run = build_run(read_recording(every_outcome()), max_hops=100)
 
     assert [(h.sender, h.receiver, h.outcome, h.reason, h.entry) for t in run.traces for h in t.hops] == [
@@ -39,7 +39,7 @@ def test_every_outcome_is_read() -> None:
 
 @pytest.mark.parametrize("reason", Reason, ids=str)
 def test_every_reason_is_read(reason: Reason) -> None:
-    """The reason is that of the span."""
+    """A hop has the reason in its span."""
     run = run_of(request_of("a", make_span("01", **decided("withheld", reason.value))))
 
     assert run.traces[0].hops[0].reason == reason.value
@@ -57,33 +57,33 @@ def test_every_reason_is_read(reason: Reason) -> None:
     ],
 )
 def test_receivers_without_telemetry_are_named(attributes, receiver: str) -> None:
-    """The name is the most certain one that the client span has."""
+    """The most reliable name in the client span identifies a receiver without telemetry."""
     assert arrows_in(run_of(request_of("a", make_span("01", **attributes)))) == [f"a>{receiver}"]
 
 
 def test_missing_parents() -> None:
-    """A span whose parent is not in the recording comes from outside."""
+    """A span whose parent is not in the recording is considered an external request."""
     run = run_of(request_of("a", make_span("01", "77", 2), make_span("02", "88")))
 
     assert arrows_in(run) == ["caller>a", "a>unknown"]
 
 
 def test_cycles_are_shown_once() -> None:
-    """Spans that are each other's parents, or their own, are hops as well."""
+    """Spans that are their own or each other's parents are included as hops."""
     run = run_of(request_of("a", make_span("01", "02"), make_span("02", "01"), make_span("03", "03")))
 
     assert len(arrows_in(run)) == 3
 
 
 def test_a_long_chain() -> None:
-    """The depth of a trace is not limited by Python's stack."""
+    """A trace can be deeper than Python's recursion limit."""
     spans = [make_span(f"{n:x}", f"{n - 1:x}" if n else "") for n in range(5000)]
 
     assert run_of(request_of("a", *spans), max_hops=9999).shown_hops == 5000
 
 
 def test_clock_skew_does_not_change_the_order() -> None:
-    """A receiver whose clock is an hour late has its calls after the hop that caused them, and a note says so."""
+    """Calls of a receiver whose clock is wrong appear after the hop that caused them, with a note."""
     run = run_of(
         request_of("a", make_span("01", "", 2, seconds=9), make_span("02", "01", at=1), make_span("05", "01", at=3)),
         request_of("b", make_span("03", "02", 2, at=-3600), make_span("04", "03", at=-3599, peer__service="c")),
@@ -94,7 +94,7 @@ def test_clock_skew_does_not_change_the_order() -> None:
 
 
 def test_how_much_is_shown() -> None:
-    """The earliest traces are shown first, and the rest is counted."""
+    """The earliest traces are included first, and the omitted hops are counted."""
     traces = [
         request_of("a", *(make_span(f"{n:x}", trace=str(t) * 32, at=t * 100 + n) for n in range(4))) for t in (3, 1, 2)
     ]
@@ -106,7 +106,7 @@ def test_how_much_is_shown() -> None:
 
 
 def test_notes() -> None:
-    """A reader learns what the recording lacks."""
+    """Notes describe what is missing from the recording."""
     text = lines_of(request_of("a", make_span("01", kind=1), make_span("01", kind=1)))
 
     run = build_run(read_recording(text + "{"), max_hops=9)
@@ -119,14 +119,14 @@ def test_notes() -> None:
 
 
 def test_a_decision_of_another_kind_is_none() -> None:
-    """Only the four decisions have a color; another word is shown as the absence of a decision."""
+    """A decision with an unknown value is displayed as undecided."""
     run = run_of(request_of("a", make_span("01", **decided("allowed", "x"))))
 
     assert run.traces[0].hops[0].outcome == "undecided"
 
 
 def test_the_verification_of_an_incoming_request() -> None:
-    """An arrow from the caller has the reason for which the request was refused."""
+    """An arrow from the caller includes the reason for which the request was rejected."""
     attributes = {"token_relay__verification": "refused", "token_relay__reason": "wrong_audience"}
 
     run = run_of(request_of("a", make_span("01", "77", 2, **attributes)))

@@ -1,4 +1,4 @@
-"""Reading OTLP JSON: the forms that exporters write, and files that are something else."""
+"""OTLP JSON is read in every form that exporters write, and other files are rejected."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.otlp_json import START, lines_of, make_span, request_of
 
 
 def test_a_span_is_read() -> None:
-    """A span has what the picture needs, and the name of its service."""
+    """A span contains the data for the picture, including its service's name."""
     text = lines_of(request_of("orders", make_span("01", "02", name="GET /x", server__address="host", server__port=81)))
 
     assert read_recording(text).spans == (
@@ -45,7 +45,7 @@ def test_a_span_is_read() -> None:
     ids=["lines", "indented", "byte order mark", "other signals", "one document", "snake case"],
 )
 def test_every_form_is_read(write) -> None:
-    """The requests of a file can be on one line each, indented, or one document."""
+    """A file can contain one request on each line, indented requests, or a single document."""
     text = write(request_of("a", make_span("01")), request_of("b", make_span("02", "01", 2)))
 
     spans = read_recording(text).spans
@@ -72,7 +72,7 @@ def test_every_form_is_read(write) -> None:
     ],
 )
 def test_another_file_is_refused(text: str, message: str) -> None:
-    """The message says what was expected, and quotes nothing of the file."""
+    """A file that is not a recording causes an error that states what was expected without quoting the file."""
     with pytest.raises(NotARecording, match=message) as raised:
         read_recording(text)
 
@@ -80,7 +80,7 @@ def test_another_file_is_refused(text: str, message: str) -> None:
 
 
 def test_a_file_that_is_still_written() -> None:
-    """What is complete is read; the missing end is reported."""
+    """An incomplete end of a file is reported, and everything before it is read."""
     text = lines_of(request_of("a", make_span("01")), request_of("b", make_span("02")))
 
     recording = read_recording(text[:-20])
@@ -91,7 +91,7 @@ def test_a_file_that_is_still_written() -> None:
 
 
 def test_duplicates_and_spans_without_identifiers_are_counted() -> None:
-    """An exporter may send a span twice. The same identifier in another trace is another span."""
+    """Duplicate spans are counted, but spans with the same ID in different traces are not duplicates."""
     nameless = {"name": "x", "traceId": "a" * 32}
     other = make_span("01", trace="b" * 32)
 
@@ -106,7 +106,7 @@ def test_duplicates_and_spans_without_identifiers_are_counted() -> None:
     [(3, "CLIENT"), ("SPAN_KIND_CLIENT", "CLIENT"), (2, "SERVER"), (99, "UNSPECIFIED"), (True, "UNSPECIFIED")],
 )
 def test_kinds(written, kind: str) -> None:
-    """A kind is a number or a name."""
+    """A span's kind can be a number or a name."""
     (span,) = read_recording(lines_of(request_of("a", make_span("01", kind=written)))).spans
 
     assert span.kind == kind
@@ -114,7 +114,7 @@ def test_kinds(written, kind: str) -> None:
 
 @pytest.mark.parametrize("written", [None, "", "-5", "1e9", 1.5, "²", 10**30, "9" * 40, [], {}, True])
 def test_a_time_that_is_none_is_unknown(written) -> None:
-    """A time that is not a 64-bit number is 0."""
+    """A time that is not a 64-bit number is read as 0."""
     (span,) = read_recording(lines_of(request_of("a", make_span("01") | {"startTimeUnixNano": written}))).spans
 
     assert span.start == 0
@@ -137,6 +137,6 @@ VALUES = st.recursive(
 
 @given(VALUES)
 def test_no_json_breaks_the_reader(value) -> None:
-    """Any JSON is read or refused."""
+    """Any JSON is either read or rejected as not being a recording."""
     with contextlib.suppress(NotARecording):
         read_recording(json.dumps({"resourceSpans": [{"scopeSpans": [{"spans": [value]}], "resource": value}, value]}))

@@ -1,4 +1,4 @@
-"""P1, listed destinations only: a message has no destination, so no broker, function or tool gets the token."""
+"""P1, listed destinations only: a message has no destination, so brokers, functions, and tools get no token."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _installed():
 
 @pytest.fixture
 def traced():
-    """Start a span, because instrumentation injects in the context of its own span."""
+    """Start a span, in whose context instrumentation injects."""
     with TracerProvider().get_tracer("test").start_as_current_span("publish"):
         yield
 
@@ -81,7 +81,7 @@ every_carrier = pytest.mark.parametrize("fill", CARRIERS.values(), ids=CARRIERS.
 @every_carrier
 @pytest.mark.usefixtures("traced")
 def test_a_message_carries_the_trace_and_no_token(fill):
-    """Even if every host is listed."""
+    """A message carries the trace but no token, even if every host is listed."""
     with use_token(ALICE):
         carrier = fill()
 
@@ -92,9 +92,9 @@ def test_a_message_carries_the_trace_and_no_token(fill):
 
 @every_carrier
 def test_a_destination_in_the_context_does_not_send_the_token(fill):
-    """The application has attached the result of `to_destination` and not detached it.
+    """A message carries no token even if a context from `to_destination` remains attached.
 
-    Kafka's instrumentation passes the context explicitly, as code that names a destination does.
+    Kafka's instrumentation passes the context explicitly, just as code that specifies a destination does.
     """
     with use_token(ALICE):
         attached = otel_context.attach(to_destination("https://profile-service"))
@@ -107,12 +107,12 @@ def test_a_destination_in_the_context_does_not_send_the_token(fill):
 
 
 def _leave_logging_alone(**_):
-    """Keep a worker from configuring the root logger: a connected receiver prevents it."""
+    """Do nothing, because a connected receiver prevents a worker from configuring the root logger."""
 
 
 @pytest.fixture
 def celery():
-    """An instrumented application on Celery's in-memory broker."""
+    """Return an instrumented application on Celery's in-memory broker."""
     app = Celery("test", broker="memory://", backend="cache+memory://")
     signals.setup_logging.connect(_leave_logging_alone)
     CeleryInstrumentor().instrument(tracer_provider=TracerProvider())
@@ -125,7 +125,7 @@ def celery():
 
 
 def test_a_celery_task_has_no_token(celery):
-    """Neither its message nor the worker has the token. Both have the trace."""
+    """A Celery task and its message have the trace but not the token."""
     messages, seen = [], []
 
     @celery.task(bind=True)

@@ -1,4 +1,4 @@
-"""P1: the token leaves only for a listed origin. Each hop is decided separately, at the wire."""
+"""P1, listed destinations only: each hop is decided separately, when the request is sent."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def allow(*destinations: str, **others: object) -> None:
 @every_client
 @pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])
 def test_a_listed_destination_gets_the_token_in_one_line(client: Client, tls: bool) -> None:
-    """A request to a listed origin carries exactly one Authorization line, with the caller's token."""
+    """A request to a listed origin carries the caller's token in a single Authorization line."""
     with client.party(tls=tls) as one:
         allow(one.url)
         with use_token(TOKEN):
@@ -59,7 +59,7 @@ def test_a_listed_destination_gets_the_token_in_one_line(client: Client, tls: bo
 
 @every_client
 def test_nothing_is_relayed_with_an_empty_list(client: Client) -> None:
-    """The request is sent without the token."""
+    """If the list is empty, a request is sent without the token."""
     with client.party() as one:
         allow()
         with use_token(TOKEN):
@@ -81,7 +81,7 @@ def test_nothing_is_relayed_with_an_empty_list(client: Client) -> None:
     ],
 )
 def test_an_origin_that_differs_in_one_part_gets_no_token(client: Client, tls: bool, listed: str) -> None:
-    """Scheme, host and port must all match the entry."""
+    """The scheme, the host, and the port must all match the entry."""
     with client.party(tls=tls) as one:
         allow(listed.format(port=one.port, other=one.port ^ 1))
         with use_token(TOKEN):
@@ -92,7 +92,7 @@ def test_an_origin_that_differs_in_one_part_gets_no_token(client: Client, tls: b
 
 @every_client
 def test_a_listed_name_does_not_include_its_address(client: Client) -> None:
-    """The list contains localhost. A call to that name carries the token, and a call to its address does not."""
+    """A listed name does not include its address, so a request to the address carries no token."""
     with client.party() as one:
         allow(f"http://localhost:{one.port}")
         with use_token(TOKEN):
@@ -104,7 +104,7 @@ def test_a_listed_name_does_not_include_its_address(client: Client) -> None:
 
 @every_client
 def test_an_ipv6_address_is_compared_as_an_address(client: Client) -> None:
-    """[::1] and the long form of the entry are the same host."""
+    """An IPv6 address matches an entry that contains the long form of the same address."""
     with client.party(host="::1") as one:
         allow(f"http://[0:0:0:0:0:0:0:1]:{one.port}")
         with use_token(TOKEN):
@@ -113,14 +113,14 @@ def test_an_ipv6_address_is_compared_as_an_address(client: Client) -> None:
     assert one.lines() == [LINE]
 
 
-# A and B are listed, C is listed with TLS. X is not listed; nor is Y, which uses TLS.
+# A and B are listed, and C is listed with TLS. X and Y are not listed, and Y uses TLS.
 CHAINS = ["A A", "A B A", "A X A", "A C", "A Y", "C X A", "Y C"]
 
 
 @every_following_client
 @pytest.mark.parametrize("chain", CHAINS)
 def test_each_hop_of_a_redirect_is_decided_separately(client: Client, chain: str) -> None:
-    """In a chain of redirects, listed origins get one line with the token, and other origins get none."""
+    """In a chain of redirects, listed origins get a single line with the token, and other origins get none."""
     with ExitStack() as stack:
         parties: dict[str, Party] = {}
         for name in dict.fromkeys(chain.split()):
@@ -143,7 +143,7 @@ def test_each_hop_of_a_redirect_is_decided_separately(client: Client, chain: str
 @every_following_client
 @pytest.mark.parametrize("status", [301, 303, 307, 308])
 def test_a_redirected_post_does_not_leak_the_token(client: Client, status: int) -> None:
-    """The third party gets no token, regardless of the method after the redirect."""
+    """A third party gets no token after a redirect, regardless of the method."""
     if status in (307, 308) and not client.repeats_posts:
         status = 302
     with party() as listed, party() as outsider:
@@ -157,7 +157,7 @@ def test_a_redirected_post_does_not_leak_the_token(client: Client, status: int) 
 
 @every_following_client
 def test_a_custom_header_is_not_sent_after_a_redirect(client: Client) -> None:
-    """Clients strip only Authorization on redirects, but our header is not part of the client's request."""
+    """After a redirect, a custom header is not sent to an unlisted origin, although clients would not strip it."""
     with party() as listed, party() as outsider:
         allow(listed.url, header="Txn-Token")
         with use_token(TOKEN):
@@ -173,7 +173,7 @@ def test_a_custom_header_is_not_sent_after_a_redirect(client: Client) -> None:
 @pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])
 @pytest.mark.parametrize("listed", ["destination", "proxy"])
 def test_a_proxy_is_not_the_destination(client: Client, tls: bool, listed: str) -> None:
-    """The origin of the URL decides, not the proxy. CONNECT carries no token."""
+    """The URL's origin determines the decision, not the proxy, and a CONNECT request carries no token."""
     tunnels = tls or client.proxies == "tunnels"
     with client.party(tls=tls) as one, proxy() as between:
         allow(one.url if listed == "destination" else between.url)
@@ -188,7 +188,7 @@ def test_a_proxy_is_not_the_destination(client: Client, tls: bool, listed: str) 
 
 
 def test_a_retry_is_decided_separately() -> None:
-    """A retry after the lease has ended carries no token, although the first attempt did."""
+    """A retry after the lease has ended carries no token, even if the first attempt did."""
     with party() as one, urllib3.PoolManager() as manager, use_token(TOKEN) as token:
         allow(one.url)
         one.answers += [Status(503), Status(503)]
@@ -208,7 +208,7 @@ def test_a_retry_is_decided_separately() -> None:
 
 
 def test_an_absolute_url_does_not_change_the_origin_of_a_pool() -> None:
-    """A pool that the application uses as a proxy connection gets no token for a URL of another origin."""
+    """A request that a pool sends with a URL of a different origin carries no token."""
     with party() as one, party() as other:
         allow(one.url, other.url)
         with use_token(TOKEN), urllib3.HTTPConnectionPool("127.0.0.1", one.port) as pool:
@@ -219,7 +219,7 @@ def test_an_absolute_url_does_not_change_the_origin_of_a_pool() -> None:
 
 
 def test_a_tunnel_is_decided_by_its_endpoint() -> None:
-    """Every request through the tunnel arrives at its endpoint, including a redirect to another URL."""
+    """A request through a tunnel is decided by the tunnel's endpoint, even if its URL is different."""
     with party(tls=True) as one, party(tls=True) as other, proxy() as between:
         allow(one.url)
         with use_token(TOKEN), urllib3.ProxyManager(between.url, ssl_context=trust()) as manager:
@@ -293,7 +293,7 @@ PARTS_OF = {
 }
 NOWHERE = None
 
-# The host that each client connects to for a URL that is easily misread, in the order of PARTS_OF.
+# Each entry contains the host to which each client in PARTS_OF connects for a URL that is easily misread.
 HOSTILE = [
     ("http://A\\@B/", ["b", "a", NOWHERE, NOWHERE, NOWHERE]),
     ("http://good@evil/", ["evil", "evil", NOWHERE, "evil", NOWHERE]),
@@ -315,7 +315,7 @@ HOSTILE = [
 
 @pytest.mark.parametrize(("url", "hosts"), HOSTILE, ids=[ascii(url) for url, _ in HOSTILE])
 def test_a_hostile_url_is_parsed_as_the_client_parses_it(url: str, hosts: list[str | None]) -> None:
-    """The compared host is the host that the client looks up, with the client's own parser and IDNA."""
+    """The relay compares the host that the client actually looks up, including the client's own parser and IDNA."""
     for (library, target_of), host in zip(PARTS_OF.items(), hosts, strict=True):
         try:
             origin = Origin.of(*target_of(url))
@@ -326,7 +326,7 @@ def test_a_hostile_url_is_parsed_as_the_client_parses_it(url: str, hosts: list[s
 
 
 def test_a_stale_tunnel_does_not_count_as_tls() -> None:
-    """urllib keeps the tunnel of a request when its URL is changed to http. Such a request is sent unencrypted."""
+    """A urllib request that has kept a tunnel after a change to http is not considered TLS."""
     request = urllib.request.Request("https://127.0.0.1/")
     request.set_proxy("127.0.0.1:9", "http")
     tunnelled = _parts_of_urllib_request(request)
@@ -337,7 +337,7 @@ def test_a_stale_tunnel_does_not_count_as_tls() -> None:
 
 
 def test_a_password_in_a_url_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """The log does not quote a URL that cannot be parsed, because the URL may contain a password."""
+    """A URL that cannot be parsed is not logged, because it might contain a password."""
     allow("http://127.0.0.1")
     caplog.set_level(logging.DEBUG)
     with use_token(TOKEN), pytest.raises(http.client.InvalidURL):
@@ -348,7 +348,7 @@ def test_a_password_in_a_url_is_not_logged(caplog: pytest.LogCaptureFixture) -> 
 
 
 def test_inject_without_a_destination_writes_no_token() -> None:
-    """Without a destination, `inject` writes only the fields of other propagators, for any carrier."""
+    """Without a destination, `inject` writes only the fields of other propagators."""
     allow("http://127.0.0.1")
     carrier: dict[str, str] = {}
     with use_token(TOKEN), TracerProvider().get_tracer("test").start_as_current_span("work"):
@@ -360,7 +360,7 @@ def test_inject_without_a_destination_writes_no_token() -> None:
 
 
 def test_a_task_queue_gets_no_token() -> None:
-    """Celery's instrumentation injects into the message, which carries the trace and no token."""
+    """A Celery message, into which instrumentation injects, carries the trace but no token."""
     app = celery.Celery(broker="memory://", set_as_current=False)
     app.conf.broker_connection_retry_on_startup = True
     instrumentor = CeleryInstrumentor()
@@ -381,7 +381,7 @@ def test_a_task_queue_gets_no_token() -> None:
 
 
 def test_inject_in_an_instrumentation_hook_writes_no_token() -> None:
-    """The application injects in request and response hooks of a relayed call. No carrier contains the token."""
+    """Calling `inject` in the request and response hooks of a relayed call writes no token."""
     carriers: list[dict[str, str]] = []
 
     def hook(*args: object) -> None:

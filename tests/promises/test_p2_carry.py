@@ -1,4 +1,4 @@
-"""P2, one request, one token: all work of the request has the token, and it ends with the request."""
+"""P2, one request, one token: all work of a request has the request's token, which ends with the request."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ pytestmark = pytest.mark.usefixtures("settings")
 
 @pytest.fixture(scope="module", autouse=True)
 def workers(echo):
-    """Stop the workers while the server still runs."""
+    """Stop the workers while the server is still running."""
     yield
     stop_workers()
 
 
 def together(way: Way, tokens, settings, echo):
-    """Serve several requests at the same time, release all work, and return the token that each work sent."""
+    """Serve several requests at the same time, start their work, and return the token that each work sent."""
     works = [Work(echo) for _ in tokens]
     started = [threading.Event() for _ in tokens]
 
@@ -58,7 +58,7 @@ def together(way: Way, tokens, settings, echo):
 
 
 def after(way: Way, token, settings, echo, take=carry):
-    """Wait for the end of the request, release its work, and return the token that the work sent."""
+    """Wait for the end of the request, start its work, and return the token that the work sent."""
     work = Work(echo)
     Request(token, settings, lambda: way.start(work, take)).wait_for_response()
     work.gate.set()
@@ -66,7 +66,7 @@ def after(way: Way, token, settings, echo, take=carry):
 
 
 def together_async(way: Way, backend, tokens, settings, echo):
-    """Do the same as `together` in one event loop."""
+    """Do the same as `together`, but in one event loop."""
     works = [Work(echo) for _ in tokens]
     started = [threading.Event() for _ in tokens]
 
@@ -93,7 +93,7 @@ def together_async(way: Way, backend, tokens, settings, echo):
 
 
 def after_async(way: Way, backend, token, settings, echo, take=carry):
-    """Do the same as `after` in one event loop."""
+    """Do the same as `after`, but in one event loop."""
     work = Work(echo)
 
     async def main():
@@ -105,7 +105,7 @@ def after_async(way: Way, backend, token, settings, echo, take=carry):
     return anyio.run(main, backend=backend)
 
 
-# One row for each way, and for each event loop of an asynchronous way.
+# The table has one row for each synchronous way, and one for each event loop of each asynchronous way.
 ROWS = [pytest.param(way, None, id=way.name) for way in SYNC_WAYS] + [
     pytest.param(way, backend, id=f"{way.name}-{backend}") for way in ASYNC_WAYS for backend in way.backends
 ]
@@ -123,13 +123,13 @@ def send_after(way, backend, *arguments, **options):
 
 @every_way
 def test_work_has_its_requests_token(way, backend, settings, echo):
-    """The request starts the work and waits for it."""
+    """Work that the request waits for has the request's token."""
     assert send_together(way, backend, [ALICE], settings, echo) == [ALICE]
 
 
 @every_way
 def test_work_never_has_another_users_token(way, backend, settings, echo):
-    """Several users' requests run at the same time on the same threads. Each work sends its own token."""
+    """Work that runs on the same threads for several requests sends only its own request's token."""
     tokens = [ALICE, BOB, ALICE]
 
     assert send_together(way, backend, tokens, settings, echo) == tokens
@@ -137,19 +137,19 @@ def test_work_never_has_another_users_token(way, backend, settings, echo):
 
 @every_way
 def test_anonymous_requests_stay_anonymous(way, backend, settings, echo):
-    """An anonymous request can run between requests with a token, or after them."""
+    """An anonymous request sends no token, even between or after requests with a token."""
     assert send_together(way, backend, [ALICE, None, BOB], settings, echo) == [ALICE, NOTHING, BOB]
     assert send_together(way, backend, [None], settings, echo) == [NOTHING]
 
 
 def briefly(work):
-    """Carry work for zero seconds."""
+    """Carry *work* for zero seconds."""
     return carry(work, seconds=0)
 
 
 @every_way
 def test_no_token_after_the_lease(way, backend, settings, echo):
-    """The lease ends with the response, or after the seconds for which the work was carried."""
+    """Work sends no token after the lease has ended or the carried time is over."""
     assert send_after(way, backend, ALICE, settings, echo, take=briefly) == NOTHING
 
 
@@ -163,7 +163,7 @@ def test_the_lease_prevents_it(way, backend, settings, echo, monkeypatch):
 
 @pytest.mark.parametrize(("way", "backend"), [row for row in ROWS if row.values[0].is_carried])
 def test_carried_work_outlives_the_request(way, backend, settings, echo):
-    """It has the token for the given seconds, or for `…_MAX_AGE` by default."""
+    """Carried work has the token for the given number of seconds, or for `…_MAX_AGE` by default."""
 
     def take(work):
         return carry(work, seconds=PATIENCE)
@@ -175,7 +175,7 @@ def test_carried_work_outlives_the_request(way, backend, settings, echo):
 
 @every_way
 def test_linger_extends_the_lease_of_work_that_outlives_its_request(way, backend, echo):
-    """Within the lingering time, the work still has the token."""
+    """Work that runs within the lingering time after the response still has the token."""
     lingering = Settings(destinations=(echo,), linger=PATIENCE)
     install(lingering)
 

@@ -1,7 +1,7 @@
-"""P2: what `extract` binds inside a server boundary, for a carrier other than the request itself.
+"""P2: inside a server boundary, `extract` handles carriers other than the request itself.
 
-Work that the request runs in place keeps the caller's token, regardless of what its instrumentation extracts. Work
-that the request merely starts, and that handles other messages, has the token of each message, or none.
+Work that the request runs in place keeps the caller's token, regardless of what its instrumentation extracts. Work that
+the request only starts, and that handles other messages, has each message's token, or none.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def seen() -> str | None:
 
 
 def handle(carrier: dict[str, str]) -> str | None:
-    """Do what instrumentation of a consumer does with each message, and return the token that the handler has."""
+    """Extract a message's context, as a consumer's instrumentation does, and return the token that the handler has."""
     attached = otel_context.attach(propagate.extract(carrier))
     try:
         return seen()
@@ -46,7 +46,7 @@ def handle(carrier: dict[str, str]) -> str | None:
 
 
 def serve(work: Callable[[], Awaitable[None]]) -> None:
-    """Serve a request of alice's that does some work."""
+    """Serve a request from Alice that runs *work*."""
 
     async def endpoint(request: object) -> PlainTextResponse:
         await work()
@@ -63,7 +63,7 @@ def installed() -> None:
 
 @pytest.fixture
 def celery() -> Iterator[Celery]:
-    """An instrumented application on Celery's in-memory broker."""
+    """Return an instrumented application on Celery's in-memory broker."""
 
     def leave_logging_alone(**_: object) -> None: ...
 
@@ -80,7 +80,7 @@ def celery() -> Iterator[Celery]:
 
 @pytest.mark.parametrize(("carrier", "expected"), [(NOTHING, ALICE), (OF_BOB, BOB)], ids=["no token", "its own token"])
 def test_work_in_place_keeps_the_callers_token_unless_it_brings_its_own(carrier: dict[str, str], expected: str) -> None:
-    """In the task that serves the request."""
+    """Work in the request's own task has the caller's token, unless its message has a different token."""
     found: list[str | None] = []
 
     async def work() -> None:
@@ -91,7 +91,7 @@ def test_work_in_place_keeps_the_callers_token_unless_it_brings_its_own(carrier:
 
 
 def test_credentials_that_are_invalid_hide_the_callers_token() -> None:
-    """A message that claims to have a token, and has none, is not served with another's."""
+    """A message with invalid credentials does not get the caller's token."""
     found: list[str | None] = []
 
     async def work() -> None:
@@ -102,7 +102,7 @@ def test_credentials_that_are_invalid_hide_the_callers_token() -> None:
 
 
 def test_a_celery_task_that_runs_in_place_has_the_callers_token(celery: Celery) -> None:
-    """Its instrumentation extracts from the task's own headers, which contain the trace only."""
+    """A Celery task that runs in place has the caller's token, although its own headers contain only the trace."""
     found: list[str | None] = []
 
     @celery.task
@@ -117,7 +117,7 @@ def test_a_celery_task_that_runs_in_place_has_the_callers_token(celery: Celery) 
 
 
 def test_a_celery_worker_that_a_request_starts_has_no_token(celery: Celery) -> None:
-    """The worker's thread has the request's context, and serves the tasks of all callers."""
+    """A Celery worker that a request starts has no token, because the worker runs the tasks of all callers."""
     found: list[str | None] = []
 
     @celery.task(name="in-a-worker")
@@ -137,7 +137,7 @@ def test_a_celery_worker_that_a_request_starts_has_no_token(celery: Celery) -> N
 def test_a_consumer_task_that_a_request_starts_has_each_messages_token(
     carrier: dict[str, str], expected: str | None
 ) -> None:
-    """An asyncio task copies the context of the request that starts it, and the request has not ended."""
+    """A consumer task that a running request starts has each message's token, or none."""
     found: list[str | None] = []
 
     async def consume() -> None:
@@ -155,7 +155,7 @@ def test_a_consumer_task_that_a_request_starts_has_each_messages_token(
 def test_a_consumer_thread_that_a_request_starts_has_each_messages_token(
     carrier: dict[str, str], expected: str | None
 ) -> None:
-    """Even if the thread runs in the request's context."""
+    """A consumer thread has each message's token, or none, even if the thread runs in the request's context."""
     found: queue.SimpleQueue[str | None] = queue.SimpleQueue()
 
     async def work() -> None:
@@ -169,7 +169,7 @@ def test_a_consumer_thread_that_a_request_starts_has_each_messages_token(
 
 
 def test_an_event_loop_callback_has_no_token_of_its_own() -> None:
-    """A client library's callback has the context of the request that opened the connection, and runs in no task."""
+    """An event loop callback has no token, although it runs in the request's context."""
     found: list[str | None] = []
 
     async def work() -> None:
@@ -187,7 +187,7 @@ def test_an_event_loop_callback_has_no_token_of_its_own() -> None:
 
 
 def test_a_warm_serverless_handler_has_each_events_token() -> None:
-    """Without a boundary, the process, its thread and its imports are those of the last event."""
+    """A serverless handler that is reused without a boundary has each event's token, or none."""
     assert [handle(OF_BOB), handle(NOTHING), handle({"Authorization": f"Bearer {ALICE}"}), handle(NOTHING)] == [
         BOB,
         None,
@@ -197,7 +197,7 @@ def test_a_warm_serverless_handler_has_each_events_token() -> None:
 
 
 def test_after_the_request_nothing_is_kept() -> None:
-    """The response is complete; the context that the request left behind is still there."""
+    """A context that is kept after the request has ended contains no token."""
     kept: list[contextvars.Context] = []
 
     async def work() -> None:

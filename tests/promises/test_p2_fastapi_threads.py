@@ -1,4 +1,4 @@
-"""P2 in FastAPI: synchronous endpoints and background work run in worker threads."""
+"""P2 in FastAPI: synchronous endpoints and background work, which run in worker threads, send the caller's token."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NOTHING = "nothing"
 
 
 class Background:
-    """The tokens that background work has sent for each user, and the work that outlives its request."""
+    """A record of the tokens that background work has sent for each user, and the work that outlives its request."""
 
     def __init__(self):
         self.seen = defaultdict(list)
@@ -39,7 +39,7 @@ class Background:
 
 
 def build(echo, background):
-    """Build an application that uses synchronous functions in every place that accepts them."""
+    """Return an application that uses a synchronous function wherever FastAPI accepts one."""
     app = FastAPI()
 
     def dependency():
@@ -83,7 +83,7 @@ def build(echo, background):
 
 @pytest.fixture(params=["plain", "instrumented"])
 def service(request, echo):
-    """A server that runs the application, and the record of its background work."""
+    """Run the application on a server, and yield its URL and the record of its background work."""
     install(Settings(destinations=[echo]))
     background = Background()
     app = build(echo, background)
@@ -100,7 +100,7 @@ USERS = {"alice": ALICE, "bob": BOB, "anonymous": None}
 
 
 def ask_all(url, path):
-    """Send several concurrent requests of all users, and return all responses."""
+    """Send several concurrent requests for each user, and return the responses."""
     responses = defaultdict(list)
 
     def ask(user, token):
@@ -118,7 +118,7 @@ def ask_all(url, path):
 
 
 def test_a_synchronous_endpoint_sends_its_callers_token(service):
-    """So does a synchronous dependency. The framework runs each in a worker thread."""
+    """A synchronous endpoint and its dependency, which run in worker threads, send their caller's token."""
     url, _ = service
 
     responses = ask_all(url, "/endpoint")
@@ -128,7 +128,7 @@ def test_a_synchronous_endpoint_sends_its_callers_token(service):
 
 @pytest.mark.parametrize("path", ["/later", "/async-later"])
 def test_background_tasks_send_their_callers_token(service, path):
-    """They run before the application returns, so the request has not ended."""
+    """A background task sends its caller's token, because it runs before the request ends."""
     url, background = service
 
     ask_all(url, path)
@@ -138,7 +138,7 @@ def test_background_tasks_send_their_callers_token(service, path):
 
 
 def leave_behind(service, path):
-    """Send Alice's request, which starts a thread that outlives it. Return the thread's work and its context."""
+    """Send Alice's request, and return the work and the context of a thread that outlives the request."""
     url, background = service
     httpx.get(f"{url}{path}", headers={"Authorization": f"Bearer {ALICE}"}, timeout=PATIENCE)
     deadline = time.monotonic() + PATIENCE
@@ -149,7 +149,7 @@ def leave_behind(service, path):
 
 @pytest.mark.parametrize("path", ["/leave", "/leave-later"])
 def test_work_that_outlives_the_request_sends_no_token(service, path):
-    """The lease ends when the application has returned."""
+    """Work that outlives its request sends no token, because the lease has ended."""
     work, context = leave_behind(service, path)
     deadline = time.monotonic() + PATIENCE
     while context.run(current_token) is not None and time.monotonic() < deadline:

@@ -1,4 +1,4 @@
-"""P2 for clients: a reused or shared request carries the token of the code that sends it."""
+"""P2 for clients: a reused or shared request carries the sender's token."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ FIRST, SECOND = "p2-sample-token-1", "p2-sample-token-2"
 
 @every_client
 def test_a_reused_request_carries_the_senders_token(client: Client) -> None:
-    """Two users and an anonymous caller send the same request object. It carries the sender's token or none."""
+    """A request object that several users and an anonymous caller send carries each sender's token, or none."""
     with client.party() as one:
         install(Settings(destinations=[one.url]))
-        # The token of the code that opens the session does not matter.
+        # The token that is bound when the session is opened does not matter.
         with use_token(SECOND), client.reusing(one.url) as send:
             for user in (FIRST, SECOND, None, FIRST):
                 with use_token(user):
@@ -40,7 +40,7 @@ def test_a_reused_request_carries_the_senders_token(client: Client) -> None:
 
 @every_sync_client
 def test_a_request_shared_by_threads_carries_each_threads_token(client: Client) -> None:
-    """Three threads, one of them anonymous, send one request object at the same time. No tokens are mixed up."""
+    """A request object that several threads send at the same time carries each thread's token, or none."""
     users = [FIRST, SECOND, None]
     seen: dict[str | None, set[bytes]] = {user: set() for user in users}
     barrier = threading.Barrier(len(users))
@@ -65,7 +65,7 @@ def test_a_request_shared_by_threads_carries_each_threads_token(client: Client) 
 
 @every_async_client
 def test_a_session_shared_by_tasks_carries_each_tasks_token(client: Client) -> None:
-    """Tasks of two users and an anonymous task share a session. Each response contains its own task's token."""
+    """A session that several tasks share sends each task's own token, or none."""
     assert client.opening is not None
     opening = client.opening
 
@@ -88,7 +88,7 @@ def test_a_session_shared_by_tasks_carries_each_tasks_token(client: Client) -> N
 
 @every_client
 def test_a_context_kept_after_the_lease_relays_nothing(client: Client) -> None:
-    """Work that keeps the context after the request has ended sends no token."""
+    """Work in a context that is kept after the request has ended sends no token."""
     with client.party() as one:
         install(Settings(destinations=[one.url]))
         with use_token(FIRST):
@@ -100,7 +100,7 @@ def test_a_context_kept_after_the_lease_relays_nothing(client: Client) -> None:
 
 @every_client
 def test_carried_work_relays_after_the_lease(client: Client) -> None:
-    """Work that was carried explicitly still has the token."""
+    """Work that is carried explicitly still sends the token after the request has ended."""
     with client.party() as one:
         install(Settings(destinations=[one.url]))
         with use_token(FIRST):
@@ -133,7 +133,7 @@ with use_token(sys.argv[2]):
 
 
 def test_a_forked_child_relays_nothing() -> None:
-    """A forked child inherits the context but relays no token with any client. Its parent relays it."""
+    """A forked child inherits the context but relays no token with any client."""
     with each_party() as parties:
         urls = json.dumps({protocol: one.url for protocol, one in parties.items()})
         ran = subprocess.run(

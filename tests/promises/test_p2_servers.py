@@ -1,4 +1,4 @@
-"""P2 on real servers: a request is served with its own token or none, and the token ends with the request."""
+"""P2 on real servers: a request has its own token, or none, until the request ends."""
 
 import base64
 import contextlib
@@ -32,7 +32,7 @@ A, B, C = "token-of-a", "token-of-b", "token-of-c"
 
 @pytest.fixture(autouse=True)
 def clean():
-    """Start with nothing installed and no kept contexts, and restore this state after the test."""
+    """Start without an installation and without kept contexts, and restore this state after the test."""
     textmap = propagate.get_global_textmap()
     apps.kept.clear()
     apps.noted.clear()
@@ -42,7 +42,7 @@ def clean():
 
 
 def each(servers):
-    """Run a test for each of these rows."""
+    """Return a decorator that runs a test with each of the servers."""
     return pytest.mark.parametrize("server", servers, ids=lambda server: server.name)
 
 
@@ -51,7 +51,7 @@ ROWS = {server.name: server for server in SERVERS}
 
 @each(SERVERS)
 def test_a_request_has_its_own_token_until_it_ends(server):
-    """Handler, stream and failure see the caller's token or none. Contexts kept after the request see none."""
+    """A request has its own token in the handler, the stream, and a failure, and kept contexts have no token."""
     with served(server) as one:
         with one.connection() as connection:
             for _ in range(2):
@@ -70,9 +70,9 @@ def test_a_request_has_its_own_token_until_it_ends(server):
 
 @each([server for server in ONE_FOR_EACH_SERVER if server.needs_install and server.is_here])
 def test_no_token_is_bound_without_install(server, monkeypatch):
-    """The boundary is installed by a hook and removed with it."""
+    """Uninstalling removes the hook that installs the boundary, so no token is bound."""
     for module in filter(None, map(sys.modules.get, ("grpc", "grpc.aio"))):
-        # When instrumentation is removed after the hook, it restores the function that it had found: the hooked one.
+        # If instrumentation is removed after the hook, the instrumentation restores the hooked function.
         monkeypatch.setattr(module, "server", module.server)
     with served(server) as one:
         assert one.get("/token", A).text == A
@@ -96,20 +96,20 @@ BAD_HEADERS = {
 
 @each(ONE_FOR_EACH_SERVER)
 def test_anything_but_one_bearer_token_binds_no_token(server):
-    """Neither an invalid header nor the previous request on the connection leaves a token."""
+    """A request with an invalid header gets no token, not even the previous request's token."""
     with served(server) as one:
         for case, headers in BAD_HEADERS.items():
             assert one.get("/token", C).text == C, case
             response = one.get("/token", headers=headers)
 
-            # A server may reject the request before the application sees it, and gRPC may not send it.
+            # A server might reject the request before the application receives it, and gRPC might not send it.
             assert response.text == NONE or response.status in (400, 431), case
         assert one.get("/token", headers=[("AUTHORIZATION", f"bearer   {A} ")]).text == A
 
 
 @each(ONE_FOR_EACH_SERVER)
 def test_the_first_present_source_header_decides(server):
-    """An invalid header hides the source headers after it."""
+    """An invalid source header prevents the use of later source headers."""
     variable = {"OTEL_PYTHON_TOKEN_RELAY_SOURCE_HEADERS": "x-forwarded-access-token,authorization"}
     authorization = ("Authorization", f"Bearer {B}")
     with served(server, Settings.from_env(variable), **variable) as one:
@@ -120,7 +120,7 @@ def test_the_first_present_source_header_decides(server):
 
 @each([server for server in ONE_FOR_EACH_SERVER if server.can_be_abandoned])
 def test_the_lease_ends_when_the_client_disconnects(server):
-    """A client that disconnects during a stream leaves no token behind."""
+    """If a client disconnects during a stream, the lease ends."""
     with served(server) as one:
         assert A in one.abandon("/slow", A)
         before = one.get("/keep", B)
@@ -157,7 +157,7 @@ def _wait_for_ended(one):
     ]
 )
 def test_the_lease_ends_for_every_status_and_method(server, method):
-    """A response without a body and a 404 response end the lease too."""
+    """The lease ends for every status and method, including a 404 response and a response without a body."""
     with served(server) as one:
         assert one.get("/nowhere", A, method=method).status == 404
 
@@ -166,7 +166,7 @@ def test_the_lease_ends_for_every_status_and_method(server, method):
 
 @each([server for server in SERVERS if server.has_sockets])
 def test_a_websocket_has_the_token_of_its_handshake(server):
-    """The token is usable during the whole conversation, and the lease ends with it."""
+    """A WebSocket's token is usable during the entire conversation, after which the lease ends."""
     from websockets.sync.client import connect
 
     with served(server) as running:
@@ -191,7 +191,8 @@ def test_linger_lets_the_lease_outlive_the_response(server):
         assert json.loads(one.get("/kept", B).text) == [[A, "relayed"]]
 
 
-# On a default uvicorn, a token leaks into the next request. The first test shows it without the boundary.
+# With uvicorn's default settings, a token leaks into the next request. The first test reproduces this leak without the
+# boundary.
 
 
 def naive():
@@ -201,7 +202,7 @@ def naive():
 
 
 def watched(app, sightings):
-    """Wrap everything in a middleware that records the token it sees before the application runs."""
+    """Wrap an application in middleware that records the token that is bound before the application runs."""
 
     async def outer(scope, receive, send):
         sightings.append(apps.seen())
@@ -211,7 +212,7 @@ def watched(app, sightings):
 
 
 def kept_alive(port):
-    """Send A's large request, and after its response an anonymous one on the same connection."""
+    """Send A's large request and, after its response, an anonymous request on the same connection."""
     client = Client(port)
     first = client.call("/token", A, method="POST", body=b"x" * 500_000)
     second = client.call("/token")
@@ -220,7 +221,7 @@ def kept_alive(port):
 
 
 def pipelined(port):
-    """Send A's request, an anonymous one and C's request at once."""
+    """Send A's request, an anonymous request, and C's request without waiting for responses."""
     requests = [
         f"GET /token HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {A}\r\n\r\n",
         "GET /token HTTP/1.1\r\nHost: a\r\n\r\n",
@@ -232,7 +233,7 @@ def pipelined(port):
 
 
 def sized(app):
-    """Add a Content-Length to responses, for a reader that is not an HTTP client."""
+    """Add a Content-Length header to responses, because their reader is not an HTTP client."""
 
     async def outer(scope, receive, send):
         async def send_sized(message):
@@ -258,7 +259,7 @@ WAYS = [
 
 @pytest.mark.parametrize(("server", "send"), WAYS)
 def test_without_the_boundary_the_next_request_gets_the_previous_token(server, send):
-    """Without the boundary, the vulnerability exists: extraction alone binds A's token for other requests."""
+    """Without the boundary, extraction alone binds A's token for other requests."""
     naive()
     sightings = []
     app = watched(apps.contrib_asgi(), sightings)
@@ -274,7 +275,7 @@ def test_without_the_boundary_the_next_request_gets_the_previous_token(server, s
 @pytest.mark.parametrize(("server", "send"), WAYS)
 @pytest.mark.parametrize("name", ["plain-contrib", "plain-middleware", "fastapi", "starlette"])
 def test_with_the_boundary_each_request_has_its_own_token(server, send, name):
-    """The requests are the same. A middleware outside a boundary in code sees no token."""
+    """With the boundary, each request has its own token, or none."""
     if name != "plain-middleware":
         install(Settings())
     sightings = []

@@ -1,7 +1,7 @@
-"""P2, one request, one token: work that outlives its request or is shared has no user's token.
+"""P2, one request, one token: work that outlives its request, or that is shared, has no user's token.
 
-Every case runs twice: as it is, and with the one rule disabled that prevents the leak. Without the rule,
-the token would be sent, usually on behalf of another user.
+Each case runs twice: unchanged, and with the rule that prevents the leak disabled. Without the rule, the token is sent,
+usually on behalf of a different user.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ pytestmark = pytest.mark.usefixtures("settings")
 
 
 def request(token, settings, body):
-    """Serve one request in its own thread, and wait for its response."""
+    """Serve one request in a separate thread, and wait for its response."""
     Request(token, settings, body).wait_for_response()
 
 
 def worker_thread(echo, settings):
-    """Alice's request starts the worker, and Bob's request gives it a job."""
+    """Start a worker in Alice's request, and give it a job in Bob's request."""
     jobs = queue.Queue()
 
     def work():
@@ -64,7 +64,7 @@ def worker_thread(echo, settings):
 
 
 def asyncio_consumer(echo, settings):
-    """Alice's request starts the consumer task in an event loop, and Bob's request gives it a job."""
+    """Start a consumer task in Alice's request, and give it a job in Bob's request, in the same event loop."""
 
     async def main():
         jobs = asyncio.Queue()
@@ -85,7 +85,7 @@ def asyncio_consumer(echo, settings):
 
 
 def initializer(echo, settings):
-    """Alice's request submits an executor's first job and has not ended."""
+    """Submit an executor's first job, which runs the initializer, while Alice's request is still running."""
     seen = []
 
     def body():
@@ -97,7 +97,7 @@ def initializer(echo, settings):
 
 
 def done_callback(echo, settings):
-    """Bob's job runs on the worker that Alice's request started. Alice's request has not ended."""
+    """Run Bob's callback on the worker that Alice's request, which is still running, has started."""
     seen = []
 
     def bob(pool):
@@ -116,7 +116,7 @@ def done_callback(echo, settings):
 
 
 def scheduled_job(echo, settings):
-    """Alice's request starts the scheduler and is not over when bob's adds a job."""
+    """Start a scheduler in Alice's request, and add a job in Bob's request while Alice's is still running."""
     scheduler = BackgroundScheduler(timezone="UTC")
     job = Work(echo)
     job.gate.set()
@@ -133,12 +133,12 @@ def scheduled_job(echo, settings):
         request(ALICE, settings, alice)
         return seen[0]
     finally:
-        removed.wait(5)  # the scheduler removes a job after it has run it, and fails if it was shut down by then
+        removed.wait(5)  # the scheduler removes a job after running it, and fails if it has been shut down earlier
         scheduler.shutdown()
 
 
 def task_left_behind(echo, settings):
-    """The task goes on after the response has been sent."""
+    """Start a task that continues after the response has been sent."""
 
     async def main():
         tasks, response = [], asyncio.Event()
@@ -158,7 +158,7 @@ def task_left_behind(echo, settings):
 
 
 def stream_abandoned(echo, settings):
-    """The client disconnects during a response, and a thread of the request goes on."""
+    """Disconnect the client during a response while one of the request's threads continues."""
     job = Work(echo)
 
     async def main():
@@ -177,7 +177,7 @@ def stream_abandoned(echo, settings):
 
 
 def next_request_of_the_connection(echo, settings):
-    """Event loops start it in the context of the previous request."""
+    """Serve a connection's next request, which event loops start in the context of the previous request."""
 
     async def main():
         seen, contexts = [], []
@@ -194,7 +194,7 @@ def next_request_of_the_connection(echo, settings):
 
 
 def forked(way):
-    """Return a case that forks during Alice's request."""
+    """Return a function that forks during Alice's request."""
 
     def run(echo, settings, *unguarded):
         command = [sys.executable, forks.__file__, way, echo, *unguarded]
@@ -209,11 +209,11 @@ def forked(way):
 
 @dataclass(frozen=True)
 class Case:
-    """Work that outlives its request.
+    """A case of work that outlives its request.
 
     Attributes:
-        run: ``run(echo, settings)`` returns the token that the listed server received.
-        unguarded: Disables the rule that prevents the leak.
+        run: A function of ``echo`` and ``settings`` that returns the token that the listed server received.
+        unguarded: A function that disables the rule that prevents the leak.
     """
 
     run: Callable[..., str]
@@ -249,8 +249,8 @@ every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 
 @every_case
 def test_no_other_users_token_is_sent(case, echo, settings):
-    """The token of a request that has ended is not sent either."""
-    # The first token installs the thread hooks, so one is bound before the case runs.
+    """Work that outlives its request sends neither a different user's token nor its own request's token."""
+    # The first token installs the thread hooks, so the test binds a token before the case runs.
     request(BOB, settings, lambda: None)
 
     assert case.run(echo, settings) == NOTHING
@@ -258,7 +258,7 @@ def test_no_other_users_token_is_sent(case, echo, settings):
 
 @every_case
 def test_one_rule_prevents_it(case, echo, settings, monkeypatch):
-    """Without the rule, Alice's token would be sent."""
+    """Without the rule, Alice's token is sent."""
     request(BOB, settings, lambda: None)
     case.unguarded(monkeypatch)
 
@@ -270,14 +270,14 @@ FORKS = ("fork", "process", "process_pool")
 
 @pytest.mark.parametrize("way", FORKS)
 def test_a_forked_child_has_no_token(way, echo, settings):
-    """The child has a copy of the parent's memory but relays no token."""
+    """A forked child, which has a copy of its parent's memory, relays no token."""
     assert forked("here")(echo, settings) == ALICE
     assert forked(way)(echo, settings) == NOTHING
 
 
 @pytest.mark.parametrize("way", FORKS)
 def test_the_process_id_prevents_it(way, echo, settings):
-    """If tokens were usable in every process, the child would send this one."""
+    """If a token were usable in every process, the child would send it."""
     assert forked(way)(echo, settings, "unguarded") == ALICE
 
 
@@ -288,7 +288,7 @@ def jwt(**claims):
 
 
 def test_no_token_after_its_expiry(echo, settings):
-    """This includes work that the request waits for."""
+    """No token is sent after it has expired, even in work that the request waits for."""
     token = jwt(exp=time.time() + 0.2)
     seen = []
 
@@ -308,7 +308,7 @@ def test_no_token_after_its_expiry(echo, settings):
 
 @pytest.mark.parametrize(("max_age", "expected"), [(0.02, NOTHING), (PATIENCE, ALICE)], ids=["too old", "young enough"])
 def test_no_token_beyond_the_maximum_age(echo, max_age, expected):
-    """Without a boundary, the maximum age limits the token's use."""
+    """Without a boundary, the maximum age limits how long a token is used."""
     install(Settings(destinations=(echo,), max_age=max_age))
     work = Work(echo)
     attached = otel_context.attach(propagate.extract({"authorization": f"Bearer {ALICE}"}))

@@ -1,4 +1,4 @@
-"""P3: no span, log record or metric that leaves the process contains a token, whole, in parts or encoded."""
+"""P3: no exported span, log record, or metric contains a token, whether complete, in parts, or encoded."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from tests.redaction.pipeline import Pipeline, leaks, shown
 from tests.support.fixed_ids import FixedIds
 from tests.support.otlp_receiver import otlp_receiver
 
-# The part of a foreign JWT that must be masked: everything after the header, which is not secret.
+# Everything after a foreign JWT's header must be masked; the header is not secret.
 FOREIGN_SECRET = FOREIGN_JWT[FOREIGN_JWT.index(".") + 1 :]
 TOKENS: dict[str, tuple[str, str, dict[str, Encoding], bool]] = {
     "own-jwt": (OWN_JWT, OWN_JWT, OWN_FORMS, True),
@@ -145,11 +145,11 @@ TAKES_ANYTHING = {
     "log-body-nested",
     "log-attribute",
 }
-ONLY_PLAIN = {"trace-state", "link-state"}  # other forms are not valid in a trace state
+ONLY_PLAIN = {"trace-state", "link-state"}  # a trace state can contain only the plain form
 
 
 def run(position: str, kind: str, *, redaction: bool) -> tuple[int, int]:
-    """Put every form of a token in one position. Return how many forms leaked, and how many were tried."""
+    """Write every form of a token to a position, and return the number of leaked forms and of all forms."""
     token, secret, forms, is_own = TOKENS[kind]
     leaked = total = 0
     install(Settings(redaction=redaction))
@@ -159,7 +159,7 @@ def run(position: str, kind: str, *, redaction: bool) -> tuple[int, int]:
             continue
         if position in ONLY_PLAIN and name not in ("raw", "head-24", "upper"):
             continue
-        # Installing again for each form would take most of the time.
+        # Forget the tokens, because installing again for each form would be too slow.
         REMEMBERED.forget()
         pipeline = Pipeline()
         try:
@@ -178,7 +178,7 @@ def run(position: str, kind: str, *, redaction: bool) -> tuple[int, int]:
 @pytest.mark.parametrize("kind", TOKENS)
 @pytest.mark.parametrize("position", POSITIONS)
 def test_no_position_leaks_any_form(position, kind):
-    """No exporter receives a readable run of the token: simple or batch, added before or after the installation."""
+    """No exporter, regardless of its kind and registration time, receives a readable part of the token."""
     leaked, total = run(position, kind, redaction=True)
 
     assert total
@@ -187,7 +187,7 @@ def test_no_position_leaks_any_form(position, kind):
 
 @pytest.mark.parametrize(("position", "kind"), list(zip(POSITIONS, itertools.cycle(TOKENS), strict=False)))
 def test_without_redaction_the_search_finds_the_token(position, kind):
-    """This proves that the search above can find a leak."""
+    """Without redaction, the search finds the token in every position."""
     leaked, _ = run(position, kind, redaction=False)
 
     assert leaked
@@ -195,7 +195,7 @@ def test_without_redaction_the_search_finds_the_token(position, kind):
 
 @pytest.mark.parametrize("redaction", [True, False], ids=["on", "off"])
 def test_the_bytes_that_a_receiver_gets_contain_no_token(redaction):
-    """All records are exported over real OTLP/HTTP, and the received bytes are searched."""
+    """The bytes that a real OTLP/HTTP receiver gets contain no token."""
     with otlp_receiver() as receiver:
         resource = Resource({"service.name": "test", "process.command_args": ["--token", FOREIGN_JWT]})
         pipeline = Pipeline(resource)
@@ -264,7 +264,7 @@ def _without_times(text: str) -> str:
 
 
 def test_benign_telemetry_is_not_changed():
-    """IDs, times, numbers, counts, dropped counts, parent, kind, links and every text are the same."""
+    """Redaction changes no ID, time, number, count, parent, kind, link, or text of telemetry without a token."""
     exported = {}
     for redaction in (False, True):
         pipeline = Pipeline()
@@ -305,7 +305,7 @@ def test_benign_telemetry_is_not_changed():
 
 
 def test_concurrent_threads_with_many_tokens_leak_none():
-    """Each trace is cleaned with its own token while other requests start and end."""
+    """Each trace is redacted with its own token while concurrent requests start and end."""
     pipeline = Pipeline()
     install(Settings())
     tokens = [f"{OWN_OPAQUE[:-4]}{number:04}" for number in range(40)]
@@ -330,7 +330,7 @@ def test_concurrent_threads_with_many_tokens_leak_none():
 
 
 def test_if_cleaning_fails_the_record_is_wiped(monkeypatch):
-    """No unmasked value is exported, and the application sees no exception."""
+    """If redaction fails, no unmasked value is exported, and the application gets no exception."""
     pipeline = Pipeline()
     install(Settings())
 
@@ -358,7 +358,7 @@ def test_if_cleaning_fails_the_record_is_wiped(monkeypatch):
 
 
 def test_redact_keys_masks_configured_keys_in_every_signal():
-    """`…_REDACT_KEYS` applies to spans, log records and metrics."""
+    """`…_REDACT_KEYS` applies to spans, log records, and metrics."""
     pipeline = Pipeline()
     install(Settings(redact_keys=("x-api-key",)))
     try:

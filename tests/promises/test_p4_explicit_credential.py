@@ -1,4 +1,4 @@
-"""P4: a credential that the request already carries wins, regardless of how it was passed."""
+"""P4: a request's own credential takes precedence over the token, however the credential was passed."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class Form:
     """A way to pass a credential.
 
     Attributes:
-        send: Sends one request to a URL with the credential `OWN`.
-        is_challenged: Whether the credential is sent only after a 401.
+        send: A function that sends one request to a URL with the credential `OWN`.
+        is_challenged: Whether the credential is sent only after a 401 response.
         is_hidden: Whether the library writes the credential where no other code can read or remove it.
     """
 
@@ -55,7 +55,7 @@ class Form:
 
     @property
     def party(self) -> Callable[..., AbstractContextManager[Party]]:
-        """Return a context manager that runs a server for this form."""
+        """Return a context manager that runs a server for this way of passing a credential."""
         return PARTIES[self.protocol]
 
 
@@ -63,7 +63,7 @@ FORMS: list[Form] = []
 
 
 def form(name: str, **others: Any) -> Callable[[Send], Send]:
-    """Register a way to pass a credential."""
+    """Return a decorator that registers a way to pass a credential."""
 
     def add(send: Send) -> Send:
         FORMS.append(Form(name, send, **others))
@@ -73,7 +73,7 @@ def form(name: str, **others: Any) -> Callable[[Send], Send]:
 
 
 def each(forms: Sequence[Form]) -> pytest.MarkDecorator:
-    """Run a test for each of these forms."""
+    """Return a decorator that runs a test with each way of passing a credential."""
     return pytest.mark.parametrize("form", forms, ids=lambda form: form.name)
 
 
@@ -241,7 +241,7 @@ form("aiohttp auth=")(lambda url: _aiohttp_get(url, auth=aiohttp.BasicAuth("u", 
 form("aiohttp session auth")(lambda url: _aiohttp_get(url, make={"auth": aiohttp.BasicAuth("u", "p")}))
 form("aiohttp userinfo")(lambda url: _aiohttp_get(with_userinfo(url)))
 form("aiohttp netrc")(lambda url: _aiohttp_get(url, make={"trust_env": True}))
-if hasattr(aiohttp, "ClientHandlerType"):  # aiohttp 3.12
+if hasattr(aiohttp, "ClientHandlerType"):  # aiohttp 3.12 and later
     form("aiohttp middleware")(lambda url: _aiohttp_get(url, make={"middlewares": (_own_middleware,)}))
 
 
@@ -316,19 +316,19 @@ _add_grpc_forms("grpc-aio", _grpc_aio_get, _AddsMetadataAio())
 
 @pytest.fixture
 def netrc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Write a netrc file with a password for loopback."""
+    """Write a netrc file that contains a password for loopback."""
     path = tmp_path / "netrc"
     path.write_text("machine 127.0.0.1 login u password p\n")
     path.chmod(0o600)
     monkeypatch.setenv("NETRC", str(path))
 
 
-# aiohttp's auth= is deprecated, but must be respected until it is removed.
+# aiohttp's auth= parameter is deprecated, but it must be respected until it is removed.
 every_form = pytest.mark.filterwarnings("ignore:(BasicAuth|The 'auth' parameter) is deprecated")
 
 
 def both_schemes(url: str) -> list[str]:
-    """List the server with both schemes: a gRPC channel with unknown credentials may use TLS."""
+    """Return the URL with both schemes, because a gRPC channel with unknown credentials might use TLS."""
     return [url, url.replace("http:", "https:")]
 
 
@@ -347,7 +347,7 @@ def test_an_explicit_credential_wins(form: Form, one: Party) -> None:
         form.send(one.url)
 
     assert one.lines()[-1] == [OWN]
-    # The first attempt carries no credential yet, so it carries the token.
+    # The first attempt has no credential yet, so it carries the token.
     assert one.lines()[:-1] == ([[f"Bearer {TOKEN}"]] if form.is_challenged else [])
 
 
@@ -355,9 +355,9 @@ def test_an_explicit_credential_wins(form: Form, one: Party) -> None:
 @pytest.mark.usefixtures("netrc")
 @each([form for form in FORMS if not form.is_challenged])
 def test_replace_sends_the_token_alone(form: Form, one: Party) -> None:
-    """With ON_CONFLICT=replace, only the token is sent. Without a token, the application's credential is sent.
+    """With ON_CONFLICT=replace, the token is sent alone; without a token, the application's credential is sent.
 
-    If the credential cannot be removed, it is sent alone, never together with the token.
+    A credential that cannot be removed is sent alone, never together with the token.
     """
     install(Settings(destinations=both_schemes(one.url), on_conflict="replace"))
     with use_token(TOKEN):
@@ -375,7 +375,7 @@ def test_replace_sends_the_token_alone(form: Form, one: Party) -> None:
     ]
 )
 def test_replace_does_not_affect_other_destinations(form: Form, one: Party) -> None:
-    """If the token is not relayed, the application's credential is not removed."""
+    """If the token is not relayed, the application's credential is kept."""
     install(Settings(destinations=["http://elsewhere.example"], on_conflict="replace"))
     with use_token(TOKEN):
         form.send(one.url)
@@ -399,13 +399,13 @@ DIGESTS: dict[str, Send] = {
         urllib.request.HTTPDigestAuthHandler(_password(url, urllib.request.HTTPPasswordMgrWithDefaultRealm()).passwd),
     ),
 }
-if hasattr(aiohttp, "DigestAuthMiddleware"):  # aiohttp 3.12
+if hasattr(aiohttp, "DigestAuthMiddleware"):  # aiohttp 3.12 and later
     DIGESTS["aiohttp"] = _digest_aiohttp
 
 
 @pytest.mark.parametrize("send", DIGESTS.values(), ids=DIGESTS)
 def test_a_digest_response_is_not_replaced(send: Send, one: Party) -> None:
-    """The response to a Digest challenge is not replaced by the token. No request has two lines."""
+    """The token does not replace the response to a Digest challenge, and no request has two Authorization lines."""
     install(Settings(destinations=[one.url]))
     one.answers.append(DIGEST)
     with use_token(TOKEN):
@@ -416,7 +416,7 @@ def test_a_digest_response_is_not_replaced(send: Send, one: Party) -> None:
 
 
 def test_two_explicit_lines_are_not_changed(one: Party) -> None:
-    """A request that already has two Authorization lines is sent as the application built it."""
+    """A request that already has two Authorization lines is sent unchanged."""
     install(Settings(destinations=[one.url]))
     with use_token(TOKEN):
         httpx.get(
@@ -428,7 +428,7 @@ def test_two_explicit_lines_are_not_changed(one: Party) -> None:
 
 @every_client
 def test_a_custom_header_conflicts_only_with_itself(client: Client, one: Party) -> None:
-    """With a custom header, an explicit header of that name wins, and Authorization is not a conflict."""
+    """With a custom header, only an explicit header of the same name takes precedence over the token."""
     install(Settings(destinations=[one.url], header="Txn-Token"))
     with use_token(TOKEN):
         client.call(one.url, headers={"TXN-token": "own"})
@@ -529,7 +529,7 @@ OBJECTS = {
 @rows([client for client in CLIENTS if client.name in OBJECTS])
 @pytest.mark.parametrize("on_conflict", ["keep", "replace"])
 def test_the_callers_objects_are_not_modified(client: Client, on_conflict: Any, one: Party) -> None:
-    """The caller's request, session and headers are the same before and after the call."""
+    """A call does not modify the caller's request, session, or headers."""
     install(Settings(destinations=[one.url], on_conflict=on_conflict))
     held, send = OBJECTS[client.name](one.url)
     before = copy.deepcopy([dict(headers) for headers in held])
@@ -541,7 +541,7 @@ def test_the_callers_objects_are_not_modified(client: Client, on_conflict: Any, 
     assert after == before
 
 
-# urllib itself adds these to the caller's request.
+# urllib itself adds these headers to the caller's request.
 ADDED_BY_URLLIB = {"Content-type", "Content-length"}
 
 
@@ -550,7 +550,7 @@ BODY = [b"first " * 3000, b"", b"\x00\xff middle", b"last " * 3000]
 
 @every_client
 def test_a_streamed_body_is_complete(client: Client, one: Party) -> None:
-    """A generator is read once. The server receives the complete body, and the token."""
+    """A streamed body is read once, and the server receives the complete body and the token."""
     install(Settings(destinations=[one.url]))
     body = [chunk for chunk in BODY if chunk]
     with use_token(TOKEN):
@@ -586,7 +586,7 @@ def _aiohttp_post(url: str) -> None:
 
 @pytest.mark.parametrize("send", MULTIPARTS.values(), ids=MULTIPARTS)
 def test_a_multipart_body_is_complete(send: Send, one: Party) -> None:
-    """The server receives the complete uploaded file, and the token."""
+    """The server receives the complete uploaded file and the token."""
     install(Settings(destinations=[one.url]))
     with use_token(TOKEN):
         send(one.url)

@@ -1,4 +1,4 @@
-"""P4: a signed URL is a credential. Object stores reject a request that has a second one."""
+"""P4: a signed URL is a credential, and object stores reject a request with a second credential."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ KEY = b"secret-key-of-the-store"
 
 
 class Store(BaseHTTPRequestHandler):
-    """Accepts either a signature in the query or an Authorization header, and rejects both together, as S3 does."""
+    """A server that accepts either a signature in the query or an Authorization header, but not both, as S3 does."""
 
     protocol_version = "HTTP/1.1"
     paths: list[str]
@@ -47,7 +47,7 @@ class Store(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def store() -> Iterator[tuple[str, list[str]]]:
-    """The store's URL, and the paths requested there."""
+    """Run an object store, and return its URL and the list of requested paths."""
     paths: list[str] = []
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("BoundStore", (Store,), {"paths": paths}))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
@@ -117,7 +117,7 @@ HTTP_CLIENTS = [client for client in CLIENTS if client.protocol == "http"]
 @pytest.mark.parametrize("on_conflict", ["keep", "replace"])
 @rows(HTTP_CLIENTS)
 def test_a_signed_url_succeeds_under_a_wildcard(client: Client, on_conflict: Any, store: tuple[str, list[str]]) -> None:
-    """Every client sends every kind of signed URL unchanged and without the token, and other URLs with it."""
+    """Every client sends every kind of signed URL unchanged and without the token, and other URLs with the token."""
     url, paths = store
     install(Settings(destinations=("http://127.0.0.1:*",), on_conflict=on_conflict))
 
@@ -134,7 +134,7 @@ def test_a_signed_url_succeeds_under_a_wildcard(client: Client, on_conflict: Any
 
 
 def test_each_hop_of_a_redirect_is_decided_by_its_own_url(store: tuple[str, list[str]]) -> None:
-    """An API that requires the token redirects to an object store that rejects it."""
+    """After a redirect from an API that requires the token, the object store gets no token."""
     url, _ = store
     with party() as api:
         install(Settings(destinations=("http://127.0.0.1:*",)))
@@ -147,7 +147,7 @@ def test_each_hop_of_a_redirect_is_decided_by_its_own_url(store: tuple[str, list
 
 
 def test_a_presigned_upload_of_the_sdks_user_succeeds(store: tuple[str, list[str]]) -> None:
-    """A body is sent with a signed URL as without this package."""
+    """An upload to a signed URL succeeds, because the request is sent just as without this package."""
     install(Settings(destinations=("http://127.0.0.1:*",)))
 
     with use_token(TOKEN):
@@ -156,7 +156,7 @@ def test_a_presigned_upload_of_the_sdks_user_succeeds(store: tuple[str, list[str
 
 @pytest.mark.parametrize("on_conflict", ["keep", "replace"])
 def test_inject_for_a_signed_url_writes_nothing(on_conflict: Any) -> None:
-    """`to_destination` reads the query, too."""
+    """For a signed URL, which `to_destination` recognizes by its query, `inject` writes nothing."""
     propagator = TokenRelayPropagator(Settings(destinations=("https://store",), on_conflict=on_conflict))
     signed: dict[str, str] = {}
     plain: dict[str, str] = {}

@@ -42,7 +42,7 @@ TELEMETRY_SETTINGS = ["sampled", "always_off", "OTEL_SDK_DISABLED", "excluded"]
 def test_a_telemetry_setting_does_not_change_what_is_relayed(
     client: Client, setting: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With and without spans, hops to a listed and to an unlisted origin are decided in the same way."""
+    """Decisions for listed and unlisted origins are the same with and without spans."""
     if setting == "OTEL_SDK_DISABLED":
         monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
     options = {}
@@ -76,7 +76,7 @@ def test_a_telemetry_setting_does_not_change_what_is_relayed(
 def test_a_telemetry_setting_does_not_change_the_token_of_a_request(
     server: Server, setting: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With and without spans, the handler sees its own caller's token and no other."""
+    """The handler has only its own caller's token, with and without spans."""
     if setting == "OTEL_SDK_DISABLED":
         monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
     if setting == "excluded":
@@ -96,7 +96,7 @@ def test_a_telemetry_setting_does_not_change_the_token_of_a_request(
 
 @every_client
 def test_suppressed_http_spans_do_not_affect_the_relay(client: Client) -> None:
-    """Instrumentation sets `suppress_http_instrumentation` during the application's own call."""
+    """The token is relayed while `suppress_http_instrumentation` is set, as it is during instrumented calls."""
     with client.party() as one:
         install(Settings(destinations=[one.url]))
         with use_token(TOKEN), suppress_http_instrumentation():
@@ -107,7 +107,7 @@ def test_suppressed_http_spans_do_not_affect_the_relay(client: Client) -> None:
 
 @every_client
 def test_suppressed_instrumentation_relays_no_token(client: Client) -> None:
-    """Exporters set `suppress_instrumentation` during their own requests, which must not carry the token."""
+    """No token is relayed while `suppress_instrumentation` is set, as it is during an exporter's requests."""
     with client.party() as one:
         install(Settings(destinations=[one.url]))
         with use_token(TOKEN), suppress_instrumentation():
@@ -151,7 +151,7 @@ LAUNCHER = [*INSTRUMENT, sys.executable]
     ],
 )
 def test_a_process_configured_by_the_environment_relays(command: list[str], setting: dict[str, str]) -> None:
-    """The variables alone switch the relay on for every client, with or without an SDK."""
+    """The environment variables alone enable the relay for every client, with and without an SDK."""
     with each_party() as listed, each_party() as outsider:
         environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("OTEL_")},
@@ -162,7 +162,7 @@ def test_a_process_configured_by_the_environment_relays(command: list[str], sett
             "OTEL_METRICS_EXPORTER": "none",
             "OTEL_LOGS_EXPORTER": "none",
             "OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_CLIENT_REQUEST": ".*",
-            # Other tests cover the instrumentation of servers, which starts slowly.
+            # Other tests cover server instrumentation, which is slow to start.
             "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "asgi,celery,django,falcon,fastapi,flask,starlette,wsgi",
             **setting,
         }

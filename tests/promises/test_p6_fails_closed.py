@@ -1,4 +1,4 @@
-"""P6: a mistake relays no token and is reported, and the application keeps running."""
+"""P6: a mistake is reported and relays no token, and the application continues to run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LINE = [f"Bearer {TOKEN}"]
 
 @pytest.fixture
 def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    """The log of the package, at level DEBUG and above."""
+    """Capture the package's log at debug level and above."""
     caplog.set_level(logging.DEBUG, "otel_token_relay")
     return caplog
 
@@ -49,7 +49,7 @@ def errors(log: pytest.LogCaptureFixture) -> list[str]:
 def test_an_invalid_entry_is_skipped_and_reported(
     bad: str, one: Party, log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One error names the entry, and the other entry works."""
+    """One error identifies the invalid entry, and the other entry still works."""
     monkeypatch.setenv("OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS", f"{bad},{one.url}")
     install()
     with use_token(TOKEN):
@@ -64,7 +64,7 @@ def test_an_invalid_entry_is_skipped_and_reported(
 def test_an_invalid_header_name_relays_no_token(
     one: Party, log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If the name of the header to write is invalid, no destination remains."""
+    """If the configured header name is invalid, no destination gets the token."""
     monkeypatch.setenv("OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS", one.url)
     monkeypatch.setenv("OTEL_PYTHON_TOKEN_RELAY_HEADER", "Host")
     install()
@@ -76,7 +76,7 @@ def test_an_invalid_header_name_relays_no_token(
 
 
 def test_the_entry_point_never_raises(monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture) -> None:
-    """If an error occurs in it, it returns a propagator that relays nothing, so that the application starts."""
+    """If the entry point fails, it returns a propagator that relays nothing, and the application starts."""
 
     def fail(settings: object) -> None:
         raise RuntimeError("broken")
@@ -93,7 +93,7 @@ def test_the_entry_point_never_raises(monkeypatch: pytest.MonkeyPatch, log: pyte
 def test_a_changed_library_is_not_patched(
     one: Party, log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If a method is missing, there is one error, and only this client does not relay."""
+    """If a library's method is missing, one error is logged, and only this client relays no token."""
     with monkeypatch.context() as gone:
         gone.delattr(urllib3.HTTPConnectionPool, "_make_request")
         install(Settings(destinations=[one.url]))
@@ -109,7 +109,7 @@ def test_a_changed_library_is_not_patched(
 
 @every_client
 def test_required_stops_the_request_before_it_is_sent(client: Client, one: Party) -> None:
-    """Without a token, the call to a `;required` destination fails, and the server receives nothing."""
+    """Without a token, a call to a `;required` destination fails before anything is sent."""
     install(Settings(destinations=[f"{one.url};required"]))
     with use_token(None), pytest.raises(TokenUnavailable) as caught:
         client.call(one.url)
@@ -121,7 +121,7 @@ def test_required_stops_the_request_before_it_is_sent(client: Client, one: Party
 
 @every_client
 def test_a_session_works_after_a_stopped_request(client: Client, one: Party) -> None:
-    """A stopped request leaves session, pool and request object usable."""
+    """After a stopped request, the session, the pool, and the request object are still usable."""
     install(Settings(destinations=[f"{one.url};required"]))
     with client.reusing(one.url) as send:
         with use_token(TOKEN):
@@ -137,7 +137,7 @@ def test_a_session_works_after_a_stopped_request(client: Client, one: Party) -> 
 
 @every_client
 def test_required_allows_other_credentials_and_telemetry(client: Client, one: Party) -> None:
-    """Requests with the application's own credential and requests of exporters are sent."""
+    """A required token does not stop requests with their own credential or an exporter's requests."""
     install(Settings(destinations=[f"{one.url};required"]))
     client.call(one.url, headers={"authorization": "Basic own"})
     with suppress_instrumentation():
@@ -148,14 +148,14 @@ def test_required_allows_other_credentials_and_telemetry(client: Client, one: Pa
 
 @every_client
 def test_required_does_not_affect_other_destinations(client: Client, one: Party) -> None:
-    """A request to another destination is sent without a token."""
+    """A required token for one destination does not affect requests to other destinations."""
     install(Settings(destinations=["http://elsewhere.example;required"]))
 
     assert client.call(one.url).status == 200
 
 
 class _Raises(SpanProcessor):
-    """Makes spans raise, as a faulty subclass might."""
+    """A span processor that makes spans raise exceptions, as a faulty subclass might."""
 
     def on_start(self, span: Span, parent_context: object = None) -> None:
         def refuse(*args: object) -> None:
@@ -166,7 +166,7 @@ class _Raises(SpanProcessor):
 
 @every_client
 def test_a_broken_span_does_not_change_the_decision(client: Client, one: Party, log: pytest.LogCaptureFixture) -> None:
-    """The error is logged without the token, and the hop is relayed as decided."""
+    """If a span raises an exception, the error is logged without the token, and the token is still relayed."""
     provider = TracerProvider()
     provider.add_span_processor(_Raises())
     install(Settings(destinations=[one.url]))
@@ -186,7 +186,7 @@ def test_a_broken_span_does_not_change_the_decision(client: Client, one: Party, 
 def test_a_broken_meter_does_not_change_the_decision(
     client: Client, one: Party, monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
 ) -> None:
-    """The error is logged without the token, and the hop is relayed as decided."""
+    """If a meter raises an exception, the error is logged without the token, and the token is still relayed."""
 
     class Broken(metrics.NoOpCounter):
         def add(self, *args: Any, **kwargs: Any) -> None:

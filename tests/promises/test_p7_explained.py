@@ -1,4 +1,4 @@
-"""P7: span, counter and log explain every decision about a hop, and never contain the token."""
+"""P7: the span, the counter, and the log explain every decision about a hop without revealing the token."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Telemetry:
     log: pytest.LogCaptureFixture
 
     def decisions(self) -> list[tuple[int, dict[str, Any]]]:
-        """Return the counter's data points: the value and the attributes."""
+        """Return the value and the attributes of each of the counter's data points."""
         data = self.reader.get_metrics_data()
         return [
             (point.value, dict(point.attributes or {}))  # type: ignore[union-attr]
@@ -69,7 +69,7 @@ def _explanation(span: ReadableSpan) -> dict[str, object]:
 
 @pytest.fixture
 def telemetry(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Iterator[Telemetry]:
-    """An in-memory SDK. The global meter provider can be set only once, so it is replaced directly."""
+    """Provide an in-memory SDK, and replace the global meter provider, which can be set only once."""
     caplog.set_level(logging.DEBUG, "otel_token_relay")
     reader, spans, tracers = InMemoryMetricReader(), InMemorySpanExporter(), TracerProvider()
     tracers.add_span_processor(SimpleSpanProcessor(spans))
@@ -92,7 +92,7 @@ def instrumented(client: Client, telemetry: Telemetry) -> Iterator[None]:
 
 @every_client
 def test_each_client_explains_its_hops(client: Client, telemetry: Telemetry) -> None:
-    """CLIENT span, counter and log contain the decision for the listed and for the unlisted origin."""
+    """The CLIENT span, the counter, and the log contain the decisions for listed and unlisted origins."""
     with client.party() as listed, client.party() as outsider, instrumented(client, telemetry):
         install(Settings(destinations=[listed.url]))
         with use_token(TOKEN):
@@ -137,13 +137,13 @@ def ended_token() -> BearerToken:
 
 def foreign_token() -> BearerToken:
     token = BearerToken(TOKEN)
-    token.pid = 1  # as in a forked child
+    token.pid = 1  # same as in a forked child
     return token
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A way to produce one reason."""
+    """A test case that produces one reason."""
 
     reason: Reason
     token: Callable[[], BearerToken | None] = lambda: BearerToken(TOKEN)
@@ -183,7 +183,7 @@ CASES = [
 @pytest.mark.parametrize("client", [CLIENTS[0], CLIENTS[4]], ids=lambda client: client.name)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.reason}{case.detail}")
 def test_each_reason_is_recorded(case: Case, client: Client, telemetry: Telemetry) -> None:
-    """Span, counter and log contain the reason. The counter contains the entry and its address only if it is listed."""
+    """The span, the counter, and the log contain the reason, and the counter identifies only listed destinations."""
     token = case.token()
     with party() as one, instrumented(client, telemetry), ExitStack() as stack:
         url = one.url if case.listed else "http://elsewhere.example"
@@ -205,7 +205,7 @@ def test_each_reason_is_recorded(case: Case, client: Client, telemetry: Telemetr
 
 
 def test_every_reason_of_a_hop_is_reached() -> None:
-    """The table above leaves out only what another test reaches, what is not recorded, and what a request brings."""
+    """The cases cover every reason of a hop, apart from reasons that other tests cover or that are not recorded."""
     elsewhere = {"destination_unknown", "exchanged", "own", "suppressed"}
     elsewhere |= {"absent", "malformed", "ambiguous", "too_long"}
 
@@ -213,7 +213,7 @@ def test_every_reason_of_a_hop_is_reached() -> None:
 
 
 def test_an_unreadable_destination_is_recorded(telemetry: Telemetry) -> None:
-    """If a hop's destination cannot be read, the request is sent without the token, with this reason."""
+    """A request whose destination cannot be read is sent without the token and recorded with this reason."""
     with party() as one, party() as other:
         install(Settings(destinations=[one.url, other.url]))
         with use_token(TOKEN), urllib3.connectionpool.connection_from_url(one.url) as pool:
@@ -226,7 +226,7 @@ def test_an_unreadable_destination_is_recorded(telemetry: Telemetry) -> None:
 
 @pytest.mark.parametrize("client", [CLIENTS[0], CLIENTS[4]], ids=lambda client: client.name)
 def test_suppressed_calls_are_not_recorded(client: Client, telemetry: Telemetry) -> None:
-    """A call of telemetry itself is on no span and in neither counter nor log."""
+    """A call by telemetry itself is not recorded in a span, the counter, or the log."""
     with party() as one, instrumented(client, telemetry):
         install(Settings(destinations=[one.url]))
         with use_token(TOKEN), suppress_instrumentation():
@@ -238,7 +238,7 @@ def test_suppressed_calls_are_not_recorded(client: Client, telemetry: Telemetry)
 
 
 def test_hosts_from_outside_make_no_series(telemetry: Telemetry) -> None:
-    """Hosts that are not listed, or that a wildcard covers, add no value to the counter's attributes."""
+    """Unlisted hosts, and hosts that only a wildcard matches, do not become attribute values of the counter."""
     httpx_call = CLIENTS[0].call
     with party() as one, party() as outsider:
         install(Settings(destinations=[f"http://*:{one.port}"]))
@@ -255,7 +255,7 @@ def test_hosts_from_outside_make_no_series(telemetry: Telemetry) -> None:
 
 
 def test_a_span_of_another_kind_is_not_changed(telemetry: Telemetry) -> None:
-    """Without a CLIENT span, the hop sets no attributes: the current span is that of the whole request."""
+    """A span that is not a CLIENT span, such as the request's span, gets no attributes."""
     with party() as one, telemetry.tracers.get_tracer("test").start_as_current_span("work"):
         install(Settings(destinations=[one.url]))
         with use_token(TOKEN):

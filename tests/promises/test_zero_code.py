@@ -1,7 +1,6 @@
-"""Environment variables alone switch the relay on, for programs that do not use the package.
+"""Environment variables alone enable the relay in programs that do not use the package.
 
-Each program below imports its framework and a client, and nothing of ours. An external receiver
-records the requests that they send.
+Each program below imports only its framework and a client. A separate server records the programs' requests.
 """
 
 import os
@@ -129,14 +128,14 @@ VARIANTS = {
     "no-instrumentation-at-all": {DISABLED: "*"},
     "urls-excluded": {"OTEL_PYTHON_EXCLUDED_URLS": ".*"},
 }
-# Starting a process takes seconds, so each variant is tested with one framework, unless FULL_MATRIX is set.
+# Starting a process takes seconds, so each variant is tested with one framework unless FULL_MATRIX is set.
 PAIRS = {
     ("fastapi", "sdk-disabled"),
     ("fastapi", "no-server-instrumentation"),
     ("flask", "no-instrumentation-at-all"),
     ("flask", "urls-excluded"),
 }
-# One start has the instrumentation of every library that is installed, each other start that of its own libraries.
+# One process enables the instrumentation of every installed library; other processes enable only their own libraries'.
 EVERYTHING = ("fastapi", "plain")
 EVERY_WAY = [
     pytest.param(name, variant, id=f"{name}-{variant}")
@@ -147,31 +146,31 @@ EVERY_WAY = [
 
 
 def write_program(directory: Path, name: str) -> str:
-    """Write a program as a module, and return the name that servers accept."""
+    """Write a program as a module, and return the application name to pass to the server."""
     (directory / "program_settings.py").write_text(SETTINGS)
     (directory / "program.py").write_text((HTTPX if name in ASGI else REQUESTS) + PROGRAMS[name])
     return "program:app"
 
 
 def own_instrumentations(name: str) -> dict[str, str]:
-    """Return the variable that leaves out the instrumentation of libraries that the program does not use."""
+    """Return the variable that disables the instrumentation of libraries that the program does not use."""
     return instrumentations(name.removesuffix("-asgi"), "httpx" if name in ASGI else "requests")
 
 
 def telemetry(name: str, variant: str) -> dict[str, str]:
-    """Return the variables of a variant, and leave out the instrumentation that the program does not use."""
+    """Return the variables of a variant, which also disable the instrumentation that the program does not use."""
     own = {} if (name, variant) == EVERYTHING else own_instrumentations(name)
     left_out = [variables[DISABLED] for variables in (own, VARIANTS[variant]) if DISABLED in variables]
     return VARIANTS[variant] | ({DISABLED: ",".join(left_out)} if left_out else {})
 
 
 def command(name: str, app: str) -> list[str]:
-    """Return the usual command for that framework."""
+    """Return the usual command to serve an application of the framework."""
     return uvicorn_command(app) if name in ASGI else gunicorn_command(app, "gthread")
 
 
 def assert_relays(arguments: list[str], party, **variables: str) -> None:
-    """Serve the program, send requests of two users and anonymous requests, and check what was relayed."""
+    """Serve the program, send requests of two users and anonymous requests, and check the relayed tokens."""
     everything = {
         **ON,
         "DOWNSTREAM": party.url,
@@ -189,7 +188,7 @@ def assert_relays(arguments: list[str], party, **variables: str) -> None:
 
 @pytest.mark.parametrize(("name", "variant"), EVERY_WAY)
 def test_relays_under_opentelemetry_instrument(name, variant, tmp_path):
-    """The launcher and the variables are sufficient, and no telemetry setting switches the relay off."""
+    """The launcher and the variables alone enable the relay, and no telemetry setting disables it."""
     app = write_program(tmp_path, name)
     with third_party() as party:
         assert_relays(
@@ -207,7 +206,7 @@ def test_relays_under_opentelemetry_instrument(name, variant, tmp_path):
 
 @pytest.mark.parametrize("name", ["fastapi", "flask"])
 def test_relays_with_sitecustomize(name, tmp_path):
-    """The OpenTelemetry operator does this in a cluster: a directory on PYTHONPATH, without the launcher."""
+    """The relay works with a directory on PYTHONPATH instead of the launcher, as in the OpenTelemetry operator."""
     directory = Path(opentelemetry.instrumentation.auto_instrumentation.__file__).parent
     app = write_program(tmp_path, name)
     with third_party() as party:
@@ -216,14 +215,14 @@ def test_relays_with_sitecustomize(name, tmp_path):
 
 
 def test_fastapi_relays_without_opentelemetry_instrument(tmp_path):
-    """FastAPI imports OpenTelemetry, so the variables alone are sufficient."""
+    """The variables alone enable the relay in FastAPI, because FastAPI imports OpenTelemetry."""
     app = write_program(tmp_path, "fastapi")
     with third_party() as party:
         assert_relays(command("fastapi", app), party, PYTHONPATH=str(tmp_path))
 
 
 def test_nothing_is_relayed_unless_the_propagator_is_configured(tmp_path):
-    """The package is installed but not configured. This also shows that these tests can fail."""
+    """If the propagator is not configured, no token is relayed, so these tests can fail."""
     app = write_program(tmp_path, "fastapi")
     with third_party() as party:
         with pytest.raises(AssertionError):
@@ -237,7 +236,7 @@ def test_nothing_is_relayed_unless_the_propagator_is_configured(tmp_path):
         assert [request.authorization for request in party.requests] == [None] * 4
 
 
-# Modules whose import is the first to load OpenTelemetry, and with it our package.
+# These programs start with an import that loads OpenTelemetry and, in turn, this package.
 ASGI_CALL = """
 import asyncio, sys
 from otel_token_relay import current_token
@@ -278,8 +277,8 @@ FIRST_IMPORTS = {
     "contrib-asgi": ("from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware as make\n", ASGI_CALL),
     "contrib-wsgi": ("from opentelemetry.instrumentation.wsgi import OpenTelemetryMiddleware as make\n", WSGI_CALL),
 }
-# The call itself must not import anything that applies the hook, so everything else is imported
-# first, without OpenTelemetry.
+# The call must not import a module that applies the hook, so all other modules are imported first, without
+# OpenTelemetry.
 PRELOADED = "import asyncio, asyncio.runners, json, logging, random, secrets, tempfile, urllib.parse, wsgiref.util\n"
 CHECK = """
 import sys
@@ -313,7 +312,7 @@ def test_a_module_that_imports_the_package_gets_its_boundary(name):
 
 
 def test_a_failed_import_is_hooked_when_it_succeeds(tmp_path):
-    """If an import fails after it has loaded our package, the hook waits for the next import."""
+    """If an import fails after loading the package, the hook waits until the next import."""
     program = """
 import sys
 
@@ -339,7 +338,7 @@ from starlette.middleware.opentelemetry import OpenTelemetryMiddleware as make
 
 
 def test_a_module_of_a_foreign_import_system_does_not_affect_other_modules():
-    """If the end of an import cannot be observed, the hook is tried at once. Its failure is reported."""
+    """If the end of an import cannot be observed, the hook is tried immediately, and its failure is reported."""
     program = """
 import sys, types
 module = types.ModuleType("httpx2")

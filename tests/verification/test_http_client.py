@@ -6,10 +6,8 @@ import base64
 import contextlib
 import errno
 import http.client
-import os
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -21,10 +19,11 @@ from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 from otel_token_relay import current_token, use_token
 from otel_token_relay.errors import ConfigurationError
 from otel_token_relay.testing import third_party
-from otel_token_relay.verification.http_client import MAX_BODY_BYTES, FetchFailed, HttpClient, Response
+from otel_token_relay.verification.http_client import MAX_BODY_BYTES, FetchFailed, HttpClient, Response, shared_client
 from tests.support.issuers import Issuer, issuing
 from tests.support.loopback import Status, certificate, party, proxy
 from tests.support.processes import unused_port
+from tests.support.wires import complete, wire
 
 
 @pytest.fixture(autouse=True)
@@ -219,47 +218,6 @@ def test_our_own_requests_run_in_an_empty_context_and_suppressed(
     assert seen == [(None, False)]
 
 
-def test_fetch_ends_in_time_whatever_drips_in(issuer: Issuer) -> None:
-    """The timeout applies to the whole exchange, even if the server sends single bytes slowly."""
-    outlived = threading.Event()
-
-    def drip(handler: BaseHTTPRequestHandler, path: str) -> bool:
-        for _ in range(400):
-            handler.wfile.write(b"H")
-            time.sleep(0.05)
-        outlived.set()
-        return True
-
-    issuer.behave = drip
-    with pytest.raises(FetchFailed):
-        fetch(f"{issuer.url}/jwks", timeout=0.5)
-
-    assert not outlived.is_set()
-
-
-def test_fetch_ends_in_time_if_a_proxy_drips(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The timeout also applies to the proxy's slow response to CONNECT."""
-    outlived = threading.Event()
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def drip() -> None:
-            connection, _ = listener.accept()
-            with connection, contextlib.suppress(OSError):
-                for byte in b"HTTP/1.1 200 OK\r\nX: " + b"a" * 400:
-                    connection.sendall(bytes([byte]))
-                    time.sleep(0.05)
-                outlived.set()
-
-        proxy = threading.Thread(target=drip)
-        proxy.start()
-        monkeypatch.setenv("https_proxy", f"127.0.0.1:{listener.getsockname()[1]}")
-        with pytest.raises(FetchFailed):
-            fetch("https://idp.example/jwks", timeout=0.5)
-        proxy.join(60)
-
-    assert not outlived.is_set()
-
-
 def test_fetch_refuses_to_be_sent_elsewhere_by_a_proxy_on_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
     """The client connects directly to a loopback server, even if a proxy is set."""
     with third_party() as proxy, issuing() as issuer:
@@ -432,67 +390,11 @@ def test_a_failure_of_the_proxy_is_not_attributed_to_the_host(
     )
 
 
-class Wire:
-    """A server that sends prepared responses.
-
-    Attributes:
-        requests: The requests on each connection.
-    """
-
-    def __init__(self, listener: socket.socket, responses: list[bytes]) -> None:
-        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}/jwks"
-        self.requests: list[list[bytes]] = []
-        self._listener = listener
-        self._responses = responses
-
-    def serve(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                connection, _ = self._listener.accept()
-                threading.Thread(target=self._serve, args=(connection, []), daemon=True).start()
-
-    def _serve(self, connection: socket.socket, requests: list[bytes]) -> None:
-        self.requests.append(requests)
-        with connection, contextlib.suppress(OSError):
-            while data := connection.recv(65536):
-                requests.append(data)
-                response = self._responses.pop(0)
-                if not response:
-                    return
-                connection.sendall(response)
-
-
-@contextlib.contextmanager
-def wire(*responses: bytes) -> Iterator[Wire]:
-    """Run a server that sends the next of *responses* to each request, and closes the connection for an empty one."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = Wire(listener, list(responses))
-        thread = threading.Thread(target=server.serve, daemon=True)
-        thread.start()
-        yield server
-        listener.shutdown(socket.SHUT_RDWR)
-        thread.join(10)
-
-
-def complete(status: str = "200 OK", more: bytes = b"") -> bytes:
-    return f"HTTP/1.1 {status}\r\nContent-Length: 2\r\n".encode() + more + b"\r\n{}"
-
-
 @pytest.fixture
 def client() -> Iterator[HttpClient]:
     one = HttpClient()
     yield one
     one.close()
-
-
-def test_a_connection_is_used_again(client: HttpClient) -> None:
-    """A connection is reused without new TCP and TLS handshakes, even after a chunked response."""
-    chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n"
-    with wire(complete(), chunked, complete()) as server:
-        for _ in range(3):
-            assert client.fetch(server.url, timeout=5.0).body == b"{}"
-
-    assert [len(requests) for requests in server.requests] == [3]
 
 
 @pytest.mark.parametrize(
@@ -541,80 +443,6 @@ def test_a_request_is_repeated_if_the_kept_connection_was_closed(client: HttpCli
             client.fetch(server.url, timeout=5.0)
 
     assert [len(requests) for requests in server.requests] == [2, 1, 1]
-
-
-def test_an_idle_connection_is_dropped_after_a_while(client: HttpClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An idle connection is dropped after a while, because a firewall might have forgotten it."""
-    monkeypatch.setattr("otel_token_relay.verification.http_connections.IDLE_SECONDS", 0.0)
-    with wire(complete(), complete()) as server:
-        for _ in range(2):
-            client.fetch(server.url, timeout=5.0)
-
-    assert [len(requests) for requests in server.requests] == [1, 1]
-
-
-def test_a_forked_child_does_not_use_its_parents_connections(client: HttpClient) -> None:
-    """A forked child does not use its parent's connections, so the processes cannot read each other's responses."""
-    with wire(complete(), complete(), complete()) as server:
-        client.fetch(server.url, timeout=5.0)
-        child = os.fork()
-        if child == 0:
-            with contextlib.suppress(BaseException):
-                os._exit(client.fetch(server.url, timeout=5.0).status - 200)
-            os._exit(1)
-        assert os.waitpid(child, 0)[1] == 0
-        client.fetch(server.url, timeout=5.0)
-
-    assert sorted(len(requests) for requests in server.requests) == [1, 2]
-
-
-def test_a_server_that_drips_into_the_tls_handshake_is_cut(client: HttpClient) -> None:
-    """The deadline applies to the sum of all phases, so a slow TLS handshake is aborted."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        outlived = threading.Event()
-
-        def drip() -> None:
-            connection, _ = listener.accept()
-            with connection, contextlib.suppress(OSError):
-                connection.recv(65536)
-                connection.sendall(b"\x16\x03\x03\x40\x00")
-                for _ in range(200):
-                    time.sleep(0.05)
-                    connection.sendall(b"\x00")
-                outlived.set()
-
-        server = threading.Thread(target=drip)
-        server.start()
-        assert failure_at(f"https://127.0.0.1:{listener.getsockname()[1]}", timeout=0.5)[0] == "timed_out"
-        server.join(60)
-
-    assert not outlived.is_set()
-
-
-def test_the_deadline_applies_to_the_tunnel_and_the_handshake_behind_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A slow proxy and the handshake behind it share one deadline."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def serve() -> None:
-            connection, _ = listener.accept()
-            with connection, contextlib.suppress(OSError):
-                connection.recv(65536)
-                time.sleep(1.6)
-                connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
-                connection.settimeout(20)
-                while connection.recv(65536):  # the client's part of the handshake, until the client aborts it
-                    pass
-
-        server = threading.Thread(target=serve)
-        server.start()
-        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{listener.getsockname()[1]}")
-        started = time.monotonic()
-        assert failure_at("https://idp.example", timeout=2.0)[0] == "timed_out"
-        taken = time.monotonic() - started
-        server.join(60)
-
-    # A second timeout for the handshake would result in 3.6 s.
-    assert taken < 3.5
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])
@@ -669,26 +497,6 @@ def test_a_socks_proxy_is_refused(client: HttpClient, monkeypatch: pytest.Monkey
     assert outsider.requests == []
 
 
-def test_the_next_address_is_tried_in_time(issuer: Issuer, client: HttpClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An address that does not respond leaves time to try the next ones."""
-    original = socket.socket.connect
-
-    def connect(self: socket.socket, address: Any) -> None:
-        if address[0] == "192.0.2.1":
-            time.sleep(self.gettimeout() or 60)
-            raise TimeoutError
-        original(self, address)
-
-    def getaddrinfo(host: str, port: int, *args: object, **kwargs: object) -> list[Any]:
-        kind = (socket.AF_INET, socket.SOCK_STREAM, 0, "")
-        return [(*kind, ("192.0.2.1", port)), (*kind, ("127.0.0.1", port))]
-
-    monkeypatch.setattr(socket.socket, "connect", connect)
-    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
-
-    assert client.fetch(f"{issuer.url}/jwks", timeout=2.0).status == 200
-
-
 def test_certificate_authorities_come_from_a_file(tmp_path: Path) -> None:
     """The file's certificate authorities replace the system's; a changed file is read again, and an unreadable one is
     an error.
@@ -725,3 +533,12 @@ def test_plain_http_is_allowed_to_listed_hosts_only(monkeypatch: pytest.MonkeyPa
         with pytest.raises(FetchFailed, match="not secure"):
             client.fetch(refused, timeout=3.0)
     client.close()
+
+
+def test_parts_with_the_same_settings_share_a_client() -> None:
+    """Its connections are then used again, and the certificates are read once."""
+    assert shared_client() is shared_client()
+    assert shared_client("ca.pem", ("keycloak",)) is shared_client("ca.pem", ("keycloak",))
+    assert shared_client("ca.pem") is not shared_client()
+    assert shared_client(None, ("keycloak",)).accepts("http://keycloak/jwks")
+    assert not shared_client().accepts("http://keycloak/jwks")
