@@ -50,7 +50,9 @@ class Runtime:
         return self.relay.settings
 
     def prepare(self) -> None:
-        """Create the counters. Call this method after OpenTelemetry can provide a meter, and do not hold a lock.
+        """Create the counters.
+
+        Call this method after OpenTelemetry can provide a meter. Do not hold a lock during the call.
 
         If this method is not called, the first request creates the counters. A deadlock can occur if the meter provider
         is waiting for that request.
@@ -104,7 +106,7 @@ class TermsInForce:
     def __init__(self, settings: Settings | None, authenticator: Authenticator | None = None) -> None:
         self._settings = SettingsInForce(settings)
         self._authenticator = authenticator
-        # Build the authenticator now, so that the application learns of invalid settings when it starts.
+        # Build the authenticator now, so that invalid settings are reported when the application starts.
         self._own = None if settings is None else self._build(settings)
 
     def __call__(self) -> Terms:

@@ -30,7 +30,7 @@ class Kind:
         read_value: A function that converts any other type of value. It raises `ValueError` with a one-sentence
             message.
         schema: The JSON Schema of the value in a configuration file.
-        is_secret: Whether the value is secret. A secret value is never printed, and the launcher has no flag for it.
+        is_secret: Whether the value is secret. A secret value is never printed and cannot be passed as a launcher flag.
     """
 
     read: Callable[[str], Any]

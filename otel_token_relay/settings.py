@@ -1,8 +1,8 @@
 """All settings, as a frozen dataclass.
 
 `Settings(...)` raises an exception for the first invalid value. `Settings.load()` and `Settings.from_env()` never raise
-an exception, because it would prevent the application from starting. Instead, both methods replace an invalid value
-with the setting's strict value and report the problem in `Settings.problems`.
+an exception, because an exception would prevent the application from starting. Instead, both methods replace an invalid
+value with the setting's strict value and report the problem in `Settings.problems`.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ _UNUSABLE_HEADERS: Final = frozenset(
         "expect",
         "cookie",
         "content-type",
-        # The next proxy reads these headers, and the destination does not. For example, urllib sends
+        # These headers are intended for the next proxy, not for the destination. For example, urllib sends
         # `proxy-authorization` in a CONNECT request.
         "proxy-authorization",
         "proxy-connection",
@@ -115,8 +115,8 @@ class Settings:
     All durations are in seconds. Each string in *destinations* is parsed with `Destination.parse`.
 
     Raises:
-        ConfigurationError: A value is invalid. The error identifies the setting. For a destination, it also identifies
-            the entry.
+        ConfigurationError: A value is invalid. The error identifies the setting. For a destination, the error also
+            identifies the entry.
     """
 
     destinations: Sequence[Destination | str] = _setting(
@@ -139,7 +139,7 @@ class Settings:
     header: str = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_HEADER,
         TEXT,
-        "The header in which outgoing requests contain the token. The `Bearer ` prefix is added only in the"
+        "The header that contains the token in outgoing requests. The `Bearer ` prefix is added only in the"
         " `Authorization` header.",
         default="Authorization",
         shown="Authorization",
@@ -180,14 +180,14 @@ class Settings:
         env.OTEL_PYTHON_TOKEN_RELAY_MAX_LENGTH,
         COUNT,
         "The maximum length of an incoming token, in characters. A longer token is rejected, never truncated. If a"
-        " header line exceeds the maximum by more than seven characters, it is rejected without being read.",
+        " header line exceeds the maximum by more than seven characters, the line is rejected without being read.",
         default=DEFAULT_MAX_LENGTH,
         shown="16384",
     )
     require_verified: bool = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_REQUIRE_VERIFIED,
         FLAG,
-        "Whether to relay a token only if this service has verified it during the current request.",
+        "Whether to relay a token only if this service has verified the token during the current request.",
         default=False,
         shown="false",
         strict=True,
@@ -247,8 +247,8 @@ class Settings:
         env.OTEL_PYTHON_TOKEN_RELAY_AUDIENCE_CLAIM,
         TEXT,
         "The claim that must contain one of the names in `…_AUDIENCE`. Change this setting only if the issuer does"
-        " not include `aud` in its tokens. If a token contains both claims, both must match. Requires the `generic`"
-        " profile and at most one issuer.",
+        " not include `aud` in its tokens. If a token contains both claims, both must match. This setting requires the"
+        " `generic` profile and at most one issuer.",
         default="aud",
         shown="aud",
         strict=_NONE,
@@ -340,7 +340,8 @@ class Settings:
     client_key_id: str | None = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_CLIENT_KEY_ID,
         TEXT,
-        "The `kid` of the assertions. If this setting is unset, the `kid` of the JWK is used, if it has one.",
+        "The `kid` of the assertions. If this setting is unset, the assertions contain the JWK's own `kid`, if"
+        " present.",
         default=None,
         shown="",
     )

@@ -73,7 +73,8 @@ def is_signed(url: str) -> bool:
 def is_signed_query(query: str) -> bool:
     """Return whether a query, without ``?``, authenticates the request."""
     query = query.lower()
-    # Each secret parameter's name contains one of these strings. Therefore, this check excludes almost all queries.
+    # Each secret parameter's name contains one of these strings. Most queries contain none of them, so the check ends
+    # here.
     if (
         "sig" not in query
         and "access_token" not in query

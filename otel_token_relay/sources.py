@@ -33,16 +33,16 @@ STRICTNESS: Final[Mapping[str, Sequence[Any]]] = {
 # OpenTelemetry variables that enable this package or contain its settings.
 _SWITCHES: Final = ("OTEL_PROPAGATORS", FILE_VARIABLE)
 
-# If one of these names is misspelled, the value has no effect if it turns the setting off.
+# A misspelling of one of these settings is ignored if its value turns the setting off.
 _GUARDED: Final = ("verify", "require_verified")
 
-# Matches a variable that probably refers to this package, but that has the wrong prefix. The rest of the name must
+# Matches a variable name that has the wrong prefix but probably refers to this package. The rest of the name must
 # resemble a setting's name, because Kubernetes sets TOKEN_RELAY_SERVICE_HOST and similar variables for a service named
 # token-relay.
 _similar_prefix: Final = re.compile(r"(?:OTEL[_-]?)?(?:PYTHON[_-]?)?TOKEN[_-]?RELAY[_-]+(.+)", re.IGNORECASE).fullmatch
 
 
-# The effects of those strict values that require an explanation.
+# Explanations of the strict values whose effects are not obvious.
 _EFFECTS: Final = {
     "header": "no token is relayed",
     "source_headers": "no token is read from any request",
@@ -56,8 +56,8 @@ class Variable:
     Attributes:
         name: The environment variable's name.
         kind: The setting's type.
-        strict: The value that replaces an invalid value. A strict value never relays a token that the operator did not
-            intend to relay.
+        strict: The value that replaces an invalid value. A strict value never causes a token to be relayed
+            unintentionally.
         meaning: The description on the reference page, in Markdown.
         default: The default value in the syntax of the environment variable; empty if the setting has no default.
     """
@@ -215,7 +215,7 @@ class SourceReader:
         return source
 
     def _be_strict_if_unset(self, source: Source, setting: str, value: object) -> None:
-        """Apply the strict value of a misspelled setting, unless the setting only turns a guarded feature off."""
+        """Apply the strict value of a misspelled setting, unless its value turns a guarded feature off."""
         if setting not in source.values and not (setting in _GUARDED and is_off(value)):
             self._replace(source, setting)
 
@@ -281,7 +281,7 @@ def merge(sources: Iterable[Source]) -> Source:
         if values:
             merged.values[setting] = max(values, key=order.index)
     if "header" in merged.invalid:
-        # The token must be sent only in the configured header, which is unknown.
+        # The configured header is invalid, and the token must not be sent in a different header.
         merged.values["destinations"] = ()
     return merged
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-# Each inserted, deleted, or replaced character is one edit. Swapping two characters takes two edits.
+# Each inserted, deleted, or replaced character is one edit. Swapping two characters counts as two edits.
 _MAX_EDITS: Final = 2
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import sys
 
-# The packages with hooks for servers and frameworks. This module cannot import the hook table, which requires
+# The server and framework packages for which hooks exist. This module cannot import the hook table, which requires
 # OpenTelemetry, so it contains its own list.
 TRIGGERS = frozenset(
     {

@@ -26,8 +26,8 @@ def limits_streams(settings: Settings, authenticator: Authenticator | None) -> b
 def seconds_left(boundary: Boundary, settings: Settings, now: Clock = time.time) -> float | None:
     """Return the number of seconds until the response must end; ``None`` if the response has no time limit.
 
-    Only a verified token limits the response. If the request has no verified token, the application does not require
-    one.
+    Only a verified token limits the response. A request without a verified token is accepted only if no token is
+    required.
     """
     verification = None if boundary.token is None else boundary.token.verification
     expires_at = getattr(verification, "expires_at", None)
@@ -43,7 +43,7 @@ class Limit:
     """A time limit that cancels a call in asyncio or trio. The limit has no effect until `start` is called.
 
     Args:
-        seconds: The number of seconds until the call is canceled, counted from the creation of this object.
+        seconds: The number of seconds until the call is canceled, measured from the creation of this object.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -73,8 +73,7 @@ class Limit:
         """Run *call*.
 
         Returns:
-            A Boolean that indicates whether *call* was canceled, and the result of *call*; ``None`` if *call* was
-            canceled. Errors that a canceled *call* raises are ignored.
+            Whether *call* was canceled, and the result of *call*. If *call* was canceled, its errors are ignored.
         """
         self._is_trio = running_loop() == "trio"
         if self._is_trio:

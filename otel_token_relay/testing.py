@@ -67,7 +67,7 @@ class SeenRequest:
         self._headers = headers
 
     def header_lines(self, name: str) -> list[str]:
-        """Return the values of all header lines with the given name, in order. Case is ignored in the name."""
+        """Return the values of all header lines with the given name, in order. The name is not case-sensitive."""
         return [value for key, value in self._headers if key.lower() == name.lower()]
 
     @property
@@ -77,7 +77,7 @@ class SeenRequest:
         Raises:
             AssertionError: The request has multiple ``Authorization`` header lines.
         """
-        __tracebackhide__ = True  # otherwise, pytest would show this frame's local variables
+        __tracebackhide__ = True  # keeps this frame's local variables out of pytest's traceback
         lines = self.header_lines("authorization")
         if len(lines) > 1:
             raise AssertionError(f"expected at most one Authorization line, received {len(lines)}")
@@ -110,7 +110,7 @@ class ThirdParty:
 
     def assert_saw_no(self, token: str) -> None:
         """Raise `AssertionError` if any recorded request contains the token."""
-        __tracebackhide__ = True  # otherwise, pytest would show this frame's arguments
+        __tracebackhide__ = True  # keeps this frame's arguments out of pytest's traceback
         leaks = sum(request.holds(token) for request in self.requests)
         if leaks:
             raise AssertionError(f"{leaks} of {len(self.requests)} requests contained the token")
@@ -193,7 +193,7 @@ def assert_never_leaked(token: str, *places: object) -> None:
             log records and their arguments, or the SDK's spans and metrics. For an object of any other type, the
             ``repr`` is searched.
     """
-    __tracebackhide__ = True  # otherwise, pytest would show this frame's arguments
+    __tracebackhide__ = True  # keeps this frame's arguments out of pytest's traceback
     for number, place in enumerate(places):
         if any(token in text for text in _texts(place, {})):
             raise AssertionError(f"token found in argument {number} ({type(place).__name__})")

@@ -59,7 +59,7 @@ request.
 
 
 def load_instrumentor() -> Any:
-    """Return OpenTelemetry's threading instrumentor, a singleton."""
+    """Return OpenTelemetry's singleton threading instrumentor."""
     # A top-level import could cause an import cycle: the instrumentation imports `opentelemetry.propagate`, which can
     # import this package's propagator.
     from opentelemetry.instrumentation.threading import ThreadingInstrumentor

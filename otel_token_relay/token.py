@@ -2,8 +2,8 @@
 
 The rest of the package relies on the following invariants:
 
-* A `BearerToken` contains only b64token characters, so it cannot contain white space or break a header. It never prints
-  its value, it cannot be pickled, and two tokens are compared in constant time.
+* A `BearerToken` contains only b64token characters, so it cannot contain white space or break a header. A token never
+  prints its value and cannot be pickled. Two tokens are compared in constant time.
 * A token that was received with a request has that request's `Lease`. After the lease ends, no code can use the token,
   regardless of how the code obtained the token.
 * A token can be used only in the process that received it. A forked child process has no usable token, even if the
@@ -287,7 +287,7 @@ def _make(
 ) -> BearerToken:
     """Create a token without checking *value*.
 
-    This code runs for every request. A method or keyword arguments would take 10% longer than this function.
+    This code runs for every request. A method with keyword arguments would take 10% longer than this function.
     """
     token: Any = _new(BearerToken)  # the attributes of `BearerToken` are Final
     token._value = value

@@ -36,10 +36,11 @@ _words_in = re.compile(r"(?<![A-Za-z0-9\-._~+/])([A-Za-z0-9\-._~+/]{8,}+)(=*+)")
 class UnusedCredentials:
     """The possible tokens in a request's unused credentials.
 
-    This object never prints their values and cannot be pickled.
+    This object never prints the tokens and cannot be pickled.
 
     Args:
-        words: The possible tokens: at most four words of at least eight characters each.
+        words: The possible tokens. There are at most four, each has at least eight characters, and the total length is
+            at most 16,384 characters.
         lease: The request's lease; ``None`` if the application does not report the end of the request.
     """
 
@@ -65,7 +66,7 @@ class UnusedCredentials:
 
 
 def may_have_unused(settings: Settings, *, is_present: bool, token: BearerToken | None) -> bool:
-    """Return whether a request might contain unused credentials. Most requests do not.
+    """Return whether a request might contain unused credentials. Most requests contain no unused credentials.
 
     Args:
         settings: The settings, which contain the names of the source headers.

@@ -1,8 +1,8 @@
 """Parse URLs in the same way as HTTP clients, in order to explain decisions without sending a request.
 
 At a hop, the HTTP client parses the URL and passes the result to the relay. The functions in this module predict that
-result and describe the differences between clients. They were tested with httpx 0.28, requests 2.34, urllib3 2.8,
-aiohttp 3.14, and Python 3.13's urllib.
+result and describe the differences between clients. The functions were tested with httpx 0.28, requests 2.34, urllib3
+2.8, aiohttp 3.14, and Python 3.13's urllib.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _starts_with_port: Final = re.compile(r"[0-9]{1,5}(?:[/?#]|$)").match
 
 _USER_INFO: Final = (
     "Most clients send the user info in an Authorization: Basic header, but requests does so only if the user info"
-    " contains a password. urllib3 ignores the user info, and the relay handles its request accordingly. urllib rejects"
-    " the URL."
+    " contains a password. urllib3 ignores the user info, so the relay treats its request as if the URL had no user"
+    " info. urllib rejects the URL."
 )
 _SIGNED: Final = (
     "The query authenticates the request, because it contains a signature or a token. No token is added, because most"
@@ -33,7 +33,7 @@ _SIGNED: Final = (
 )
 _BLANK_AROUND: Final = (
     "Clients handle spaces around a URL differently. httpx and urllib3 reject leading spaces, but requests, aiohttp,"
-    " and urllib remove them. Trailing spaces are sent as %20, or requests and urllib3 reject the URL."
+    " and urllib remove them. Trailing spaces are sent as %20, but requests and urllib3 can reject the URL."
     " Remove the spaces."
 )
 _BLANK_INSIDE: Final = "Most clients send the space in this URL as %20, but urllib rejects the URL."

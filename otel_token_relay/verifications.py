@@ -1,6 +1,6 @@
 """Count and log verifications. The counter and the default log messages never contain any part of a request.
 
-If an operator enables the decision log, it also contains the name of the claim that failed verification. With
+If an operator enables the decision log, the log also contains the name of the claim that failed verification. With
 ``…_LOG=debug``, the decision log also contains claim values.
 """
 

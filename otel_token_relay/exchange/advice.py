@@ -1,4 +1,4 @@
-"""Advice for each exchange error, which `explain --online` and ``docs/exchange.md`` contain."""
+"""Advice for each exchange error, as printed by `explain --online` and listed in ``docs/exchange.md``."""
 
 from __future__ import annotations
 

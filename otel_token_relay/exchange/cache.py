@@ -3,7 +3,7 @@
 This module performs no I/O and does not read the system clocks directly.
 
 Cache keys contain the digest of the caller's token, so only code that has this token can look up a result. Keys never
-contain users, sessions, or names, because published caches with such keys have returned the wrong user's token.
+contain user IDs, session IDs, or names, because published caches with such keys have returned the wrong user's token.
 
 Failures are stored in a separate cache with its own size limit. Therefore, a caller that sends invalid tokens cannot
 evict successful results. While a failure is cached, the same token is not sent to the server again.
@@ -72,7 +72,9 @@ def endpoint_hash(endpoint: str, client_id: str, request: Request) -> bytes:
 
 
 def key_of(subject: bytes, endpoint: bytes, actor: bytes = b"") -> bytes:
-    """Return a cache key. Keys are unique, because the parts of a key have fixed lengths.
+    """Return a cache key.
+
+    Different combinations of parts always produce different keys, because the parts have fixed lengths.
 
     Args:
         subject: The digest of the caller's token; 32 zero bytes if the request is for the service's own token.
@@ -138,8 +140,8 @@ class ExchangeCache:
             issued: The server's response.
             subject_expires_at: The expiration time of the caller's token, in seconds since the epoch; ``None`` if the
                 time is unknown.
-            is_own: Whether the result is the service's own token. If so, only the server's response limits the
-                lifetime.
+            is_own: Whether the result is the service's own token. Only the server's response limits the lifetime of the
+                service's own token.
 
         Returns:
             The cached result, which might have no remaining lifetime.

@@ -270,7 +270,7 @@ class ExchangeEngine:
             else:
                 found = self._attempt(job)
                 probe_is_due = self._note(job.key, found)
-        finally:  # otherwise, waiting callers would wait until the timeout
+        finally:  # callers must not have to wait for the timeout
             with self._lock:
                 self._pending.pop(job.key, None)
                 workers.load -= 1
@@ -283,8 +283,8 @@ class ExchangeEngine:
 
         The failure has no traceback and no causes, because their frames contain tokens.
 
-        Log errors only outside the exception handler. Otherwise, an error tracker would report the exception and its
-        frames.
+        Errors are logged only outside the exception handler, because an error tracker would report the exception and
+        its frames.
         """
         try:
             return self._measured(job)
@@ -372,8 +372,8 @@ class ExchangeEngine:
         """Request the exchange of a random token, or request the service's own token. This method blocks.
 
         Raises:
-            ExchangeFailed: The server refuses the request, does not respond, or returns an unusable response. A server
-                must refuse a random token.
+            ExchangeFailed: The server refuses the request, does not respond, or returns an unusable response. A
+                conforming server refuses a random token.
         """
         subject = None if request.grant == "client-credentials" else secrets.token_urlsafe(32)
         status, members = self._post(request, subject, None, timeout)

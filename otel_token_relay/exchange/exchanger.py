@@ -25,8 +25,8 @@ class ExchangerCore:
     Args:
         token_endpoint: The URL of the authorization server's token endpoint.
         client_id: This service's client ID at that server.
-        client_secret: The client secret, or a callable that returns the secret. For alternatives to a client secret,
-            see `ClientCredential`.
+        client_secret: The client secret, or a callable that returns the secret. See `ClientCredential` for alternatives
+            to a client secret.
         client_secret_file: A file that contains the client secret. All files are read again when they change.
         client_key_file: A file that contains the private key that signs this service's assertions.
         client_key_id: The ``kid`` of the assertions.
@@ -122,7 +122,7 @@ class ExchangerCore:
             request has ended.
 
         Raises:
-            TokenUnavailable: *token* must not be exchanged.
+            TokenUnavailable: The *token* must not be exchanged.
             ExchangeFailed: No token could be obtained.
         """
         self._check_subject(token)
@@ -170,7 +170,7 @@ class TokenExchanger(ExchangerCore):
         """Exchange the caller's *token* for a token that a different service accepts.
 
         Args:
-            token: The caller's token, for example from `current_token`.
+            token: The caller's token, such as the result of `current_token`.
             audience: The logical name of the service that will receive the issued token.
             resource: The URI of the service that will receive the issued token.
             scope: The requested scopes, separated by spaces.
@@ -181,7 +181,7 @@ class TokenExchanger(ExchangerCore):
 
         Raises:
             ConfigurationError: The *audience*, *resource*, and *scope* arguments are all missing.
-            TokenUnavailable: *token* must not be exchanged.
+            TokenUnavailable: The *token* must not be exchanged.
             ExchangeFailed: No token could be obtained. Do not send the caller's token instead.
         """
         return drive(self.steps(token, self._request(audience, resource, scope, expect)))

@@ -1,11 +1,11 @@
 """Limit how often rejected tokens are renewed. This module performs no I/O and does not read the system clock directly.
 
 When a destination rejects a token, the first affected request starts a trial. The relay obtains a new token for that
-request and sends the request again. Other requests with the rejected token wait for the trial's result. They are sent
-again only if the destination accepts the new token.
+request and sends the request again. Other requests with the rejected token wait for the trial's result. Those requests
+are sent again only if the destination accepts the new token.
 
-At most one trial starts every 30 seconds for each combination of caller's token and destination. Therefore, a
-destination that rejects every token receives at most one additional request in 30 seconds.
+At most one trial starts every 30 seconds for the same caller's token and destination. Therefore, a destination that
+rejects every token receives at most one additional request in 30 seconds.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Renewals:
     """A collection of all trials from the last 30 seconds. This class is thread-safe.
 
     Args:
-        monotonic: A clock in seconds that never goes backward.
+        monotonic: A clock that returns seconds and never goes backward.
         size: The maximum number of trials in the collection.
     """
 
@@ -76,7 +76,7 @@ class Renewals:
     def join(self, key: bytes) -> tuple[Trial, bool]:
         """Return the trial for a key, and whether this call started the trial.
 
-        If so, the calling code must settle the trial.
+        The calling code must settle every trial that it starts.
         """
         now = self._monotonic()
         with self._lock:

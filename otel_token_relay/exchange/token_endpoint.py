@@ -92,7 +92,10 @@ class TokenEndpoint:
         )
 
     def _read(self, response: Response) -> tuple[Claims, str | None]:
-        """Return the document in a response, and the reason why the document is unusable; ``None`` if it is usable."""
+        """Return the document in a response, and the reason why the document is unusable.
+
+        The reason is ``None`` if the document is usable.
+        """
         if response.status != 200:
             return {}, describe_status(response.status)
         try:

@@ -3,7 +3,7 @@
 A token is exchanged only at its own issuer's endpoint, and each endpoint has an `ExchangeEngine`. A hop searches for a
 token in the following order:
 
-1. The caller's `BearerToken` contains results from the same request. Only code that has this token can access them.
+1. The caller's `BearerToken` contains results from the same request. These results are accessible only with this token.
 2. The engine's cache contains results from all requests in this process for the same caller's token.
 3. The token endpoint issues a new token.
 """
@@ -47,7 +47,7 @@ class _Plan(NamedTuple):
 
 @dataclass(slots=True)
 class _Held:
-    """A token that later hops of the same request can use, along with its source and destination.
+    """A token that the same request's later hops can use, along with the token's source and destination.
 
     Store references to the source and the destination, not only the ``id`` of each. A caller's token can outlive these
     objects, and Python can reuse the ``id`` of a deleted object.
