@@ -282,8 +282,8 @@ def _describe(entry: object, position: int) -> str:
 def problem_with_entry(
     entry: str | TrustedIssuer, jwks_uri: str | None = None, plaintext_hosts: Collection[str] = ()
 ) -> str | None:
-    """Return the reason that a valid entry cannot be used with the other settings, or ``None`` if there is no such
-    reason.
+    """Return the reason that a valid entry cannot be used with the other settings, or ``None`` if the entry can be
+    used.
 
     Args:
         entry: The issuer.

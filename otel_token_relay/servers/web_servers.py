@@ -68,7 +68,9 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
 
 def patch_wsgiref(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
-    """Hook *module*, which is ``wsgiref.handlers``. Django's ``runserver`` command and CGI also use this module."""
+    """Hook *module*, which is ``wsgiref.handlers``. Django's ``runserver`` command and CGI handlers also use this
+    module.
+    """
 
     def build(original: Function) -> Function:
         def run(self: Any, application: wsgi.App) -> None:
