@@ -4,8 +4,8 @@ Most issuers are https URLs, and their metadata includes the URL of their keys. 
 
 * An issuer that is not an https URL is called a name. Examples are ``accounts.google.com`` and AD FS's
   ``http://adfs.example/adfs/services/trust``. A name is compared with the ``iss`` claim but never fetched, so the
-  operator must configure the URL of the issuer's keys. If the operator trusts the host of an http URL, the URL is not
-  considered a name, because its metadata can be fetched.
+  operator must configure the URL of the issuer's keys. If the operator trusts an http URL's host, the URL is not
+  considered a name, because the issuer's metadata can be fetched.
 * ``https://login.microsoftonline.com/{tid}/v2.0`` matches any Microsoft Entra tenant.
 * An issuer with its own keys, audience, or introspection endpoint is represented by a `TrustedIssuer`.
 

@@ -93,8 +93,8 @@ class TokenRelayPropagator(TextMapPropagator):
     ) -> Context:
         """Bind the carrier's token, or bind ``None`` if the carrier contains no token.
 
-        This method always sets the context key, which replaces any token from a different request. Within a server
-        boundary, these rules apply:
+        This method always sets the context key to ensure that no token from a different request remains. Within a
+        server boundary, these rules apply:
 
         * An ASGI scope or WSGI environ is not read again, because the boundary has already read the credentials.
         * If the carrier contains the request's own token, the binding and its lease do not change.

@@ -86,7 +86,7 @@ def recorded_decisions(token_relay: InstalledRelay) -> Iterator[RecordedDecision
 
 @pytest.fixture
 def third_party() -> Iterator[Callable[[], ThirdParty]]:
-    """Return a function that starts a loopback server, which records its requests and runs until the test ends."""
+    """Return a function that starts a loopback server, which records incoming requests and runs until the test ends."""
     from otel_token_relay.testing import third_party
 
     with ExitStack() as running:

@@ -303,7 +303,7 @@ class _Described(NamedTuple):
 def _describe(request: HttpRequest | GrpcCall, error_response: ErrorResponse) -> _Described:
     if isinstance(request, GrpcCall):
         service, _, method = request.method.removeprefix("/").rpartition("/")
-        # OpenTelemetry's gRPC server instrumentation uses the same attributes and has no metrics.
+        # OpenTelemetry's gRPC server instrumentation uses the same attributes and records no metrics.
         return _Described(
             request.method,
             {
@@ -339,7 +339,7 @@ def _durations_in_force() -> tuple[_Duration, ...]:
 
 
 def _path_of(target: str) -> str:
-    """Return the path of a request target (RFC 9112, section 3.2), without any query, user name, or host."""
+    """Return the path of a request target (RFC 9112, section 3.2), without any query, username, or host."""
     if target.startswith("/"):
         return target
     return urlsplit(target).path

@@ -46,7 +46,7 @@ HasHeader = bool | Literal["fixed"]
 
 
 class Explanation(NamedTuple):
-    """The decision for a URL before any request is sent.
+    """The decision that the relay would make for a request to a URL.
 
     Attributes:
         decision: The decision.
@@ -263,7 +263,7 @@ class Relay:
         if self.is_closed:
             return None
         current = get_current()
-        # This check runs first at every hop, so it does not call `is_suppressed`, which would be slower.
+        # This check runs first for every hop, so it does not call `is_suppressed`, which would be slower.
         if current.get(SUPPRESS_KEY) or current.get(OLD_SUPPRESS_KEY):
             return None
         if context is None:

@@ -283,8 +283,8 @@ async def _enter(
         # A response to HEAD has the same headers as a response to GET, but no body (RFC 9110, section 9.3.2).
         await _respond("http", send, error_response, b"" if scope.get("method") == "HEAD" else error_response.body)
     elif scope["type"] == "websocket":
-        # Send the error response if the server supports responses to a handshake. Otherwise, close the connection
-        # before accepting it, which causes the server to respond with 403.
+        # Send the error response if the server supports HTTP responses to a WebSocket handshake. Otherwise, close the
+        # connection before accepting it, which causes the server to respond with 403.
         await receive()
         can_respond = "websocket.http.response" in (scope.get("extensions") or {})
         describe = partial(_describe, scope, None if can_respond else 403)
