@@ -1,4 +1,4 @@
-"""An instrumentor that does nothing, registered as an ``opentelemetry_instrumentor`` entry point.
+"""A no-op instrumentor that is registered as an ``opentelemetry_instrumentor`` entry point.
 
 In OpenTelemetry's configuration file, ``instrumentation/development.python.token_relay`` contains the relay's settings.
 `otel_token_relay.configuration_file` reads this section, but without an instrumentor named ``token_relay``,
@@ -11,14 +11,12 @@ from typing import Any
 
 
 class TokenRelayInstrumentor:
-    """An empty instrumentor. `otel_token_relay.installation` installs the relay, even if instrumentation is
-    disabled.
-    """
+    """A no-op instrumentor. `otel_token_relay.installation` installs the relay, even if instrumentation is disabled."""
 
     is_instrumented_by_opentelemetry = True
 
     def instrument(self, /, **kwargs: Any) -> None:
-        """Do nothing. *kwargs* contains the settings from the configuration file, with arbitrary keys."""
+        """Do nothing. *kwargs* contains the settings from the configuration file and can have arbitrary keys."""
 
     def uninstrument(self, /, **kwargs: Any) -> None:
         """Do nothing."""

@@ -1,15 +1,15 @@
 """Validate and combine the settings for trusted issuers.
 
-Most issuers are https URLs with metadata that contains the location of their keys. There are three exceptions:
+Most issuers are https URLs, and their metadata includes the URL of their keys. There are three exceptions:
 
 * An issuer that is not an https URL is called a name. Examples are ``accounts.google.com`` and AD FS's
   ``http://adfs.example/adfs/services/trust``. A name is compared with the ``iss`` claim but never fetched, so the
-  operator must configure the URL of the issuer's keys. If the operator trusts the host of an http URL, the URL is not
-  considered a name, because its metadata can be fetched.
+  operator must configure the URL of the issuer's keys. If the operator trusts an http URL's host, the URL is not
+  considered a name, because the issuer's metadata can be fetched.
 * ``https://login.microsoftonline.com/{tid}/v2.0`` matches any Microsoft Entra tenant.
 * An issuer with its own keys, audience, or introspection endpoint is represented by a `TrustedIssuer`.
 
-This module does not depend on packages that require an extra.
+This module does not depend on packages that are installed only with an extra.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ class TrustedIssuer:
     Attributes:
         issuer: The issuer, exactly as it appears in the ``iss`` claim.
         jwks_uri: The URL of the issuer's keys; ``None`` to use the URL in the issuer's metadata.
-        jwks_token_file: The file with the bearer token for fetching the issuer's metadata and keys; empty if no token
-            is required.
+        jwks_token_file: The path of the file that contains the bearer token for fetching the issuer's metadata and
+            keys; empty if no token is required.
         audience: The audience values that identify this service in the issuer's tokens; empty to use the verifier's
             audience.
         introspection_endpoint: The URL of the issuer's token introspection endpoint (RFC 7662), or ``None``.
@@ -168,8 +168,8 @@ def is_issuer(url: str, plaintext_hosts: Collection[str] = ()) -> bool:
 
 
 def problem_with_issuer(issuer: object) -> str | None:
-    """Return the reason that *issuer* is invalid, or ``None``. `problem_with_entry` checks whether the issuer has
-    keys.
+    """Return a description of the problem with *issuer*, or ``None`` if *issuer* is valid. `problem_with_entry` checks
+    whether the issuer has keys.
     """
     if not isinstance(issuer, str) or not _is_name(issuer):
         return "expected an https URL or a name without white space, exactly as in the iss claim"
@@ -282,11 +282,13 @@ def _describe(entry: object, position: int) -> str:
 def problem_with_entry(
     entry: str | TrustedIssuer, jwks_uri: str | None = None, plaintext_hosts: Collection[str] = ()
 ) -> str | None:
-    """Return the reason that a valid entry does not work with the other settings, or ``None``.
+    """Return the reason that a valid entry cannot be used with the other settings, or ``None`` if the entry can be
+    used.
 
     Args:
         entry: The issuer.
-        jwks_uri: The URL of the only issuer's keys, if this URL is configured outside the entry.
+        jwks_uri: The URL of the issuer's keys, if there is only one issuer and the URL is configured outside the
+            issuer's entry.
         plaintext_hosts: The hosts, each with an optional port, for which plain http is allowed.
     """
     trusted = TrustedIssuer(issuer=entry) if isinstance(entry, str) else entry

@@ -1,8 +1,8 @@
 """Messages that operators see even if the application's logging configuration would discard them.
 
-`opentelemetry-instrument` adds a handler that sends log records to an exporter, even if no exporter exists. Python
-writes warnings to standard error only if no handlers exist, so OpenTelemetry's handler would hide the warnings. If no
-other handler exists, `warn` writes warnings to standard error itself.
+`opentelemetry-instrument` adds a handler that sends log records to an exporter, even if no exporter is configured.
+Python writes warnings to standard error only if no handlers exist, so OpenTelemetry's handler would hide the warnings.
+If no other handler exists, `warn` writes warnings to standard error itself.
 
 The ``decisions`` mode writes one line for each decision. The ``debug`` mode also writes this package's log records.
 Both modes ignore the application's logging configuration. Lines never contain tokens, because this package logs only
@@ -27,8 +27,8 @@ _logger: Final = logging.getLogger("otel_token_relay")
 
 
 def warn(message: str, *args: object) -> None:
-    """Log a warning, and also write it to standard error if no handler does so. This function never raises an
-    exception.
+    """Log a warning. If operators would not see the logged warning, also write the warning to standard error. This
+    function never raises an exception.
 
     Args:
         message: A format string.
@@ -47,7 +47,7 @@ def warn(message: str, *args: object) -> None:
 
 
 def _is_shown() -> bool:
-    """Return whether warnings are written by Python's last-resort handler or by a handler outside OpenTelemetry."""
+    """Return whether Python's last-resort handler or a handler outside OpenTelemetry writes warnings."""
     if _logger.disabled:  # `logging.config` disables existing loggers by default
         return False
     logger: logging.Logger | None = _logger
@@ -87,7 +87,7 @@ class DecisionLog:
     Instances are thread-safe.
 
     Args:
-        clock: A function that returns the time of a monotonic clock, in seconds.
+        clock: A function that returns the time on a monotonic clock, in seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -124,7 +124,7 @@ def _quote(value: str) -> str:
 
 
 class _DebugLogger(logging.Logger):
-    """A logger that also writes every record to the decision log. Handlers get only records of enabled levels."""
+    """A logger that also writes every record to the decision log. Handlers receive only records at enabled levels."""
 
     def isEnabledFor(self, level: int) -> bool:
         return True

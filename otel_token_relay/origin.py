@@ -16,7 +16,7 @@ from contextlib import suppress
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from typing import NamedTuple
 
-# Scheme, host, and port.
+# The scheme, host, and port of a request's target.
 Target = tuple[str, str, int | None]
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -72,10 +72,11 @@ def address_of(host: str) -> IPv4Address | IPv6Address | None:
 
 
 def _to_ascii(host: str) -> str | None:
-    """Return *host* with A-labels instead of Unicode characters, or ``None`` if *host* cannot be encoded."""
+    """Return *host* with Unicode labels encoded as A-labels, or ``None`` if *host* cannot be encoded."""
     if host.isascii():
         return host
-    # Import idna only when needed. The import takes 10 ms and 2 MB, and most deployments have no Unicode hosts.
+    # Import idna only when needed. The import takes 10 ms and uses 2 MB of memory, and most deployments have no Unicode
+    # hosts.
     import idna
 
     try:
@@ -100,7 +101,7 @@ class Origin(NamedTuple):
             host: The host that the client passes to the resolver, in ASCII. Unicode names are rejected. Clients encode
                 such names according to different standards (IDNA 2003, IDNA 2008, or UTS 46), so only the client's own
                 result is reliable.
-            port: The port; ``None`` for the scheme's default.
+            port: The port; ``None`` for the scheme's default port.
 
         Returns:
             The origin, or ``None`` if the target is not an HTTP origin.
@@ -138,7 +139,7 @@ class Origin(NamedTuple):
 
     @property
     def is_secure(self) -> bool:
-        """Whether traffic is protected from attackers on the network by https or loopback."""
+        """Whether https or a loopback host protects traffic from attackers on the network."""
         return self.scheme == "https" or self.is_loopback
 
     def __str__(self) -> str:
@@ -171,7 +172,7 @@ def is_listed(origin: Origin | OriginPattern, hosts: Collection[str]) -> bool:
 
 
 def origin_of_proxied(url: str) -> Target:
-    """Return the origin of a URL that is parsed by a forward proxy instead of the client.
+    """Return the origin of a URL that a forward proxy parses instead of the client.
 
     Raises:
         ValueError: The URL is ambiguous or is not an http or https URL. The error message does not contain the URL.

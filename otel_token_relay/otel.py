@@ -1,6 +1,6 @@
 """The private OpenTelemetry APIs that the core uses.
 
-The core uses private OpenTelemetry APIs only in this module, so only this core module must be checked after an
+The core uses private OpenTelemetry APIs only in this module, so this module is the only core module to check after an
 OpenTelemetry upgrade. The adapters for clients, servers, and redaction use private APIs of the libraries that they
 adapt.
 """
@@ -26,7 +26,7 @@ SPAN_KEY: Final = next(iter(trace.set_span_in_context(trace.INVALID_SPAN, Contex
 """The key for the span in a context.
 
 Looking up this key is faster than calling `opentelemetry.trace.get_current_span`, which checks the span's type against
-an abstract class. That check takes longer than the rest of an unrecorded hop.
+an abstract class. The type check takes longer than the rest of an unrecorded hop.
 """
 
 # Exporters and other telemetry code set these keys for their own calls. The HTTP-only key is not included, because
@@ -76,7 +76,7 @@ def set_texts(span: Any, texts: dict[str, str]) -> None:
 
 
 def _find_setter() -> CodeType | None:
-    """Return the method's code object; ``None`` if the SDK is not imported or the method has been replaced."""
+    """Return the method's code object, or ``None`` if the SDK is not imported or the method has been replaced."""
     global _setter
     sdk: Any = sys.modules.get("opentelemetry.sdk.trace")
     if sdk is None:
@@ -93,7 +93,7 @@ def parts_of(propagator: TextMapPropagator) -> list[TextMapPropagator]:
     return [propagator] if parts is None else list(parts)
 
 
-# OpenTelemetry's context functions access a context variable through additional calls. Every request and every hop uses
+# OpenTelemetry's context functions make additional calls to access a context variable. Every request and every hop uses
 # these functions several times, so this module accesses the variable directly unless OTEL_PYTHON_CONTEXT selects a
 # different runtime context.
 _runtime_context: Final = getattr(otel_context, "_RUNTIME_CONTEXT", None)
@@ -130,7 +130,7 @@ def keeps_unknown_keys() -> bool:
 
 @contextmanager
 def without_choosing_conventions() -> Generator[None, None, None]:
-    """Run an instrumentor without making OpenTelemetry's choice of semantic conventions final.
+    """Run an instrumentor without finalizing OpenTelemetry's choice of semantic conventions.
 
     OpenTelemetry normally reads OTEL_SEMCONV_STABILITY_OPT_IN once, when the first instrumentor runs. The application
     might set this variable later, before it instruments anything itself.

@@ -1,12 +1,12 @@
-"""Install the innermost wrapper of a method, and remove the wrapper later.
+"""Install and remove the innermost wrapper of a method.
 
 Instrumentation wraps the same methods and must see the request without the token, regardless of the installation order.
 Instrumentation uses wrapt proxies. The function inside a proxy can be replaced, so our wrapper is always the innermost
 one.
 
-Our wrappers are plain functions, not wrapt proxies, because a call through a proxy takes many times as long. In
-addition, opentelemetry-instrumentation's ``unwrap`` removes the outermost proxy, even if a different library installed
-that proxy.
+Our wrappers are plain functions, not wrapt proxies, because a call through a proxy is many times slower. In addition,
+opentelemetry-instrumentation's ``unwrap`` removes the outermost proxy, even if a different library installed that
+proxy.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Proxy: Final[Any] = getattr(wrapt, "BaseObjectProxy", wrapt.ObjectProxy)
 def layers_of(function: Any) -> Iterator[tuple[Any, Any]]:
     """Yield each layer of a wrapped function, from outermost to innermost, with the proxy that wraps the layer.
 
-    For the outermost layer, ``None`` is yielded instead of a proxy. The innermost layer is the first layer that is not
+    The outermost layer is yielded with ``None`` instead of a proxy. The innermost layer is the first layer that is not
     a proxy.
     """
     proxy = None
@@ -54,7 +54,7 @@ class _EnclosedAttribute:
         self._default = stored
         self._enclose = enclose
         self._is_ready = is_ready
-        self._last: tuple[Any, Any] = (None, None)  # a one-value cache, sufficient for most processes
+        self._last: tuple[Any, Any] = (None, None)  # a one-value cache is sufficient for most processes
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         if instance is None:

@@ -2,8 +2,8 @@
 
 A response is personal if its request carries a token, because the response is intended for a single caller. Clients add
 the token after every cache has processed the request, so caches see identical requests for different callers. A
-``Cache-Control: private`` or ``Vary: Authorization`` header from the server does not separate these callers. To keep
-caches from sharing personal responses, the relay applies these rules:
+``Cache-Control: private`` or ``Vary: Authorization`` header from the server does not help, because caches never see the
+token. To prevent caches from sharing personal responses among callers, the relay applies these rules:
 
 1. The client's hook marks each personal response and sets its ``Cache-Control`` header to ``no-store`` (RFC 9111,
    section 5.2.2.5). This header is sufficient for every cache that complies with the RFC, whether or not the relay has
@@ -11,9 +11,8 @@ caches from sharing personal responses, the relay applies these rules:
 2. The hook for a supported cache prevents the cache from storing marked responses, regardless of their headers. The
    hook also prevents the cache from responding to requests that might be sent with a token, even with responses that
    are not personal.
-3. If a supported cache is called directly by the client's own code, the hook also restores the original
-   ``Cache-Control`` header. Otherwise, the calling code might be an unsupported cache, so the header remains
-   ``no-store``.
+3. If the client's own code calls a supported cache directly, the hook also restores the original ``Cache-Control``
+   header. Otherwise, the calling code might be an unsupported cache, so the header remains ``no-store``.
 
 This module does not import any client library. Any object with the methods of a requests or urllib3 header mapping is
 treated as a header mapping.
@@ -46,7 +45,9 @@ Marker = Callable[[Any], Any]
 
 
 def marker(protects: bool, mark: Callable[[Any], None]) -> Marker:
-    """Return a function that marks and returns a response. Clients call this function for each personal response."""
+    """Return a function that marks and returns a response. Clients call the returned function for each personal
+    response.
+    """
 
     def mark_safely(response: Any) -> Any:
         try:

@@ -1,7 +1,7 @@
 """The allow-list: only listed destinations receive the token.
 
-A lookup checks the exact host and, if the list contains wildcards, one pattern for each label in the host. The number
-of entries does not affect the duration of a lookup.
+A lookup checks the exact host and, if the list contains wildcards, one pattern for each label in the host. The lookup
+time does not depend on the number of entries.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _MAX_LENGTH: Final = 260
 
 
 class RelayPolicy:
-    """An allow-list that returns the entry for an origin. Instances are immutable and thread-safe.
+    """An allow-list that finds the entry for an origin. Instances are immutable and thread-safe.
 
     If multiple entries match, the most specific entry applies. An exact host takes precedence over wildcards, a longer
     wildcard takes precedence over a shorter one, and ``*`` has the lowest precedence. For the same host, an entry for a
@@ -29,12 +29,12 @@ class RelayPolicy:
 
     Args:
         destinations: The allow-list entries.
-        refused: Patterns of origins that get no token, even if a wider entry matches.
+        refused: Patterns for origins that receive no token, even if a broader entry matches.
 
     Attributes:
         entries: The entries, keyed by pattern, including entries with ``;never``.
         refused: The refused patterns.
-        is_empty: Whether no token may be sent to any origin.
+        is_empty: Whether no origin may receive a token.
         has_required: Whether any entry has ``;required``.
         has_exchanged: Whether any entry requires a token exchange.
         has_retry: Whether any entry allows requests to be retried.

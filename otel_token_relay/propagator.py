@@ -93,18 +93,18 @@ class TokenRelayPropagator(TextMapPropagator):
     ) -> Context:
         """Bind the carrier's token, or bind ``None`` if the carrier contains no token.
 
-        The context key is always set to replace any token from a different request. Within a server boundary, these
-        rules apply:
+        This method always sets the context key to ensure that no token from a different request remains. Within a
+        server boundary, these rules apply:
 
         * An ASGI scope or WSGI environ is not read again, because the boundary has already read the credentials.
         * If the carrier contains the request's own token, the binding and its lease do not change.
-        * If the carrier contains no credentials, the binding does not change in the thread and asyncio task that run
-          the boundary. As a result, a job that runs within the request has the caller's token. A background consumer
-          that the request starts does not have the token.
+        * If the carrier contains no credentials, the binding does not change in the request's own thread and asyncio
+          task. As a result, a job that runs within the request has the caller's token. A background consumer that the
+          request starts does not have the token.
         * If the boundary has rejected the request's credentials, no token is bound.
 
-        Outside a boundary, a message without credentials is treated as if nothing were bound (see `is_unserved`). An
-        HTTP request without credentials is treated as a request from an anonymous caller.
+        If a message outside a boundary contains no credentials, the service can still act on its own behalf (see
+        `is_unserved`). An HTTP request without credentials is treated as a request from an anonymous caller.
 
         Args:
             context: The context to extend; ``None`` to extend an empty context.
@@ -164,7 +164,7 @@ class TokenRelayPropagator(TextMapPropagator):
             return
         value = self.relay.decide((carrier, destination), _target_of, _has_header, context, may_block=False)
         if isinstance(value, Exchange):
-            # Running the exchange would block the event loop, so give up if this code runs on an event loop.
+            # Running the exchange would block the event loop, so give up if an event loop is running.
             value = value.run() if running_loop() is None else value.give_up()
         if value is None or (self.relay.settings.on_conflict == "replace" and not _drop(carrier, self.relay.header)):
             return
@@ -196,7 +196,7 @@ def _read(getter: Getter[Any], carrier: Any, name: str) -> Sequence[str]:
 
 def _is_request(carrier: object) -> bool:
     """Return whether a carrier is a WSGI environ or an ASGI scope."""
-    # Check for values that message headers cannot contain, because message headers are text.
+    # Check for values that are not strings, because message headers contain only strings.
     return isinstance(carrier, dict) and (
         hasattr(carrier.get("wsgi.input"), "read") or isinstance(carrier.get("asgi"), dict)
     )

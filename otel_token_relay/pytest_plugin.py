@@ -33,8 +33,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_pycollect_makeitem(collector: pytest.Module | pytest.Class, name: str, obj: object) -> None:
-    """Use the fixture in each test function that has the marker itself or inherits the marker from its class or
-    module.
+    """Apply the ``token_relay`` fixture to each test function that has the marker or inherits the marker from its class
+    or module.
     """
     if collector.istestfunction(obj, name):
         own: list[pytest.Mark] = getattr(obj, "pytestmark", [])
@@ -43,7 +43,9 @@ def pytest_pycollect_makeitem(collector: pytest.Module | pytest.Class, name: str
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Use the fixture in each test that gets the marker from a different source, such as `pytest.param`."""
+    """Apply the ``token_relay`` fixture to each test that gets the marker from a different source, such as
+    `pytest.param`.
+    """
     names = getattr(item, "fixturenames", None)
     if names is not None and _MARKER not in names and item.get_closest_marker(_MARKER) is not None:
         item.fixturenames = [*names, _MARKER]  # type: ignore[attr-defined]  # a new list: items share the old one
@@ -51,7 +53,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 @pytest.fixture
 def token_relay(request: pytest.FixtureRequest) -> Iterator[InstalledRelay]:
-    """Install the relay until the test ends.
+    """Install the relay for the duration of the test.
 
     Markers on the test, its class, and its module specify `Settings` fields. For each field, the closest marker takes
     precedence. Without a marker, the relay uses the application's settings and the environment variables. To install
@@ -84,7 +86,7 @@ def recorded_decisions(token_relay: InstalledRelay) -> Iterator[RecordedDecision
 
 @pytest.fixture
 def third_party() -> Iterator[Callable[[], ThirdParty]]:
-    """Return a function that starts a loopback server, which records its requests and runs until the test ends."""
+    """Return a function that starts a loopback server, which records incoming requests and runs until the test ends."""
     from otel_token_relay.testing import third_party
 
     with ExitStack() as running:
@@ -93,7 +95,9 @@ def third_party() -> Iterator[Callable[[], ThirdParty]]:
 
 @pytest.fixture(scope="session")
 def authorization_server() -> Iterator[AuthorizationServer]:
-    """Start a real authorization server on loopback in a separate process. This fixture requires the ``demo`` extra."""
+    """Start a real authorization server on a loopback address in a separate process. This fixture requires the ``demo``
+    extra.
+    """
     from otel_token_relay.testing import running_authorization_server
 
     with ExitStack() as running:
@@ -108,7 +112,7 @@ def authorization_server() -> Iterator[AuthorizationServer]:
 def as_caller(token_relay: InstalledRelay, authorization_server: AuthorizationServer) -> Callable[..., Caller]:
     """Return a function that signs in a user and returns a `Caller` with a new token.
 
-    For example, the block in ``with as_caller("alice"): ...`` runs as a request from alice. The function has the same
+    For example, the block in ``with as_caller("alice"): ...`` runs as a request from Alice. The function has the same
     parameters as `AuthorizationServer.token_for`.
     """
     from otel_token_relay.testing import Caller

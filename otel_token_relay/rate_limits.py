@@ -20,7 +20,7 @@ class _Window:
 
 
 class RateLimit:
-    """A limit on the number of events for each key in a period. The period starts with the key's first event.
+    """A limit on the number of events for each key in each period. A key's period starts with the key's first event.
 
     Instances are thread-safe. For speed, events are counted without a lock, so simultaneous events from multiple
     threads might occasionally exceed the limit.
@@ -28,7 +28,7 @@ class RateLimit:
     Args:
         limit: The maximum number of events in each period.
         seconds: The length of the period, in seconds.
-        clock: A function that returns the time of a monotonic clock, in seconds.
+        clock: A function that returns the time on a monotonic clock, in seconds.
     """
 
     def __init__(self, limit: int, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:

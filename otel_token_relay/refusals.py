@@ -2,17 +2,17 @@
 
 Invariants:
 
-* A refused request has one SERVER span and is counted once. If instrumentation encloses the boundary, the
-  instrumentation records the span and metrics, and this module only adds attributes to the span. Otherwise, this module
-  records both the span and the metrics.
-* The caller can choose the span's parent only through the global propagator, as in an accepted request. The parent is
+* Each refused request has at most one SERVER span and is counted at most once. If instrumentation encloses the
+  boundary, the instrumentation records the span and metrics, and this module only adds attributes to the span.
+  Otherwise, this module records both the span and the metrics.
+* As with an accepted request, the caller can choose the span's parent only through the global propagator. The parent is
   never a different request's span, even if such a span is current on a connection that serves multiple requests.
-* The number of spans is limited, because any caller can cause refusals. The metrics are not limited.
-* Attributes never contain headers, queries, or unknown methods. Metrics never contain values that a caller can freely
-  choose.
+* The number of spans is limited, because any caller can cause refusals. The limit does not apply to metrics.
+* Attributes never contain header values, query strings, or unknown methods. Metrics never contain values that a caller
+  can freely choose.
 * The functions in this module never raise an exception or change the response.
 
-Source: semantic conventions for HTTP and RPC, as implemented by OpenTelemetry's instrumentation.
+Source: The semantic conventions for HTTP and RPC, as implemented by OpenTelemetry's instrumentation.
 """
 
 from __future__ import annotations
@@ -40,8 +40,9 @@ _logger = logging.getLogger("otel_token_relay")
 # The maximum number of spans per second for each reason.
 SPANS_PER_SECOND: Final = 10
 
-# This environment variable selects the names that OpenTelemetry's instrumentation uses: old names, new names (`http`),
-# or both (`http/dup`). This module uses the same names to ensure that dashboards include refused requests.
+# This environment variable selects the attribute and metric names that OpenTelemetry's instrumentation uses: old names,
+# new names (`http`), or both (`http/dup`). This module uses the same names to ensure that dashboards include refused
+# requests.
 OPT_IN_VARIABLE: Final = "OTEL_SEMCONV_STABILITY_OPT_IN"
 
 # Sources: RFC 9110, section 9.1; RFC 5789; RFC 10008. OpenTelemetry's instrumentation uses the same list.
@@ -88,7 +89,7 @@ class GrpcCall(NamedTuple):
 
 
 class _Duration(NamedTuple):
-    """A histogram that OpenTelemetry's HTTP instrumentation also uses."""
+    """A duration histogram that OpenTelemetry's HTTP instrumentation also records."""
 
     name: str
     unit: str
@@ -120,8 +121,8 @@ def record(
         context: The request's context, which contains the token.
         describe: A function that returns a description of the request. The function may raise an exception, because the
             server's data might be invalid.
-        is_at_server: Whether the boundary is located where the server calls its application. Instrumentation cannot
-            enclose such a boundary, so any current span belongs to a different request.
+        is_at_server: Whether the boundary is at the point where the server calls its application. Instrumentation
+            cannot enclose such a boundary, so any current span belongs to a different request.
     """
     _recorder.record(error_response, context, describe, is_at_server)
 
@@ -199,7 +200,9 @@ _recorder = RefusalRecorder()
 
 @contextmanager
 def _harmless(message: str) -> Generator[None, None, None]:
-    """Log errors from the application's propagator, tracer, or meter at DEBUG level. Ignore errors while logging."""
+    """Log errors from the application's propagator, tracer, or meter at the DEBUG level. Ignore errors that occur
+    during logging.
+    """
     try:
         yield
     except Exception:
@@ -210,8 +213,8 @@ def _harmless(message: str) -> Generator[None, None, None]:
 def _span_around(context: Context) -> trace.Span | None:
     """Return the current span if it belongs to instrumentation that encloses the boundary; otherwise, return ``None``.
 
-    An unsampled span does not have a kind or an end time. An in-process client's span is ignored. The root span in
-    which the application started the server is also ignored.
+    An unsampled span does not have a kind or an end time. An in-process client's span is ignored. The root span that
+    was current when the application started the server is also ignored.
     """
     span = context.get(SPAN_KEY)
     if not isinstance(span, trace.Span):
@@ -258,7 +261,7 @@ _GETTER: Final = _HeaderGetter()
 
 def _extract(request: HttpRequest | GrpcCall, context: Context) -> Context:
     """Return *context*, extended with the values that the global propagator reads from the request."""
-    # Import this module only when needed, because `opentelemetry.propagate` might be importing this package.
+    # Import `opentelemetry.propagate` only when needed, because that module might still be importing this package.
     from opentelemetry import propagate
 
     with _harmless("the caller's context cannot be read"):
@@ -282,7 +285,7 @@ def _record_span(
         attributes=attributes,
         start_time=ended_at - int(seconds * 1e9),
     )
-    # A 4xx status is the caller's error, so only a 5xx status marks the span as failed.
+    # A 4xx status indicates an error by the caller, so only a 5xx status marks the span as failed.
     if error_response.status >= 500:
         span.set_status(trace.StatusCode.ERROR)
     span.end(ended_at)
@@ -300,7 +303,7 @@ class _Described(NamedTuple):
 def _describe(request: HttpRequest | GrpcCall, error_response: ErrorResponse) -> _Described:
     if isinstance(request, GrpcCall):
         service, _, method = request.method.removeprefix("/").rpartition("/")
-        # OpenTelemetry's gRPC server instrumentation uses the same attributes and has no metrics.
+        # OpenTelemetry's gRPC server instrumentation uses the same attributes and records no metrics.
         return _Described(
             request.method,
             {
@@ -336,7 +339,7 @@ def _durations_in_force() -> tuple[_Duration, ...]:
 
 
 def _path_of(target: str) -> str:
-    """Return the path of a request target (RFC 9112, section 3.2), without any query, user name, or host."""
+    """Return the path of a request target (RFC 9112, section 3.2), without any query, username, or host."""
     if target.startswith("/"):
         return target
     return urlsplit(target).path

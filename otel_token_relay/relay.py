@@ -46,14 +46,14 @@ HasHeader = bool | Literal["fixed"]
 
 
 class Explanation(NamedTuple):
-    """The decision for a URL before any request is sent.
+    """The decision that the relay would make for a request to a URL.
 
     Attributes:
         decision: The decision.
         entry: The most specific matching entry, which may have ``;never``; ``None`` if no entry matches.
         closest: The closest entry or the entry that excludes the origin, if the token is withheld because of the
             allow-list; otherwise, ``None``.
-        fails: Whether the call raises `TokenUnavailable`.
+        fails: Whether the call would raise `TokenUnavailable`.
     """
 
     decision: Decision
@@ -66,10 +66,10 @@ class Obtained(NamedTuple):
     """A token for a specific destination.
 
     Attributes:
-        token: The token. A token that was obtained in exchange for the caller's token has the lease of the caller's
-            token.
-        result: How the token was obtained: from the cache, for this hop, or for a concurrent hop.
-        until: The time at which the token must no longer be sent, in seconds on the monotonic clock.
+        token: The token. If the token was obtained in exchange for the caller's token, both tokens have the same lease.
+        result: How the token was obtained: from the cache, by a request for this hop, or by a request for a concurrent
+            hop.
+        until: The time after which the token must not be sent, in seconds on the monotonic clock.
     """
 
     token: BearerToken
@@ -78,7 +78,7 @@ class Obtained(NamedTuple):
 
 
 class Renewed(NamedTuple):
-    """A token that replaces a token that a destination has rejected.
+    """A replacement for a token that a destination has rejected.
 
     Attributes:
         obtained: The token.
@@ -94,7 +94,7 @@ class TokenSource(Protocol):
     """A source of tokens for individual destinations. `otel_token_relay.exchange.tokens` implements this protocol."""
 
     def cached(self, caller: BearerToken | None, destination: Destination) -> Obtained | None:
-        """Return a token that can be sent immediately, or ``None`` if there is none.
+        """Return a cached token, or ``None`` if no token is cached.
 
         Args:
             caller: The caller's token, which the relay has checked; ``None`` for the service's own token.
@@ -117,7 +117,7 @@ class TokenSource(Protocol):
     def renew(
         self, caller: BearerToken | None, destination: Destination, rejected: BearerToken, rejection: Rejection
     ) -> Renewed | None:
-        """Return a token that replaces a rejected token. This method blocks until the new token is available.
+        """Return a replacement for a rejected token. This method blocks until the new token is available.
 
         Returns:
             The new token, or ``None`` if the request must not be sent again. A retry is useless if the new token is
@@ -132,24 +132,23 @@ class TokenSource(Protocol):
     async def renew_async(
         self, caller: BearerToken | None, destination: Destination, rejected: BearerToken, rejection: Rejection
     ) -> Renewed | None:
-        """Return a token that replaces a rejected token, without blocking the event loop; see `renew`."""
+        """Return a replacement for a rejected token without blocking the event loop; see `renew`."""
         ...
 
     def failure(self, caller: BearerToken | None, destination: Destination) -> ExchangeFailed | None:
-        """Return the error from the last attempt to obtain a token if the attempt failed recently; otherwise, return
+        """Return the error from the last attempt to obtain a token if that attempt failed recently; otherwise, return
         ``None``.
         """
         ...
 
 
 class Relay:
-    """A relay, which decides for each hop which token to send. Instances are safe for use in multiple threads and
-    tasks.
+    """A relay that decides which token to send for each hop. Instances can be shared among threads and tasks.
 
     Args:
         settings: The settings.
         source: The source of tokens for individual destinations; ``None`` if no such tokens can be obtained.
-        now: A function that returns the wall-clock time, in seconds since the epoch.
+        now: A function that returns the current wall-clock time, in seconds since the epoch.
         monotonic: A function that returns the time on a monotonic clock, in seconds.
 
     Attributes:
@@ -246,9 +245,9 @@ class Relay:
         Args:
             request: The request, which is passed to *target_of* and *has_header*.
             target_of: A function that returns the scheme, host, and port of the request's destination; see `Origin.of`.
-            has_header: A function that returns whether the request already has the header with the given lowercase name
-                (case-insensitive). The function returns ``"fixed"`` if the request has a credential that the adapter
-                cannot replace, such as a signed URL.
+            has_header: A function that returns whether the request already has the header with the given lowercase
+                name, regardless of the header's case. The function returns ``"fixed"`` if the request has a credential
+                that the adapter cannot replace, such as a signed URL.
             context: The context that contains the token; ``None`` for the current context.
             is_final: ``False`` if the request might still wait before it is sent, for example, for a connection. In
                 that case, the returned `Hop` records the decision to send a token.
@@ -264,7 +263,7 @@ class Relay:
         if self.is_closed:
             return None
         current = get_current()
-        # This check runs first at every hop, so it does not call `is_suppressed`, which would be slower.
+        # This check runs first for every hop, so it does not call `is_suppressed`, which would be slower.
         if current.get(SUPPRESS_KEY) or current.get(OLD_SUPPRESS_KEY):
             return None
         if context is None:
@@ -302,7 +301,7 @@ class Relay:
         self._record(reason, context, destination, target)
         if reason is Reason.NO_BOUNDARY and destination is not None:
             self._warn_once(destination)
-        # A request with its own credential is authenticated, so `;required` does not prevent the request.
+        # A request with its own credential does not need a token, so `;required` does not block the request.
         if destination is not None and destination.required and reason is not Reason.EXPLICIT_CREDENTIAL:
             raise TokenUnavailable(reason, str(destination))
         return None
@@ -334,7 +333,7 @@ class Relay:
     def may_send(self, url: str, has_header: Callable[[str], bool]) -> bool:
         """Return whether a request to *url* might be sent with a token, without making or recording a decision.
 
-        Cache hooks call this method, because caches must not return a cached response to such a request. If *url*
+        Cache hooks call this method, because caches must not return a cached response for such a request. If *url*
         cannot be parsed, the result is ``True``.
 
         Args:
@@ -361,8 +360,8 @@ class Relay:
         return destination is not None and (has_token or destination.without_user is not None)
 
     def _may_ignore(self, reason: Reason, context: Context) -> bool:
-        """Return whether no decision is necessary for a hop without a token. Record the hop if only a record is
-        necessary.
+        """Return whether no decision is necessary for a hop without a token. If the hop only needs to be recorded,
+        record the hop.
         """
         will_warn = reason is Reason.NO_BOUNDARY and not (self._has_warned or binding.has_bound or self.policy.is_empty)
         if self.policy.has_required or will_warn:
@@ -406,7 +405,7 @@ class Relay:
             return _lacking(missing) if token is None else Reason.DESTINATION_NOT_LISTED
         try:
             held = has_header(request, self.header)
-        except Exception as error:  # headers that cannot be read might contain a credential
+        except Exception as error:  # unreadable headers might contain a credential
             _logger.debug("cannot read a request's headers: %s", type(error).__name__)
             held = "fixed"
         if held and self._is_explicit(held):
@@ -448,7 +447,7 @@ class Relay:
         return None if is_checked else Reason.NOT_VERIFIED
 
     def explain(self, url: str, *, without_user: bool = False) -> Explanation:
-        """Return the decision for a request to *url*. The rules are the same as for a hop.
+        """Return the decision for a request to *url*. The same rules apply as for a hop.
 
         The request is assumed to have only the credentials in the URL: user info, which most clients send as a header,
         or a signature.
@@ -513,7 +512,7 @@ def _lacking(reason: Reason) -> Reason:
 class Hop:
     """A decision to send a token. The decision is checked again when the request is sent.
 
-    The text representation of a hop does not include its tokens, so a client library can safely store the hop with the
+    A hop's string representation does not include its tokens, so a client library can safely store the hop with the
     request.
 
     Args:
@@ -578,8 +577,8 @@ class Hop:
         return self._relay._prefix + sent.reveal()
 
     def confirm(self) -> bool:
-        """Check the tokens again and record the decision. Adapters call this method once, when the request stops
-        waiting.
+        """Check the tokens again and record the decision. Adapters call this method when the request no longer has to
+        wait.
 
         If a client sends the request again on a different connection, the adapter calls this method again, because each
         attempt is a separate hop.
@@ -633,7 +632,7 @@ class Hop:
         return is_first and self._destination.retry == "idempotent" and method in METHODS
 
     def is_for(self, target: Target) -> bool:
-        """Return whether a retried request is sent to the same server as the original request."""
+        """Return whether *target* has the same origin as this hop's target."""
         return Origin.of(*target) == Origin.of(*self._target)
 
     def again(self, challenges: Iterable[str]) -> Hop | None:
@@ -748,7 +747,7 @@ class Exchange(Generic[Sent]):
         self._is_final = is_final
 
     def cached(self) -> Sent | None:
-        """Finish the decision with a cached token, or return ``None`` if no token is cached."""
+        """Complete the decision with a cached token, or return ``None`` if no token is cached."""
         source = self._relay._source
         try:
             found = None if source is None else source.cached(self._caller, self._destination)
@@ -758,7 +757,7 @@ class Exchange(Generic[Sent]):
         return None if found is None else self._send(self._hop(found))
 
     def run(self) -> Sent | None:
-        """Obtain the token and finish the decision. This method blocks until the token is available.
+        """Obtain the token and complete the decision. This method blocks until the token is available.
 
         Returns:
             The header value to write or a `Hop`; ``None`` to leave the request unchanged.
@@ -777,7 +776,7 @@ class Exchange(Generic[Sent]):
         return self._fail(failure)
 
     async def run_async(self) -> Sent | None:
-        """Obtain the token and finish the decision without blocking the event loop; see `run`."""
+        """Obtain the token and complete the decision without blocking the event loop; see `run`."""
         source = self._relay._source
         if source is None:
             return self._fail(_NOT_CONFIGURED)
@@ -788,13 +787,13 @@ class Exchange(Generic[Sent]):
         return self._fail(failure)
 
     def give_up(self) -> Sent | None:
-        """Finish the decision without a token, because the client cannot wait for the exchange."""
+        """Complete the decision without a token, because the client cannot wait for the exchange."""
         source = self._relay._source
         failure = None if source is None else source.failure(self._caller, self._destination)
         return self._fail(failure or _NOT_CONFIGURED)
 
     def _finish(self, obtained: Obtained) -> Sent | None:
-        """Check the tokens again and finish the decision. The caller's request might have ended during the exchange."""
+        """Check the tokens again, because the caller's request might have ended. Then complete the decision."""
         if self._relay.is_closed:
             return None
         hop = self._hop(obtained)

@@ -1,12 +1,12 @@
 """Decide whether a rejected request may be retried once with a new token.
 
 A request is retried only if a retry is harmless and the response identifies the token as the cause of the rejection.
-This means that the following conditions must be true:
+Both of the following conditions must be true:
 
 * The method is idempotent (RFC 9110, section 9.2.2). TRACE is excluded, because its response would contain the token.
 * The status is 401, and a Bearer challenge has ``error="invalid_token"`` (RFC 6750, section 3.1). Microsoft Entra's
-  claims challenge has ``error="insufficient_claims"`` and ``claims``, a base64-encoded JSON object that the client
-  includes in its request for a new token.
+  claims challenge is also accepted. This challenge has ``error="insufficient_claims"`` and ``claims``, a base64-encoded
+  JSON object that the client includes in its request for a new token.
 
 Challenges with invalid syntax are ignored. This module performs no I/O and uses no third-party libraries.
 
@@ -25,7 +25,7 @@ from typing import Final, NamedTuple
 METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
 UNAUTHORIZED: Final = 401
 MAX_DISCARDED: Final = 65_536
-"""The maximum number of bytes to read from a rejected response so that its connection can be reused."""
+"""The maximum number of bytes to read from a 401 response so that its connection can be reused."""
 DISCARD_SECONDS: Final = 1.0
 
 _MAX_CHALLENGE: Final = 16_384
@@ -41,7 +41,7 @@ _escapes: Final = re.compile(r"\\(.)", re.DOTALL)
 
 
 class Rejection(NamedTuple):
-    """A rejection of the token, as indicated by a response.
+    """A token rejection, as indicated by a response.
 
     Attributes:
         claims: The claims that the new token must have, as JSON text; ``None`` if the response does not specify claims.
@@ -56,7 +56,7 @@ class Rejection(NamedTuple):
 
 
 def read_rejection(values: Iterable[str]) -> Rejection | None:
-    """Parse the ``WWW-Authenticate`` headers of a 401 response to find a rejection of the token.
+    """Parse a 401 response's ``WWW-Authenticate`` headers to determine whether the token was rejected.
 
     Args:
         values: The values of the header lines.
@@ -109,7 +109,7 @@ def _skip(value: str, position: int) -> int:
 
 
 def _decode_claims(encoded: str) -> str | None:
-    """Return the claims as JSON text, or ``None`` if they are not a base64-encoded JSON object."""
+    """Return the claims as JSON text, or ``None`` if *encoded* is not a base64-encoded JSON object."""
     if not 0 < len(encoded) <= _MAX_CLAIMS:
         return None
     text = encoded.rstrip("=").replace("-", "+").replace("_", "/")

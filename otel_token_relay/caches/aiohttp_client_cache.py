@@ -17,7 +17,7 @@ from otel_token_relay.runtime import Runtime
 
 
 def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
-    """Hook the storage in *module*, which is ``aiohttp_client_cache.backends.base``."""
+    """Hook the cache backend in *module*, which is ``aiohttp_client_cache.backends.base``."""
     relay = runtime.relay
     if not relay.settings.protect_caches:
         return

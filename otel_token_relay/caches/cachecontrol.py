@@ -49,7 +49,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
     def build_update(original: Function) -> Function:
         def update_cached_response(self: Any, request: Any, response: Any) -> Any:
-            # This is a 304 response to conditions that the application itself has set.
+            # This is a 304 response to a request that the application itself made conditional.
             return response if is_personal(response) else original(self, request, response)
 
         return update_cached_response
@@ -62,8 +62,8 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
 
 def patch_adapter(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
-    """Hook the adapter in *module*, which is ``cachecontrol.adapter``, to restore the server's headers for
-    heuristics.
+    """Hook the adapter in *module*, which is ``cachecontrol.adapter``. The hook restores the server's headers before
+    CacheControl applies its heuristics.
     """
     if not runtime.settings.protect_caches:
         return

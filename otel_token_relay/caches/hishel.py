@@ -1,4 +1,4 @@
-"""Hooks for the httpx and httpx2 transports and the requests adapter of hishel 2.
+"""Hooks for hishel 2's httpx and httpx2 transports and its requests adapter.
 
 Except in RFC mode, hishel ignores response headers. The hooks insert a layer between hishel and the network. For each
 personal response, the layer raises an exception that contains the response, so hishel never processes personal
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 
 class _PersonalResponse(Exception, Generic[T]):
-    """An exception that contains a personal response and bypasses the cache."""
+    """An exception that wraps a personal response, which then bypasses the cache."""
 
     def __init__(self, response: T) -> None:
         super().__init__()
@@ -41,7 +41,9 @@ class _PersonalResponse(Exception, Generic[T]):
 
 
 class _Below:
-    """The transport below the cache, which raises an exception for each personal response instead of returning it."""
+    """The transport below the cache, which raises an exception for each personal response instead of returning the
+    response.
+    """
 
     def __init__(self, transport: Any) -> None:
         self._transport = transport
@@ -108,14 +110,16 @@ def patch_transport(module: ModuleType, runtime: Runtime, patches: Patches) -> N
 
 
 def _above(transport: Any) -> Any:
-    """Return a copy of hishel's transport that uses a `_Below` transport. Hishel does not modify its transport."""
+    """Return a copy of hishel's transport that uses a `_Below` transport. A shallow copy is sufficient, because hishel
+    does not modify its transport.
+    """
     copy = shallow_copy(transport)
     copy.next_transport = _Below(transport.next_transport)
     return copy
 
 
 def _is_for_cache(status: int, headers: Any) -> bool:
-    """Return whether a response is a 304 response to conditions that the cache added to the request."""
+    """Return whether the response is a 304 response to a request that the cache made conditional."""
     return status == 304 and not any(name in headers for name in _CONDITIONS)
 
 

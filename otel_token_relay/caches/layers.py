@@ -1,4 +1,4 @@
-"""Functions that the hooks for multiple caches share."""
+"""Functions that multiple cache hooks share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _CLIENTS: Final = {"requests.sessions": ("requests",)}
 def build_send(original: Function) -> Function:
     """Wrap a requests adapter's ``send`` method to hide a personal response's headers from unknown calling code.
 
-    Only the session class of requests gets the original headers, because any other class might be a cache.
+    Only the requests library's own session class gets the original headers, because any other class might be a cache.
     """
 
     def send(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
@@ -26,12 +26,13 @@ def build_send(original: Function) -> Function:
 
 
 def has_led_to(found: Any, may_send: Callable[[str, Callable[[str], bool]], bool]) -> bool:
-    """Return whether a cached response follows redirects and any of its URLs might be requested with a token.
+    """Return whether a cached response resulted from redirects and a request to any of its URLs might carry a token.
 
-    If an unlisted host redirected to a listed host, the cache stores the response under the unlisted host's URL.
+    If an unlisted host redirects a request to a listed host, the cache stores the response under the unlisted host's
+    URL.
 
     Args:
-        found: The cached response, from requests or aiohttp.
+        found: The cached response from requests or aiohttp.
         may_send: `otel_token_relay.relay.Relay.may_send`.
     """
     return bool(found.history) and any(may_send(str(one.url), _has_no_header) for one in (found, *found.history))

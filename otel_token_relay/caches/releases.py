@@ -1,4 +1,4 @@
-"""Detect releases of cache libraries that do not have the modules to hook. A missing module's hook would never run."""
+"""Detect cache library releases that lack a module to hook. The hook for a missing module would never run."""
 
 from __future__ import annotations
 

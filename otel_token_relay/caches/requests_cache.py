@@ -16,7 +16,7 @@ from otel_token_relay.runtime import Runtime
 
 
 def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
-    """Hook the actions in *module*, which is ``requests_cache.policy.actions``."""
+    """Hook the cache actions in *module*, which is ``requests_cache.policy.actions``."""
     relay = runtime.relay
     if not relay.settings.protect_caches:
         return
@@ -43,9 +43,10 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
 
 def patch_backend(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
-    """Hook the storage in *module*, which is ``requests_cache.backends.base``.
+    """Hook the cache backend in *module*, which is ``requests_cache.backends.base``.
 
-    If an unlisted host redirected to a listed host, the cache stores the response under the unlisted host's URL.
+    If an unlisted host redirects a request to a listed host, the cache stores the response under the unlisted host's
+    URL.
     """
     relay = runtime.relay
     if not relay.settings.protect_caches:

@@ -32,8 +32,8 @@ _ENDING_KEY: Final = "otel_token_relay.ends_with_token"
 
 
 class TokenRelayMiddleware:
-    """Middleware that binds each request's token while the application handles the request, if the server is not
-    hooked.
+    """Middleware that binds each request's token while the application handles the request. Use this middleware if the
+    server is not hooked.
 
     List this middleware first: ``web.Application(middlewares=[TokenRelayMiddleware(), ...])``. The lease ends when the
     handler returns. If an outer boundary exists, the middleware uses that boundary.
@@ -60,7 +60,7 @@ class TokenRelayMiddleware:
 
 
 def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
-    """Hook the connections in *module*, which is ``aiohttp.web_protocol``."""
+    """Hook the connection handler in *module*, which is ``aiohttp.web_protocol``."""
 
     def build(original: Function) -> Function:
         async def _handle_request(
@@ -99,8 +99,9 @@ def _guard(handler: Handler, boundary: Boundary, terms: Terms, *, is_at_server: 
     settings, authenticator = terms
 
     async def guarded(request: Any) -> Any:
-        # Use the path by which aiohttp routes requests. In `path`, an encoded slash is indistinguishable from a plain
-        # slash. Older versions of aiohttp route by the raw path, and their URLs do not have `path_safe`.
+        # Use the path that aiohttp uses to route requests. In `path`, an encoded slash is indistinguishable from a
+        # plain slash. Older versions of aiohttp use the raw path to route requests, and their URLs do not have
+        # `path_safe`.
         url = request.rel_url
         path = getattr(url, "path_safe", url.raw_path)
         request_path = RequestPath(path, path, method=request.method, values_of=_values_of(request))
@@ -131,7 +132,7 @@ async def _serve_until_expiry(handler: Handler, request: Any, boundary: Boundary
     prepare = request._prepare_hook
 
     async def watch(response: Any) -> None:
-        # aiohttp calls this method after the application has set the headers and before the headers are sent.
+        # aiohttp calls this function after the application has set the headers and before the headers are sent.
         await prepare(response)
         if isinstance(response, web.WebSocketResponse) or is_event_stream(response.headers.get("Content-Type")):
             lasting.append(response)

@@ -37,7 +37,8 @@ _ENDING_KEY: Final = "otel_token_relay.ends_with_token"
 
 
 class TokenRelayMiddleware:
-    """ASGI middleware that binds each request's token, if the application's framework is not hooked.
+    """ASGI middleware that binds each request's token. Use this middleware if the application's framework is not
+    hooked.
 
     Make this the outermost middleware. Inner boundaries reuse this middleware's boundary.
 
@@ -59,7 +60,8 @@ def path_without_mount(scope: Scope) -> str | None:
 
     Returns:
         The path, or ``None`` if different applications would derive different paths. Some applications remove the mount
-        point only if it consists of whole segments. Other applications remove a plain prefix or every occurrence.
+        point only if it consists of whole segments. Other applications remove any matching prefix or every occurrence
+        of the mount point.
     """
     path: str = scope.get("path", "")
     mount: str = scope.get("root_path") or ""
@@ -98,7 +100,8 @@ def patch(owner: type, runtime: Runtime, patches: Patches, route: Route = path_w
 
 
 def _as_coroutine_function(function: Callable[..., Awaitable[None]]) -> Function:
-    """Mark a function that returns a coroutine as a coroutine function, because servers inspect applications.
+    """Mark a function that returns a coroutine as a coroutine function, because servers check applications for this
+    mark.
 
     A real coroutine function would create an additional coroutine in each boundary of each request.
     """
@@ -114,7 +117,7 @@ def _as_coroutine_function(function: Callable[..., Awaitable[None]]) -> Function
 
 
 class EnclosedApp:
-    """An application that runs inside a boundary, if the relay is installed when the server calls the application.
+    """A wrapper that runs an application inside a boundary if the relay is installed when the server calls the wrapper.
 
     Attribute lookups are forwarded to the application.
     """
@@ -208,7 +211,7 @@ class _AsgiBoundary(Boundary):
 
     def encloses(self, request: Any) -> bool:
         """Return whether the scope's headers and the current context still belong to this request."""
-        # Comparing lists is fast, because Python first compares the identities of elements, in a single loop in C.
+        # List comparison is fast, because Python compares the elements' identities first, in a single C loop.
         return (
             request.get("headers") == self._lines
             and self._is_responding
@@ -217,7 +220,7 @@ class _AsgiBoundary(Boundary):
 
 
 def _header_lines(scope: Scope) -> list[tuple[Any, ...]] | None:
-    """Return an immutable copy of each header line; ``None`` if a line is not a pair.
+    """Return an immutable copy of each header line, or ``None`` if a line is not a pair.
 
     The specification allows any iterable for the headers and for each pair. If an iterable can be read only once, the
     scope gets a copy that the application can read.
@@ -249,7 +252,7 @@ def _reader(lines: list[tuple[Any, ...]] | None) -> Callable[[str], list[bytes]]
         if lines is None:
             raise TypeError("a header line is not a pair")
         wanted = name.encode("latin-1")
-        # This code runs for every request, and loops in Python would take several times as long.
+        # This code runs for every request, and a Python loop would be several times slower.
         names = [*map(_lower, map(_name_of, lines))]
         if wanted not in names:
             return []
@@ -280,8 +283,8 @@ async def _enter(
         # A response to HEAD has the same headers as a response to GET, but no body (RFC 9110, section 9.3.2).
         await _respond("http", send, error_response, b"" if scope.get("method") == "HEAD" else error_response.body)
     elif scope["type"] == "websocket":
-        # Send the error response if the server supports responses to a handshake. Otherwise, close the connection
-        # before accepting it, which causes the server to respond with 403.
+        # Send the error response if the server supports HTTP responses to a WebSocket handshake. Otherwise, close the
+        # connection before accepting it, which causes the server to respond with 403.
         await receive()
         can_respond = "websocket.http.response" in (scope.get("extensions") or {})
         describe = partial(_describe, scope, None if can_respond else 403)
@@ -342,7 +345,8 @@ def _describe(scope: Scope, status: int | None = None) -> refusals.HttpRequest:
 
 
 def _path(scope: Scope, route: Route) -> RequestPath:
-    # Exclusions apply only to HTTP paths, because paths might have a different meaning in other protocols.
+    # Exclusions apply only to HTTP and WebSocket paths, because paths might have a different meaning in other
+    # protocols.
     routed = route(scope) if scope["type"] in ("http", "websocket") else None
     return RequestPath(
         routed,
@@ -368,7 +372,7 @@ def _without_token(call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitab
     """Return a function that runs the server's own code without the token.
 
     In ``receive`` and ``send``, a server can start the connection's next request or register callbacks. The event loop
-    later runs such code in the context in which it was scheduled.
+    later runs such code in the context in which the code was scheduled.
     """
 
     async def outside(*message: Any) -> Any:

@@ -239,7 +239,7 @@ class _Call:
             raise self._module.aio.AbortError(_EXPIRED)
 
     def _end(self, context: Any) -> None:
-        """End the stream of a synchronous method that is waiting in a thread that cannot be interrupted.
+        """End a synchronous method's stream while the method waits in a thread that cannot be interrupted.
 
         The context's own ``abort`` method raises an exception in the calling thread and has no effect on the waiting
         thread. Instead, this method calls the server's internal function, which sends the status immediately, and
@@ -305,7 +305,7 @@ def _trailing_metadata(error_response: ErrorResponse) -> tuple[tuple[str, str], 
 
 
 class _Responses:
-    """The responses of a synchronous method, which are produced in the call's context.
+    """A synchronous method's responses, which are produced in the call's context.
 
     The check and the method run when gRPC requests the first response, in a thread that may block. An earlier check is
     impossible, because `grpc.aio` calls streaming methods on its event loop, where the check would cause a deadlock.

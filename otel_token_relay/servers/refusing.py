@@ -25,7 +25,9 @@ _threads: Final = threading.Semaphore(64)
 
 
 def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
-    """Hook sockets in *module*, which is ``socket``, to refuse connections while ``runtime.refuses_all`` is set."""
+    """Hook the socket class in *module*, which is ``socket``, to refuse connections while ``runtime.refuses_all`` is
+    set.
+    """
 
     def build(original: Function) -> Function:
         def accept(self: socket.socket) -> tuple[socket.socket, Any]:
@@ -64,7 +66,7 @@ def _respond(connection: socket.socket) -> None:
 
 
 def patch_uvloop(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
-    """Hook event loops in *module*, which is ``uvloop``, because they accept connections in native code."""
+    """Hook the event loop class in *module*, which is ``uvloop``, because uvloop accepts connections in native code."""
 
     def build(original: Function) -> Function:
         async def create_server(self: Any, protocol_factory: Callable[[], Any], *args: Any, **kwargs: Any) -> Any:
@@ -75,7 +77,7 @@ def patch_uvloop(module: ModuleType, runtime: Runtime, patches: Patches) -> None
 
         return create_server
 
-    if "create_server" not in vars(module.Loop):  # the method is inherited from a class in native code
+    if "create_server" not in vars(module.Loop):  # the method is inherited from a native class
         native = module.Loop.create_server
 
         async def create_server(self: Any, protocol_factory: Callable[[], Any], *args: Any, **kwargs: Any) -> Any:

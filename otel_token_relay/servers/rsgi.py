@@ -19,7 +19,7 @@ App = Callable[[Any, Any], Awaitable[Any]]
 
 
 class EnclosedApp:
-    """An application that runs inside a boundary, if the relay is installed when the server calls the application.
+    """A wrapper that runs an application inside a boundary if the relay is installed when the server calls the wrapper.
 
     Attribute lookups are forwarded to the application.
     """

@@ -1,4 +1,4 @@
-"""The boundary for Sanic's own server. If an ASGI server runs the application, the ASGI server's hook applies."""
+"""The boundary for Sanic's own server. If an ASGI server runs Sanic, the ASGI server's hook applies instead."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ Handler = Callable[[Any], Awaitable[None]]
 
 
 def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
-    """Hook connections in *module*, which is ``sanic.server.protocols.http_protocol``.
+    """Hook the connection classes in *module*, which is ``sanic.server.protocols.http_protocol``.
 
-    The hook does not wrap ``Sanic.handle_request``, which is the connections' request handler. Sanic recompiles that
-    method from its source when the application starts, which removes any wrapper.
+    The hook does not wrap ``Sanic.handle_request``, which the connections use as their request handler. Sanic
+    recompiles that method from its source when the application starts, which removes any wrapper.
     """
     # Hook the subclasses instead of their base class, because `HttpProtocol` stores the attribute in its own slot.
     for name in ("HttpProtocol", "Http3Protocol"):
         patches.wrap_attribute(getattr(module, name), "request_handler", _enclose)
-    # If a request cannot be parsed or is canceled early, this method runs the application's middleware and error
+    # If a request cannot be parsed or is canceled early, `error_response` runs the application's middleware and error
     # handlers outside the request handler.
     patches.wrap(module.HttpProtocol.HTTP_CLASS, "error_response", _build_error_response, ("self", "exception"))
     from sanic.http import http3  # the hooked module has already imported this module

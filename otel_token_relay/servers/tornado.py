@@ -2,7 +2,7 @@
 
 ``HTTPServer.start_request`` returns a delegate that receives one request. The boundary encloses the delegate and ends
 when the response is finished. A request handler's ``_execute`` method runs in a separate task, which continues after a
-WebSocket handshake. A request handler's boundary ends with that task.
+WebSocket handshake. A request handler's boundary ends when its task ends.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from otel_token_relay.stream_limits import POLICY_VIOLATION, is_event_stream, li
 _logger = logging.getLogger("otel_token_relay")
 # After a token expires, a response that has not started is checked repeatedly at this interval.
 _SECONDS_BETWEEN_CHECKS: Final = 1.0
-# Tornado writes the application's access log with this logger.
+# Tornado uses this logger to write the application's access log.
 _access_logger = logging.getLogger("tornado.access")
 
 
 def patch_server(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
-    """Hook servers in *module*, which is ``tornado.httpserver``."""
+    """Hook the server class in *module*, which is ``tornado.httpserver``."""
 
     def build(original: Function) -> Function:
         def start_request(self: Any, server_conn: Any, request_conn: Any) -> Any:
@@ -138,7 +138,7 @@ class _EnclosedDelegate:
 
 
 def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
-    """Hook handlers in *module*, which is ``tornado.web``."""
+    """Hook the request handler class in *module*, which is ``tornado.web``."""
 
     def build(original: Function) -> Function:
         async def _execute(self: Any, *args: Any, **kwargs: Any) -> Any:

@@ -48,8 +48,8 @@ PLACES: Final[Mapping[str, tuple[str, tuple[Place, ...]]]] = {
     ),
     "daphne.server": ("daphne", (Place("Server", "application", asgi.enclose),)),
     "gunicorn.workers.gasgi": ("gunicorn", (Place("ASGIWorker", "asgi", asgi.enclose),)),
-    # The workers' base class is not hooked, because uvicorn's and Tornado's workers inherit from it but do not serve
-    # WSGI applications.
+    # The workers' base class is not hooked, because uvicorn's and Tornado's workers inherit from that class but do not
+    # serve WSGI applications.
     "gunicorn.workers.sync": ("gunicorn", (Place("SyncWorker", "wsgi", wsgi.enclose),)),
     "gunicorn.workers.gthread": ("gunicorn", (Place("ThreadWorker", "wsgi", wsgi.enclose),)),
     "gunicorn.workers.base_async": ("gunicorn", (Place("AsyncWorker", "wsgi", wsgi.enclose),)),
@@ -68,7 +68,9 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
 
 def patch_wsgiref(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
-    """Hook *module*, which is ``wsgiref.handlers``. Django's ``runserver`` command and CGI also use this module."""
+    """Hook *module*, which is ``wsgiref.handlers``. Django's ``runserver`` command and CGI handlers also use this
+    module.
+    """
 
     def build(original: Function) -> Function:
         def run(self: Any, application: wsgi.App) -> None:

@@ -35,7 +35,8 @@ _ENDING_KEY: Final = "otel_token_relay.ends_with_token"
 
 
 class TokenRelayMiddleware:
-    """WSGI middleware that binds each request's token, if the application's framework is not hooked.
+    """WSGI middleware that binds each request's token. Use this middleware if the application's framework is not
+    hooked.
 
     Make this the outermost middleware. Inner boundaries reuse this middleware's boundary.
 
@@ -74,7 +75,7 @@ def patch(owner: type, runtime: Runtime, patches: Patches, name: str = "__call__
 
 
 class EnclosedApp:
-    """An application that runs inside a boundary, if the relay is installed when the server calls the application.
+    """A wrapper that runs an application inside a boundary if the relay is installed when the server calls the wrapper.
 
     Attribute lookups are forwarded to the application.
     """
@@ -117,7 +118,7 @@ def serve(
 ) -> Iterable[bytes]:
     """Bind this request's token, or ``None``, and run *app* if the authenticator accepts the request.
 
-    The token remains bound while the response is streamed.
+    The token remains bound while the response is being streamed.
     """
     settings, authenticator = terms
     if limits_streams(settings, authenticator):
@@ -258,7 +259,7 @@ def _enter(
 
 
 def _lines_of(environ: Environ, name: str) -> list[str]:
-    """Return the values of a header as a list. WSGI servers combine all lines of a header into a single value."""
+    """Return a header's values as a list. WSGI servers combine all lines of a header into a single value."""
     # An empty value is equivalent to a missing value (PEP 3333).
     keys = ("CONTENT_LENGTH",) if name == "content-length" else _keys((name,))
     return [value for value in map(environ.get, keys) if value]
@@ -335,8 +336,8 @@ class _Body:
             self._boundary.close()
 
     def __del__(self) -> None:
-        # Some servers do not call `close`. Deleting a generator ends it, and instrumentation that detaches its span at
-        # that point would attach our context to the thread.
+        # Some servers do not call `close`. Deleting a generator closes the generator, and instrumentation that detaches
+        # its span at that point would attach our context to the thread.
         if attach is None:  # at shutdown, the interpreter might have cleared this module already
             return
         self._boundary.close()
