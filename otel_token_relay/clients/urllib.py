@@ -67,7 +67,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
         plain = build(original)
 
         def do_open(self: Any, http_class: Any, req: Any, **http_conn_args: Any) -> Any:
-            if http_class not in own_classes:  # such a connection cannot be used for a retry
+            if http_class not in own_classes:  # a retry requires one of http.client's own connection classes
                 return plain(self, http_class, req, **http_conn_args)
             hop = relay.decide((req, http_class), target_of, _has_header, is_final=False)
             if hop is None:

@@ -46,7 +46,7 @@ class DeferredRecord:
 
 
 class _Changes(DeferredRecord):
-    """The `DEFERRED` value of a record whose fields were set before redaction, including the new values."""
+    """A raw record whose fields were set before redaction, and the fields' new values."""
 
     __slots__ = ("fields",)
 
@@ -56,7 +56,7 @@ class _Changes(DeferredRecord):
 
 
 class _RedactOnAccess:
-    """A descriptor that redacts the record when the field is read. Until then, the descriptor stores assigned values.
+    """A descriptor that redacts the record when its field is read. Until then, the descriptor stores assigned values.
 
     Each field has its own descriptor, because a single ``__getattr__`` would make every access to an existing attribute
     ten times slower.

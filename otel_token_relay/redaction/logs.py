@@ -75,7 +75,7 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
 
 
 def tokens_of_record(record: Any) -> KnownTokens:
-    """Return a log record's known tokens: the tokens of its trace and the token in its context."""
+    """Return a log record's known tokens: the tokens from its trace and the token in its context."""
     return tokens_in_context(record.context or get_current(), record.trace_id)
 
 

@@ -26,8 +26,8 @@ class ScrubberInForce:
     """The redaction rules for the settings that currently apply. This class is thread-safe.
 
     Args:
-        settings: The settings that apply. By default, the installed settings apply, or the settings from the
-            environment if none are installed.
+        settings: The settings to use. By default, the installed settings are used, or the settings from the environment
+            if none are installed.
     """
 
     def __init__(self, settings: Settings | None) -> None:
@@ -51,7 +51,7 @@ def plain(attributes: Any) -> Mapping[str, Any]:
 def clean_attributes(attributes: Any, scrubber: Scrubber, known: KnownTokens) -> Any:
     """Return a redacted copy of the attributes, or the same object if the attributes are clean.
 
-    The copy has the same counts and limits as the original container.
+    The copy keeps the original container's limits and its count of dropped attributes.
     """
     if not attributes:
         return attributes
