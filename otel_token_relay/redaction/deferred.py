@@ -22,7 +22,7 @@ from typing import Any, Final, NoReturn
 DEFERRED: Final = "_token_relay_deferred"
 """The name of the attribute whose value `deferred_class` uses to create the redacted record.
 
-The value must not reveal raw content to code that prints or traverses the record's attributes.
+The value must not expose raw content to code that prints or traverses the record's attributes.
 """
 
 
