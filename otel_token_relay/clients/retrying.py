@@ -14,7 +14,7 @@ _Request = TypeVar("_Request")
 
 
 def is_repeatable(body: object) -> bool:
-    """Return whether a request can be sent again, because its body is empty or in memory.
+    """Return whether a request's body is empty or in memory, which is required for a retry.
 
     A file might be shared, and an iterator cannot be consumed twice.
     """

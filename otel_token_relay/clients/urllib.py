@@ -177,7 +177,7 @@ class Destinations:
 
 
 def _split(authority: str) -> tuple[str, int | None]:
-    """Split an authority into a host and a port, in the same way as http.client."""
+    """Split an authority into a host and a port, in the same way that http.client does."""
     host, separator, port = authority.rpartition(":")
     if not separator or port.endswith("]"):
         host, port = authority, ""

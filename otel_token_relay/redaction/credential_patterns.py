@@ -282,7 +282,7 @@ def _is_bearer(match: re.Match[str], text: str) -> bool:
         return False
     if value.endswith("=") and after[:1] in ('"', "'"):
         return False  # a different auth-param
-    return not (after in ('":', "':") and _is_words(name))  # the next key of a JSON object
+    return not (after in ('":', "':") and _is_words(name))  # the next key in a JSON object
 
 
 def _is_bearer_value(value: str, *, is_alone: bool) -> bool:

@@ -1,8 +1,8 @@
 """Create records that are redacted on first access.
 
-Redacting a span's contents is the most expensive part of redaction, and the thread that ends a span is still processing
-a request. A batch processor queues the record without reading the contents, so the record is redacted in the exporter's
-thread. If a processor reads the record immediately, the record is redacted immediately.
+Redacting a span's contents is the most expensive part of redaction, and the thread that ends a span is usually still
+processing a request. A batch processor queues the record without reading the contents, so the record is redacted in the
+exporter's thread. If a processor reads the record immediately, the record is redacted immediately.
 
 Invariants:
 

@@ -52,8 +52,8 @@ _MAX_CHARACTERS: Final = 8_388_608
 _MAX_OF_TRACE: Final = 8
 _MAX_WITHOUT_TRACE: Final = 64
 _MAX_OF_THREAD: Final = 8
-# This limit is low, because each of a thread's tokens in use slows down every record that has neither a trace nor a
-# token.
+# This limit is low, because each additional token slows down the redaction of every record that has neither a trace nor
+# a token.
 _MAX_IN_USE_OF_THREAD: Final = 16
 _MAX_OF_SPAN: Final = 8
 _MAX_VERIFIED: Final = 512
@@ -129,7 +129,7 @@ class RememberedTokens:
         return f"RememberedTokens({len(self.recent_traces) + len(self.older_traces)} traces)"
 
     def is_lasting(self, token: BearerToken) -> bool:
-        """Return whether a token can be remembered, so that other requests' records are also searched for the token."""
+        """Return whether a token can be remembered and masked in other requests' records."""
         return self.was_lasting(token.reveal()) or token.verification is not None
 
     def was_lasting(self, value: str) -> bool:
@@ -442,8 +442,8 @@ def tokens_in_context(context: Context, trace_id: int | None = None) -> KnownTok
     known = REMEMBERED.recent_traces.get(trace_id) or REMEMBERED.of_trace(trace_id)
     if known is NOTHING:
         if isinstance(held := getattr(span, HELD, None), KnownTokens):
-            # The span might have outlived its remembered trace. Words that are stored on the span are masked only in
-            # the span.
+            # The span might have outlived its remembered trace. Plain words that are stored on the span as tokens are
+            # masked only in the span.
             known = known_from(*filter(looks_like_credential, held.values))
         elif token is None:
             return NOTHING
@@ -451,7 +451,10 @@ def tokens_in_context(context: Context, trace_id: int | None = None) -> KnownTok
 
 
 def lasting_tokens() -> KnownTokens:
-    """Return the tokens from the current context that can be remembered, for objects that are created once and kept."""
+    """Return the tokens to mask in an object that outlives the current request.
+
+    The result contains only the current context's tokens that can be remembered.
+    """
     context = get_current()
     token: Any = context.get(TOKEN_KEY)
     span: Any = context.get(SPAN_KEY)

@@ -192,8 +192,8 @@ def _with_items(mapping: Any, items: Any, clean: Clean) -> Any:
         return _MaskedItems(items, mapping, clean)
     try:
         changed = copy.copy(mapping)
-        # Copying an immutable mapping can return the same object. If a key contains a token, the keys of the copy and
-        # of the masked items differ.
+        # Copying an immutable mapping can return the same object. If a key contains a token, the copy and the masked
+        # items have different keys.
         if changed is mapping or type(changed) is not type(mapping) or dict.keys(changed) != items.keys():
             return _MaskedItems(items, mapping, clean)
     except Exception:  # the mapping's class can raise any exception

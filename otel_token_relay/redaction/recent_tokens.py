@@ -36,7 +36,7 @@ class TokensInUse:
         self._max_count = _MIN_TO_SWEEP
 
     def __contains__(self, value: object) -> bool:
-        # For speed, this loop does not call `_is_open`, because it runs for every token that might be displaced.
+        # For speed, this loop does not call `_is_open`, because the loop runs for every token that might be displaced.
         for reference in self._tokens.get(value, ()):  # type: ignore[call-overload]  # any object
             token: BearerToken | None = reference()
             if token is not None and (lease := token.lease) is not None and lease.is_open:
@@ -47,7 +47,7 @@ class TokensInUse:
         return len(self._tokens)
 
     def add(self, token: BearerToken) -> None:
-        """Add a token. A token without a lease is ignored, because it is unknown when the token is no longer in use.
+        """Add a token. A token without a lease is ignored, because the end of its use cannot be detected.
 
         This method runs for every request with a token, so it does not use a lock. If two threads simultaneously add
         tokens with the same value, one of the tokens might be lost.

@@ -18,7 +18,7 @@ _MAX_STATICS: Final = 128
 
 
 def scrubber_for(settings: Settings) -> Scrubber:
-    """Return the redaction rules for the settings."""
+    """Return the redaction rules for *settings*."""
     return Scrubber(settings.redact_keys, (*settings.source_headers, settings.header))
 
 
@@ -100,7 +100,10 @@ _clean_pairs: dict[int, tuple[Any, Any, Scrubber]] = {}
 
 
 def _clean_static(original: Any, scrubber: Scrubber, gather: Gather, texts: tuple[str, ...]) -> Any:
-    """Redact a resource or a scope by pattern. Known tokens are masked when the object is created; see `statics`."""
+    """Mask the tokens that match a pattern in a resource or a scope.
+
+    Known tokens are masked when the object is created; see `statics`.
+    """
     if original is None:
         return None
     static = _statics.get(id(original))

@@ -265,7 +265,7 @@ class _Cleaning:
         cleaned = {}
         name = _name_in(values) if "value" in values else ""
         for key, value in values.items():
-            # A known key cannot contain the token, because the key was in use before the token existed.
+            # Known keys are not searched again, because they consist of ordinary words and have been found clean.
             is_name = _is_plain_number(key) or key in self._scrubber.known_keys
             new_key = key if is_name else self.value(key, depth + 1)
             kind = self._scrubber.names.kind_of(key) if issubclass(type(key), str) else Kind.ORDINARY

@@ -234,7 +234,7 @@ _is_literal_name = re.compile(r"[A-Z]{1,24}(?:_[A-Z]{1,24}){1,6}|[A-Z][a-z]{1,24
 
 
 def is_stand_in(value: str) -> bool:
-    """Return whether a value is empty, a placeholder, a mask, a relative path, or a message about a value."""
+    """Return whether a string is empty, a placeholder, a mask, a relative path, or a message about a value."""
     if is_nothing(value):
         return True
     if len(value) > _MAX_LENGTH:

@@ -137,7 +137,7 @@ class KnownTokens:
     def may_be_in_long(self, text: str) -> bool:
         """Return whether a string that is too long for a full search might contain a token.
 
-        A remembered token must appear in full. A part is not sufficient, because the entire string is masked.
+        A remembered token must appear in full. A partial match is not sufficient, because the entire string is masked.
         """
         if not self.remembered:
             return self.may_be_in(text)

@@ -5,7 +5,7 @@ that is common in telemetry: URLs, forms, JSON, ``repr``, header lines, XML, mul
 value='…')``, and nested combinations of these notations.
 
 The running time is linear in the length of the text, for three reasons. Nested repetitions cannot match the same
-characters in two ways, an unmasked value is read only up to its end, and users cannot supply patterns.
+characters in two ways, the search never reads beyond the end of an unmasked value, and users cannot supply patterns.
 
 Operators tend to disable rules that produce false positives, so each rule requires more than a keyword. For example,
 ``bearer of news``, ``status_code=404``, ``token_type=Bearer``, and ``WHERE access_token = $1`` are not masked.
@@ -123,7 +123,7 @@ OAUTH_CONTEXT_KEYS: Final = frozenset(name.rstrip("=") for name in _OAUTH_CONTEX
 OAUTH_NAMES: Final = frozenset({"code", "assertion"})
 """The names whose values are credentials if other OAuth parameters are present."""
 
-# Headers that contain multiple values on one line.
+# Headers that can contain multiple values on one line.
 _LINES: Final = frozenset({"cookie", "set-cookie"})
 
 
