@@ -43,7 +43,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
     def target_of(call: tuple[Any, Any]) -> Target:
         kind: Any = type(call[0])
-        twin_class(kind)  # a request whose class cannot be subclassed gets no token
+        twin_class(kind)  # if the class cannot be subclassed, this call fails and the token is withheld
         return _target_of(call)
 
     async def value_of(call: tuple[Any, Any]) -> str | None:
@@ -61,7 +61,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
     def build_send(original: Function) -> Function:
         async def send(self: Any, conn: Any) -> Any:
-            # A CONNECT request is sent to the proxy in plaintext.
+            # A CONNECT request is intended for the proxy, not for the destination.
             if self.method == "CONNECT":
                 return await original(self, conn)
             value: Any
@@ -244,7 +244,7 @@ async def _discard(response: Any) -> None:
 
 
 def _settle(own: Any, twin: Any, name: str) -> None:
-    """Remove the token's header from the twin, and transfer aiohttp's new headers to the original request."""
+    """Remove the token's header from the twin, and add the headers that aiohttp set to the original request."""
     headers = twin.headers
     _restore(headers, name, twin._token_relay_covers)
     if len(headers) != len(own):

@@ -43,7 +43,7 @@ def is_ip_peer(peername: Any) -> bool:
 
 
 def function_of(owner: type, name: str) -> Function:
-    """Return a method's underlying function, without the proxies that instrumentations add."""
+    """Return a method's underlying function, without the proxies that instrumentation libraries add."""
     *_, (_, function) = layers_of(vars(owner)[name])
     return cast("Function", function)
 

@@ -52,7 +52,7 @@ _SCHEMES = frozenset(
 
 # Channel credentials that use TLS but do not include call credentials.
 _TLS = frozenset({"SSLChannelCredentials"})
-# Channel credentials that do not use TLS or include call credentials.
+# Channel credentials that do not use TLS and do not include call credentials.
 _PLAIN = frozenset({"LocalChannelCredentials", "InsecureChannelCredentials"})
 
 # The channel options that can set a TLS server name that differs from the target's host.
@@ -60,7 +60,7 @@ _TLS_NAMES = frozenset({"grpc.ssl_target_name_override", "grpc.default_authority
 
 
 class _Channel(NamedTuple):
-    """A channel's target, and whether the channel adds call credentials that interceptors cannot see."""
+    """A channel's target, and whether the channel adds call credentials that interceptors cannot read."""
 
     scheme: str
     target: str
@@ -251,7 +251,7 @@ def _cancelled(module: Any) -> Any:
         kinds = module._channel
         state = kinds._RPCState((), (), (), module.StatusCode.CANCELLED, "Channel closed!")
         return kinds._InactiveRpcError(state)
-    except Exception:  # without these private names, let gRPC raise ValueError
+    except Exception:  # if these private names do not exist, let gRPC raise ValueError
         return None
 
 
@@ -314,7 +314,7 @@ async def _wait_until_ready_aio(channel: Any, timeout: float | None) -> _Wait:
 def _interceptor_class(bases: tuple[type, ...], methods: dict[str, Function]) -> Any:
     def __init__(self: Any, channel: _Channel) -> None:
         self.channel = channel
-        self.inner = lambda: None  # replaced with a function that returns gRPC's own channel
+        self.inner = lambda: None  # later replaced with a function that returns gRPC's own channel
 
     return type("TokenRelayInterceptor", bases, {"__init__": __init__, **methods})
 

@@ -3,8 +3,8 @@
 The httpx hooks make the decision before a transport requests a connection from the pool. The request can still be
 waiting in the pool after the caller's request has ended. This hook therefore checks the decision again immediately
 before the request is sent, and removes the header if the token may no longer be sent. When httpcore calls
-``_send_request_headers``, the connection is open, tunnels and SOCKS handshakes are complete, and HTTP/2 has a free
-stream.
+``_send_request_headers``, the connection is open, tunnels and SOCKS handshakes are complete, and an HTTP/2 stream is
+available.
 
 The hook does not modify requests from transports that are not hooked.
 """
@@ -66,7 +66,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
 
 def checks_when_sending(relay: Relay, pool: object) -> bool:
-    """Return whether the connections in *pool* check the decisions of *relay* again."""
+    """Return whether the connections in *pool* check *relay*'s decisions again before they send a request."""
     packages = _hooked.get(relay, ())
     return any(_package_of(kind.__module__) in packages for kind in type(pool).__mro__)
 

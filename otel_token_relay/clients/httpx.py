@@ -5,7 +5,7 @@ The hook does not modify the application's request object. Instead, the transpor
 
 A request might have to wait for a connection from the transport's pool. The hook therefore stores the decision in the
 copy's extensions. When the request is sent, `otel_token_relay.clients.httpcore` checks the decision again and records
-the decision.
+it.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
         return copy
 
     def record_failed(transport: Any, hop: Hop) -> None:
-        # A request that failed before being sent is not recorded as a hop. Without the httpcore hook, it is unknown
-        # whether the request was sent, so the hop is recorded.
+        # A request that failed before being sent is not recorded as a hop. Without the httpcore hook, this function
+        # cannot determine whether the request was sent, so it records the hop.
         if not hop.is_recorded and not checks_when_sending(relay, getattr(transport, "_pool", None)):
             hop.record()
 
@@ -208,7 +208,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
         return handle_async_request
 
     def can_repeat(request: Any, response: Any, hop: Hop) -> bool:
-        # Bodies in memory and empty bodies are instances of this class.
+        # In-memory bodies and empty bodies are instances of this class.
         is_in_memory = type(request.stream) is module.ByteStream
         return is_in_memory and hop.may_repeat(request.method) and read_rejection(challenges_of(response)) is not None
 
@@ -272,7 +272,8 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     for name in ASYNC_TRANSPORTS:
         patches.wrap(getattr(module, name), "handle_async_request", asynchronous)
     for client, method in ((module.Client, "handle_request"), (module.AsyncClient, "handle_async_request")):
-        if "_transport_for_url" in vars(client):  # without this private method, instrumented transports get no token
+        # Without this private method, requests from instrumented transports do not carry the token.
+        if "_transport_for_url" in vars(client):
             patches.wrap(client, "_transport_for_url", router(method))
 
 
@@ -307,7 +308,7 @@ def _held_streams(module: ModuleType) -> tuple[Any, Any]:
 
 
 def _hold(response: Any, held_stream: Any) -> bool:
-    """Read a rejected response's body, so that the connection is free while a new token is obtained.
+    """Read a rejected response's body, so that the connection is free while a new token is being obtained.
 
     The application can still read the response.
 
@@ -412,7 +413,7 @@ def _target_of(call: tuple[Any, Any]) -> Target:
 
 
 def _learn(backend: type) -> None:
-    """Add the class of one of httpcore's network backends.
+    """Add a network backend's class to `_backends`.
 
     An application's classes are rejected, because the set would prevent their garbage collection.
     """

@@ -14,7 +14,7 @@ _Request = TypeVar("_Request")
 
 
 def is_repeatable(body: object) -> bool:
-    """Return whether a request's body is in memory, so that the request can be sent again.
+    """Return whether a request's body is empty or in memory, which is required for a retry.
 
     A file might be shared, and an iterator cannot be consumed twice.
     """
@@ -41,7 +41,7 @@ class Result:
     Other requests wait for the result.
 
     Attributes:
-        status: The status of the retry's response. Set this attribute after the response has arrived.
+        status: The status of the retry's response. Set this attribute when the response arrives.
     """
 
     def __init__(self, hop: Hop) -> None:

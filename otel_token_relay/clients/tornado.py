@@ -1,7 +1,7 @@
 """The hooks for ``SimpleAsyncHTTPClient``, the default implementation of Tornado's ``AsyncHTTPClient``.
 
-Tornado opens a connection for each hop, and copies a request's headers to the next hop if the server responds with a
-redirect. The hook therefore adds the token's header only while the headers are being written.
+Tornado opens a new connection for each hop, and copies a request's headers to the next hop if the server responds with
+a redirect. The hook therefore adds the token's header only while the headers are being written.
 
 When a request finishes, the client starts the next queued request in the finished request's context. The hook for
 ``fetch_impl`` therefore stores each request's own context, and the hook for ``run`` restores the stored context.
@@ -61,7 +61,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
     def build_fetch(original: Function) -> Function:
         def fetch_impl(self: Any, request: Any, callback: Any) -> Any:
-            # Tornado creates this proxy object for each fetch.
+            # Tornado creates a new proxy object for each fetch.
             vars(request)[_CONTEXT_NAME] = otel_context.get_current()
             return original(self, request, callback)
 
@@ -70,7 +70,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     def build_run(original: Function) -> Function:
         async def run(self: Any) -> Any:
             # If the request fails, Tornado's exception and the exception's frames form a reference cycle. The request
-            # and this frame must not refer to the context, because the token would then remain in memory until the
+            # and this frame must not refer to the context. Otherwise, the token would remain in memory until the
             # garbage collector runs.
             context = vars(self.request).pop(_CONTEXT_NAME, None)
             if context is None:  # the request started before the hooks were installed
@@ -194,7 +194,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
     def _target_of(call: tuple[Any, Any]) -> Target:
         hop = call[0]
-        if not is_tcp(hop.stream.socket):  # a custom resolver can return a Unix socket
+        if not is_tcp(hop.stream.socket):  # a custom resolver can return a Unix socket's address
             raise ValueError("the connection is not a TCP connection")
         _, port = module.httputil.split_host_and_port(hop.parsed.netloc.rpartition("@")[2])
         # The resolver also encodes the host according to IDNA 2003.

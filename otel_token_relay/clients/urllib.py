@@ -67,7 +67,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
         plain = build(original)
 
         def do_open(self: Any, http_class: Any, req: Any, **http_conn_args: Any) -> Any:
-            if http_class not in own_classes:  # such a connection cannot be used for a retry
+            if http_class not in own_classes:  # a retry requires one of http.client's own connection classes
                 return plain(self, http_class, req, **http_conn_args)
             hop = relay.decide((req, http_class), target_of, _has_header, is_final=False)
             if hop is None:
@@ -177,7 +177,7 @@ class Destinations:
 
 
 def _split(authority: str) -> tuple[str, int | None]:
-    """Split an authority into a host and a port, in the same way as http.client."""
+    """Split an authority into a host and a port, in the same way that http.client does."""
     host, separator, port = authority.rpartition(":")
     if not separator or port.endswith("]"):
         host, port = authority, ""

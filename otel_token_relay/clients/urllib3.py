@@ -86,7 +86,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
         return _make_request
 
     def build(original: Function) -> Function:
-        # The wrapper passes its arguments on without naming them, because named parameters would double the cost of the
+        # The wrapper forwards its arguments without naming them, because named parameters would double the cost of the
         # call.
         def _make_request(*args: Any, **kwargs: Any) -> Any:
             if len(args) == 4:  # self, conn, method, and url, which every urllib3 version passes by position
@@ -119,7 +119,7 @@ def destinations(module: ModuleType) -> Callable[[tuple[Any, Any]], Target]:
     opens_socket = {function_of(module.HTTPConnection, "_new_conn")}
 
     def learn(kind: Any) -> str:
-        """Add the functions of a connection class from a SOCKS or HTTP/2 module, and return the scheme."""
+        """Add the functions from a SOCKS or HTTP/2 connection class, and return the class's scheme."""
         connect, new_conn = (function_of(_owner(kind, name), name) for name in ("connect", "_new_conn"))
         for function in (connect, new_conn):
             if not function.__globals__["__name__"].startswith("urllib3."):

@@ -1,8 +1,8 @@
 """Create records that are redacted on first access.
 
-Redacting a span's contents is the most expensive part of redaction, and the thread that ends a span is still processing
-a request. A batch processor queues the record without reading the contents, so the record is redacted in the exporter's
-thread. If a processor reads the record immediately, the record is redacted immediately.
+Redacting a span's contents is the most expensive part of redaction, and the thread that ends a span is usually still
+processing a request. A batch processor queues the record without reading the contents, so the record is redacted in the
+exporter's thread. If a processor reads the record immediately, the record is redacted immediately.
 
 Invariants:
 
@@ -22,7 +22,7 @@ from typing import Any, Final, NoReturn
 DEFERRED: Final = "_token_relay_deferred"
 """The name of the attribute whose value `deferred_class` uses to create the redacted record.
 
-The value must not reveal raw content to code that prints or traverses the record's attributes.
+The value must not expose raw content to code that prints or traverses the record's attributes.
 """
 
 
@@ -46,7 +46,7 @@ class DeferredRecord:
 
 
 class _Changes(DeferredRecord):
-    """The `DEFERRED` value of a record whose fields were set before redaction, including the new values."""
+    """A raw record whose fields were set before redaction, and the fields' new values."""
 
     __slots__ = ("fields",)
 
@@ -56,7 +56,7 @@ class _Changes(DeferredRecord):
 
 
 class _RedactOnAccess:
-    """A descriptor that redacts the record when the field is read. Until then, the descriptor stores assigned values.
+    """A descriptor that redacts the record when its field is read. Until then, the descriptor stores assigned values.
 
     Each field has its own descriptor, because a single ``__getattr__`` would make every access to an existing attribute
     ten times slower.

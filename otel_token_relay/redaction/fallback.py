@@ -58,7 +58,7 @@ def patch_metrics(module: ModuleType, scrubber: Scrubber, patches: Patches) -> N
 
 
 class _Wrapper:
-    """A wrapper that delegates to the wrapped object every attribute that a subclass does not define."""
+    """A wrapper that forwards lookups of undefined attributes to the wrapped object."""
 
     def __init__(self, wrapped: Any, scrubber: Scrubber) -> None:
         self._wrapped = wrapped

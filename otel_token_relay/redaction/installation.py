@@ -159,7 +159,7 @@ def stop() -> None:
 
 
 def states() -> dict[str, str]:
-    """Return how each signal is redacted, or why the signal is not redacted.
+    """Return each signal's status: how the signal is redacted, or why the signal is not redacted.
 
     Shared components are included only if they are not hooked.
     """

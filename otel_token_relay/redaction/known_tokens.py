@@ -1,4 +1,4 @@
-"""Decide which tokens to search for in each record: the tokens of the record's own request, and remembered tokens.
+"""Decide which tokens to search for in each record: the tokens from the record's own request, and remembered tokens.
 
 A span can end long after the request's context is gone, and a log record can be created in a thread that never had the
 context. In such cases, tokens are looked up by trace or by thread.
@@ -9,9 +9,10 @@ Callers choose their tokens and can choose their trace IDs, so not every token i
   record's context (while the lease is open) and any tokens that were obtained in exchange for the bound token during
   the request. Tokens that were bound when the record's span started, or while that span was current, are also the
   record's own tokens.
-* Other records are searched only for *lasting* tokens, which look like credentials (see `looks_like_credential`) or
-  have been accepted by a verifier. Lasting tokens are looked up by trace, by thread, or among the most recent tokens
-  bound without a trace. In other records, only some parts of a lasting token are masked; see `token_search`.
+* Other records are searched only for *remembered* tokens. A token is remembered if it looks like a credential (see
+  `looks_like_credential`) or if a verifier has accepted it. Remembered tokens are looked up by trace, by thread, or
+  among the most recent tokens that were bound without a trace. In other records, only some parts of a remembered token
+  are masked; see `token_search`.
 * A request's unused credentials (`otel_token_relay.unused_credentials`) are treated like the request's token, but they
   never displace other tokens.
 
@@ -51,7 +52,8 @@ _MAX_CHARACTERS: Final = 8_388_608
 _MAX_OF_TRACE: Final = 8
 _MAX_WITHOUT_TRACE: Final = 64
 _MAX_OF_THREAD: Final = 8
-# This limit is low, because each such token slows down every record that has neither a trace nor a token.
+# This limit is low, because each additional token slows down the redaction of every record that has neither a trace nor
+# a token.
 _MAX_IN_USE_OF_THREAD: Final = 16
 _MAX_OF_SPAN: Final = 8
 _MAX_VERIFIED: Final = 512
@@ -63,7 +65,7 @@ _NO_DEADLINE: Final = math.inf
 
 
 class RememberedTokens:
-    """Bounded collections of lasting tokens from recent requests. This class is thread-safe.
+    """Bounded collections of tokens from recent requests. This class is thread-safe.
 
     ``recent_traces`` and ``older_traces`` contain each trace's tokens. ``_without_trace`` contains the most recent
     tokens that were bound while no span was current. ``_of_thread`` contains the tokens that each thread bound most
@@ -80,8 +82,8 @@ class RememberedTokens:
                              known, its thread's tokens         or while the span's attributes were set
     span at first access     its trace's tokens, read again     a token may have been bound since the span ended
     log record, measurement, its trace's tokens; if the trace   a server writes its access log after the request, in
-    `RedactingFilter`        is forgotten, the credentials that the same thread but without the request's trace
-                             its span holds; if it has neither
+    `RedactingFilter`        is forgotten, the credentials on   the same thread but without the request's trace
+                             its span; if it has neither
                              a trace nor a token, its thread's
                              tokens
     metric callback          as above; if no token is known,    a callback runs in the reader's thread, outside any
@@ -90,8 +92,8 @@ class RememberedTokens:
                              is known, ``_without_trace``       request
     exported metric          all of them                        without the hooks, data points have lost their
     (`fallback`)                                                context
-    resource, scope,         the current trace's tokens         a request may use its token as the name; the object
-    instrument at creation                                      is kept, so only lasting tokens are masked
+    resource, scope,         the current trace's tokens         a request can use its token as the name; the object
+    instrument at creation                                      is kept, so only remembered tokens are masked
     resource, scope,         none                               a caller must not be able to mask a service's names
     instrument at export
     ======================== ================================== ====================================================
@@ -127,15 +129,15 @@ class RememberedTokens:
         return f"RememberedTokens({len(self.recent_traces) + len(self.older_traces)} traces)"
 
     def is_lasting(self, token: BearerToken) -> bool:
-        """Return whether a token is lasting, so that other requests' records are also searched for the token."""
+        """Return whether a token can be remembered and masked in other requests' records."""
         return self.was_lasting(token.reveal()) or token.verification is not None
 
     def was_lasting(self, value: str) -> bool:
-        """Return whether a token is lasting even without a verification in the current request."""
+        """Return whether a token can be remembered even if it has not been verified in the current request."""
         return looks_like_credential(value) or value in self._verified
 
     def remember_verified(self, value: str) -> None:
-        """Treat a verified token as lasting from now on."""
+        """Record that a verifier has accepted a token, so that the token can be remembered from now on."""
         with self._lock:
             self._verified.add(value)
 
@@ -228,7 +230,7 @@ class RememberedTokens:
         return known
 
     def all_tokens(self) -> KnownTokens:
-        """Return the tokens of all traces and the tokens that were bound without a trace. This method is slow."""
+        """Return the tokens from all traces and the tokens that were bound without a trace. This method is slow."""
         traces = [*self.older_traces.copy().values(), *self.recent_traces.copy().values()]
         values = [value for known in traces for value in known.values]
         return KnownTokens((), tuple(dict.fromkeys([*self._without_trace.values(), *values])))
@@ -248,7 +250,7 @@ _lock = threading.RLock()
 
 
 def listen() -> None:
-    """Start remembering lasting tokens when they are bound."""
+    """Start remembering tokens when they are bound."""
     global _listeners
     with _lock:
         _listeners += 1
@@ -364,10 +366,10 @@ def _unused_words(context: Context) -> tuple[str, ...]:
 
 
 def hold_token(span: Any, token: Any, trace_id: int) -> None:
-    """Store a `BearerToken` on a starting SDK span. If the token is lasting, add it to the span's trace."""
+    """Store a `BearerToken` on a starting SDK span. If the token can be remembered, add it to the span's trace."""
     known = REMEMBERED.recent_traces.get(trace_id)
-    # In the usual case, the token's request has not ended, and the trace has only this token. This code runs for each
-    # span, so it avoids function calls. Sharing the object speeds up the comparison in `tokens_of_span`.
+    # Usually, the token's request has not ended, and the trace has only this token. This code runs for each span, so it
+    # avoids function calls. Sharing the object speeds up the comparison in `tokens_of_span`.
     lease, value = token.lease, token._value
     if known is not None and known.values == (value,) and (lease is None or lease._deadline == _NO_DEADLINE):
         span._token_relay_known = known
@@ -380,7 +382,7 @@ def hold_token(span: Any, token: Any, trace_id: int) -> None:
 
 
 def tokens_of_span(span: Any, trace_id: int) -> KnownTokens:
-    """Return the tokens of a span, of its trace, and of the context in which the span ends.
+    """Return the tokens from a span, its trace, and the context in which the span ends.
 
     If there are no such tokens, return the tokens that the thread bound most recently. The attributes of a span outside
     a request might have been set while one of those tokens was bound.
@@ -393,9 +395,9 @@ def tokens_of_span(span: Any, trace_id: int) -> KnownTokens:
         held = _with_words(held or NOTHING, _unused_words(context))
     if held is None:
         if known is None and token is None and trace_id not in REMEMBERED.older_traces:
-            return REMEMBERED.of_thread()  # the usual case if the request has no token
+            return REMEMBERED.of_thread()  # the most common case if the request has no token
     elif held is known and (token is None or (not token.obtained and token._value in held.values)):
-        return held  # the usual case if the request has a token; see also `spans`
+        return held  # the most common case if the request has a token; see also `spans`
     found = _combine(held or NOTHING, token, known or REMEMBERED.of_trace(trace_id))
     return REMEMBERED.of_thread() if found is NOTHING else found
 
@@ -410,7 +412,7 @@ def with_later_tokens(known: KnownTokens, trace_id: int | None) -> KnownTokens:
 
 
 def tokens_in_context(context: Context, trace_id: int | None = None) -> KnownTokens:
-    """Return a context's tokens: the token that is bound in the context, and the tokens of the context's trace.
+    """Return a context's tokens: the token that is bound in the context, and the tokens from the context's trace.
 
     Args:
         context: The context that contains the token and the span.
@@ -423,7 +425,7 @@ def tokens_in_context(context: Context, trace_id: int | None = None) -> KnownTok
     token: Any = context.get(TOKEN_KEY)
     span: Any = context.get(SPAN_KEY)
     if trace_id is None:
-        # Handle the usual case here to avoid a function call for each measurement.
+        # Handle the most common case here to avoid a function call for each measurement.
         try:
             trace_id = 0 if span is None else span.get_span_context().trace_id
         except Exception:
@@ -433,15 +435,15 @@ def tokens_in_context(context: Context, trace_id: int | None = None) -> KnownTok
     if token is not None and _is_own(token):
         own = known_from(*token.reveal_all()) if token.obtained else known_from_one(token.reveal())
         if not trace_id or REMEMBERED.recent_traces.get(trace_id) is own:
-            return own  # the usual case
+            return own  # the most common case
     if not trace_id:
         found = NOTHING if token is None else _combine(NOTHING, token, NOTHING)
         return REMEMBERED.of_thread() if found is NOTHING else found
     known = REMEMBERED.recent_traces.get(trace_id) or REMEMBERED.of_trace(trace_id)
     if known is NOTHING:
         if isinstance(held := getattr(span, HELD, None), KnownTokens):
-            # The span might have outlived its remembered trace. Words that are stored on the span are masked only in
-            # the span.
+            # The span might have outlived its remembered trace. Plain words that are stored on the span as tokens are
+            # masked only in the span.
             known = known_from(*filter(looks_like_credential, held.values))
         elif token is None:
             return NOTHING
@@ -449,7 +451,10 @@ def tokens_in_context(context: Context, trace_id: int | None = None) -> KnownTok
 
 
 def lasting_tokens() -> KnownTokens:
-    """Return the current context's lasting tokens, for objects that are created once and kept."""
+    """Return the tokens to mask in an object that outlives the current request.
+
+    The result contains only the current context's tokens that can be remembered.
+    """
     context = get_current()
     token: Any = context.get(TOKEN_KEY)
     span: Any = context.get(SPAN_KEY)
@@ -462,7 +467,7 @@ def lasting_tokens() -> KnownTokens:
 
 
 def _combine(held: KnownTokens, token: BearerToken | None, of_trace: KnownTokens) -> KnownTokens:
-    """Return the known tokens of a record, which are the tokens of its span, its context, and its trace."""
+    """Return a record's known tokens: the tokens from its span, its context, and its trace."""
     own, remembered = held.values, of_trace.values
     if token is not None and _is_own(token):
         own = tuple(dict.fromkeys((*own, *token.reveal_all())))
@@ -476,7 +481,7 @@ def _combine(held: KnownTokens, token: BearerToken | None, of_trace: KnownTokens
 def _is_own(token: BearerToken) -> bool:
     """Return whether a token's request is still in progress.
 
-    Work that a request started, such as in a thread pool, keeps the request's context after the request has ended.
+    Work that a request started (for example, in a thread pool) keeps the request's context after the request has ended.
     """
     lease = token.lease
     # Checking the deadline first avoids a function call, because an open lease's deadline is nearly always infinite.

@@ -33,16 +33,16 @@ Clean = Callable[[Any], Any]
 class RedactingFilter(logging.Filter):
     """A filter that masks tokens in a handler's records.
 
-    The filter preserves the number of a record's arguments, numeric arguments, and the classes of mappings. The access
-    logs of uvicorn, gunicorn, and hypercorn depend on these properties. If an object's string representation contains a
-    token, the object is replaced with the masked string.
+    The filter does not change the number of arguments, numeric arguments, or the mappings' classes. The access logs of
+    uvicorn, gunicorn, and hypercorn depend on these properties. If an object's string representation contains a token,
+    the object is replaced with the masked string.
 
     On Python 3.11, a filter cannot replace a record. The record itself is therefore modified, and subsequent handlers
     also receive the masked record.
 
     Args:
-        settings: The settings that apply. By default, the installed settings apply, or the settings from the
-            environment if none are installed. The ``redaction`` setting has no effect.
+        settings: The settings to use. By default, the filter uses the installed settings, or the settings from the
+            environment if none are installed. The ``redaction`` setting is ignored.
     """
 
     def __init__(self, settings: Settings | None = None) -> None:
@@ -51,7 +51,7 @@ class RedactingFilter(logging.Filter):
         listen()
 
     def filter(self, record: logging.LogRecord) -> bool | logging.LogRecord:  # type: ignore[override]  # since 3.12
-        """Mask the record's tokens, and accept the record."""
+        """Mask the tokens in the record. The filter never drops a record."""
         try:
             known = tokens_in_context(get_current())
             changes = _changes(record, partial(self._find_scrubber().redact, known=known))
@@ -155,7 +155,7 @@ def _changed_together(message: Any, args: Any, clean_message: Any, clean_args: A
 def _masked_part(arg: Any, text: str, clean_text: str) -> Any:
     """Mask an argument that is part of a token in the formatted message.
 
-    An argument, such as a JWT's signature, can look harmless after the rest of the token has been masked.
+    An argument (for example, a JWT's signature) can look harmless after the rest of the token has been masked.
     """
     if not isinstance(arg, str) or len(arg) <= LONGEST_SURVIVOR or clean_text == MASK:
         return arg
@@ -192,8 +192,8 @@ def _with_items(mapping: Any, items: Any, clean: Clean) -> Any:
         return _MaskedItems(items, mapping, clean)
     try:
         changed = copy.copy(mapping)
-        # Copying an immutable mapping can return the same object. If a key contains a token, the keys of the copy and
-        # of the masked items differ.
+        # Copying an immutable mapping can return the same object. If a key contains a token, the copy and the masked
+        # items have different keys.
         if changed is mapping or type(changed) is not type(mapping) or dict.keys(changed) != items.keys():
             return _MaskedItems(items, mapping, clean)
     except Exception:  # the mapping's class can raise any exception

@@ -18,8 +18,8 @@ from otel_token_relay.redaction.records import clean_resource, clean_scope, gath
 from otel_token_relay.redaction.scrubber import FAILED, Scrubber
 from otel_token_relay.redaction.token_search import NOTHING, KnownTokens
 
-# The check of a measurement with more attributes than this is not cached, because such a measurement is unlikely to
-# recur.
+# A check's result is not cached if the measurement has more attributes than this, because a measurement with so many
+# attributes is unlikely to recur.
 _MAX_ROW: Final = 20
 _MAX_ROWS: Final = 64
 
@@ -88,7 +88,7 @@ def redacted(measurement: Any, scrubber: Scrubber, known: KnownTokens) -> Any:
 def clean_collected(data: Any, scrubber: Scrubber) -> Any:
     """Redact the resources, scopes, names, descriptions, and units in collected metrics.
 
-    Only patterns are searched for, not known tokens; see `statics`.
+    This function searches for patterns but not for known tokens; see `statics`.
     """
     strings: list[str] = []
     suspect = False

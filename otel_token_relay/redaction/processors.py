@@ -28,8 +28,8 @@ class RedactingSpanProcessor(SpanProcessor):
 
     Args:
         processor: The processor that receives the redacted spans, such as a ``BatchSpanProcessor``.
-        settings: The settings that apply. By default, the installed settings apply, or the settings from the
-            environment if none are installed. The ``redaction`` setting has no effect.
+        settings: The settings to use. By default, the processor uses the installed settings, or the settings from the
+            environment if none are installed. The ``redaction`` setting is ignored.
     """
 
     def __init__(
@@ -72,8 +72,8 @@ class RedactingSpanExporter(SpanExporter):
 
     Args:
         exporter: The exporter that sends the spans.
-        settings: The settings that apply. By default, the installed settings apply, or the settings from the
-            environment if none are installed. The ``redaction`` setting has no effect.
+        settings: The settings to use. By default, the exporter uses the installed settings, or the settings from the
+            environment if none are installed. The ``redaction`` setting is ignored.
     """
 
     def __init__(self, exporter: SpanExporter, settings: Settings | None = None) -> None:

@@ -14,7 +14,7 @@ from typing import Final
 from otel_token_relay.token import BearerToken
 
 MAX_IN_USE: Final = 64
-"""The maximum number of tokens in use by which a collection can exceed its usual limit."""
+"""The maximum number of additional tokens that a collection can keep because they are in use."""
 
 # The maximum number of requests to track for the same token.
 _MAX_OF_VALUE: Final = 8
@@ -36,7 +36,7 @@ class TokensInUse:
         self._max_count = _MIN_TO_SWEEP
 
     def __contains__(self, value: object) -> bool:
-        # For speed, this loop does not call `_is_open`, because it runs for every token that might be displaced.
+        # For speed, this loop does not call `_is_open`, because the loop runs for every token that might be displaced.
         for reference in self._tokens.get(value, ()):  # type: ignore[call-overload]  # any object
             token: BearerToken | None = reference()
             if token is not None and (lease := token.lease) is not None and lease.is_open:
@@ -47,7 +47,7 @@ class TokensInUse:
         return len(self._tokens)
 
     def add(self, token: BearerToken) -> None:
-        """Add a token. A token without a lease is ignored, because the end of the token's use is unknown.
+        """Add a token. A token without a lease is ignored, because the end of its use cannot be detected.
 
         This method runs for every request with a token, so it does not use a lock. If two threads simultaneously add
         tokens with the same value, one of the tokens might be lost.
@@ -96,7 +96,7 @@ class RecentTokens:
     Args:
         limit: The maximum number of tokens that are not in use.
         in_use: The tokens to displace last.
-        max_in_use: The maximum number of tokens in use by which the collection can exceed the limit.
+        max_in_use: The maximum number of additional tokens to keep because they are in use.
     """
 
     def __init__(self, limit: int, in_use: Container[str], max_in_use: int = MAX_IN_USE) -> None:

@@ -18,7 +18,7 @@ _MAX_STATICS: Final = 128
 
 
 def scrubber_for(settings: Settings) -> Scrubber:
-    """Return the redaction rules for the settings."""
+    """Return the redaction rules for *settings*."""
     return Scrubber(settings.redact_keys, (*settings.source_headers, settings.header))
 
 
@@ -26,8 +26,8 @@ class ScrubberInForce:
     """The redaction rules for the settings that currently apply. This class is thread-safe.
 
     Args:
-        settings: The settings that apply. By default, the installed settings apply, or the settings from the
-            environment if none are installed.
+        settings: The settings to use. By default, the installed settings are used, or the settings from the environment
+            if none are installed.
     """
 
     def __init__(self, settings: Settings | None) -> None:
@@ -51,7 +51,7 @@ def plain(attributes: Any) -> Mapping[str, Any]:
 def clean_attributes(attributes: Any, scrubber: Scrubber, known: KnownTokens) -> Any:
     """Return a redacted copy of the attributes, or the same object if the attributes are clean.
 
-    The copy has the same counts and limits as the original container.
+    The copy keeps the original container's limits and its count of dropped attributes.
     """
     if not attributes:
         return attributes
@@ -100,7 +100,10 @@ _clean_pairs: dict[int, tuple[Any, Any, Scrubber]] = {}
 
 
 def _clean_static(original: Any, scrubber: Scrubber, gather: Gather, texts: tuple[str, ...]) -> Any:
-    """Redact a resource or a scope by pattern. Known tokens are masked when the object is created; see `statics`."""
+    """Mask the tokens that match a pattern in a resource or a scope.
+
+    Known tokens are masked when the object is created; see `statics`.
+    """
     if original is None:
         return None
     static = _statics.get(id(original))

@@ -40,10 +40,10 @@ _MAX_READ_BY_RULE: Final = 8_388_608
 _MAX_DEPTH: Final = 48
 _MAX_NODES: Final = 50_000
 
-# The maximum number of characters to search in one value of a suspect record. A string that is searched only by pattern
-# counts as one-eighth of its length.
+# The maximum number of characters to search in one value of a suspect record. If a string is searched only by pattern,
+# only one-eighth of its length is counted.
 _MAX_CHARACTERS: Final = 1_048_576
-# The number of characters that is added to the count for each string, in addition to the string's length.
+# The number of characters to add to the count for each string, in addition to the string's length.
 _TEXT_OVERHEAD: Final = 256
 
 # The length of ``Bearer x``, the shortest string that can contain a credential.
@@ -66,7 +66,7 @@ class Scrubber:
 
     Args:
         keys: The keys whose values are always masked. Matching ignores case, and ``-`` is equivalent to ``_``. A key
-            also matches the end of a longer key: ``x-api-key`` matches ``http.request.header.x_api_key``.
+            also matches the last part of a dotted key: ``x-api-key`` matches ``http.request.header.x_api_key``.
         headers: The names of headers that contain tokens. Header names are matched in the same way as *keys*, but
             numeric values are not masked.
     """
@@ -107,8 +107,8 @@ class Scrubber:
 
         *nodes* is an iterator that yields one item for each value that can still be visited.
         """
-        # The type is checked instead of ``__class__``, because a proxy object can imitate the ``__class__`` of another
-        # object.
+        # The type is checked instead of ``__class__``, because a proxy object can imitate another object's
+        # ``__class__``.
         kind = type(value)
         if issubclass(kind, str):
             strings.append(str.__str__(value))
@@ -265,7 +265,7 @@ class _Cleaning:
         cleaned = {}
         name = _name_in(values) if "value" in values else ""
         for key, value in values.items():
-            # A known key cannot contain the token, because the key was in use before the token existed.
+            # Known keys are not searched again, because they consist of ordinary words and have been found clean.
             is_name = _is_plain_number(key) or key in self._scrubber.known_keys
             new_key = key if is_name else self.value(key, depth + 1)
             kind = self._scrubber.names.kind_of(key) if issubclass(type(key), str) else Kind.ORDINARY
@@ -282,7 +282,7 @@ class _Cleaning:
         return cleaned if changed else values
 
     def _is_labeled(self, name: str, value: object) -> bool:
-        """Return whether a value is a credential according to the adjacent name, as in a list of headers."""
+        """Return whether a value is a credential based on the adjacent name, as in a list of headers."""
         kind = self._scrubber.names.kind_of(name)
         if kind is Kind.CONFIGURED:
             return True
@@ -366,7 +366,7 @@ def _is_pair(values: Any) -> bool:
 
 
 def _name_in(values: Mapping[Any, Any]) -> str:
-    """Return the name in a mapping such as ``{"name": …, "value": …}`` (HAR), or an empty string by default."""
+    """Return the name in a mapping such as ``{"name": …, "value": …}`` (HAR), or an empty string if there is none."""
     name = values.get("name", values.get("key"))
     return _text_of(name) if issubclass(type(name), _TEXTS) else ""
 

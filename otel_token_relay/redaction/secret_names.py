@@ -1,9 +1,9 @@
-"""A table of secrets' names, for attribute keys, header names, parameters, and labels in text.
+"""A table of names that identify secrets, for attribute keys, header names, parameters, and labels in text.
 
-`SecretNames.kind_of` treats a name in the same way regardless of where the name occurs. Matching ignores case. Words
-can be joined by ``_`` or ``-``, written in camelCase, or concatenated: ``access_token``, ``Access-Token``,
-``accessToken``, and ``accesstoken`` are equivalent. A name from the table also matches the end of a longer name, such
-as ``x_forwarded_access_token``.
+`SecretNames.kind_of` treats a name the same way regardless of where the name occurs. Matching ignores case. Words can
+be joined by ``_`` or ``-``, written in camelCase, or concatenated: ``access_token``, ``Access-Token``, ``accessToken``,
+and ``accesstoken`` are equivalent. A name from the table also matches the end of a longer name, such as
+``x_forwarded_access_token``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Kind(IntEnum):
     ORDINARY = 0
     """The name is not in the table."""
     HARMLESS = 1
-    """The name resembles a secret's name, but the value, such as a pagination token, is not a secret."""
+    """The name resembles a secret's name, but the value (for example, a pagination token) is not a secret."""
     ALONE = 2
     """Like `WEAK`, but the name must not be part of a longer name: ``country_code`` is not a secret."""
     WEAK = 3
@@ -143,7 +143,10 @@ def _any_of(words: Iterable[str]) -> str:
 
 
 def _ends() -> set[str]:
-    """Return the last words of secrets' names. ``access_key_id`` replaces ``id``, which would match too often."""
+    """Return the last word of each name that identifies a secret.
+
+    ``access_key_id`` replaces ``id``, which would match too often.
+    """
     names = [name for name, kind, _ in rows() if kind is not Kind.HARMLESS]
     words = {"access_key_id" if name.endswith(" id") else name.split()[-1] for name in names}
     return {word for word in words if not any(word != other and word.endswith(other) for other in words)}
@@ -170,7 +173,7 @@ class SecretNames:
         self.pattern: str = "|".join([*(re.escape(name).replace("_", "[_-]") for name in names), BUILT_IN_PATTERN])
         """A pattern that matches the end of every name in lowercase text, except harmless names."""
         self.words: tuple[str, ...] = tuple({max(re.split("[_-]", name), key=len) for name in names})
-        """Lowercase text without any of these words does not contain a configured name."""
+        """If lowercase text contains none of these words, the text does not contain a configured name."""
 
     def kind_of(self, name: str) -> Kind:
         """Return the kind of a key, a header name, a parameter, or a label."""

@@ -43,7 +43,7 @@ def is_caught_in_spans() -> bool:
 
 
 def is_caught_in_logs() -> bool:
-    """Return whether a readable log record does not contain the test record's tokens."""
+    """Return whether the test record's tokens are masked in the readable log record."""
     from opentelemetry._logs import LogRecord
     from opentelemetry.sdk._logs._internal import ReadableLogRecord
     from opentelemetry.sdk.resources import Resource
@@ -134,7 +134,7 @@ def is_caught_in_instruments() -> bool:
 
 
 def _is_caught_while_bound(build: Callable[[str], str]) -> bool:
-    """Return whether *build* returns clean text while the test token is bound but not remembered."""
+    """Return whether *build* masks the test token while the token is bound but not remembered."""
     token = f"self-test-{secrets.token_hex(24)}"
     attached = otel_context.attach(Context({TOKEN_KEY: BearerToken(token)}))
     try:

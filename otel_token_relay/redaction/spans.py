@@ -57,8 +57,8 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
             wipe(readable)
         return readable
 
-    # The hooks read the trace ID and the trace state by index, because a property would cost an additional call for
-    # each span.
+    # The hooks read the trace ID and the trace state by index, because reading a property would require an additional
+    # function call for each span.
     example = SpanContext(1, 2, is_remote=False)
     if example[_TRACE_ID] != example.trace_id or example[_TRACE_STATE] is not example.trace_state:
         raise AttributeError("the items of SpanContext are not in the expected order")
@@ -83,7 +83,7 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
             try:
                 context, end_time = self._context, self._end_time
                 if end_time is not None and not context[_TRACE_STATE]._dict:
-                    # This code duplicates part of `tokens_of_span` to avoid a function call in the usual case.
+                    # This code duplicates part of `tokens_of_span` to avoid a function call in the most common case.
                     known: Any = getattr(self, HELD, None)
                     current = get_current()
                     token: Any = current.get(TOKEN_KEY)
@@ -138,7 +138,7 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
 
 
 def redact(span: Any, scrubber: Scrubber, known: KnownTokens) -> None:
-    """Redact, in place, a record that no other code can access yet."""
+    """Redact a record in place. No other code can access the record yet."""
     if is_suspect(span, scrubber, known):
         _clean(span, scrubber, known)
     resource, scope = span._resource, span._instrumentation_scope
@@ -150,7 +150,7 @@ def redact(span: Any, scrubber: Scrubber, known: KnownTokens) -> None:
 
 
 def redacted(span: Any, scrubber: Scrubber, otherwise: KnownTokens = NOTHING) -> Any:
-    """Return a redacted copy of a span that other code can access.
+    """Return a redacted copy of a span. The span itself is not modified, because other code can access it.
 
     Args:
         span: The span, which might still be live.
@@ -282,12 +282,12 @@ def wipe(span: Any) -> None:
     try:
         if span._resource is not None:
             span._resource = with_changes(span._resource, _attributes={}, _schema_url="")
-    except Exception:  # not an SDK resource
+    except Exception:  # the resource is not an SDK object
         span._resource = None
     try:
         if span._status is not None:
             span._status = Status(span._status.status_code)
-    except Exception:  # not an API status
+    except Exception:  # the status is not an API object
         span._status = Status()
     span._context, span._parent = _without_state(span._context), _without_state(span._parent)
 

@@ -14,7 +14,7 @@ from otel_token_relay.redaction.credential_patterns import is_nothing, is_random
 
 _MAX_LENGTH: Final = 160
 
-# Matches words without digits in the brackets that templates, shells, documentation, and other scrubbers use.
+# Matches words without digits in the delimiters that templates, shells, documentation, and other scrubbers use.
 _NAME: Final = r"[A-Za-z]{1,24}(?:[ _.\-][A-Za-z]{1,24}){0,6}"
 _is_placeholder = re.compile(
     rf"\$?\{{ ?{_NAME} ?\}}|\$?\{{\{{ ?\.?{_NAME} ?\}}\}}|<{_NAME}>|%\({_NAME}\)s|%{_NAME}%"
@@ -234,7 +234,7 @@ _is_literal_name = re.compile(r"[A-Z]{1,24}(?:_[A-Z]{1,24}){1,6}|[A-Z][a-z]{1,24
 
 
 def is_stand_in(value: str) -> bool:
-    """Return whether a value is empty, a placeholder, a mask, or a message about a missing or invalid value."""
+    """Return whether a string is empty, a placeholder, a mask, a relative path, or a message about a value."""
     if is_nothing(value):
         return True
     if len(value) > _MAX_LENGTH:

@@ -1,8 +1,8 @@
 """Redact resources, scopes, and instruments, which are created once and exported with every request's records.
 
-While serving a request, an application can create such an object with the request's token in the name. The current
-context's lasting tokens are therefore masked permanently when the object is created. Existing and exported objects are
-not searched for known tokens, so that a caller cannot mask the name of a service, a scope, or a metric. As in all
+An application can create such an object during a request and include the request's token in the name. The current
+context's remembered tokens are therefore masked permanently when the object is created. Existing and exported objects
+are not searched for known tokens. Otherwise, a caller could mask the name of a service, a scope, or a metric. As in all
 records, unknown tokens that match a pattern (JWTs, ``Bearer …``, and the values of sensitive keys) are masked in the
 exported copy.
 """

@@ -1,16 +1,16 @@
 """Find known tokens, in whole or in part, in any encoding.
 
-`KnownTokens` contains the tokens to search for in one record: the tokens of the record's own request, and tokens that
-are remembered from other requests.
+`KnownTokens` contains the tokens to search for in one record: the tokens from the record's own request, and the tokens
+that are remembered from other requests.
 
 Callers choose their tokens, so the search for remembered tokens is restricted. Every part of a record's own tokens is
 found, even if the part is a plain word. A part of a remembered token is found only if other requests cannot contain
 that part by chance. The part must therefore look random as it is written in the text (see `is_random`). If a token
 contains a service name, or consists of a mixed-case name, that name is not masked in other requests' telemetry.
 
-The search covers the plain token and its base64 encodings. Text in other encodings is decoded first. If a text contains
-an encoded part of a token, the entire text is masked, because the exact positions of the token's characters are
-unknown.
+The search covers the plain token and its base64 encodings. Text in other encodings is decoded first. If a string
+contains an encoded part of a token, the entire string is masked, because the exact positions of the token's characters
+are unknown.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ class _Index(NamedTuple):
 
     Attributes:
         ngrams: Maps each part of `size` characters to the encoding that contains the part, and to the part's position
-            in the encoding. Every run of 17 characters of the token contains such a part. Looking up each position of a
-            text therefore finds every such run.
+            in the encoding. Every run of 17 characters of the token contains such a part. A lookup at each position in
+            the text therefore finds every such run.
         size: `_NGRAM_LENGTH`, or the length of a shorter token.
     """
 
@@ -90,7 +90,7 @@ class _Index(NamedTuple):
         return cls(ngrams, size)
 
     def find(self, lowered: str, value: str) -> Iterator[_Part]:
-        """Yield the parts of a token (*value*) that a lowercase text contains. The parts can overlap."""
+        """Yield the parts of a token (*value*) that the lowercase text contains. The parts can overlap."""
         plain = ascii_lower(value)
         at, size, find = 0, self.size, self.ngrams.get
         while at + size <= len(lowered):
@@ -108,9 +108,10 @@ class KnownTokens:
     """The tokens to search for in a record.
 
     Attributes:
-        values: The tokens of the record's own request or, in `RememberedTokens`, the tokens of a trace.
+        values: The tokens from the record's own request or, in `RememberedTokens`, the tokens from a trace.
         remembered: The tokens that are remembered from other requests.
-        needles: Lowercase strings. Lowercase text without any needle does not contain a known token or ``Bearer …``.
+        needles: Lowercase strings. If lowercase text contains none of the needles, the text does not contain a known
+            token or ``Bearer …``.
         clean_rows: Measurement attributes that were found clean, as tuples of the scrubber, all keys, and all values.
             The tuples are stored here so that they are discarded together with the tokens.
     """
@@ -120,7 +121,7 @@ class KnownTokens:
         self.remembered: tuple[str, ...] = remembered
         self.clean_rows: set[tuple[Any, ...]] = set()
 
-    # Computed on first use, because many requests produce no telemetry that is read.
+    # Computed on first use, because the telemetry from many requests is never read.
     @cached_property
     def needles(self) -> tuple[str, ...]:
         found = [needle for value in (*self.values, *self.remembered) for needle in _needles_of(value)]
@@ -136,7 +137,7 @@ class KnownTokens:
     def may_be_in_long(self, text: str) -> bool:
         """Return whether a string that is too long for a full search might contain a token.
 
-        A remembered token must appear in full. A part is not sufficient, because the entire string is masked.
+        A remembered token must appear in full. A partial match is not sufficient, because the entire string is masked.
         """
         if not self.remembered:
             return self.may_be_in(text)
@@ -150,7 +151,7 @@ class KnownTokens:
             flat = _LINE_BREAK.sub("", lowered)
             found = [
                 needle for needle in self.needles if needle in flat
-            ]  # removing line breaks does not split "bearer", so that needle is still found
+            ]  # removing line breaks does not split "bearer", so "bearer" is still found
         return found
 
     def intervals_in(self, text: str) -> list[Interval]:
@@ -215,7 +216,7 @@ def known_from(*values: str) -> KnownTokens:
 
 @lru_cache(maxsize=_CACHED)
 def known_with_remembered(values: tuple[str, ...], remembered: tuple[str, ...]) -> KnownTokens:
-    """Return the known tokens for a record with own tokens (*values*) and *remembered* tokens. Results are cached."""
+    """Return the known tokens for a record: its own tokens (*values*) and *remembered* tokens. Results are cached."""
     if remembered:
         return KnownTokens(values, remembered)
     return known_from(*values) if values else NOTHING
@@ -245,10 +246,10 @@ def _index_of(value: str) -> _Index:
 def _needles_of(value: str) -> tuple[str, ...]:
     """Return lowercase needles for a token.
 
-    At least one needle occurs in each encoding of the token and in each truncated token of 17 characters or more.
+    At least one needle occurs in every encoding of the token and in every truncated copy of at least 17 characters.
 
-    The needles consist of characters that no encoding changes. This function runs for every incoming token, so it reads
-    as few of the token's characters as possible.
+    Where possible, the needles consist of characters that escaping does not change. This function runs for every
+    incoming token, so it reads as few of the token's characters as possible.
     """
     if len(value) < _MIN_TOKEN_LENGTH:
         return ()
@@ -293,7 +294,7 @@ def _base64_encodings(value: str) -> Iterator[str]:
 
 
 def _extend(text: str, at: int, size: int, encoding: str, offset: int) -> Interval:
-    """Extend a hit in both directions while the text matches the encoding, and return the start and end positions."""
+    """Extend a match in both directions while the text matches the encoding, and return the start and end positions."""
     if at >= offset and text.startswith(encoding, at - offset):  # the entire token, which is the most common case
         return at - offset, at - offset + len(encoding)
     start, end, left, right = at, at + size, offset, offset + size

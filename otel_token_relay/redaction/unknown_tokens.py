@@ -5,10 +5,10 @@ that is common in telemetry: URLs, forms, JSON, ``repr``, header lines, XML, mul
 value='…')``, and nested combinations of these notations.
 
 The running time is linear in the length of the text, for three reasons. Nested repetitions cannot match the same
-characters in two ways, an unmasked value is read only up to its end, and users cannot supply patterns.
+characters in two ways, the search never reads beyond the end of an unmasked value, and users cannot supply patterns.
 
-Operators disable rules that produce false positives, so each rule requires more than a keyword. For example, ``bearer
-of news``, ``status_code=404``, ``token_type=Bearer``, and ``WHERE access_token = $1`` are not masked.
+Operators tend to disable rules that produce false positives, so each rule requires more than a keyword. For example,
+``bearer of news``, ``status_code=404``, ``token_type=Bearer``, and ``WHERE access_token = $1`` are not masked.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ _SEPARATOR: Final = rf"""(?:
 
 _LABEL_CHARACTERS: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-"
 _MAX_LABEL: Final = 128
-# The maximum number of labels to examine. Examining this many labels takes about a third of a second. If a text
-# contains more labels, the rest of the text is masked.
+# The maximum number of labels to examine. Examining this many labels takes about a third of a second. If a string
+# contains more labels, the rest of the string is masked.
 _MAX_LABELS: Final = 20_000
 # An escape sequence before a label can end in letters or digits, which are not part of the label.
 _after_percent = re.compile(r"(?:25)*[0-9A-Fa-f]{2}").match
@@ -123,7 +123,7 @@ OAUTH_CONTEXT_KEYS: Final = frozenset(name.rstrip("=") for name in _OAUTH_CONTEX
 OAUTH_NAMES: Final = frozenset({"code", "assertion"})
 """The names whose values are credentials if other OAuth parameters are present."""
 
-# Headers that contain multiple values on one line.
+# Headers that can contain multiple values on one line.
 _LINES: Final = frozenset({"cookie", "set-cookie"})
 
 
@@ -145,7 +145,7 @@ _WORDS: Final = (
 
 
 class UnknownTokens:
-    """The search for unknown tokens according to one configuration. This class is thread-safe.
+    """The search for unknown tokens with one configuration. This class is thread-safe.
 
     Args:
         names: The names of secrets.
@@ -269,7 +269,7 @@ def _scheme_at(text: str, start: int) -> tuple[re.Match[str] | None, re.Match[st
 
 
 class _Context:
-    """A text and its cached properties."""
+    """A string and its cached properties."""
 
     def __init__(self, text: str) -> None:
         self.text: str = text
@@ -280,7 +280,7 @@ class _Context:
 
 
 class _Value:
-    """The value that follows one label in a text."""
+    """The value that follows a label."""
 
     def __init__(self, kind: Kind, label: str, begin: int, match: re.Match[str], context: _Context) -> None:
         self._kind = kind

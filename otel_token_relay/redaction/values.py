@@ -21,8 +21,8 @@ def redact(value: _T) -> _T:
     """Return a value with its tokens replaced by ``[REDACTED]``, or the same object if it contains no tokens.
 
     Use this function in loguru patchers, structlog processors, and Sentry's ``before_send``. The function masks the
-    tokens of the current context and trace, and tokens that match a pattern. The installed settings apply, or the
-    settings from the environment if none are installed. The ``redaction`` setting has no effect.
+    tokens from the current context and trace, and tokens that match a pattern. The function uses the installed
+    settings, or the settings from the environment if none are installed. The ``redaction`` setting is ignored.
 
     Args:
         value: A string, bytes, a sequence, a mapping, or a nested combination of these types. If the string
