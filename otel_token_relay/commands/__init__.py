@@ -1,8 +1,7 @@
 """The ``otel-token-relay`` commands, with one module for each command.
 
 Each module defines ``add_parser`` and ``run``. The ``run`` function returns one of the exit statuses below. If argparse
-detects a usage error, the program exits with status 2. If a command detects a usage error, the command raises
-`UsageError`.
+detects a usage error, the program exits with status 2. A command that detects a usage error raises `UsageError`.
 """
 
 from __future__ import annotations

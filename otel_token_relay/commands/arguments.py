@@ -17,7 +17,7 @@ from otel_token_relay.redaction.scrubber import MASK, Scrubber
 from otel_token_relay.redaction.token_search import NOTHING
 from otel_token_relay.redaction.unknown_tokens import BUILT_IN_RULES
 
-# Every command name and option name is shorter than this limit.
+# All command names and option names are shorter than this limit.
 _MAX_SHOWN: Final = 40
 
 _has_dotted_parts = re.compile(r"[\w-]{8,}\.[\w-]{8,}\.[\w-]*", re.ASCII).search

@@ -153,7 +153,7 @@ def _unreachable(report: Report) -> list[str]:
 
 
 def build_report(environ: Mapping[str, str], options: argparse.Namespace) -> Report:
-    """Check the settings in *environ* and the libraries that are installed in this Python environment."""
+    """Check the settings in *environ* and the libraries installed in this Python environment."""
     settings = Settings.load(environ)
     report = Report(relay=relay_problem(environ) is None, verify=settings.verify)
     report.settings = list(_differing(environ, settings))
@@ -233,7 +233,7 @@ def _differing(environ: Mapping[str, str], settings: Settings) -> Iterator[Setti
     for name, variable in VARIABLES.items():
         value = getattr(settings, name)
         found = [source for source in sources if name in source.values]
-        # The strictest value of a protective setting takes effect, even if the value comes from a later source.
+        # The strictest value of a protective setting takes effect, even if a later source contains that value.
         source = next((source for source in found if source.values[name] == value), found[0] if found else None)
         if source is not None and (value != getattr(default, name) or name in source.invalid):
             yield Setting(variable.name, conceal(_shown(value)), source.name, name in source.invalid)
@@ -343,7 +343,7 @@ def _warnings(
 
 
 def _credential_problems(settings: Settings) -> Iterator[str]:
-    """Yield a warning for each service credential that cannot be used, without sending any requests."""
+    """Yield a warning for each unusable service credential, without sending any requests."""
     exchanges = any(entry.needs_exchange for entry in settings.entries)
     if settings.verification_problem is not None and not (exchanges and settings.exchange_problem is None):
         return

@@ -30,7 +30,7 @@ class Attempt:
         error: An `ExchangeError`, ``rejected`` if this service rejects the caller's token, or ``None`` if the server
             issued a token.
         detail: A description of the problem or of the issued token.
-        advice: The recommended action, or ``None`` without a recommendation.
+        advice: The recommended action, or ``None`` if no action is recommended.
     """
 
     error: str | None
@@ -117,7 +117,7 @@ def ask_token_endpoints(settings: Settings) -> list[IssuerReport]:
 
 def _caller(settings: Settings, value: str) -> BearerToken:
     token = BearerToken(value, lease=Lease())
-    verification: Verification = AssumedVerification()  # Only the application's code verifies tokens.
+    verification: Verification = AssumedVerification()  # The application's code verifies the token.
     if settings.verify != "off":
         from otel_token_relay.verification.authenticator import verifier_from
 

@@ -10,7 +10,7 @@ from typing import Final
 from otel_token_relay.commands import OK, USAGE_ERROR
 
 MAX_BYTES: Final = 128 * 1024 * 1024
-"""The maximum size of a recording, which limits memory use. The size of a recording of 10,000 spans is about 20 MB."""
+"""The maximum size of a recording, which limits memory use. A recording of 10,000 spans is about 20 MB."""
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -256,8 +256,8 @@ class _Verification:
     def _ask_issuers(self) -> InThread[tuple[IssuerReport, ...]] | None:
         """Query the token's issuer, or all trusted issuers if the token's issuer is not trusted.
 
-        Only introspection can verify a token that does not identify its issuer. For such a token, query the issuers
-        only if an introspection endpoint is configured.
+        Only introspection can verify a token that does not identify its issuer. If the token does not identify its
+        issuer, query the issuers only if an introspection endpoint is configured.
         """
         from otel_token_relay.verification.authenticator import client_from
         from otel_token_relay.verification.issuer_endpoints import InThread, ask_issuers

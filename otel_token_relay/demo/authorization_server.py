@@ -87,7 +87,7 @@ class Client(ClientMixin):
 
 WEB: Final = Client(CLIENT_ID, ("authorization_code", "refresh_token"))
 KIOSK: Final = Client("kiosk", ("authorization_code",), lifetime=1)
-"""A client on a public terminal, whose tokens must expire before the next user arrives."""
+"""A client for a public terminal. The client's tokens must expire before the next user arrives."""
 SERVICES: Final = tuple(
     Client(name, ("client_credentials", token_exchange.GRANT_TYPE), f"{name}-secret")
     for name in ("user-service", "profile-service", "billing-service")
@@ -356,7 +356,7 @@ class _TokenExchange(grants.BaseGrant, grants.TokenEndpointMixin):
 
 class _Introspection(IntrospectionEndpoint):
     def query_token(self, token_string: str, token_type_hint: str | None) -> Grant | None:
-        # Ignore refresh tokens. Otherwise, a resource server would accept a refresh token as an access token.
+        # Ignore refresh tokens, because a resource server must not accept a refresh token as an access token.
         return _store(self).find_access_token(token_string)
 
     def check_permission(self, token: Grant, client: Client, request: Any) -> bool:
@@ -397,7 +397,7 @@ class Server(AuthorizationServer):
     """The authorization server. The `create_app` function adds the routes.
 
     Args:
-        issuer: The URL at which clients reach the server, without a trailing slash.
+        issuer: The server's URL, without a trailing slash.
         clients: The registered clients, keyed by ``client_id``.
         lifetime: The default lifetime of access tokens, in seconds.
     """
@@ -497,7 +497,7 @@ def _metadata(issuer: str) -> dict[str, Any]:
 
 class _QuietHandler(WSGIRequestHandler):
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
-        """Log nothing, because the URL of a redirected request contains an authorization code."""
+        """Log nothing, because a redirected request's URL contains an authorization code."""
 
 
 def serve(build: Callable[[str], WSGIApplication], *, port: int = 0, fd: int | None = None) -> None:

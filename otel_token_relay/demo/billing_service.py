@@ -1,4 +1,4 @@
-"""A service that accepts only tokens that are issued for billing-service. Callers' tokens must be exchanged."""
+"""A service that accepts only tokens issued for billing-service. Callers' tokens must be exchanged."""
 
 import logging
 import os

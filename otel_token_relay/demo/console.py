@@ -113,7 +113,7 @@ class Report:
         self._print(Text(), Text(title, "bold"), table)
 
     def print_result(self, faults: Sequence[str], *, exchanged: str, unlisted: str) -> None:
-        """Print the faults or, if there are none, a summary.
+        """Print the faults, or print a summary if no faults were found.
 
         Args:
             exchanged: The service for which callers' tokens must be exchanged.

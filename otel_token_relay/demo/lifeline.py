@@ -1,4 +1,4 @@
-"""Kill a program and the program's process group when the parent process exits, even if the parent is killed.
+"""Kill a program and its process group when the parent process exits, even if the parent is killed.
 
 The parent keeps the write end of a pipe open. The operating system closes the write end when the parent exits. The
 parent runs this file as a script, which forks a guard process and then executes the program. The program has the

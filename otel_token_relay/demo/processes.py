@@ -79,8 +79,8 @@ class Processes:
 
     Args:
         folder: The folder for each program's output files, ``NAME.out`` and ``NAME.err``.
-        signals: The `Signals` object that defers signals while a program starts. Otherwise, a signal could arrive
-            before the program is recorded.
+        signals: The `Signals` object that defers signals while a program starts. Without this object, a
+            signal could arrive before the program is recorded.
     """
 
     def __init__(self, folder: Path, signals: Signals) -> None:
@@ -177,8 +177,9 @@ def temporary_folder(signals: Signals) -> Generator[Path, None, None]:
 def keep_standard_streams_open() -> None:
     """Open the null device in place of each closed standard stream.
 
-    Otherwise, the next file or socket would get the closed stream's file descriptor, and a program would use that file
-    or socket as a standard stream. In addition, `sys.stdout` would be ``None``.
+    If a standard stream stayed closed, the next file or socket would get the stream's file descriptor, and a program
+    would use that file or socket as a standard stream. If standard output is closed, `sys.stdout` is ``None``, so this
+    function also replaces `sys.stdout`.
     """
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(fd, True)

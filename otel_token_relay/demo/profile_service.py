@@ -1,4 +1,4 @@
-"""A service that user-service calls. The service requires a valid token but contains no code for the relay."""
+"""A service that user-service calls. The service requires a valid token but contains no relay code."""
 
 import asyncio
 import logging

@@ -84,7 +84,7 @@ class Recorder:
         while messages[-1].get("more_body"):
             messages.append(await receive())
         note = take_note(self._receiver, scope, b"".join(message.get("body", b"") for message in messages))
-        # A single short write in append mode prevents the interleaving of lines from different processes.
+        # A single short write in append mode prevents lines from different processes from being interleaved.
         with open(self._path, "a", encoding="utf-8", buffering=1) as notes:
             notes.write(json.dumps(asdict(note)) + "\n")
 

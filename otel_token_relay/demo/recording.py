@@ -1,7 +1,7 @@
 """Convert the demo services' spans to OTLP JSON for ``demo --record``.
 
-The third party and billing-service have no telemetry. This module therefore adds the receiver's name, which comes from
-the recorders' notes, to each CLIENT span. This module performs no I/O.
+The third party and billing-service have no telemetry, so this module adds the receiver's name from the recorders' notes
+to each CLIENT span. This module performs no I/O.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ _INSTRUMENTED_UVICORN: Final = (
     "from uvicorn import main; main()"
 )
 
-# The path of each service that requires a token.
+# The path that requires a token in each service.
 _PATHS: Final = {PROFILE_SERVICE: "/profile", BILLING_SERVICE: "/invoices"}
 
 _INSTRUMENTED: Final = frozenset({"fastapi", "httpx", "threading"})
@@ -252,7 +252,7 @@ class Runner:
         return call
 
     async def _call(self, connection: httpx.AsyncClient, call: Call) -> str | None:
-        """Call user-service as the user of *call*, and return a description of any fault."""
+        """Call user-service as *call*'s user, and return a description of any fault."""
         headers = {"traceparent": call.traceparent()}
         if call.user is not None:
             headers["authorization"] = f"Bearer {self._tokens[call.user]}"
@@ -314,7 +314,7 @@ def _telemetry() -> dict[str, str]:
         "OTEL_METRICS_EXPORTER": "none",
         "OTEL_LOGS_EXPORTER": "none",
         "OTEL_BSP_SCHEDULE_DELAY": "50",
-        # These instrumentations would import libraries that the demo does not use, which can take several seconds.
+        # These instrumentations would spend up to several seconds importing libraries that the demo does not use.
         "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": ",".join(sorted(others)),
     }
 

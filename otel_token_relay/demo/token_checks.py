@@ -76,7 +76,7 @@ def run_check(check: TokenCheck, client: httpx.Client, log: Path, path: str = "/
 
 
 def find_fault(outcome: Outcome) -> str | None:
-    """Return a description of any difference from the expected outcome, or ``None`` if the outcomes are equal."""
+    """Return a description of any difference from the expected outcome, or ``None`` if the outcome is correct."""
     check = outcome.check
     actual = (outcome.status, outcome.error, outcome.name, outcome.reason)
     if not check.reason:

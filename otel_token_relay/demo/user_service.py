@@ -1,4 +1,4 @@
-"""A service that users call. The service contains no code for tokens or the relay."""
+"""A service that users call. The service contains no code that handles tokens or configures the relay."""
 
 import os
 

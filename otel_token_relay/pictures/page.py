@@ -24,7 +24,7 @@ MAX_HOPS: Final = 2000
 _REASONS: Final = {reason.value: reason for reason in Reason}
 _SLOT: Final = re.compile(r"\{\{(\w+)\}\}")
 # Only "<" can end a script element (HTML, section "Restrictions for contents of script elements"). Escaping the other
-# characters makes the data safe in other contexts, such as a page that quotes this page.
+# characters makes the data safe in other contexts, such as a page that embeds this page's source code.
 _UNSAFE: Final = re.compile(r"[<>&'`]")
 
 

@@ -34,7 +34,7 @@ CALLER: Final = "caller"
 """The lane for clients whose spans are not in the recording."""
 UNKNOWN_RECEIVER: Final = "unknown"
 RECEIVER_ATTRIBUTES: Final = ("service.peer.name", "peer.service")
-"""The current attribute and the older attribute that contain the name of the service that a client calls."""
+"""The current and older attributes for the name of the service that a client calls."""
 USER_ATTRIBUTE: Final = "demo.user"
 """The attribute in which the demo records the caller's name."""
 
@@ -198,7 +198,7 @@ class _ReceiverNames:
 
 
 class _TraceReader:
-    """A reader that finds the hops of one trace."""
+    """A reader that finds the hops in one trace."""
 
     def __init__(self, spans: Sequence[Span], names: _ReceiverNames) -> None:
         self._spans = {span.span_id: span for span in spans}

@@ -28,7 +28,7 @@ _ISOLATING: Final = frozenset(map(chr, range(0x2066, 0x206A)))
 def clean(text: str) -> str:
     """Mask possible credentials in *text*, truncate the result to `MAX_LENGTH`, and escape layout characters."""
     found = _SCRUBBER.clean_text(text[:_MAX_SEARCHED], NOTHING)
-    # The end of a short result is the end of the searched text, which might contain part of a truncated token.
+    # If the result is short, its end might contain part of a token that was truncated before the search.
     if len(text) > _MAX_SEARCHED and len(found) <= MAX_LENGTH:
         return MASK
     found = _WORD.sub(lambda word: MASK if looks_like_credential(word[0]) else word[0], found)

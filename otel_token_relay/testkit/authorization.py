@@ -19,7 +19,7 @@ from otel_token_relay.demo.lifeline import tie
 from otel_token_relay.demo.sign_in import sign_in, sign_out
 from otel_token_relay.token import BearerToken
 
-# The server and the verification of the server's tokens require these packages.
+# These packages are required to run the server and to verify the server's tokens.
 _NEEDED: Final = ("authlib", "cryptography", "flask", "joserfc", "jwt", "urllib3")
 
 

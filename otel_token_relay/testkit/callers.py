@@ -16,7 +16,7 @@ from otel_token_relay.token import BearerToken
 # No verification exclusion matches this path.
 _NO_PATH: Final = RequestPath(None, "")
 
-# The open blocks of the current thread or task, each with the value that `attach` returned.
+# The open blocks in the current thread or task, each with the value that `attach` returned.
 _open: Final[ContextVar[tuple[tuple[Boundary, Any], ...]]] = ContextVar("otel_token_relay_callers", default=())
 
 

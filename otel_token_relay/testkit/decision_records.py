@@ -45,7 +45,7 @@ class RecordedVerification:
     Attributes:
         outcome: ``accepted``, ``reported``, ``refused``, ``unavailable``, or ``excluded``.
         reason: The reason that the request was not accepted, or ``None`` if the request was accepted.
-        claim: The claim that violates a rule, if only one claim does; otherwise, ``None``.
+        claim: The claim that violates a rule, if exactly one claim does; otherwise, ``None``.
     """
 
     outcome: str

@@ -70,11 +70,11 @@ def _build(settings: Settings | None, fields: dict[str, Any]) -> Settings | None
 
 @contextmanager
 def installed_relay(settings: Settings | None = None, /, **fields: Any) -> Generator[InstalledRelay, None, None]:
-    """Install the relay for the duration of a block, as if in a new process that has not served any requests.
+    """Install the relay for the duration of a block, as if in a new process that has not handled any requests.
 
     When the block ends, the previous installation, global propagator, and context are restored. Within the block, mocks
-    for the Requests library receive the header. The installation applies to the entire process, so blocks can be nested
-    but must not overlap across threads.
+    for the Requests library receive the relay's header. The installation applies to the entire process, so blocks can
+    be nested but must not overlap across threads.
 
     Args:
         settings: The settings, or ``None`` to build the settings from *fields*.

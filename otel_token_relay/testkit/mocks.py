@@ -1,6 +1,6 @@
 """Make the relay's header visible to mocks that replace the code in which the relay adds the header.
 
-``responses`` and ``requests-mock`` replace the transport adapter of the Requests library. The adapter calls urllib3,
+``responses`` and ``requests-mock`` replace the Requests library's transport adapter. The adapter calls urllib3,
 which the relay hooks, so mocked requests do not reach the hook. Within `visible_to_mocks`, the installed relay makes a
 decision about each mocked request, according to the same rules as for any other hop. The mock receives a copy of the
 request with the header. As in production, the application's own request does not contain the header. If the mock passes
@@ -96,7 +96,7 @@ def _patch_requests_mock(module: ModuleType, patches: Patches) -> None:
                     return original(self, shown, **kwargs)
                 except Exception as error:
                     # The error indicates that no response is registered or that the real adapter must send the request.
-                    # In the second case, the mocker sends the application's own request.
+                    # If the real adapter must send a request, the mocker sends the application's own request.
                     sent = _sent.get()
                     if sent is not None and type(error).__module__.partition(".")[0] == "requests_mock":
                         sent.is_passed_on = True
@@ -114,7 +114,7 @@ def _decide(respond: Callable[[Any], Any], request: Any) -> Any:
 
     Args:
         respond: A callable that passes a request to the mock.
-        request: The application's `requests.PreparedRequest`, which remains without the header.
+        request: The application's `requests.PreparedRequest`, which does not receive the header.
     """
     current = runtime.installed
     if current is None or not current.clients_are_hooked:
