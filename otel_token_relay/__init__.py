@@ -1,6 +1,6 @@
 """Relay the caller's bearer token through the OpenTelemetry Context to the destinations on an allow-list.
 
-Public names are imported on first use, so that pytest can load the `otel_token_relay.pytest_plugin` plug-in without
+Public names are imported on first use so that pytest can load the `otel_token_relay.pytest_plugin` plug-in without
 importing OpenTelemetry.
 """
 

@@ -193,7 +193,7 @@ class Boundary:
         """Return a copy of the current context with the request's token, or without a token if the request has none.
 
         If a header is duplicated, instrumentation might see only one of its lines and accept that line. The context
-        marks the credentials as rejected, so that ``extract`` ignores them until the request ends.
+        marks the credentials as rejected so that ``extract`` ignores them until the request ends.
         """
         context = with_token(self.token)
         if self._is_refused or REFUSED_KEY in context:

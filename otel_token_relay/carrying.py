@@ -44,7 +44,7 @@ def carry(work: _Work, *, seconds: float | None = None) -> _Work:
         if seconds is not None:
             token = token.rebind(lease=Lease(seconds=seconds))
         else:
-            # A token without a lease keeps its age, so that repeated calls do not extend the token's lifetime.
+            # A token without a lease keeps its age so that repeated calls do not extend the token's lifetime.
             token = token.rebind(lease=None, received_at=None if token.lease else token.received_at)
     bound = _bind_running(work, token)
     if bound is work:

@@ -426,7 +426,7 @@ def _call(source: object, setting: str, is_usable: Callable[[str], bool]) -> str
             return found
     except Exception as error:
         problem = f"raised {type(error).__name__}"
-    # Raise the error outside the handler, so that Python does not attach the callable's exception to the error.
+    # Raise the error outside the handler so that Python does not attach the callable's exception to the error.
     raise CredentialUnavailable(f"the callable in {setting} {problem}")
 
 

@@ -1,7 +1,7 @@
 """Read this package's settings from the OpenTelemetry configuration file that OTEL_CONFIG_FILE specifies.
 
 OpenTelemetry passes part of the file to the propagator, but only if OpenTelemetry starts. This module reads the file
-directly, so that the settings apply even if OpenTelemetry fails to start, if the file contains ``disabled: true``, or
+directly so that the settings apply even if OpenTelemetry fails to start, if the file contains ``disabled: true``, or
 if the propagator is listed in ``composite_list``.
 
 The settings are in ``instrumentation/development.python.token_relay`` or, with lower precedence, in an item in

@@ -1,4 +1,4 @@
-"""Build an authenticator from the settings, so that applications can verify tokens without code changes.
+"""Build an authenticator from the settings so that applications can verify tokens without code changes.
 
 In `enforce` mode, requests are rejected with a 503 error if the authenticator cannot be built. For example, the issuer
 might not be set, or the extra might not be installed. A service that is configured to verify tokens must not
@@ -37,7 +37,7 @@ CANNOT_START: Final = "cannot_start"
 def build_authenticator(settings: Settings) -> Authenticator | None:
     """Return the authenticator for server boundaries, or ``None`` if requests are not verified.
 
-    Equal settings return the same authenticator, so that all boundaries in a process share signing keys.
+    Equal settings return the same authenticator so that all boundaries in a process share signing keys.
     """
     if settings.verify == "off":
         return None

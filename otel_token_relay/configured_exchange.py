@@ -1,4 +1,4 @@
-"""Set up token exchange from the settings, so that applications can exchange tokens without code changes.
+"""Set up token exchange from the settings so that applications can exchange tokens without code changes.
 
 If the setup fails, for example, because the extra is not installed, no token is sent to destinations that require an
 exchanged token. The reason is logged once and is included in the output of `otel-token-relay check`. The functions in
@@ -23,7 +23,7 @@ _logger = logging.getLogger("otel_token_relay")
 def build_token_source(settings: Settings) -> TokenSource | None:
     """Return the source of exchanged tokens; ``None`` if no destination requires one, or if no source can be built.
 
-    Equal settings return the same source, so that all relays in a process share its cache.
+    Equal settings return the same source so that all relays in a process share its cache.
     """
     if not any(entry.needs_exchange for entry in settings.entries):
         return None

@@ -36,7 +36,7 @@ class FileVersion(NamedTuple):
         return cls(status.st_mtime_ns, status.st_size, status.st_ino)
 
 
-# A cache of parsed files, so that keys do not have to be parsed again for each request.
+# A cache of parsed files so that keys do not have to be parsed again for each request.
 _contents: dict[tuple[str, Callable[[bytes], Any]], tuple[FileVersion, Any]] = {}
 
 
@@ -68,7 +68,7 @@ def use_file(setting: str, use: Callable[[], _Content]) -> _Content:
         problem = str(error)
     except (OSError, ValueError):
         problem = "cannot be read"
-    # Raise the error outside the handlers, so that Python does not attach an exception that might quote the content.
+    # Raise the error outside the handlers so that Python does not attach an exception that might quote the content.
     raise CredentialUnavailable(f"the file in {setting} {problem}")
 
 

@@ -106,7 +106,7 @@ class Destination:
         if _jwt.search(entry):
             raise ValueError("it contains a token")  # otherwise, log lines would repeat the token
         if not entry.strip():
-            raise ValueError("it is empty; if the entry is a reference to a variable, that variable is not set")
+            raise ValueError("it is empty; if the entry refers to a variable, the variable might not be set")
         if "," in entry:
             raise ValueError(CONTAINS_COMMA)
         origin, *parameters = (part.strip() for part in entry.split(";"))

@@ -3,7 +3,7 @@
 An invalid entry is always skipped. The corrected text appears only in messages. Broader entries do not apply to the
 invalid entry's origins, because the operator might have intended a stricter entry.
 
-User info is removed first, so that messages do not contain user info.
+User info is removed first so that messages do not contain user info.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ FRAMEWORK_HOOKS = (
     Hook("litestar.app", asgi.patcher("Litestar"), "litestar"),
     # A WebSocket handler continues to run after the server has handled the HTTP request.
     Hook("tornado.web", tornado_server.patch, "tornado"),
-    # These hooks support applications in other frameworks that are wrapped in OpenTelemetry's middleware.
+    # These hooks support applications that use other frameworks and are wrapped in OpenTelemetry's middleware.
     Hook(
         "opentelemetry.instrumentation.asgi",
         asgi.patcher("OpenTelemetryMiddleware"),

@@ -106,7 +106,7 @@ class TermsInForce:
     def __init__(self, settings: Settings | None, authenticator: Authenticator | None = None) -> None:
         self._settings = SettingsInForce(settings)
         self._authenticator = authenticator
-        # Build the authenticator now, so that invalid settings are reported when the application starts.
+        # Build the authenticator now so that invalid settings are reported when the application starts.
         self._own = None if settings is None else self._build(settings)
 
     def __call__(self) -> Terms:

@@ -1,4 +1,4 @@
-"""Find a request's unused credentials, so that redaction can mask them.
+"""Find a request's unused credentials so that redaction can mask them.
 
 The server boundary does not use the credentials in the following headers, but the credentials can still be valid:
 

@@ -1217,7 +1217,7 @@ FILES: Final = [
     in_file(
         "variable that is not set",
         ("destinations: ['${PROFILE_URL}']",),
-        "the entry '' is skipped: it is empty; if the entry is a reference to a variable, that variable is not set",
+        "the entry '' is skipped: it is empty; if the entry refers to a variable, the variable might not be set",
     ),
     in_file(
         "path",

@@ -308,7 +308,7 @@ def _held_streams(module: ModuleType) -> tuple[Any, Any]:
 
 
 def _hold(response: Any, held_stream: Any) -> bool:
-    """Read a rejected response's body, so that the connection is free while a new token is being obtained.
+    """Read a rejected response's body so that the connection is free while a new token is being obtained.
 
     The application can still read the response.
 

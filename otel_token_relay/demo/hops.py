@@ -129,8 +129,8 @@ def find_faults(
     Args:
         notes: All notes, including notes about requests that are not hops.
         listed: The receivers that may receive the caller's token.
-        exchanged: The receivers that must receive an exchanged token. The token's subject must be the caller, and the
-            receiver must be the token's only audience.
+        exchanged: The receivers to which an exchanged token must be sent. The token's subject must be the caller, and
+            the receiver must be the token's only audience.
     """
     by_trace = {call.trace_id: call for call in calls}
     faults = [fault for note in notes for fault in _find_misdirected(note, by_trace, listed, exchanged)]

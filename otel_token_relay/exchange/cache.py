@@ -165,7 +165,7 @@ class ExchangeCache:
         return result
 
     def put_failure(self, key: bytes, failure: ExchangeFailed) -> None:
-        """Store a failure for a short time, so that a retry by the caller does not immediately repeat the exchange."""
+        """Store a failure for a short time so that a retry by the caller does not immediately repeat the exchange."""
         seconds = _OUTAGE_SECONDS if failure.error in _OUTAGES else _FAILURE_SECONDS
         # Store a copy without the traceback, because the traceback's frames contain tokens.
         kept = ExchangeFailed(failure.error, failure.detail, claims_challenge=failure.claims_challenge)

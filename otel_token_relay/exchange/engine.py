@@ -80,7 +80,7 @@ class Job(NamedTuple):
     def with_claims(self, claims: str) -> Job:
         """Return a job that also requests the given claims.
 
-        The new job has a different cache key, so that a failure to obtain the claims does not affect requests without
+        The new job has a different cache key so that a failure to obtain the claims does not affect requests without
         claims.
         """
         hashed = hashlib.sha256(claims.encode()).digest()

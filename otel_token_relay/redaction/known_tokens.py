@@ -137,7 +137,7 @@ class RememberedTokens:
         return looks_like_credential(value) or value in self._verified
 
     def remember_verified(self, value: str) -> None:
-        """Record that a verifier has accepted a token, so that the token can be remembered from now on."""
+        """Record that a verifier has accepted a token so that the token can be remembered from now on."""
         with self._lock:
             self._verified.add(value)
 

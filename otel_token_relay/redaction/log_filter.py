@@ -173,7 +173,7 @@ class _MaskedItems(dict[Any, Any]):
 
     def __init__(self, items: Any, mapping: Any, clean: Clean) -> None:
         super().__init__(items)
-        # The mapping is stored in a closure, so that it does not appear in a repr.
+        # The mapping is stored in a closure so that it does not appear in a repr.
         self._look_up: Callable[[Any], Any] = lambda key: _clean_named(key, mapping[key], clean)
 
     def __missing__(self, key: Any) -> Any:

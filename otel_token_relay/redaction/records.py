@@ -72,7 +72,7 @@ def are_clean(resource: Any, scope: Any, scrubber: Scrubber) -> bool:
         return False
     if len(_clean_pairs) >= _MAX_STATICS:
         _clean_pairs.clear()
-    # The cached tuple refers to all three objects, so that Python does not reuse an ID for a different object.
+    # The cached tuple holds references to all three objects so that Python does not reuse an ID for a different object.
     _clean_pairs[id(scope)] = (scope, resource, scrubber)
     return True
 

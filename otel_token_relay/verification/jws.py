@@ -183,7 +183,7 @@ def looks_like_jws(token: str) -> bool:
 
 
 def copy_json(value: Any) -> Any:
-    """Return a deep copy of a JSON value, so that one request cannot change the claims of a different request."""
+    """Return a deep copy of a JSON value so that one request cannot change the claims of a different request."""
     if isinstance(value, dict):
         return {name: copy_json(member) for name, member in value.items()}
     if isinstance(value, list):
