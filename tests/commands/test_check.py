@@ -24,7 +24,7 @@ from opentelemetry import propagate
 from otel_token_relay import cli, uninstall
 from otel_token_relay.commands import check, coverage
 from otel_token_relay.commands.coverage import version_of
-from otel_token_relay.hooks import CLIENT_HOOKS, SERVER_HOOKS, Hook
+from otel_token_relay.hooks import CLIENT_HOOKS, SERVER_HOOKS
 from otel_token_relay.redaction import installation as redaction
 from otel_token_relay.settings import Settings
 from tests.support.client_authentication import pem_of
@@ -222,32 +222,6 @@ def test_check_all_fails_if_a_library_cannot_be_hooked(
     assert cli.main(["check", "--all", "--json"]) == 1
     (problem,) = json.loads(capsys.readouterr().out)["problems"]
     assert problem.startswith(f"httpx {version('httpx')}: cannot be hooked: httpx: AttributeError")
-
-
-def test_a_release_without_the_module_is_a_problem(without_hooks: pytest.MonkeyPatch) -> None:
-    """A release without a module that must be hooked is reported as a problem, and no module is imported."""
-    hooks = (
-        Hook("missing_library", lambda *_: None, "missing-library"),
-        Hook("pytest.no_such_module", lambda *_: None, "pytest"),
-        Hook("_pytest.mark", lambda *_: None, "iniconfig"),
-        Hook("_pytest.mark.structures", lambda *_: None, "pluggy"),
-    )
-    without_hooks.setattr(coverage, "BOUNDARY_HOOKS", hooks)
-
-    found = {library.name: library for library in coverage.installed_libraries()}
-
-    assert "missing-library" not in found
-    assert not found["pytest"].is_covered
-    assert found["pytest"].state == "cannot be hooked: this release has no module pytest.no_such_module"
-    assert found["iniconfig"].state == found["pluggy"].state == "can be hooked"
-
-
-def test_the_page_names_the_same_clients_as_check() -> None:
-    """The documentation lists every client that `check` reports as not covered, with an alternative."""
-    page = (Path(__file__).parents[2] / "docs" / "servers-and-clients.md").read_text()
-    (row,) = [line for line in page.splitlines() if line.startswith("| ") and line.endswith("| `to_destination` |")]
-
-    assert [name for name in (*coverage.UNCOVERED_CLIENTS, "http.client") if name not in row] == []
 
 
 def test_problems_are_printed_before_warnings_and_coverage(

@@ -398,7 +398,7 @@ def test_a_new_token_that_is_rejected_ends_the_retries(
     assert renewed_value(tokens.renew(alice, billing, renewed.obtained.token, REJECTED)) == "issued-3"
 
 
-def test_the_same_token_again_is_no_reason_to_retry(
+def test_the_same_token_again_does_not_cause_a_retry(
     tokens: DestinationTokens, billing: Destination, endpoint: Endpoint
 ) -> None:
     """Some servers return the token that they have issued before."""
