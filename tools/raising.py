@@ -199,7 +199,7 @@ def check(module: Path) -> list[str]:
     if not plugin.codes:
         return []
     if not (ROOT / tests).exists():
-        return [f"{FAILED}there is no {tests}"]
+        return [f"{FAILED}{tests} does not exist"]
     options = ["-q", "-x", "--no-header", "-p", "no:cacheprovider", "-p", "no:randomly", "-p", "no:xdist"]
     status = pytest.main([*options, str(tests)], plugins=[plugin])
     if plugin.is_child:
