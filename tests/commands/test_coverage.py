@@ -262,7 +262,7 @@ def test_without_a_cache_nothing_is_tried(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_each_signal_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the SDK there is not a telemetry, and nothing to redact."""
+    """Without the SDK there is nothing to redact."""
     uninstall()
     sdk = version("opentelemetry-sdk")
     assert try_redaction(Settings()) == [
