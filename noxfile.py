@@ -59,7 +59,6 @@ PURE = (
     "tests/test_entry_syntax.py",
     "tests/test_prose.py",
     "tests/test_pytest_plugin.py",
-    "tests/test_raising.py",
     "tests/test_testing.py",
     "tests/testkit",
     "tests/verification/test_explanations.py",
