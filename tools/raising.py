@@ -8,8 +8,8 @@ function and method of a module, the program runs the module's test file with th
 the functions whose error that file does not notice. It exits with status 1 if a module has no test file, or if its test
 file notices none of the errors.
 
-pytest imports and collects a test file once. Each function then gets a forked child, which changes the function's code
-and runs the tests until one fails.
+pytest imports and collects a test file once. The program then forks a child process for each function, which changes
+the function and runs the tests until one fails. The tests must pass without a change.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def _is_empty(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
 def raising_code(tree: ast.Module, path: str) -> dict[Function, types.CodeType]:
     """Return the code of each function of a module, changed to raise an error as its first step.
 
-    The rest of the body stays, so that a generator remains a generator, and so that a closure has the same variables.
+    The rest of the body remains so that a generator function remains one and a closure keeps its variables.
     """
     found = set(functions(tree))
     for node in ast.walk(tree):
@@ -151,25 +151,30 @@ class Raising:
         """Run the tests in a child for each function. In the child, return ``None`` to let pytest run them."""
         gc.unfreeze()
         loaded = [thing for thing in gc.get_objects() if isinstance(thing, types.FunctionType)]
-        for function, code in self.codes.items():
-            changed = [thing for thing in loaded if _is(thing.__code__, function, self.path)]
-            if not changed:
-                self.unnoticed.append(f"{function.name} (never loaded)")
-                continue
+        # Tests that fail anyway would seem to notice every error, so they first run without a change.
+        for function, code in (None, None), *self.codes.items():
+            changed = [thing for thing in loaded if function is not None and _is(thing.__code__, function, self.path)]
             child = os.fork()
             if child == 0:
-                self.is_child = True
-                null = os.open(os.devnull, os.O_RDWR)
-                for descriptor in (0, 1, 2):
-                    os.dup2(null, descriptor)
-                os.setsid()
+                self._become_child(session)
                 for thing in changed:
                     thing.__code__ = code
-                session.config.option.maxfail = 1
                 return None
-            if _succeeds(child):
+            has_passed = _succeeds(child)
+            if function is None and not has_passed:
+                self.unnoticed.append(f"{FAILED}the tests fail without a change")
+                break
+            if function is not None and has_passed:
                 self.unnoticed.append(function.name)
         return True
+
+    def _become_child(self, session: pytest.Session) -> None:
+        self.is_child = True
+        null = os.open(os.devnull, os.O_RDWR)
+        for descriptor in (0, 1, 2):
+            os.dup2(null, descriptor)
+        os.setsid()
+        session.config.option.maxfail = 1
 
 
 def _is(code: types.CodeType, function: Function, path: str) -> bool:
@@ -200,8 +205,7 @@ def check(module: Path) -> list[str]:
         return []
     if not (ROOT / tests).exists():
         return [f"{FAILED}{tests} does not exist"]
-    options = ["-q", "-x", "--no-header", "-p", "no:cacheprovider", "-p", "no:randomly", "-p", "no:xdist"]
-    status = pytest.main([*options, str(tests)], plugins=[plugin])
+    status = pytest.main(["-x", "-p", "no:cacheprovider", "-p", "no:xdist", str(tests)], plugins=[plugin])
     if plugin.is_child:
         os._exit(status)
     if len(plugin.unnoticed) == len(plugin.codes):
@@ -217,7 +221,7 @@ def main(arguments: list[str]) -> int:
         os._exit(0)  # the tests of a module can leave threads behind
     has_failed = False
     for module in map(Path, arguments) if arguments else modules():
-        report = ROOT / "build" / "raising" / f"{module.stem}.txt"
+        report = ROOT / "build" / "raising" / f"{module.as_posix().replace('/', '-')}.txt"
         report.parent.mkdir(parents=True, exist_ok=True)
         report.unlink(missing_ok=True)
         subprocess.run(
