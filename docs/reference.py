@@ -95,7 +95,7 @@ The settings therefore also apply if the file has `disabled: true`, or if OpenTe
 A JSON file does not require any other package; YAML requires `opentelemetry-configuration`, as it does for OpenTelemetry.
 The package contains a JSON Schema for the mapping, `settings.schema.json`.
 
-If the file cannot be read and may contain settings, no token is relayed, and `verify` is `enforce` until the file can be read or `OTEL_CONFIG_FILE` is unset.
+If the file cannot be read and may contain settings, no tokens are relayed, and `verify` is `enforce` until the file can be read or `OTEL_CONFIG_FILE` is unset.
 A file that can be opened and does not contain the word `token_relay` contains no settings.
 
 ## Invalid values
@@ -118,7 +118,7 @@ In a configuration file, each unknown key is reported with its path, and so is a
 A section whose name only resembles `token_relay` is also reported, because its settings have no effect.
 
 The setting that was probably intended then takes its strict value, unless it is set under its correct name.
-For example, with `…_VERIFIY=report`, `enforce` applies, and with `…_HEADR=x-token`, no token is relayed, until the name is corrected or the variable itself is set.
+For example, with `…_VERIFIY=report`, `enforce` applies, and with `…_HEADR=x-token`, no tokens are relayed, until the name is corrected or the variable itself is set.
 If a misspelled `OTEL_PYTHON_TOKEN_RELAY_VERIFY` or `OTEL_PYTHON_TOKEN_RELAY_REQUIRE_VERIFIED` is blank, `off`, `false`, `no`, or `0`, it has no effect.
 
 ## In code

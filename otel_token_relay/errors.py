@@ -5,7 +5,7 @@
     ├── TokenUnavailable     a destination requires a token, but no token can be relayed
     ├── ExchangeFailed       the caller's token could not be exchanged
     ├── TokenRejected        an incoming token failed verification
-    └── KeysUnavailable      a token cannot be verified now because the issuer does not respond
+    └── KeysUnavailable      the issuer's keys or its introspection result is unavailable
 
 Error-handling code should check the exception's type and attributes, not the message.
 Messages do not contain tokens, header values, or secrets.
@@ -154,7 +154,9 @@ class TokenRejected(RelayError):
 
 
 class KeysUnavailable(RelayError):
-    """An exception raised if a token cannot be verified because the issuer does not respond.
+    """An exception raised if a token cannot be verified now.
+
+    The issuer's signing keys or its introspection result is unavailable: for example, the issuer does not respond.
 
     The caller did not cause the error, so respond with a 503 status code instead of 401.
 
@@ -167,4 +169,4 @@ class KeysUnavailable(RelayError):
         self.retry_after = retry_after
 
     def __str__(self) -> str:
-        return "cannot verify the token, because the issuer does not respond"
+        return "the issuer's signing keys or its introspection result is unavailable"

@@ -53,7 +53,7 @@ from otel_token_relay.verification.span_claims import SpanClaims
 _logger = logging.getLogger("otel_token_relay")
 
 CONTEXT_PROBLEM: Final = (
-    "no token is relayed, because OpenTelemetry's context does not keep tokens. OTEL_PYTHON_CONTEXT, or a tracer such"
+    "no tokens are relayed, because OpenTelemetry's context does not keep tokens. OTEL_PYTHON_CONTEXT, or a tracer such"
     " as Datadog's (DD_TRACE_OTEL_ENABLED), selects a context that keeps only spans. Unset these variables."
 )
 
@@ -192,7 +192,7 @@ def propagator_from_env(**options: object) -> TokenRelayPropagator:
         _watch_imports()
         return TokenRelayPropagator(relay=relay)
     except Exception:
-        _logger.exception("token relay could not start; no token is relayed")
+        _logger.exception("token relay could not start; no tokens are relayed")
         return TokenRelayPropagator(Settings())
 
 
@@ -208,7 +208,7 @@ def pre_instrument() -> None:
     logged instead.
     """
     with _survives("token relay could not start redaction"):
-        # Redaction is required even if no token is relayed, because incoming requests contain tokens.
+        # Redaction is required even if no tokens are relayed, because incoming requests contain tokens.
         with _lock:
             settings = Settings.load() if _installed is None else _installed.runtime.settings
         redaction.start(settings)
@@ -251,7 +251,7 @@ def _warn_of_unused_settings() -> None:
     # If the file cannot be read, strict settings apply, and the problem has already been logged.
     if configured is not None and read_configuration_file(os.environ).problem is None:
         _logger.warning(
-            "token relay: %s is set, but OTEL_PROPAGATORS does not include token_relay, so no token is relayed."
+            "token relay: %s is set, but OTEL_PROPAGATORS does not include token_relay, so no tokens are relayed."
             " Set OTEL_PROPAGATORS=tracecontext,baggage,token_relay or, in a configuration file, add token_relay to"
             " propagator.composite.",
             VARIABLES[configured].name,
@@ -269,7 +269,7 @@ def start_before_servers() -> None:
     # A configuration file can enable the relay even if OpenTelemetry does not use the file.
     is_on = _installed is not None and _installed.runtime.clients_are_hooked
     # Loading other packages' propagators in OTEL_PROPAGATORS might raise an exception.
-    with _survives("token relay could not start from the configuration file; no token is relayed"):
+    with _survives("token relay could not start from the configuration file; no tokens are relayed"):
         if not is_on and read_configuration_file(os.environ).names_propagator:
             install()
 

@@ -177,7 +177,7 @@ class TokenRelayPropagator(TextMapPropagator):
             return
         self._has_warned = True
         _logger.warning(
-            "the token_relay propagator has bound a token, but no HTTP client is hooked, so no token is relayed."
+            "the token_relay propagator has bound a token, but no HTTP client is hooked, so no tokens are relayed."
             " Call otel_token_relay.install(), or add token_relay to OTEL_PROPAGATORS."
         )
 

@@ -232,7 +232,7 @@ class Settings:
         env.OTEL_PYTHON_TOKEN_RELAY_ISSUERS,
         ISSUERS,
         "A comma-separated list of trusted issuers, exactly as they appear in the `iss` claim. In a Microsoft Entra"
-        " issuer, `{tid}` matches any tenant. An issuer that is not an https URL requires `…_JWKS_URI`.",
+        " issuer, `{tid}` matches any tenant. An issuer that is a name rather than a URL requires `…_JWKS_URI`.",
         default=(),
         shown="",
     )
@@ -273,8 +273,8 @@ class Settings:
     tenants: tuple[str, ...] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_TENANTS,
         WORDS,
-        "A comma-separated list of the tenant IDs that `{tid}` matches. If this setting is unset, tokens from all"
-        " tenants are accepted, except the tenant for personal accounts.",
+        "A comma-separated list of the tenant IDs that `{tid}` matches. If this setting is unset, tokens"
+        " from every tenant except the one for personal accounts are accepted.",
         default=(),
         shown="",
         strict=(_NONE,),
@@ -472,8 +472,9 @@ class Settings:
     plaintext_issuers: tuple[str, ...] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_PLAINTEXT_ISSUERS,
         WORDS,
-        "A comma-separated list of the issuers' hosts that can be contacted over plain http, because a service mesh"
-        " or a container network protects the traffic. Each entry is a host with an optional port.",
+        "A comma-separated list of hosts from which issuers' metadata, keys, introspection results, and tokens can be"
+        " fetched over plain http, because a service mesh or a container network protects the traffic. Each entry is"
+        " a host with an optional port.",
         default=(),
         shown="",
     )

@@ -44,7 +44,7 @@ _similar_prefix: Final = re.compile(r"(?:OTEL[_-]?)?(?:PYTHON[_-]?)?TOKEN[_-]?RE
 
 # Explanations of the strict values whose effects are not obvious.
 _EFFECTS: Final = {
-    "header": "no token is relayed",
+    "header": "no tokens are relayed",
     "source_headers": "no token is read from any request",
 }
 
@@ -200,7 +200,7 @@ class SourceReader:
         if file.is_unknown:
             self._be_strict(source)
             effect = (
-                "the file might contain settings, so no token is relayed and every request must have a valid token"
+                "the file might contain settings, so no tokens are relayed and every request must have a valid token"
                 " until the file can be read or the variable is unset"
             )
         source.problems.append(f"{FILE_VARIABLE}: the file cannot be read: {file.problem}; {effect}")

@@ -127,7 +127,7 @@ def test_the_entry_point_never_raises(monkeypatch, caplog):
     propagator = module.propagator_from_env()
 
     assert propagator.relay.settings.destinations == ()
-    assert "no token is relayed" in caplog.text
+    assert "no tokens are relayed" in caplog.text
 
 
 def test_unreadable_settings_are_reported_once_and_the_application_starts():

@@ -72,7 +72,7 @@ def test_an_origin_is_normalized(url, expected):
     ],
 )
 def test_an_ambiguous_url_has_no_origin(url):
-    """An ambiguous or invalid URL has no origin, so no token is relayed to it."""
+    """An ambiguous or invalid URL has no origin, so no tokens are relayed to it."""
     assert Origin.parse(url) is None
 
 

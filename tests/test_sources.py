@@ -182,7 +182,7 @@ def test_a_misspelled_header_removes_the_destinations() -> None:
     settings = Settings.from_env({PREFIX + "HEADR": "x-token", PREFIX + "DESTINATIONS": "https://a"})
 
     assert settings.destinations == ()
-    assert "no token is relayed" in settings.problems[0]
+    assert "no tokens are relayed" in settings.problems[0]
 
 
 def test_a_source_that_raises_is_strict(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,7 +264,7 @@ def test_a_variable_that_the_file_replaces_is_described() -> None:
 
 @pytest.mark.parametrize(
     ("setting", "effect"),
-    [("header", "no token is relayed"), ("source_headers", "no token is read from any request")],
+    [("header", "no tokens are relayed"), ("source_headers", "no token is read from any request")],
 )
 def test_the_effect_of_a_strict_value_is_described(setting: str, effect: str) -> None:
     """The report describes the effect of a strict value, for example, that an invalid header stops the relay."""

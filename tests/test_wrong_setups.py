@@ -27,6 +27,8 @@ FILE: Final = {"OTEL_CONFIG_FILE": "{file}"}
 VERIFYING: Final = {".VERIFY": "enforce", ".ISSUERS": "{issuer}", ".AUDIENCE": AUDIENCE}
 
 NO_PROBLEM: Final = "No problems found"
+CORRECT_SETTINGS: Final = "Correct the settings. The problem is described below."
+CORRECT_ENTRY: Final = "Correct the entry. The problem is described below."
 # The reason that `check` finds no problem.
 ONLY_THE_CALL: Final = "check does not know which URLs the application calls"
 ONLY_THE_TOKEN: Final = "check does not know which tokens the callers send"
@@ -137,7 +139,7 @@ PROPAGATORS: Final = [
             1,
             "OTEL_PYTHON_CONTEXT contains datadog_context, which no installed package provides",
             "unset this variable",
-            never=("no token is relayed",),
+            never=("no tokens are relayed",),
         ),
         explain=says(0, "relayed"),
         line=("decision=relayed",),
@@ -172,7 +174,7 @@ def unknown_name(name: str, *, meant: str = f"{PREFIX}DESTINATIONS") -> SetUp:
         name=f"variable {name}",
         variables=ON | {name: PROFILE},
         check=says(1, problem, "no valid destination remains"),
-        explain=says(1, "Correct the settings: see the problem below", problem, never=("--pid",)),
+        explain=says(1, CORRECT_SETTINGS, problem, never=("--pid",)),
         startup=(problem,),
         line=("decision=withheld", "reason=destination_not_listed", f"origin={PROFILE}"),
     )
@@ -284,17 +286,17 @@ VALUES: Final = [
     value(
         "HEADER",
         "Authorization:",
-        "expected a header name; until this is corrected, no token is relayed",
+        "expected a header name; until this is corrected, no tokens are relayed",
         "Authorization",
-        explain=says(1, "Correct the settings: see the problem below", f"{PREFIX}HEADER:", never=("Add the origin",)),
+        explain=says(1, CORRECT_SETTINGS, f"{PREFIX}HEADER:", never=("Add the origin",)),
         line=NOT_LISTED,
     ),
     value(
         "HEADER",
         "Cookie",
-        "the header Cookie is reserved and cannot contain a token; until this is corrected, no token is relayed",
+        "the header Cookie is reserved and cannot contain a token; until this is corrected, no tokens are relayed",
         "Authorization",
-        explain=says(1, "Correct the settings: see the problem below", "Cookie is reserved", never=("Add the origin",)),
+        explain=says(1, CORRECT_SETTINGS, "Cookie is reserved", never=("Add the origin",)),
         line=NOT_LISTED,
     ),
     value(
@@ -302,7 +304,7 @@ VALUES: Final = [
         "authorization;x-token",
         "expected a header name; until this is corrected, no token is read from any request",
         "(empty)",
-        explain=says(1, "withheld: no_token", f"Correct {PREFIX}SOURCE_HEADERS: no token is read from any request"),
+        explain=says(1, "withheld: no_token", f"Correct {PREFIX}SOURCE_HEADERS. Until then, no token is read"),
         line=("decision=withheld", "reason=no_token"),
     ),
     value(
@@ -379,7 +381,7 @@ def entry(name: str, destinations: str, *words: str, url: str = URL, never: tupl
         variables=relay(DESTINATIONS=destinations),
         url=url,
         check=says(1, "is skipped", *words, "no valid destination remains", "see the problems above", never=never),
-        explain=says(1, "withheld: destination_not_listed", "Correct the entry: see the problem below", *words),
+        explain=says(1, "withheld: destination_not_listed", CORRECT_ENTRY, *words),
         startup=("is skipped", *words),
         line=(*NOT_LISTED, "closest_entry=", "the entry is skipped"),
     )
@@ -392,7 +394,7 @@ def unreadable(name: str, destinations: str, *words: str, url: str = URL, never:
         variables=relay(DESTINATIONS=destinations),
         url=url,
         check=says(1, "is skipped", *words, "no valid destination remains", never=never),
-        explain=says(1, "Correct the settings: see the problem below", *words, never=("Add the origin", *never)),
+        explain=says(1, CORRECT_SETTINGS, *words, never=("Add the origin", *never)),
         startup=("is skipped", *words),
         line=NOT_LISTED,
     )
@@ -559,7 +561,7 @@ ENTRIES: Final = [
             CLIENT_SECRET="s3cr3t",
         ),
         works=RISKY,
-        check=says(0, NO_PROBLEM, "no token is exchanged unless the application verifies it in code"),
+        check=says(0, NO_PROBLEM, "tokens are exchanged only if the application verifies them in code"),
         explain=says(1, "withheld: not_verified", f"{PREFIX}EXCHANGE_UNVERIFIED"),
         line=("decision=withheld", "reason=not_verified"),
     ),
@@ -706,7 +708,7 @@ VERIFICATION: Final = [
         name="verified tokens only, although nothing verifies them",
         variables=relay(REQUIRE_VERIFIED="true"),
         works="the application may verify tokens in code, so it is a warning",
-        check=says(0, NO_PROBLEM, "no token is relayed unless the application verifies it in code"),
+        check=says(0, NO_PROBLEM, "tokens are relayed only if the application verifies them in code"),
         explain=says(1, "withheld: not_verified", f"with {PREFIX}VERIFY or BearerAuthMiddleware"),
         line=("decision=withheld", "reason=not_verified"),
     ),
@@ -1121,7 +1123,7 @@ def composite(*lines: str) -> str:
 SECTION: Final = "propagator.composite[1].token_relay"
 INSTRUMENTATION: Final = "instrumentation/development.python.token_relay"
 GOOD: Final = f"destinations: [{PROFILE}]"
-CORRECT: Final = "Correct the settings: see the problem below"
+CORRECT: Final = CORRECT_SETTINGS
 
 
 def in_file(name: str, lines: tuple[str, ...], *words: str, **changes: Any) -> SetUp:
@@ -1149,7 +1151,7 @@ def beside_a_relay(*words: str) -> dict[str, Any]:
 
 def broken(name: str, reason: str, **changes: Any) -> SetUp:
     """Describe a setup whose file cannot be read and might contain settings."""
-    words = (f"OTEL_CONFIG_FILE: the file cannot be read: {reason}", "no token is relayed and every request must have")
+    words = (f"OTEL_CONFIG_FILE: the file cannot be read: {reason}", "no tokens are relayed and every request must")
     row: dict[str, Any] = {
         "name": f"file: {name}",
         "variables": FILE | {".DESTINATIONS": PROFILE},
@@ -1189,7 +1191,7 @@ FILES: Final = [
         check=says(
             1, f"{SECTION}.destination: unknown key; did you mean destinations?", "no valid destination remains"
         ),
-        explain=says(1, "see the problem below", "did you mean destinations?", never=("--pid",)),
+        explain=says(1, CORRECT_SETTINGS, "did you mean destinations?", never=("--pid",)),
     ),
     in_file(
         "camel case",
@@ -1223,7 +1225,7 @@ FILES: Final = [
         "path",
         (f"destinations: ['{PROFILE}/v1']",),
         f"{SECTION}.destinations: the entry '{PROFILE}/v1' is skipped",
-        explain=says(1, "Correct the entry: see the problem below", "is skipped", never=("--pid",)),
+        explain=says(1, CORRECT_ENTRY, "is skipped", never=("--pid",)),
     ),
     in_file(
         "section is not a mapping",
@@ -1423,7 +1425,7 @@ def test_a_runtime_context_that_loses_tokens(foreign_context: Path) -> None:
     explain = run("-m", "otel_token_relay", "explain", URL, **given)
 
     assert "withheld" in hop.text
-    assert_says(check, says(1, "no token is relayed", "OTEL_PYTHON_CONTEXT", never=(NO_PROBLEM,)))
+    assert_says(check, says(1, "no tokens are relayed", "OTEL_PYTHON_CONTEXT", never=(NO_PROBLEM,)))
     assert_says(explain, says(1, "withheld: the relay is off", "OTEL_PYTHON_CONTEXT"))
 
 

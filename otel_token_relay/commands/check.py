@@ -260,9 +260,9 @@ def _problems(
         yield relay_off
     if relay_off is None and not settings.destinations:
         yield (
-            "no valid destination remains, so no token is relayed: see the problems above"
+            "no valid destination remains, so no tokens are relayed; see the problems above"
             if settings.problems and are_given("destinations", load_sources(environ))
-            else f"no destination is listed, so no token is relayed: set {VARIABLES['destinations'].name}"
+            else f"no destination is listed, so no tokens are relayed: set {VARIABLES['destinations'].name}"
         )
     if "verify" in options.require and settings.verify != "enforce":
         yield f"requests without a valid token are not refused: set {VARIABLES['verify'].name}=enforce"
@@ -316,7 +316,7 @@ def _warnings(
         )
     if settings.require_verified and settings.verify == "off":
         yield (
-            f"no token is relayed unless the application verifies it in code: set {VARIABLES['verify'].name}=enforce,"
+            f"tokens are relayed only if the application verifies them in code: set {VARIABLES['verify'].name}=enforce,"
             " or use BearerAuthMiddleware"
         )
     if settings.destinations and not settings.protect_caches and (caches := installed_caches()):
@@ -330,7 +330,7 @@ def _warnings(
             )
         elif settings.verify == "off":
             yield (
-                "no token is exchanged unless the application verifies it in code: set"
+                "tokens are exchanged only if the application verifies them in code: set"
                 f" {VARIABLES['verify'].name}=enforce, or use BearerAuthMiddleware"
             )
     if options.pid is None and not options.online:  # A different process might see different files.

@@ -62,8 +62,8 @@ def try_exchange(settings: Settings, destination: Destination, value: str | None
         return Attempt(error="unavailable", detail="tokens cannot be exchanged with these settings")
     try:
         caller = None if value is None else _caller(settings, value)
-    except KeysUnavailable:
-        return Attempt(error="unavailable", detail="the token cannot be verified, because the issuer does not respond")
+    except KeysUnavailable as error:
+        return Attempt(error="unavailable", detail=f"the token cannot be verified: {error}")
     except (RelayError, ValueError) as error:
         reason = error.reason if isinstance(error, TokenRejected) else "malformed"
         return Attempt(

@@ -180,7 +180,9 @@ def _read(url: str, environ: Mapping[str, str], pid: int | None) -> ReadUrl:
 def _no_destinations(environ: Mapping[str, str], settings: Settings, pid: int | None) -> str:
     """Return the most likely reason that no destinations are set."""
     if are_given("destinations", load_sources(environ)):
-        return "Correct the settings: see the problem below." if settings.problems else f"{DESTINATIONS} is empty."
+        if settings.problems:
+            return "Correct the settings. The problem is described below."
+        return f"{DESTINATIONS} is empty."
     if pid is not None:
         return f"{DESTINATIONS} is not set in the environment of process {pid}."
     return (
@@ -232,12 +234,12 @@ class _Result:
         if self.explanation.decision.reason is Reason.EXCHANGE_FAILED and self.exchange_problem is not None:
             return f"Correct the settings: {self.exchange_problem}."
         if self.explanation.decision.reason is Reason.NO_TOKEN:
-            return f"Correct {SOURCE_HEADERS}: no token is read from any request."
+            return f"Correct {SOURCE_HEADERS}. Until then, no token is read from any request."
         closest = self.explanation.closest
         if closest is not None and closest.is_deliberate:
             return "Nothing, if this is intended. Otherwise, remove the entry or its ;never parameter."
         if closest is not None and closest.is_skipped:
-            return "Correct the entry: see the problem below."
+            return "Correct the entry. The problem is described below."
         if self.unset is not None:
             return self.unset
         if closest is not None and self.explanation.decision.reason is Reason.DESTINATION_NOT_LISTED:
@@ -303,11 +305,11 @@ def _verdict(reason: Reason) -> str:
 
 # These sentences describe future requests, whereas `Reason.meaning` describes requests that have already been sent.
 _MEANINGS: Final = {
-    Reason.EXCHANGED: "A request carries a token that the service obtains in exchange for the caller's token, if the"
-    " request is sent while the caller's request is served and has no credential of its own.",
+    Reason.EXCHANGED: "An outgoing request carries a token that the service obtains in exchange for the caller's"
+    " token, if it is sent while the caller's request is being served and has no credential of its own.",
     Reason.OWN: "A request that the service sends while it is not handling a request carries the service's own token.",
-    Reason.RELAYED: "A request carries the token if it is sent while the caller's request is served and has no"
-    " credential of its own.",
+    Reason.RELAYED: "An outgoing request carries the token if it is sent while the caller's request is being served"
+    " and has no credential of its own.",
 }
 
 

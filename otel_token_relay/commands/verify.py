@@ -58,7 +58,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = commands.add_parser(
         "verify",
         help="report whether this service accepts a token from standard input; exit with status 1 if not",
-        description="Read a token from standard input, and verify the token with the settings in this environment.",
+        description="Read a token from standard input, and verify it with the settings in this environment.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -71,7 +71,7 @@ class TokenEndpoint:
     def _discover(self, timeout: float) -> str:
         """Read the URL from the issuer's metadata."""
         if self.issuer is None:
-            raise ExchangeFailed("unavailable", "the issuer is not known")
+            raise ExchangeFailed("unavailable", "the issuer is unknown")
         deadline = self._monotonic() + timeout
         is_late, problems = False, []
         for address in metadata_urls(self.issuer):

@@ -74,7 +74,7 @@ class Scrubber:
     def __init__(self, keys: Iterable[str] = (), headers: Iterable[str] = ()) -> None:
         self.names: SecretNames = SecretNames(keys, headers)
         self._unknown = UnknownTokens(self.names)
-        # Ordinary keys that are not sensitive and have been found clean.
+        # Ordinary keys that are not sensitive and have been found to be clean.
         self.known_keys: set[str] = set()
 
     def is_suspect(self, joined: str, known: KnownTokens) -> bool:
@@ -265,7 +265,7 @@ class _Cleaning:
         cleaned = {}
         name = _name_in(values) if "value" in values else ""
         for key, value in values.items():
-            # Known keys are not searched again, because they consist of ordinary words and have been found clean.
+            # Known keys are not searched again, because they consist of ordinary words and have been found to be clean.
             is_name = _is_plain_number(key) or key in self._scrubber.known_keys
             new_key = key if is_name else self.value(key, depth + 1)
             kind = self._scrubber.names.kind_of(key) if issubclass(type(key), str) else Kind.ORDINARY

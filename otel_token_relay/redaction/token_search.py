@@ -112,8 +112,8 @@ class KnownTokens:
         remembered: The tokens that are remembered from other requests.
         needles: Lowercase strings. If lowercase text contains none of the needles, the text does not contain a known
             token or ``Bearer …``.
-        clean_rows: Measurement attributes that were found clean, as tuples of the scrubber, all keys, and all values.
-            The tuples are stored here so that they are discarded together with the tokens.
+        clean_rows: Measurement attributes that were found to be clean, as tuples of the scrubber, all keys, and all
+            values. The tuples are stored here so that they are discarded together with the tokens.
     """
 
     def __init__(self, values: tuple[str, ...] = (), remembered: tuple[str, ...] = ()) -> None:

@@ -131,7 +131,9 @@ def _explain_algorithm(case: _Case) -> Cause | None:
     if not isinstance(alg, str):
         advice = "The issuer must specify the signature algorithm in the header."
     elif alg.lower() == "none":
-        advice = "The token is not signed, so its origin is unknown. The caller must get a token from the issuer."
+        advice = (
+            "The token is not signed, so anyone could have created it. The caller must get a token from the issuer."
+        )
     elif alg.upper().startswith("HS"):
         advice = "Tokens signed with a shared secret are not supported. Configure the issuer to use RS256 or ES256."
     else:

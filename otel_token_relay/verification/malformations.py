@@ -20,7 +20,7 @@ _has_bearer_prefix = re.compile(r"(?:authorization\s*:\s*)?bearer\b", re.IGNOREC
 # The advice for each kind of problem.
 _NOT_ENCRYPTED: Final = (
     "Configure the issuer to sign tokens without encrypting them. Auth0 encrypts a token if the client"
-    " requests the token without the audience parameter."
+    " requests it without the audience parameter."
 )
 _PASS_TOKEN_ALONE: Final = "Pass only the token, which is the part after 'Authorization: Bearer '."
 _COPY_AGAIN: Final = "Copy the whole token again. The token was probably truncated or modified."

@@ -274,7 +274,11 @@ def test_a_replaced_value_is_marked(without_hooks: pytest.MonkeyPatch, capsys: p
             id="plaintext is deliberate",
         ),
         pytest.param(
-            [], {"OTEL_PYTHON_TOKEN_RELAY_REQUIRE_VERIFIED": "true"}, 0, "unless the application verifies", id="require"
+            [],
+            {"OTEL_PYTHON_TOKEN_RELAY_REQUIRE_VERIFIED": "true"},
+            0,
+            "only if the application verifies",
+            id="require",
         ),
         pytest.param([], {"OTEL_PYTHON_CONTEXT": "datadog_context"}, 1, "uses its default context", id="context"),
         pytest.param(

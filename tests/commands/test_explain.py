@@ -124,7 +124,7 @@ def test_a_skipped_entry_is_named(entries: str, capsys: pytest.CaptureFixture[st
 
     assert result.status == 1
     assert "\n  closest entry: https://a; the entry is skipped" in result
-    assert "\n  What to do: Correct the entry: see the problem below.\n" in result
+    assert "\n  What to do: Correct the entry. The problem is described below.\n" in result
     assert f"\n  problem: {result.json[0]['problems'][0]}\n" in result
     assert result.json[0]["problems"][0].startswith(f"{DESTINATIONS}: the entry ")
 

@@ -138,7 +138,7 @@ def test_readme_of_fastapi_httpx_is_correct(run, ports):
 
 
 def test_without_destinations_alice_is_anonymous(run, ports):
-    """Without a destination, no token is relayed, for the reason that the README states."""
+    """Without a destination, no tokens are relayed, for the reason that the README states."""
     profile_service, user_service = blocks("sh")
     lines = user_service.splitlines(keepends=True)
     without = "".join(line for line in lines if "DESTINATIONS" not in line)

@@ -86,7 +86,7 @@ def test_without_an_issuer_there_is_no_endpoint() -> None:
     """Without an issuer, the error states that the issuer is unknown."""
     failure = failure_of(TokenEndpoint(None, None, http=HttpClient()))
 
-    assert (failure.error, failure.detail) == ("unavailable", "the issuer is not known")
+    assert (failure.error, failure.detail) == ("unavailable", "the issuer is unknown")
 
 
 @pytest.mark.parametrize("path", [OPENID, OAUTH], ids=["OpenID", "RFC 8414"])

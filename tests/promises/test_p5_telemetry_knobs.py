@@ -107,7 +107,7 @@ def test_suppressed_http_spans_do_not_affect_the_relay(client: Client) -> None:
 
 @every_client
 def test_suppressed_instrumentation_relays_no_token(client: Client) -> None:
-    """No token is relayed while `suppress_instrumentation` is set, as it is during an exporter's requests."""
+    """No tokens are relayed while `suppress_instrumentation` is set, as it is during an exporter's requests."""
     with client.party() as one:
         install(Settings(destinations=[one.url]))
         with use_token(TOKEN), suppress_instrumentation():

@@ -222,7 +222,7 @@ def test_fastapi_relays_without_opentelemetry_instrument(tmp_path):
 
 
 def test_nothing_is_relayed_unless_the_propagator_is_configured(tmp_path):
-    """If the propagator is not configured, no token is relayed, so these tests can fail."""
+    """If the propagator is not configured, no tokens are relayed, so these tests can fail."""
     app = write_program(tmp_path, "fastapi")
     with third_party() as party:
         with pytest.raises(AssertionError):

@@ -224,7 +224,7 @@ def test_a_worker_that_another_request_has_started_serves_each_request_with_its_
             await queue.put((scope, done))
             await done
 
-        # A's request and lease are still open while B's request is served.
+        # A's request and lease are still open while B's request is being served.
         released = asyncio.Event()
 
         async def slow(scope, receive, send):

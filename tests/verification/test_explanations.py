@@ -605,7 +605,7 @@ def test_a_huge_token_is_explained_in_time() -> None:
             "malformed",
             EXPECTED,
             "form: the token has five parts, so it is an encrypted token (JWE)",
-            "Auth0 encrypts a token if the client requests the token without the audience parameter",
+            "Auth0 encrypts a token if the client requests it without the audience parameter",
             id="encrypted",
         ),
         pytest.param(
