@@ -33,14 +33,8 @@ OLDEST_TESTS = (ROOT / "requirements" / "oldest-tests.txt").read_text().split()
 
 # Tests whose results depend on the programs that they start, not on the version of Python or a library.
 # `make test` and `make test-programs` run them. With FULL_MATRIX=1, every session runs them.
-BY_VERSION = (
-    "tests/attacks/test_r01_worker_pools.py",
-    "tests/attacks/test_s01_export_deadlock.py",
-    "tests/promises/test_p5_telemetry_knobs.py",
-    "tests/test_threads.py",
-)
 PROGRAMS = (
-    *(path for path in (ROOT / "requirements" / "program-tests.txt").read_text().split() if path not in BY_VERSION),
+    *(ROOT / "requirements" / "program-tests.txt").read_text().split(),
     "tests/docs",
     "tests/promises/test_zero_code.py",
 )
@@ -58,7 +52,6 @@ PURE = (
     "tests/test_entry_mistakes.py",
     "tests/test_entry_syntax.py",
     "tests/test_prose.py",
-    "tests/test_pytest_plugin.py",
     "tests/test_testing.py",
     "tests/testkit",
     "tests/verification/test_explanations.py",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import http.client
-import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -30,7 +29,7 @@ from otel_token_relay.settings import Settings
 from otel_token_relay.stream_limits import Limit, is_event_stream, seconds_left
 from tests.support.enforcement import bearer, settings_for
 from tests.support.issuers import Issuer, wait_until
-from tests.support.protected_servers import KINDS, _running, installed, serve_grpc, serve_grpc_aio
+from tests.support.protected_servers import KINDS, _running, installed, run_tornado, serve_grpc, serve_grpc_aio
 from tests.support.served import Server
 from tests.support.servers import serve_asgi, serve_wsgi
 
@@ -131,19 +130,7 @@ def tornado_server() -> AbstractContextManager[Server]:
         def on_close(self) -> None:
             ended.append("/ws")
 
-    async def begin(listener: Any) -> Callable[[], Awaitable[Any]]:
-        server = tornado.httpserver.HTTPServer(tornado.web.Application([("/ws", Socket), ("/.*", Stream)]))
-        twin = socket.socket(fileno=socket.dup(listener.fileno()))
-        twin.setblocking(False)
-        server.add_sockets([twin])
-
-        async def stop() -> None:
-            server.stop()
-            await server.close_all_connections()
-
-        return stop
-
-    return _running("Tornado", begin)
+    return run_tornado(tornado.web.Application([("/ws", Socket), ("/.*", Stream)]))
 
 
 SERVERS: dict[str, Callable[[], AbstractContextManager[Server]]] = {

@@ -23,6 +23,7 @@ from otel_token_relay.token import BearerToken
 from otel_token_relay.verification.circuit_breaker import FAILURES_BEFORE_PROBE, OPEN_SECONDS
 from otel_token_relay.verification.drivers import drive
 from otel_token_relay.verification.http_client import HttpClient
+from tests.support.clocks import ShiftedClock
 from tests.support.issuers import wait_until
 from tests.support.token_endpoint import SECRET, Endpoint, Response, serving, unsigned_jwt, verified
 
@@ -31,24 +32,7 @@ OWN = BILLING.of_client()
 ALICE, BOB = BearerToken("alice-1"), BearerToken("bob-1")
 
 
-class Clock:
-    """Both clocks, which a test sets forward."""
-
-    ahead = 0.0
-
-    def now(self) -> float:
-        return time.time() + self.ahead
-
-    def monotonic(self) -> float:
-        return time.monotonic() + self.ahead
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-def engine_at(url: str, clock: Clock, **options: Any) -> ExchangeEngine:
+def engine_at(url: str, clock: ShiftedClock, **options: Any) -> ExchangeEngine:
     """Return an engine of the service for one endpoint."""
     http = HttpClient()
     credential = ClientCredential(client_id="user-service", secret=Secret(SECRET))
@@ -58,7 +42,7 @@ def engine_at(url: str, clock: Clock, **options: Any) -> ExchangeEngine:
 
 
 @pytest.fixture
-def engine(endpoint: Endpoint, clock: Clock) -> ExchangeEngine:
+def engine(endpoint: Endpoint, clock: ShiftedClock) -> ExchangeEngine:
     return engine_at(endpoint.url, clock)
 
 
@@ -201,7 +185,7 @@ def test_an_endpoint_without_a_server_is_unavailable() -> None:
 
 
 def test_a_refused_token_is_not_sent_again_for_a_moment(
-    engine: ExchangeEngine, endpoint: Endpoint, clock: Clock
+    engine: ExchangeEngine, endpoint: Endpoint, clock: ShiftedClock
 ) -> None:
     """Each caller gets an exception of its own. Another token is sent."""
     endpoint.respond = lambda form: (400, {"error": "invalid_grant"})
@@ -225,7 +209,9 @@ def test_a_refused_token_is_not_sent_again_for_a_moment(
     assert obtain(engine, ALICE) == ("alice-1.for.billing", "miss")
 
 
-def test_an_outage_opens_the_circuit_after_a_probe(engine: ExchangeEngine, endpoint: Endpoint, clock: Clock) -> None:
+def test_an_outage_opens_the_circuit_after_a_probe(
+    engine: ExchangeEngine, endpoint: Endpoint, clock: ShiftedClock
+) -> None:
     """The probe is the exchange of a random token. While the circuit is open, nothing is sent."""
     endpoint.respond = lambda form: (503, {})
     for number in range(FAILURES_BEFORE_PROBE):
@@ -264,7 +250,7 @@ def test_a_probe_that_is_refused_keeps_the_circuit_closed(engine: ExchangeEngine
 
 
 def test_requests_that_waited_too_long_are_not_sent(
-    engine: ExchangeEngine, endpoint: Endpoint, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    engine: ExchangeEngine, endpoint: Endpoint, clock: ShiftedClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At most a number of them may wait, and a token with an earlier success does not wait behind them."""
     monkeypatch.setattr(module, "_MAX_PENDING", MAX_NEW + 2)
@@ -331,7 +317,7 @@ def test_a_token_that_has_already_expired_is_not_used(engine: ExchangeEngine, en
     assert failure_of(engine, BOB) == expired
 
 
-def test_a_credential_that_cannot_be_read_is_named(endpoint: Endpoint, clock: Clock) -> None:
+def test_a_credential_that_cannot_be_read_is_named(endpoint: Endpoint, clock: ShiftedClock) -> None:
     """Nothing is sent without it."""
     credential = ClientCredential(client_id="user-service", secret_file="/nonexistent/secret")
     engine = engine_at(endpoint.url, clock, credential=credential)
@@ -341,7 +327,7 @@ def test_a_credential_that_cannot_be_read_is_named(endpoint: Endpoint, clock: Cl
 
 
 @pytest.mark.parametrize("timeout", [0, 0.0, -1.0, float("nan"), float("inf")])
-def test_a_timeout_is_a_positive_number(clock: Clock, timeout: float) -> None:
+def test_a_timeout_is_a_positive_number(clock: ShiftedClock, timeout: float) -> None:
     """Without one, a caller would wait forever, or not at all."""
     with pytest.raises(ConfigurationError) as refused:
         engine_at("https://idp.example/token", clock, timeout=timeout)
@@ -353,7 +339,7 @@ def test_a_timeout_is_a_positive_number(clock: Clock, timeout: float) -> None:
 
 
 def test_failures_are_warned_of_once_in_ten_seconds(
-    engine: ExchangeEngine, endpoint: Endpoint, clock: Clock, caplog: pytest.LogCaptureFixture
+    engine: ExchangeEngine, endpoint: Endpoint, clock: ShiftedClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Callers could otherwise fill the log with made-up tokens."""
     caplog.set_level(logging.DEBUG, "otel_token_relay")
@@ -368,7 +354,7 @@ def test_failures_are_warned_of_once_in_ten_seconds(
 
 
 def test_a_token_without_the_actor_is_warned_of_once_in_ten_minutes(
-    engine: ExchangeEngine, endpoint: Endpoint, clock: Clock, caplog: pytest.LogCaptureFixture
+    engine: ExchangeEngine, endpoint: Endpoint, clock: ShiftedClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     """An opaque token is not examined, and a token with an actor is as requested."""
     actor = BearerToken("token-of-the-service")

@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 from otel_token_relay.exchange.renewals import TRIAL_SECONDS, Renewals
-
-
-class Clock:
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.support.clocks import StoppedClock
 
 
 def test_a_second_caller_joins_the_trial_until_30_seconds_have_passed() -> None:
     """A caller joins an existing trial for 30 seconds, after which a new trial starts."""
-    clock = Clock()
+    clock = StoppedClock()
     renewals = Renewals(clock)
     trial, is_ours = renewals.join(b"key")
     assert is_ours
 
-    clock.now += TRIAL_SECONDS - 0.01
+    clock.seconds += TRIAL_SECONDS - 0.01
     assert renewals.join(b"key") == (trial, False)
     assert renewals.join(b"other")[1]
-    clock.now += 0.01
+    clock.seconds += 0.01
     assert renewals.join(b"key")[0] is not trial
 
 

@@ -20,6 +20,7 @@ from otel_token_relay.exchange.token_endpoint import TokenEndpoint
 from otel_token_relay.verification.http_client import HttpClient
 from tests.support import client_authentication
 from tests.support.client_authentication import pem_of
+from tests.support.clocks import StoppedClock
 from tests.support.issuers import Issuer, issuing
 from tests.support.loopback import certificate, party
 from tests.support.token_endpoint import verified
@@ -27,16 +28,6 @@ from tests.support.tokens import private_key
 
 OPENID = "/.well-known/openid-configuration"
 OAUTH = "/.well-known/oauth-authorization-server"
-
-
-class Clock:
-    """A monotonic clock that the test sets."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def __call__(self) -> float:
-        return self.seconds
 
 
 @pytest.fixture
@@ -47,10 +38,10 @@ def issuer() -> Iterator[Issuer]:
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+def clock(monkeypatch: pytest.MonkeyPatch) -> StoppedClock:
     """Return a clock for a test that reads the metadata again, and allow more time for reading."""
     monkeypatch.setattr(token_endpoint, "_REFRESH_SECONDS", 20.0)
-    return Clock()
+    return StoppedClock()
 
 
 def endpoint_of(issuer: Issuer, *, monotonic: Any = time.monotonic, **options: Any) -> TokenEndpoint:
@@ -201,7 +192,7 @@ def test_issuer_that_does_not_respond_is_reported_as_that(issuer: Issuer) -> Non
     assert failure_of(endpoint_of(issuer), timeout=0.2).error == "timeout"
 
 
-def test_endpoint_is_read_again_when_the_document_is_no_longer_fresh(issuer: Issuer, clock: Clock) -> None:
+def test_endpoint_is_read_again_when_the_document_is_no_longer_fresh(issuer: Issuer, clock: StoppedClock) -> None:
     """The endpoint is read again when the metadata is no longer fresh."""
     issuer.headers["Cache-Control"] = "max-age=600"
     endpoint = endpoint_of(issuer, monotonic=clock)
@@ -216,7 +207,9 @@ def test_endpoint_is_read_again_when_the_document_is_no_longer_fresh(issuer: Iss
 
 
 @pytest.mark.parametrize("fault", ["down", "hangs", "another issuer", "redirects"])
-def test_old_url_is_used_while_the_document_cannot_be_read_again(issuer: Issuer, clock: Clock, fault: str) -> None:
+def test_old_url_is_used_while_the_document_cannot_be_read_again(
+    issuer: Issuer, clock: StoppedClock, fault: str
+) -> None:
     """If the metadata cannot be read again, the previous endpoint is used, and the issuer is retried occasionally."""
     endpoint = endpoint_of(issuer, monotonic=clock)
     endpoint.locate(20)
@@ -253,7 +246,7 @@ class Remaining(HttpClient):
 
 def test_reading_the_document_again_leaves_time_for_the_exchange(issuer: Issuer) -> None:
     """Reading the metadata again leaves enough time for the exchange, even if the issuer does not respond."""
-    http, clock = Remaining(), Clock()
+    http, clock = Remaining(), StoppedClock()
     endpoint = TokenEndpoint(None, issuer.url, http=http, monotonic=clock)
     endpoint.locate(20)
     clock.seconds = 1000

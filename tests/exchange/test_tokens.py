@@ -24,29 +24,13 @@ from otel_token_relay.retries import Rejection
 from otel_token_relay.settings import Settings
 from otel_token_relay.token import BearerToken, Lease
 from otel_token_relay.verification.http_client import HttpClient
+from tests.support.clocks import ShiftedClock
 from tests.support.issuers import wait_until
 from tests.support.token_endpoint import SECRET, Endpoint, Response, Verified, serving, unsigned_jwt, verified
 
 A, B = "https://a.example", "https://b.example"
 TENANT = "11111111-2222-3333-4444-555555555555"
 ANY_TENANT = "https://login.microsoftonline.com/{tid}/v2.0"
-
-
-class Clock:
-    """Both clocks, which a test sets forward."""
-
-    ahead = 0.0
-
-    def now(self) -> float:
-        return time.time() + self.ahead
-
-    def monotonic(self) -> float:
-        return time.monotonic() + self.ahead
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture
@@ -63,7 +47,7 @@ def announced() -> Iterator[list[str]]:
 
 
 def build(
-    url: str | None, clock: Clock, *entries: str, **others: Any
+    url: str | None, clock: ShiftedClock, *entries: str, **others: Any
 ) -> tuple[DestinationTokens, tuple[Destination, ...]]:
     """Return the tokens of a service, and its destinations."""
     own: dict[str, Any] = {"token_endpoint": url, "client_id": "user-service", "client_secret": SECRET}
@@ -73,7 +57,7 @@ def build(
 
 
 @pytest.fixture
-def tokens_and_entry(endpoint: Endpoint, clock: Clock) -> tuple[DestinationTokens, Destination]:
+def tokens_and_entry(endpoint: Endpoint, clock: ShiftedClock) -> tuple[DestinationTokens, Destination]:
     tokens, (entry,) = build(endpoint.url, clock, "https://billing.example;audience=billing;without-user=client")
     return tokens, entry
 
@@ -116,7 +100,7 @@ def test_a_token_is_obtained_once(tokens: DestinationTokens, billing: Destinatio
     assert len(endpoint.forms) == 1
 
 
-def test_a_held_token_is_only_for_its_destination_and_its_settings(endpoint: Endpoint, clock: Clock) -> None:
+def test_a_held_token_is_only_for_its_destination_and_its_settings(endpoint: Endpoint, clock: ShiftedClock) -> None:
     """Equal settings have a cache of their own."""
     entries = ("https://billing.example;audience=billing", "https://orders.example;audience=orders")
     tokens, (billing, orders) = build(endpoint.url, clock, *entries)
@@ -131,7 +115,7 @@ def test_a_held_token_is_only_for_its_destination_and_its_settings(endpoint: End
 
 @pytest.mark.parametrize(("seconds", "is_cached"), [(269.0, True), (270.5, False)])
 def test_a_held_token_is_used_for_its_lifetime(
-    tokens: DestinationTokens, billing: Destination, clock: Clock, seconds: float, is_cached: bool
+    tokens: DestinationTokens, billing: Destination, clock: ShiftedClock, seconds: float, is_cached: bool
 ) -> None:
     """300 seconds, less the margin of 30 seconds."""
     alice = BearerToken("alice-1")
@@ -183,7 +167,7 @@ def test_redaction_is_told_of_a_token_once_for_each_trace(
 
 
 def test_an_own_token_is_renewed_ahead_of_time(
-    tokens: DestinationTokens, billing: Destination, numbered: Endpoint, clock: Clock
+    tokens: DestinationTokens, billing: Destination, numbered: Endpoint, clock: ShiftedClock
 ) -> None:
     """The hop uses the old one, after 80 % of its lifetime."""
     assert tokens.obtain(None, billing).token.reveal() == "issued-1"
@@ -202,7 +186,7 @@ def test_an_own_token_is_renewed_ahead_of_time(
 # The actor
 
 
-def test_the_actors_token_is_obtained_first(endpoint: Endpoint, clock: Clock) -> None:
+def test_the_actors_token_is_obtained_first(endpoint: Endpoint, clock: ShiftedClock) -> None:
     """It is one for all callers. Without it, nothing can be found."""
     tokens, (billing,) = build(endpoint.url, clock, "https://billing.example;audience=billing", exchange_actor="client")
     alice, bob = verified("alice-1"), verified("bob-1")
@@ -221,7 +205,7 @@ def test_the_actors_token_is_obtained_first(endpoint: Endpoint, clock: Clock) ->
 # Failures
 
 
-def test_a_failure_is_found_for_its_caller(endpoint: Endpoint, clock: Clock) -> None:
+def test_a_failure_is_found_for_its_caller(endpoint: Endpoint, clock: ShiftedClock) -> None:
     """That of the actor's token is one for all callers."""
     entry = "https://billing.example;audience=billing"
     endpoint.respond = lambda form: (400, {"error": "invalid_target"})
@@ -291,7 +275,7 @@ def of_verifier(value: str, **claims: object) -> BearerToken:
     return token
 
 
-def test_a_token_is_sent_to_its_own_issuer_only(clock: Clock) -> None:
+def test_a_token_is_sent_to_its_own_issuer_only(clock: ShiftedClock) -> None:
     """What the verifier reports takes precedence over the token's own claims."""
     with serving() as first, serving() as second:
         tokens, (billing,) = build(
@@ -311,7 +295,7 @@ def test_a_token_is_sent_to_its_own_issuer_only(clock: Clock) -> None:
         assert [form["subject_token"] for form in second.forms] == [own]
 
 
-def test_an_opaque_token_is_from_the_only_issuer(endpoint: Endpoint, clock: Clock) -> None:
+def test_an_opaque_token_is_from_the_only_issuer(endpoint: Endpoint, clock: ShiftedClock) -> None:
     """So is the service's own token."""
     tokens, (billing,) = build(
         None,
@@ -329,7 +313,7 @@ def test_an_opaque_token_is_from_the_only_issuer(endpoint: Endpoint, clock: Cloc
     [(TENANT, TENANT, True), (TENANT, TENANT[::-1], False), ("common", "common", False), (TENANT, None, False)],
 )
 def test_a_tenants_token_is_sent_to_the_entry_of_all_tenants(
-    endpoint: Endpoint, clock: Clock, tenant: str, tid: object, is_sent: bool
+    endpoint: Endpoint, clock: ShiftedClock, tenant: str, tid: object, is_sent: bool
 ) -> None:
     """The issuer must be that of the token's own tenant."""
     issuers = (trusting(ANY_TENANT, endpoint), A)
@@ -344,7 +328,9 @@ def test_a_tenants_token_is_sent_to_the_entry_of_all_tenants(
     assert len(endpoint.forms) == is_sent
 
 
-def test_each_endpoint_is_asked_with_the_first_entry_that_needs_an_exchange(endpoint: Endpoint, clock: Clock) -> None:
+def test_each_endpoint_is_asked_with_the_first_entry_that_needs_an_exchange(
+    endpoint: Endpoint, clock: ShiftedClock
+) -> None:
     """An issuer without a credential has no engine."""
     entries = ("https://plain.example", "https://billing.example;audience=billing", "https://orders.example;audience=o")
     tokens, _ = build(None, clock, *entries, issuers=(trusting(A, endpoint), B))
@@ -384,7 +370,7 @@ def test_a_rejected_token_is_replaced_once(tokens: DestinationTokens, billing: D
 
 
 def test_a_new_token_that_is_rejected_ends_the_retries(
-    tokens: DestinationTokens, billing: Destination, numbered: Endpoint, clock: Clock
+    tokens: DestinationTokens, billing: Destination, numbered: Endpoint, clock: ShiftedClock
 ) -> None:
     """A destination that always responds with 401 gets one more request in 30 seconds."""
     alice = verified("alice-1")
@@ -453,7 +439,7 @@ def test_an_event_loop_renews_a_token_and_a_canceled_task_frees_the_others(
 
 @pytest.mark.parametrize(("grant", "is_renewed"), [("token-exchange", False), ("on-behalf-of", True)])
 def test_only_entra_is_sent_the_claims_of_a_challenge(
-    endpoint: Endpoint, clock: Clock, grant: str, is_renewed: bool
+    endpoint: Endpoint, clock: ShiftedClock, grant: str, is_renewed: bool
 ) -> None:
     """The new token is then used for later requests as well."""
     count = itertools.count(1)

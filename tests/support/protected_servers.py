@@ -83,6 +83,24 @@ def _running(name: str, begin: Callable[[socket.socket], Awaitable[Callable[[], 
             asyncio.run_coroutine_threadsafe(stop(), loop).result(30)
 
 
+def run_tornado(app: tornado.web.Application) -> AbstractContextManager[Server]:
+    """Serve *app* with Tornado's HTTP server."""
+
+    async def begin(listener: socket.socket) -> Callable[[], Awaitable[Any]]:
+        server = tornado.httpserver.HTTPServer(app)
+        twin = socket.socket(fileno=socket.dup(listener.fileno()))
+        twin.setblocking(False)
+        server.add_sockets([twin])
+
+        async def stop() -> None:
+            server.stop()
+            await server.close_all_connections()
+
+        return stop
+
+    return _running("tornado", begin)
+
+
 def serve_aiohttp(*middlewares: Any) -> AbstractContextManager[Server]:
     """Run an aiohttp.web server with a WebSocket on /ws."""
 
@@ -149,20 +167,8 @@ def serve_tornado() -> AbstractContextManager[Server]:
     def log(handler: tornado.web.RequestHandler) -> None:
         reached.append(f"log {handler.get_status()}")
 
-    async def begin(listener: socket.socket) -> Callable[[], Awaitable[Any]]:
-        app = tornado.web.Application(routes, log_function=log)  # type: ignore[arg-type]  # its own stub is too narrow
-        server = tornado.httpserver.HTTPServer(app)
-        twin = socket.socket(fileno=socket.dup(listener.fileno()))
-        twin.setblocking(False)
-        server.add_sockets([twin])
-
-        async def stop() -> None:
-            server.stop()
-            await server.close_all_connections()
-
-        return stop
-
-    return _running("tornado", begin)
+    app = tornado.web.Application(routes, log_function=log)  # type: ignore[arg-type]  # its own stub is too narrow
+    return run_tornado(app)
 
 
 _STATUSES = {"0": 200, "16": 401, "7": 403, "14": 503, "12": 404}

@@ -7,25 +7,16 @@ import threading
 import pytest
 
 from otel_token_relay.verification.circuit_breaker import FAILURES_BEFORE_PROBE, OPEN_SECONDS, CircuitBreaker
-
-
-class Clock:
-    """A clock that the test sets forward."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.support.clocks import StoppedClock
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def clock() -> StoppedClock:
+    return StoppedClock()
 
 
 @pytest.fixture
-def breaker(clock: Clock) -> CircuitBreaker:
+def breaker(clock: StoppedClock) -> CircuitBreaker:
     return CircuitBreaker(clock)
 
 
@@ -69,42 +60,42 @@ def test_a_probe_that_succeeds_leaves_the_circuit_closed(breaker: CircuitBreaker
     ("seconds", "is_allowed"), [(0.0, False), (OPEN_SECONDS - 0.25, False), (OPEN_SECONDS, True), (1e6, True)]
 )
 def test_an_open_circuit_allows_no_call_for_its_time(
-    breaker: CircuitBreaker, clock: Clock, seconds: float, is_allowed: bool
+    breaker: CircuitBreaker, clock: StoppedClock, seconds: float, is_allowed: bool
 ) -> None:
     """An open circuit allows no call for its duration, and then becomes half-open and allows one call."""
     open_circuit(breaker)
 
-    clock.now += seconds
+    clock.seconds += seconds
     assert breaker.allows(b"user") is is_allowed
     assert not breaker.allows(b"another")
 
 
-def test_calls_that_wait_for_a_worker_end_when_the_circuit_opens(breaker: CircuitBreaker, clock: Clock) -> None:
+def test_calls_that_wait_for_a_worker_end_when_the_circuit_opens(breaker: CircuitBreaker, clock: StoppedClock) -> None:
     """When the circuit opens, calls that are waiting for a worker end, and later only the half-open call is made."""
     assert breaker.allows(b"waiting")
     open_circuit(breaker)
     assert not breaker.still_allows(b"waiting")
 
-    clock.now += OPEN_SECONDS
+    clock.seconds += OPEN_SECONDS
     assert breaker.allows(b"half-open")
     assert breaker.still_allows(b"half-open")
     assert not breaker.still_allows(b"waiting")
 
 
-def test_a_response_to_the_half_open_call_closes_the_circuit(breaker: CircuitBreaker, clock: Clock) -> None:
+def test_a_response_to_the_half_open_call_closes_the_circuit(breaker: CircuitBreaker, clock: StoppedClock) -> None:
     """A response to the half-open call closes the circuit, which then allows all calls."""
     open_circuit(breaker)
-    clock.now += OPEN_SECONDS
+    clock.seconds += OPEN_SECONDS
     assert breaker.allows(b"half-open")
 
     breaker.record_success()
     assert all(breaker.allows(bytes([number])) for number in range(3))
 
 
-def test_a_half_open_call_that_fails_is_followed_by_a_probe(breaker: CircuitBreaker, clock: Clock) -> None:
+def test_a_half_open_call_that_fails_is_followed_by_a_probe(breaker: CircuitBreaker, clock: StoppedClock) -> None:
     """A failed half-open call is followed by a probe, so an attacker's token cannot keep the circuit open."""
     open_circuit(breaker)
-    clock.now += OPEN_SECONDS
+    clock.seconds += OPEN_SECONDS
     assert breaker.allows(b"attack")
 
     assert not breaker.record_failure(b"a call from before")
@@ -114,24 +105,24 @@ def test_a_half_open_call_that_fails_is_followed_by_a_probe(breaker: CircuitBrea
     assert breaker.allows(b"user")
 
 
-def test_a_probe_that_fails_opens_the_circuit_again(breaker: CircuitBreaker, clock: Clock) -> None:
+def test_a_probe_that_fails_opens_the_circuit_again(breaker: CircuitBreaker, clock: StoppedClock) -> None:
     """A failed probe opens the circuit again for a period that starts when the probe ends."""
     open_circuit(breaker)
-    clock.now += OPEN_SECONDS
+    clock.seconds += OPEN_SECONDS
     assert breaker.allows(b"user")
     assert breaker.record_failure(b"user")
-    clock.now += 5.0
+    clock.seconds += 5.0
     breaker.end_probe(succeeded=False)
 
     assert not breaker.allows(b"user")
-    clock.now += OPEN_SECONDS
+    clock.seconds += OPEN_SECONDS
     assert breaker.allows(b"user")
 
 
-def test_a_half_open_call_that_was_not_made_is_replaced(breaker: CircuitBreaker, clock: Clock) -> None:
+def test_a_half_open_call_that_was_not_made_is_replaced(breaker: CircuitBreaker, clock: StoppedClock) -> None:
     """After a half-open call is canceled, a different call is allowed, and no other call can cancel it."""
     open_circuit(breaker)
-    clock.now += OPEN_SECONDS
+    clock.seconds += OPEN_SECONDS
     assert breaker.allows(b"half-open")
 
     breaker.cancel(b"another")
@@ -142,11 +133,11 @@ def test_a_half_open_call_that_was_not_made_is_replaced(breaker: CircuitBreaker,
 
 @pytest.mark.parametrize("is_probing", [False, True], ids=["half-open call", "probe"])
 def test_a_forked_child_does_not_wait_for_calls_of_its_parent(
-    breaker: CircuitBreaker, clock: Clock, is_probing: bool
+    breaker: CircuitBreaker, clock: StoppedClock, is_probing: bool
 ) -> None:
     """In a forked child, the circuit stays open, but the parent's running call or probe is forgotten."""
     open_circuit(breaker)
-    clock.now += OPEN_SECONDS
+    clock.seconds += OPEN_SECONDS
     assert breaker.allows(b"of the parent")
     if is_probing:
         assert breaker.record_failure(b"of the parent")
@@ -157,10 +148,10 @@ def test_a_forked_child_does_not_wait_for_calls_of_its_parent(
     assert not breaker.allows(b"another")
 
 
-def test_one_of_many_threads_makes_the_half_open_call(breaker: CircuitBreaker, clock: Clock) -> None:
+def test_one_of_many_threads_makes_the_half_open_call(breaker: CircuitBreaker, clock: StoppedClock) -> None:
     """Of many concurrent threads, only one calls an endpoint that has just recovered."""
     open_circuit(breaker)
-    clock.now += OPEN_SECONDS
+    clock.seconds += OPEN_SECONDS
     start = threading.Barrier(8)
     allowed: list[bool] = []
 

@@ -16,19 +16,12 @@ import pytest
 from otel_token_relay import use_token
 from otel_token_relay.verification import AsyncTokenVerifier, KeysUnavailable, TokenRejected, TokenVerifier
 from otel_token_relay.verification.cache import Cache
+from tests.support.clocks import ShiftedClock
 from tests.support.introspection import active, asked, both_verifier, opaque_verifier
 from tests.support.issuers import Issuer, issuing, wait_until
 from tests.support.tokens import AUDIENCE, claims, make_token, public_jwk
 
 OPAQUE = "2YotnFZFEjr1zCsicMWpAA"
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.ahead = 0.0
-
-    def __call__(self) -> float:
-        return time.monotonic() + self.ahead
 
 
 @pytest.fixture
@@ -137,8 +130,8 @@ def test_endpoint_that_is_down_fails_closed_and_gets_no_more_requests(issuer: Is
 
 def test_half_open_circuit_allows_one_call_and_no_other_request_waits(issuer: Issuer) -> None:
     """While the endpoint hangs, one thread tries it again, and the other threads get an error immediately."""
-    clock = Clock()
-    verifier = opaque_verifier(issuer, timeout=2.0, monotonic=clock)
+    clock = ShiftedClock()
+    verifier = opaque_verifier(issuer, timeout=2.0, monotonic=clock.monotonic)
     issuer.behave = issuer.fail
     bring_down(verifier)
     issuer.behave = issuer.hang
@@ -175,8 +168,8 @@ def test_open_circuit_ends_queued_lookups(issuer: Issuer) -> None:
 
 def test_first_response_closes_the_circuit(issuer: Issuer) -> None:
     """The half-open request succeeds, and so do all later requests."""
-    clock = Clock()
-    verifier = opaque_verifier(issuer, monotonic=clock)
+    clock = ShiftedClock()
+    verifier = opaque_verifier(issuer, monotonic=clock.monotonic)
     issuer.behave = issuer.fail
     bring_down(verifier)
     issuer.behave = None
@@ -188,8 +181,8 @@ def test_first_response_closes_the_circuit(issuer: Issuer) -> None:
 
 def test_circuit_closes_although_the_half_open_call_fails(issuer: Issuer) -> None:
     """An attacker whose tokens fail cannot keep the circuit open."""
-    clock = Clock()
-    verifier = opaque_verifier(issuer, monotonic=clock)
+    clock = ShiftedClock()
+    verifier = opaque_verifier(issuer, monotonic=clock.monotonic)
     issuer.behave = issuer.fail
     bring_down(verifier)
     issuer.behave = failing_on(issuer, hang_up)
@@ -203,10 +196,10 @@ def test_circuit_closes_although_the_half_open_call_fails(issuer: Issuer) -> Non
 @pytest.mark.parametrize("fault", [400, 422, 500, "hang up", "garbage"])
 def test_token_that_the_endpoint_fails_on_locks_out_no_other_caller(issuer: Issuer, fault: Any) -> None:
     """Other callers are served, regardless of how many failing tokens an attacker sends."""
-    clock = Clock()
+    clock = ShiftedClock()
     answer = {"hang up": hang_up, "garbage": answering(204)}.get(fault) or answering(fault)
     issuer.behave = failing_on(issuer, answer)
-    verifier = opaque_verifier(issuer, monotonic=clock)
+    verifier = opaque_verifier(issuer, monotonic=clock.monotonic)
     assert outcome_of(verifier, "known") == "alice"
 
     for number in range(12):
@@ -237,9 +230,9 @@ def test_endpoint_that_refuses_unknown_tokens_is_not_out(issuer: Issuer) -> None
 
 def test_failure_is_remembered_for_its_own_token_and_for_a_moment(issuer: Issuer) -> None:
     """A failure is cached briefly and only for its own token."""
-    clock = Clock()
+    clock = ShiftedClock()
     issuer.behave = failing_on(issuer, answering(400))
-    verifier = opaque_verifier(issuer, monotonic=clock)
+    verifier = opaque_verifier(issuer, monotonic=clock.monotonic)
     for _ in range(10):
         with pytest.raises(KeysUnavailable) as outage:
             verifier.verify("attack")
@@ -278,8 +271,8 @@ def test_tokens_that_make_the_endpoint_hang_do_not_hold_up_good_ones(issuer: Iss
     """Tokens that make the endpoint hang do not delay a known token, because its refresh uses a
     different worker pool.
     """
-    clock = Clock()
-    verifier = opaque_verifier(issuer, timeout=8.0, monotonic=clock)
+    clock = ShiftedClock()
+    verifier = opaque_verifier(issuer, timeout=8.0, monotonic=clock.monotonic)
     assert outcome_of(verifier, "known") == "alice"
     issuer.behave = failing_on(issuer, issuer.hang)
     introspection = verifier._introspection
@@ -317,8 +310,8 @@ def test_token_that_the_server_takes_offence_at_does_not_keep_others_out(issuer:
 
 def test_answer_is_used_again_for_a_minute_at_most(issuer: Issuer) -> None:
     """A response is reused for at most a minute, regardless of the token's lifetime."""
-    clock = Clock()
-    verifier = opaque_verifier(issuer, monotonic=clock, cache_seconds=10_000.0)
+    clock = ShiftedClock()
+    verifier = opaque_verifier(issuer, monotonic=clock.monotonic, cache_seconds=10_000.0)
     for _ in range(10):
         verifier.verify(OPAQUE)
     assert asked(issuer) == 1
@@ -331,9 +324,9 @@ def test_answer_is_used_again_for_a_minute_at_most(issuer: Issuer) -> None:
 
 def test_no_is_remembered_for_a_moment_only(issuer: Issuer) -> None:
     """An inactive result is cached only briefly, because a server node might not know a new token yet."""
-    clock = Clock()
+    clock = ShiftedClock()
     issuer.introspect = lambda token: {"active": False}
-    verifier = opaque_verifier(issuer, monotonic=clock)
+    verifier = opaque_verifier(issuer, monotonic=clock.monotonic)
     for _ in range(10):
         with pytest.raises(TokenRejected, match="inactive"):
             verifier.verify(OPAQUE)
@@ -420,8 +413,8 @@ def test_without_introspection_an_opaque_token_is_malformed(issuer: Issuer) -> N
 
 def test_result_that_expires_soon_is_refreshed_in_the_background(issuer: Issuer) -> None:
     """A result past half its lifetime is refreshed in the background, and after its lifetime nothing is relayed."""
-    clock = Clock()
-    verified = opaque_verifier(issuer, monotonic=clock).verify(OPAQUE)
+    clock = ShiftedClock()
+    verified = opaque_verifier(issuer, monotonic=clock.monotonic).verify(OPAQUE)
     assert verified.is_still_valid()
     assert asked(issuer) == 1
 
@@ -441,8 +434,8 @@ def test_result_that_expires_soon_is_refreshed_in_the_background(issuer: Issuer)
 
 def test_refreshed_result_counts_at_once(issuer: Issuer) -> None:
     """A cached token is rejected as soon as a refreshed result is inactive, not a minute later."""
-    clock = Clock()
-    verifier = opaque_verifier(issuer, monotonic=clock, cache_seconds=10_000.0)
+    clock = ShiftedClock()
+    verifier = opaque_verifier(issuer, monotonic=clock.monotonic, cache_seconds=10_000.0)
     verifier.verify(OPAQUE)
     issuer.introspect = lambda token: {"active": False}
 
@@ -487,15 +480,15 @@ def asked_about(issuer: Issuer, word: str) -> int:
 
 
 @pytest.fixture
-def stalled(issuer: Issuer) -> Iterator[tuple[TokenVerifier, Clock]]:
+def stalled(issuer: Issuer) -> Iterator[tuple[TokenVerifier, ShiftedClock]]:
     """Create more results to refresh than are allowed at a time, with a slow endpoint for all of them."""
 
     def slowly(handler: Any, path: str) -> bool:
         issuer.released.wait(20)
         return False
 
-    clock = Clock()
-    verifier = opaque_verifier(issuer, timeout=8.0, monotonic=clock)
+    clock = ShiftedClock()
+    verifier = opaque_verifier(issuer, timeout=8.0, monotonic=clock.monotonic)
     remember(verifier, ["returning"])
     clock.ahead = 35.0
     users = [f"user{number}" for number in range(300)]
@@ -508,21 +501,21 @@ def stalled(issuer: Issuer) -> Iterator[tuple[TokenVerifier, Clock]]:
     settle(verifier)
 
 
-def test_stalled_refreshes_reject_no_new_user(stalled: tuple[TokenVerifier, Clock]) -> None:
+def test_stalled_refreshes_reject_no_new_user(stalled: tuple[TokenVerifier, ShiftedClock]) -> None:
     """Refreshes do not use the workers for unknown tokens, so they reject no new user."""
     verifier, _ = stalled
 
     assert outcome_of(verifier, "newcomer") == "alice"
 
 
-def test_stalled_refreshes_do_not_delay_a_returning_user(stalled: tuple[TokenVerifier, Clock]) -> None:
+def test_stalled_refreshes_do_not_delay_a_returning_user(stalled: tuple[TokenVerifier, ShiftedClock]) -> None:
     """A lookup for an expired result uses any idle worker, so stalled refreshes do not delay a returning user."""
     verifier, _ = stalled
 
     assert outcome_of(verifier, "returning") == "alice"
 
 
-def test_pending_refreshes_are_limited(stalled: tuple[TokenVerifier, Clock]) -> None:
+def test_pending_refreshes_are_limited(stalled: tuple[TokenVerifier, ShiftedClock]) -> None:
     """Pending refreshes are limited, so a later lookup is served in time."""
     verifier, _ = stalled
 
@@ -530,7 +523,7 @@ def test_pending_refreshes_are_limited(stalled: tuple[TokenVerifier, Clock]) -> 
     assert len(verifier._introspection._pending) == 32
 
 
-def test_refresh_beyond_the_limit_is_postponed(issuer: Issuer, stalled: tuple[TokenVerifier, Clock]) -> None:
+def test_refresh_beyond_the_limit_is_postponed(issuer: Issuer, stalled: tuple[TokenVerifier, ShiftedClock]) -> None:
     """A refresh beyond the limit is not tried with each request, but later, while the result is still valid."""
     verifier, clock = stalled
     issuer.released.set()
@@ -545,7 +538,9 @@ def test_refresh_beyond_the_limit_is_postponed(issuer: Issuer, stalled: tuple[To
     wait_until(lambda: asked_about(issuer, "user299&") == before + 1)
 
 
-def test_refresh_that_was_queued_too_long_is_postponed(issuer: Issuer, stalled: tuple[TokenVerifier, Clock]) -> None:
+def test_refresh_that_was_queued_too_long_is_postponed(
+    issuer: Issuer, stalled: tuple[TokenVerifier, ShiftedClock]
+) -> None:
     """A refresh that was queued too long is not repeated with each request, and the result remains valid."""
     verifier, clock = stalled
     clock.ahead += 9.0
@@ -578,8 +573,8 @@ def no_more_threads() -> Iterator[None]:
 
 def test_half_open_call_without_a_thread_lets_another_one_follow(issuer: Issuer) -> None:
     """If the half-open call cannot start, another call can replace it."""
-    clock = Clock()
-    verifier = opaque_verifier(issuer, monotonic=clock)
+    clock = ShiftedClock()
+    verifier = opaque_verifier(issuer, monotonic=clock.monotonic)
     assert verifier._introspection is not None
     verifier._introspection._breaker.end_probe(succeeded=False)
     clock.ahead = 1.1
@@ -639,8 +634,8 @@ def test_workers_skip_a_canceled_lookup(issuer: Issuer) -> None:
 @pytest.mark.parametrize("cache_seconds", [60.0, 10_000.0], ids=["remembered for a minute", "remembered for hours"])
 def test_refreshed_response_replaces_the_old_one(issuer: Issuer, cache_seconds: float) -> None:
     """A withdrawn scope is removed with the next response, not when the cached verification expires."""
-    clock = Clock()
-    verifier = opaque_verifier(issuer, monotonic=clock, cache_seconds=cache_seconds)
+    clock = ShiftedClock()
+    verifier = opaque_verifier(issuer, monotonic=clock.monotonic, cache_seconds=cache_seconds)
     issuer.introspect = lambda token: active(scope="profiles:read admin")
     assert "admin" in verifier.verify(OPAQUE).scopes
     issuer.introspect = lambda token: active(scope="profiles:read")
@@ -665,8 +660,8 @@ def test_refreshed_response_replaces_the_old_one(issuer: Issuer, cache_seconds: 
 )
 def test_refreshed_response_is_checked_against_the_rules(issuer: Issuer, is_jwt: bool, changes: dict[str, Any]) -> None:
     """An active token is rejected if its refreshed response violates the rules."""
-    clock = Clock()
-    verifier = both_verifier(issuer, monotonic=clock, cache_seconds=10_000.0)
+    clock = ShiftedClock()
+    verifier = both_verifier(issuer, monotonic=clock.monotonic, cache_seconds=10_000.0)
     token = make_token(claims(issuer.url)) if is_jwt else OPAQUE
     verifier.verify(token)
     issuer.introspect = lambda token: active(**changes)
@@ -700,8 +695,8 @@ def test_logging_that_raises_does_not_stop_lookups(issuer: Issuer, monkeypatch: 
     def refuse(record: logging.LogRecord) -> bool:
         raise RuntimeError("a broken filter")
 
-    clock = Clock()
-    verifier = opaque_verifier(issuer, monotonic=clock)
+    clock = ShiftedClock()
+    verifier = opaque_verifier(issuer, monotonic=clock.monotonic)
     issuer.behave = issuer.fail
     for number in range(12):
         if number == 6:  # while the circuit is open

@@ -22,21 +22,12 @@ from otel_token_relay.testing import third_party
 from otel_token_relay.verification import AsyncTokenVerifier, KeysUnavailable, TokenRejected, TokenVerifier
 from otel_token_relay.verification.jwks_client import KeySource
 from otel_token_relay.verification.verifier import VerifierCore
+from tests.support.clocks import ShiftedClock
 from tests.support.issuers import Issuer, issuing, wait_until
 from tests.support.processes import unused_port
 from tests.support.tokens import AUDIENCE, claims, make_token, public_jwk, rsa_key
 
 BACKENDS = ["asyncio", "trio"]
-
-
-class Clock:
-    """A monotonic clock that the test sets forward."""
-
-    def __init__(self) -> None:
-        self.ahead = 0.0
-
-    def __call__(self) -> float:
-        return time.monotonic() + self.ahead
 
 
 @pytest.fixture
@@ -152,8 +143,8 @@ def test_same_keys_after_a_refresh_keep_what_is_remembered(issuer: Issuer) -> No
 
 def test_flood_of_unknown_kids_costs_one_fetch_for_each_cooldown(issuer: Issuer) -> None:
     """A flood of forged key IDs costs the issuer one fetch for each cooldown."""
-    clock = Clock()
-    verifier = verifier_of(issuer, monotonic=clock)
+    clock = ShiftedClock()
+    verifier = verifier_of(issuer, monotonic=clock.monotonic)
     verifier.verify(token_of(issuer))
 
     flood(verifier, issuer)
@@ -280,9 +271,9 @@ def test_issuer_that_stays_down_blocks_no_request_for_long(issuer: Issuer) -> No
     """Only the first token of an issuer that stays down waits for the whole timeout; later requests do not block
     threads.
     """
-    clock = Clock()
+    clock = ShiftedClock()
     issuer.behave = issuer.hang
-    verifier = verifier_of(issuer, timeout=4.0, monotonic=clock)
+    verifier = verifier_of(issuer, timeout=4.0, monotonic=clock.monotonic)
     with pytest.raises(KeysUnavailable):
         verifier.verify(token_of(issuer))
     wait_until(lambda: source_of(verifier)._flight is None)
@@ -297,9 +288,9 @@ def test_issuer_that_stays_down_blocks_no_request_for_long(issuer: Issuer) -> No
 
 def test_stale_keys_are_used_while_the_issuer_is_down_but_not_forever(issuer: Issuer) -> None:
     """While the issuer is down, expired keys are used for at most *max_stale*."""
-    clock = Clock()
+    clock = ShiftedClock()
     issuer.headers["Cache-Control"] = "max-age=60"
-    verifier = verifier_of(issuer, monotonic=clock, max_stale=600.0, cooldown=1.0)
+    verifier = verifier_of(issuer, monotonic=clock.monotonic, max_stale=600.0, cooldown=1.0)
     verifier.verify(token_of(issuer))
     issuer.behave = issuer.fail
 
@@ -317,8 +308,8 @@ def test_stale_keys_are_used_while_the_issuer_is_down_but_not_forever(issuer: Is
 
 def test_cached_verification_ends_with_the_keys(issuer: Issuer) -> None:
     """A cached verification ends when its keys are too old."""
-    clock = Clock()
-    verifier = verifier_of(issuer, monotonic=clock, max_stale=0.0, cache_seconds=1e6)
+    clock = ShiftedClock()
+    verifier = verifier_of(issuer, monotonic=clock.monotonic, max_stale=0.0, cache_seconds=1e6)
     token = token_of(issuer, exp=int(time.time()) + 10**6)
     verifier.verify(token)
     issuer.behave = issuer.fail
@@ -330,9 +321,9 @@ def test_cached_verification_ends_with_the_keys(issuer: Issuer) -> None:
 
 def test_keys_are_refreshed_ahead_in_the_background(issuer: Issuer) -> None:
     """Shortly before the keys expire, a request starts the refresh and continues with the current keys."""
-    clock = Clock()
+    clock = ShiftedClock()
     issuer.headers["Cache-Control"] = "public, max-age=100"
-    verifier = verifier_of(issuer, monotonic=clock, cache_size=0)
+    verifier = verifier_of(issuer, monotonic=clock.monotonic, cache_size=0)
     verifier.verify(token_of(issuer))
     clock.ahead = 69.0
     verifier.verify(token_of(issuer))
