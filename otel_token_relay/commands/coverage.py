@@ -112,32 +112,27 @@ def try_caches() -> list[Library]:
     """Import the installed caches, apply and remove their hooks, and return the results.
 
     Only an import reveals whether the installed release contains the code to hook. Without the hooks, a cache
-    might return one user's response to another user.
+    might return one user's response to another user. A cache that cannot be imported is not listed, because it cannot
+    store a response.
     """
-    installed = installed_caches()
-    runtime = Runtime(Settings()) if installed else None
+    runtime = Runtime(Settings())
     found = []
-    for name, version in installed.items():
-        hooks = [hook for hook in CACHE_HOOKS if hook.distribution == name]
+    for name, version in installed_caches().items():
+        # For example, a module in hishel cannot be imported if the module's HTTP client is not installed.
+        hooks = [hook for hook in CACHE_HOOKS if hook.distribution == name and _import(hook.module)]
+        if not hooks:
+            continue
         problem = next(filter(None, (_try_patch(hook, runtime) for hook in hooks)), None)
         state = HOOKED if problem is None else f"one user may get another user's response: {problem}"
         found.append(Library("cache", name, version, state, problem is None))
     return found
 
 
-def _try_patch(hook: Hook, runtime: Runtime | None) -> str | None:
-    """Apply and remove *hook*, and return the error message.
-
-    Return ``None`` if the hook works or if the module cannot be imported.
-    """
-    _import(hook.module)
-    module = sys.modules.get(hook.module)
-    # For example, a module in hishel cannot be imported if the module's HTTP client is not installed.
-    if module is None or runtime is None:
-        return None
+def _try_patch(hook: Hook, runtime: Runtime) -> str | None:
+    """Apply and remove *hook*, and return the error message, or ``None`` if the hook works."""
     patches = Patches()
     try:
-        hook.patch(module, runtime, patches)
+        hook.patch(sys.modules[hook.module], runtime, patches)
     except Exception as error:
         return str(error)
     finally:
@@ -158,10 +153,13 @@ def try_redaction(settings: Settings) -> list[Library]:
     ]
 
 
-def _import(module: str) -> None:
+def _import(module: str) -> bool:
+    """Import *module*, and return whether it could be imported."""
     with contextlib.suppress(Exception), warnings.catch_warnings():  # An import can raise any exception.
         warnings.simplefilter("ignore")
         importlib.import_module(module)
+        return True
+    return False
 
 
 def version_of(distribution: str) -> str | None:

@@ -14,11 +14,12 @@ import threading
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 from otel_token_relay.context import announce_obtained
 from otel_token_relay.decisions import ExchangeResult
 from otel_token_relay.destinations import Destination
+from otel_token_relay.entry_syntax import Grant
 from otel_token_relay.errors import ConfigurationError, ExchangeFailed
 from otel_token_relay.exchange.cache import Exchanged
 from otel_token_relay.exchange.engine import ExchangeEngine, Job
@@ -91,6 +92,7 @@ class DestinationTokens:
         if (problem := settings.exchange_problem) is not None:
             raise ConfigurationError("exchange_grant", problem)
         self._settings = settings
+        self._grant = cast(Grant, settings.exchange_grant)  # "off" would have been a problem
         self._now = now
         self._monotonic = monotonic
         if http is None:
@@ -272,11 +274,8 @@ class DestinationTokens:
         return plan
 
     def _request(self, destination: Destination, *, is_own: bool) -> Request:
-        grant = destination.grant or self._settings.exchange_grant
-        if grant == "off":
-            raise ExchangeFailed("unavailable", "exchange is off")
         request = Request(
-            grant,
+            destination.grant or self._grant,
             audience=destination.audience,
             resource=destination.resource,
             scope=destination.scope,
