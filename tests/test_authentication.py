@@ -12,7 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from otel_token_relay.authentication import ErrorResponse, Exclusions, RequestPath
+from otel_token_relay.authentication import ErrorResponse, Exclusions, RequestPath, needs_no_token
+from otel_token_relay.reasons import Reason
+from otel_token_relay.token import BearerToken
 
 EXCLUDED = Exclusions(("/healthz", "/healthz/", "/health/live", "/health/deep/live"))
 
@@ -219,3 +221,26 @@ def test_the_reason_is_not_part_of_the_response() -> None:
     assert with_reason == error_response
     assert b"wrong_audience" not in with_reason.body
     assert all("wrong_audience" not in pair for pair in with_reason.headers)
+
+
+def test_an_excluded_path_and_a_preflight_request_need_no_token() -> None:
+    """A preflight request needs no token only if it has no credentials at all."""
+    preflight = {"origin": ["https://app.example"], "access-control-request-method": ["GET"]}
+    exclusions = Exclusions(("/healthz", "/public/*"))
+
+    def needs_none(path: str, credentials: Any, headers: dict[str, list[str]], method: str = "OPTIONS") -> bool:
+        request = RequestPath(
+            path,
+            path,
+            header_values=lambda: [value for values in headers.values() for value in values],
+            method=method,
+            values_of=lambda name: headers.get(name, []),
+        )
+        return needs_no_token(credentials, request, exclusions)
+
+    assert needs_none("/healthz", BearerToken("a-token"), {}, "GET")
+    assert needs_none("/public/logo.svg", Reason.MALFORMED, {}, "GET")
+    assert needs_none("/orders", Reason.ABSENT, preflight)
+    assert not needs_none("/orders", Reason.ABSENT, preflight, "GET")
+    assert not needs_none("/orders", Reason.MALFORMED, preflight)
+    assert not needs_none("/orders", BearerToken("a-token"), preflight)

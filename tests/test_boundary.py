@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 
@@ -13,7 +14,7 @@ from opentelemetry.context import Context
 
 from otel_token_relay import Settings, TokenRelayPropagator, current_token, use_token
 from otel_token_relay.authentication import ErrorResponse, RequestPath
-from otel_token_relay.boundary import Boundary
+from otel_token_relay.boundary import Boundary, RequestLease
 from otel_token_relay.credentials import Credentials, locate
 from otel_token_relay.reasons import Reason
 from otel_token_relay.token import BearerToken
@@ -249,3 +250,28 @@ def test_a_boundary_does_not_apply_in_the_context_of_another_request() -> None:
                 assert not boundary.still_applies_to(partial(locate, values_of))
             finally:
                 otel_context.detach(attached)
+
+
+def test_a_lease_knows_the_thread_and_the_task_that_serve_the_request() -> None:
+    """A worker thread or a different task does not serve the request until the boundary moves there."""
+    boundary = Boundary.of(headers(f"Bearer {A}"), SETTINGS)
+    assert boundary.token is not None
+    lease = boundary.token.lease
+    assert isinstance(lease, RequestLease)
+    assert lease.is_here
+
+    async def serve() -> bool:
+        boundary.move_here()
+        return lease.is_here
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(lambda: lease.is_here).result() is False
+    assert asyncio.run(serve()) is True
+    assert lease.is_here is False
+    lease.move_here()
+    assert lease.is_here is True
+
+
+def test_a_plain_boundary_does_not_recognize_its_request() -> None:
+    """Only the boundaries of ASGI and WSGI have an object to compare."""
+    assert Boundary.of(headers(f"Bearer {A}"), SETTINGS).encloses({"authorization": f"Bearer {A}"}) is False

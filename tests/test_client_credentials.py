@@ -5,20 +5,25 @@ from __future__ import annotations
 import base64
 import functools
 import pickle
+import ssl
 from pathlib import Path
 from typing import Any
 
+import jwt
 import pytest
 
 from otel_token_relay import credential_files, current_token, use_token
 from otel_token_relay.client_credentials import (
     Authentication,
+    ClientCertificate,
     ClientCredential,
     CredentialUnavailable,
     Secret,
     make_credential,
 )
 from otel_token_relay.errors import ConfigurationError
+from tests.support.client_authentication import replace_file, write_certificate
+from tests.support.tokens import private_key
 
 # A secret like those that Keycloak generates, and a client ID whose colon RFC 6749 requires to be encoded.
 SECRET = "#NdhMw3!?:R+7_8{E/s="
@@ -230,3 +235,93 @@ def test_a_secret_shows_only_that_it_is_set() -> None:
     assert secret != Secret("another")
     assert secret != SECRET
     assert hash(secret) == hash(Secret(SECRET))
+
+
+@pytest.mark.parametrize(
+    ("method", "audience"), [("private_key_jwt", "https://idp.example"), ("private_key_jwt_rfc7523", ENDPOINT)]
+)
+def test_an_assertion_is_signed_for_the_audience_of_its_method(tmp_path: Path, method: str, audience: str) -> None:
+    """The form contains a client assertion (RFC 7523, section 2.2), whose audience is the issuer or the endpoint."""
+    certificate, key = write_certificate(tmp_path)
+    parts = {"cert_file": str(certificate)} if method == "private_key_jwt_rfc7523" else {}
+    credential = make(secret=None, key_file=str(key), method=method, **parts)
+    found = credential.authenticate("https://idp.example", ENDPOINT)
+
+    form = dict(found.form)
+    claims = jwt.decode(
+        form["client_assertion"], private_key("ES256", "client-1").public_key(), ["ES256"], audience=audience
+    )
+    assert (claims["iss"], claims["sub"], form["client_id"]) == (CLIENT, CLIENT, CLIENT)
+    assert form["client_assertion_type"] == "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
+    assert ("x5t#S256" in jwt.get_unverified_header(form["client_assertion"])) == bool(parts)
+    assert found.authorization is None
+    assert form["client_assertion"] not in repr(found)
+
+
+def test_a_signature_requires_the_issuer_and_the_key_of_the_certificate(tmp_path: Path) -> None:
+    """An assertion is not signed without an audience, or with a key that does not match the certificate."""
+    (certificate, _), (_, other_key) = write_certificate(tmp_path), write_certificate(tmp_path, 2)
+    with pytest.raises(CredentialUnavailable, match="requires an issuer"):
+        make(secret=None, key_file=str(other_key), method="private_key_jwt").authenticate(None, ENDPOINT)
+    mixed = make(secret=None, key_file=str(other_key), cert_file=str(certificate), method="private_key_jwt_rfc7523")
+    with pytest.raises(CredentialUnavailable, match="do not match"):
+        mixed.authenticate(None, ENDPOINT)
+
+
+def test_an_assertion_of_the_platform_is_sent_unchanged(tmp_path: Path) -> None:
+    """An assertion from a file or a callable is sent unchanged (RFC 7521, section 4.2) if it has a token's syntax."""
+    file = tmp_path / "projected"
+    file.write_text("header.claims.signature\n")
+    for credential in (
+        make(secret=None, assertion_file=str(file)),
+        make(secret=None, assertion=lambda: "header.claims.signature"),
+    ):
+        form = dict(credential.authenticate(None, ENDPOINT).form)
+        assert form["client_assertion"] == "header.claims.signature"
+
+    file.write_text("two words")
+    with pytest.raises(CredentialUnavailable, match="contains no token"):
+        make(secret=None, assertion_file=str(file)).authenticate(None, ENDPOINT)
+    with pytest.raises(CredentialUnavailable, match="did not return a usable string"):
+        make(secret=None, assertion=lambda: "two words").authenticate(None, ENDPOINT)
+
+
+def test_a_certificate_is_loaded_before_it_is_presented(tmp_path: Path) -> None:
+    """The files must contain a certificate and its own key, and a new version of a file is a different certificate."""
+    (certificate, key), (_, other_key) = write_certificate(tmp_path), write_certificate(tmp_path, 2)
+    credential = make(secret=None, cert_file=str(certificate), key_file=str(key), method="tls_client_auth")
+    found = credential.authenticate(None, ENDPOINT)
+
+    assert found.form == (("client_id", CLIENT),)
+    assert found.certificate == ClientCertificate.read(str(certificate), str(key))
+    found.certificate.load_into(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+    replace_file(key, other_key.read_bytes())
+    assert found.certificate != ClientCertificate.read(str(certificate), str(key))
+    with pytest.raises(CredentialUnavailable, match="do not match"):
+        credential.authenticate(None, ENDPOINT)
+    key.unlink()
+    with pytest.raises(CredentialUnavailable, match="client_key_file"):
+        credential.authenticate(None, ENDPOINT)
+
+
+@pytest.mark.parametrize(
+    ("method", "issuer", "endpoint", "problem"),
+    [
+        ("private_key_jwt", "https://idp.example", ENDPOINT, None),
+        ("private_key_jwt", None, ENDPOINT, "exactly one issuer"),
+        ("private_key_jwt", "https://idp.example/{tid}/v2.0", ENDPOINT, "exactly one issuer"),
+        ("tls_client_auth", None, ENDPOINT.upper(), None),
+        ("tls_client_auth", None, "http://idp.example/token", "requires an https endpoint"),
+    ],
+)
+def test_a_method_must_suit_the_issuer_and_the_endpoint(
+    method: Any, issuer: str | None, endpoint: str, problem: str | None
+) -> None:
+    """Signing requires one issuer as the audience, and a TLS client certificate requires https."""
+    files = {"key_file": "key.pem"} | ({"cert_file": "cert.pem"} if method == "tls_client_auth" else {})
+    credential = make(secret=None, method=method, **files)
+    if problem is None:
+        credential.check_use(issuer, endpoint)
+        return
+    with pytest.raises(ConfigurationError, match=problem):
+        credential.check_use(issuer, endpoint)

@@ -7,7 +7,7 @@ import requests
 import requests_cache
 
 from otel_token_relay import use_token
-from tests.support.caches import Server
+from tests.support.caches import Server, personal_server
 
 ALICE, BOB = "alice-has-this-token-0123456789", "bob-has-another-token-9876543210"
 
@@ -55,3 +55,15 @@ def test_no_method_and_no_status_is_stored(server: Server) -> None:
         assert len(requests_cache.get_cache().responses) == 0  # type: ignore[union-attr]
     finally:
         requests_cache.uninstall_cache()
+
+
+def test_a_redirect_to_a_listed_host_is_not_used_for_the_next_caller(server: Server) -> None:
+    """The cache stores the anonymous caller's response under the URL of the unlisted host, which redirects."""
+    with personal_server() as unlisted, requests_cache.CachedSession(backend="memory") as session:
+        url = f"{unlisted.url}/302?to={server.url}/public"
+        received = []
+        for caller in (None, ALICE, BOB, None):
+            with use_token(caller):
+                received.append(session.get(url).text)
+
+    assert received == ["anonymous", ALICE, BOB, "anonymous"]
