@@ -80,6 +80,13 @@ def endpoint() -> Iterator[Endpoint]:
 
 
 @pytest.fixture
+def numbered(endpoint: Endpoint) -> Endpoint:
+    """A token endpoint that issues a new token for each request."""
+    endpoint.respond = endpoint.issue_numbered
+    return endpoint
+
+
+@pytest.fixture
 def serving_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Simulate a process that has served a request but has not exchanged a token."""
     from otel_token_relay import context

@@ -11,6 +11,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from otel_token_relay import Settings, install
 from tests.support.loopback import PLACEHOLDER, Party, Proxy, party, proxy, unix_party
+from tests.support.rejecting_tokens import Guarded, guarded, turn_on
+from tests.support.token_endpoint import Endpoint
 
 
 @pytest.fixture
@@ -51,3 +53,11 @@ def served() -> Iterator[tuple[Party, str]]:
     with unix_party() as pair:
         install(Settings(destinations=[PLACEHOLDER, "https://localhost"]))
         yield pair
+
+
+@pytest.fixture
+def rejecting(numbered: Endpoint, serving_process: None) -> Iterator[Guarded]:
+    """Run a listed server that rejects the first token that is issued for it."""
+    with guarded() as server:
+        turn_on(numbered, server)
+        yield server

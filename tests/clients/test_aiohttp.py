@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,8 @@ import yarl
 from otel_token_relay import Settings, install, use_token
 from tests.support.clients import in_loop
 from tests.support.loopback import PLACEHOLDER, Party, Proxy, Status, party, trust
+from tests.support.rejecting_tokens import CONTENT, SENDERS, Guarded
+from tests.support.token_endpoint import Endpoint, Response, verified
 
 TOKEN = "aiohttp-sample-token"
 LINE = [f"Bearer {TOKEN}"]
@@ -213,3 +216,60 @@ def test_a_request_that_already_has_the_header_is_sent_as_it_is(listed: Party) -
         in_loop(run())
 
     assert listed.lines() == [["Own a"]]
+
+
+def test_a_rejected_request_is_sent_once_more(rejecting: Guarded) -> None:
+    """The application sees only the second response, or the first response if the second token is rejected too."""
+    with use_token(verified(TOKEN)):
+        assert SENDERS["aiohttp"](rejecting.url, "PUT", "bytes") == (200, CONTENT)
+    assert rejecting.tokens == [f"{TOKEN}.1", f"{TOKEN}.2"]
+    assert [seen.body for seen in rejecting.seen] == [CONTENT, CONTENT]
+
+    rejecting.accepts, rejecting.error_body = (lambda token: False), b"x" * 10
+    with use_token(verified(f"{TOKEN}-again")):
+        assert SENDERS["aiohttp"](rejecting.url, "PUT", "bytes") == (401, rejecting.error_body)
+    with use_token(verified(f"{TOKEN}-post")):
+        assert SENDERS["aiohttp"](rejecting.url, "POST", "bytes") == (401, rejecting.error_body)
+    assert len(rejecting.tokens) == 2 + 2 + 1
+
+
+def test_no_cache_stores_a_personal_response(listed: Party) -> None:
+    """A response to a request with the token is marked ``no-store``, in both forms that aiohttp keeps its headers."""
+
+    async def get() -> tuple[list[str], list[bytes]]:
+        async with aiohttp.ClientSession() as session, session.get(listed.url) as response:
+            raw = [value for name, value in response.raw_headers if name.lower() == b"cache-control"]
+            return response.headers.getall("Cache-Control", []), raw
+
+    with use_token(TOKEN):
+        assert in_loop(get()) == (["no-store"], [b"no-store"])
+    assert in_loop(get()) == ([], [])
+
+
+def test_a_request_that_waits_for_an_exchange_occupies_no_connection(numbered: Endpoint, rejecting: Guarded) -> None:
+    """While the only exchange waits, a second caller's request uses the only connection."""
+    may_issue, rejecting.accepts = threading.Event(), lambda token: True
+
+    def respond(form: dict[str, str]) -> Response:
+        if form["subject_token"] == "slow-alice":
+            may_issue.wait(30)
+        return numbered.issue_numbered(form)
+
+    numbered.respond = respond
+
+    async def run() -> None:
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1)) as session:
+
+            async def get(caller: str) -> int:
+                with use_token(verified(caller)):
+                    async with session.get(rejecting.url) as response:
+                        return response.status
+
+            slow = asyncio.create_task(get("slow-alice"))
+            while not numbered.forms:
+                await asyncio.sleep(0.01)
+            assert await asyncio.wait_for(get("bob"), 20) == 200
+            may_issue.set()
+            assert await slow == 200
+
+    in_loop(run())

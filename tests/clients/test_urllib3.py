@@ -23,7 +23,9 @@ from urllib3.http2.connection import HTTP2Connection
 
 from otel_token_relay import Settings, install, uninstall, use_token
 from otel_token_relay.clients.urllib3 import destinations
-from tests.support.loopback import PLACEHOLDER, Party, Proxy, party, proxy, socks_proxy, trust, unix_socket
+from tests.support.loopback import PLACEHOLDER, Party, Proxy, Status, party, proxy, socks_proxy, trust, unix_socket
+from tests.support.rejecting_tokens import CONTENT, SENDERS, Guarded, turn_on
+from tests.support.token_endpoint import Endpoint, verified
 
 TOKEN = "urllib3-sample-token"
 LINE = [f"Bearer {TOKEN}"]
@@ -408,3 +410,34 @@ def test_urllib3_1_26_is_hooked(monkeypatch: pytest.MonkeyPatch, listed: Party) 
         pool.request("GET", listed.url, headers=types.MappingProxyType({"X": "1"}))
 
     assert listed.lines() == [LINE]
+
+
+@pytest.mark.parametrize("sender", ["urllib3", "urllib3-stream", "requests"])
+def test_a_rejected_request_is_sent_once_more(sender: str, rejecting: Guarded) -> None:
+    """The application sees only the second response, or the first response if the second token is rejected too."""
+    with use_token(verified(TOKEN)):
+        assert SENDERS[sender](rejecting.url, "PUT", "bytes") == (200, CONTENT)
+    assert rejecting.tokens == [f"{TOKEN}.1", f"{TOKEN}.2"]
+    assert [seen.body for seen in rejecting.seen] == [CONTENT, CONTENT]
+
+    rejecting.accepts, rejecting.error_body = (lambda token: False), b"x" * 10
+    with use_token(verified(f"{TOKEN}-again")):
+        assert SENDERS[sender](rejecting.url, "PUT", "bytes") == (401, rejecting.error_body)
+    with use_token(verified(f"{TOKEN}-post")):
+        assert SENDERS[sender](rejecting.url, "POST", "bytes") == (401, rejecting.error_body)
+    assert len(rejecting.tokens) == 2 + 2 + 1
+
+
+@pytest.mark.parametrize("size", [10, 1_000_000])
+def test_a_request_through_a_tunnel_is_sent_again_only_on_the_same_connection(
+    size: int, numbered: Endpoint, serving_process: None, between: Proxy
+) -> None:
+    """A tunnel cannot be reopened, so the request is repeated only if the rejected response is short."""
+    with party(tls=True) as destination:
+        turn_on(numbered, destination)
+        challenge = ("WWW-Authenticate", 'Bearer error="invalid_token"')
+        destination.answers.append(Status(401, (challenge,), b"x" * size))
+        with urllib3.ProxyManager(between.url, ssl_context=trust()) as pools, use_token(verified(TOKEN)):
+            response = pools.request("GET", destination.url, preload_content=False)
+            assert response.status == (200 if size == 10 else 401)
+    assert [request.method for request in between.requests] == ["CONNECT"]

@@ -31,8 +31,18 @@ from otel_token_relay.decisions import DecisionRecorder
 from otel_token_relay.exchange.engine import ExchangeEngine
 from tests.support.clients import CLIENTS, Client, in_loop, rows
 from tests.support.loopback import Status, party, proxy
-from tests.support.rejecting_tokens import CONTENT, IN_MEMORY, INVALID, KINDS, SENDERS, Guarded, guarded
-from tests.support.token_endpoint import ACCESS_TOKEN, SECRET, Endpoint, verified
+from tests.support.rejecting_tokens import (
+    CONTENT,
+    IN_MEMORY,
+    INVALID,
+    KINDS,
+    RETRYING,
+    SENDERS,
+    Guarded,
+    guarded,
+    turn_on,
+)
+from tests.support.token_endpoint import SECRET, Endpoint, verified
 
 ALICE = "alice-has-this-token-0123456789"
 BOB = "bob-has-that-token-9876543210"
@@ -56,38 +66,6 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def billing() -> Iterator[Guarded]:
     with guarded() as server:
         yield server
-
-
-@pytest.fixture
-def numbered(endpoint: Endpoint) -> Endpoint:
-    """Return a token endpoint that issues a new token for each request."""
-    count = itertools.count(1)
-
-    def issue(form: dict[str, str]) -> tuple[int, Any]:
-        return 200, {
-            "access_token": f"{form.get('subject_token', 'service')}.{next(count)}",
-            "issued_token_type": ACCESS_TOKEN,
-            "token_type": "Bearer",
-            "expires_in": 300,
-        }
-
-    endpoint.respond = issue
-    return endpoint
-
-
-RETRYING = ";audience=billing;retry=idempotent"
-
-
-def turn_on(endpoint: Endpoint, billing: Guarded, parameters: str = RETRYING, **others: Any) -> None:
-    install(
-        Settings(
-            destinations=(billing.url + parameters,),
-            token_endpoint=endpoint.url,
-            client_id="user-service",
-            client_secret=SECRET,
-            **others,
-        )
-    )
 
 
 @contextmanager

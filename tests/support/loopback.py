@@ -36,10 +36,17 @@ from otel_token_relay.testing import SeenRequest, ThirdParty, _Handler
 
 @dataclass(frozen=True)
 class Status:
-    """A response that the server sends once, before the regular responses."""
+    """A response that the server sends once, before the regular responses.
+
+    Attributes:
+        code: The status code.
+        headers: The response's own header lines.
+        body: The body; ``None`` for the Authorization lines that the server received.
+    """
 
     code: int
     headers: tuple[tuple[str, str], ...] = ()
+    body: bytes | None = None
 
 
 class Party(ThirdParty):
@@ -72,13 +79,15 @@ class _PartyHandler(_Handler):
             seen = SeenRequest(self.command, self.path, self.headers.items(), body)
             self.party.requests.append(seen)
             status = self.party.answers.popleft() if self.party.answers else Status(200)
-            echo = "\n".join(seen.header_lines("authorization")).encode()
+            content = status.body
+            if content is None:
+                content = "\n".join(seen.header_lines("authorization")).encode()
             self.send_response(status.code)
             for name, value in status.headers:
                 self.send_header(name, value)
-            self.send_header("Content-Length", str(len(echo)))
+            self.send_header("Content-Length", str(len(content)))
             self.end_headers()
-            self.wfile.write(echo)
+            self.wfile.write(content)
         else:
             super()._respond()
 

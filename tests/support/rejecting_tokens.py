@@ -20,10 +20,15 @@ import urllib3
 from tornado.httpclient import HTTPRequest
 from tornado.simple_httpclient import SimpleAsyncHTTPClient
 
+from otel_token_relay import Settings, install
 from tests.support.clients import in_loop
+from tests.support.loopback import Party
+from tests.support.token_endpoint import SECRET, Endpoint
 
 INVALID = 'Bearer realm="r", error="invalid_token"'
 CONTENT = b'{"a": 1}'
+
+RETRYING = ";audience=billing;retry=idempotent"
 
 Kind = Literal["none", "bytes", "json", "generator", "file"]
 KINDS: tuple[Kind, ...] = ("none", "bytes", "json", "generator", "file")
@@ -130,6 +135,19 @@ def guarded() -> Iterator[Guarded]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+def turn_on(endpoint: Endpoint, billing: Guarded | Party, parameters: str = RETRYING, **others: Any) -> None:
+    """List the server as a destination whose tokens the endpoint issues."""
+    install(
+        Settings(
+            destinations=(billing.url + parameters,),
+            token_endpoint=endpoint.url,
+            client_id="user-service",
+            client_secret=SECRET,
+            **others,
+        )
+    )
 
 
 def chunks() -> Iterator[bytes]:

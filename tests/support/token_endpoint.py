@@ -64,6 +64,11 @@ class Endpoint:
             "expires_in": 300,
         }
 
+    def issue_numbered(self, form: dict[str, str]) -> Response:
+        """Issue a new token for each request: the subject token, a period, and the number of the request."""
+        status, document = self.issue(form)
+        return status, document | {"access_token": f"{form.get('subject_token', 'service')}.{len(self.forms)}"}
+
     def handle(self, form: dict[str, str], authorization: str | None) -> Response:
         with self.lock:
             self.forms.append(form)
