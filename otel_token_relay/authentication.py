@@ -24,7 +24,7 @@ class Authenticator(Protocol):
         ...
 
     def prepare(self) -> None:
-        """Prepare for the first check outside any request; see `Runtime.prepare`."""
+        """Perform the setup for the first check. Call this method outside any request; see `Runtime.prepare`."""
         ...
 
 
