@@ -1,4 +1,4 @@
-"""The interface between server boundaries and authenticators: requests and error responses."""
+"""The types that make up the interface between server boundaries and authenticators."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Authenticator(Protocol):
         ...
 
     async def check_async(self, credentials: Credentials, path: RequestPath) -> ErrorResponse | None:
-        """Do the same as `check`, but do not block the event loop."""
+        """Check the request as `check` does, but without blocking the event loop."""
         ...
 
     def prepare(self) -> None:
-        """Do the setup for the first check in advance, outside any request; see `Runtime.prepare`."""
+        """Perform the setup for the first check. Call this method outside any request; see `Runtime.prepare`."""
         ...
 
 
@@ -36,12 +36,13 @@ class ErrorResponse:
 
     Attributes:
         status: The HTTP status code, which is mapped to a gRPC status code for gRPC requests.
-        error: The error code, from a closed set; empty if the response is not an error.
+        error: The error code, from a fixed set; empty if the response is not an error.
         headers: All HTTP response headers.
         body: The JSON response body.
-        reason: The reason for the error, from a closed set; ``None`` if the reason is the same as *error*. The reason
+        reason: The reason for the error, from a fixed set; ``None`` if the reason is the same as *error*. The reason
             is recorded for operators and is not sent to the client.
-        claim: The claim that failed verification, recorded for operators; ``None`` unless exactly one claim failed.
+        claim: The name of the claim that failed verification; ``None`` unless exactly one claim failed. The name is
+            recorded for operators.
     """
 
     status: int
@@ -68,20 +69,20 @@ class ErrorResponse:
 
 
 CANNOT_VERIFY: Final = ErrorResponse.build(503, "temporarily_unavailable", ("Retry-After", "60"))
-"""The response if a configuration or programming error prevents required verification."""
+"""The response to send if a configuration or programming error prevents required verification."""
 
 
-# Matches the part of a path that an entry's `*` covers. Segments can contain only characters that servers and
-# frameworks do not decode, remove, or interpret. The segments `.` and `..` are not allowed, but the last segment can be
-# empty.
+# Matches the part of a path that corresponds to the `*` in an entry. Segments can contain only characters that servers
+# and frameworks do not decode, remove, or interpret. The segments `.` and `..` are not allowed, but the last segment
+# can be empty.
 _are_plain_segments: Final = re.compile(
     r"(?:(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._~!$&'()*+,=:@-]+(?:/|\Z))*", re.ASCII
 ).fullmatch
 
 
-# Browsers send both of these headers with every preflight request.
+# The headers that browsers send with every preflight request.
 _PREFLIGHT: Final = ("origin", "access-control-request-method")
-# Browsers never send these headers with a preflight request.
+# The headers that browsers never send with a preflight request.
 _NOT_PREFLIGHT: Final = (
     "content-length",
     "transfer-encoding",
@@ -95,7 +96,7 @@ class Exclusions:
     """The paths that do not require a token.
 
     Args:
-        entries: The excluded paths. An entry that ends with ``/*`` excludes every path below it.
+        entries: The excluded paths. An entry that ends with ``/*`` excludes all paths below its prefix.
     """
 
     def __init__(self, entries: Iterable[str]) -> None:
@@ -104,15 +105,18 @@ class Exclusions:
         self._prefixes = tuple(entry[:-1] for entry in entries if entry.endswith("/*"))
 
     def cover(self, path: RequestPath) -> bool:
-        """Return whether the path is excluded; always ``False`` if the client might have chosen the mount point."""
+        """Return whether the path is excluded.
+
+        The result is always ``False`` if the client might have chosen the mount point.
+        """
         routed = path.routed
         if routed is None or not (routed in self._exact or self._covers_below(routed, path.is_encoded)):
             return False
         return not path.is_mount_chosen
 
     def _covers_below(self, routed: str, is_encoded: bool) -> bool:
-        # A prefix match is riskier than an exact match: an application that decodes, normalizes, or splits the rest of
-        # the path differently might route the request elsewhere.
+        # A prefix match is riskier than an exact match, because an application that decodes, normalizes, or splits the
+        # rest of the path differently might route the request elsewhere.
         return not is_encoded and any(
             routed.startswith(prefix) and _are_plain_segments(routed[len(prefix) :]) is not None
             for prefix in self._prefixes
@@ -120,12 +124,12 @@ class Exclusions:
 
 
 def needs_no_token(credentials: Credentials, path: RequestPath, exclusions: Exclusions) -> bool:
-    """Return whether a request needs no token because its path is excluded or it is a CORS preflight request."""
+    """Return whether a request needs no token because it is a CORS preflight request or its path is excluded."""
     return exclusions.cover(path) or (credentials is Reason.ABSENT and path.is_preflight)
 
 
 class RequestPath:
-    """A request's path and method, as one server boundary sees them.
+    """A request's path and method, as a server boundary sees them.
 
     Args:
         routed: The path that the application uses for routing, without the mount point; ``None`` if the path
@@ -134,7 +138,7 @@ class RequestPath:
             application.
         header_values: A function that returns the values of all header lines.
         method: The HTTP method in uppercase; empty for WebSockets and for protocols other than HTTP.
-        values_of: A function that returns a header's values, given the header's lowercase name.
+        values_of: A function that returns the values of the header with the given lowercase name.
         is_encoded: Whether the client sent percent-encoded characters in the path.
     """
 

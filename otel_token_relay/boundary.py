@@ -1,4 +1,4 @@
-"""The base class of all server boundaries, which manages a request's token and lease."""
+"""The base class of all server boundaries. A boundary manages a request's token and lease."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ _logger = logging.getLogger("otel_token_relay")
 
 ValuesOf = Callable[[str], Sequence[str | bytes]]
 
-# The key for a request's boundary in its ASGI scope or WSGI environ. Nested applications, instrumentation, and
-# middleware use the same boundary.
+# The key for the boundary in a request's ASGI scope or WSGI environ. Nested applications, instrumentation, and
+# middleware share the boundary.
 BOUNDARY_KEY = "otel_token_relay.boundary"
 
 
 class RequestLease(Lease):
-    """A lease for an incoming request; `use_token` opens a plain `Lease` instead.
+    """A lease for an incoming request; `use_token` creates a plain `Lease` instead.
 
     The lease records the thread and, under asyncio, the task that serves the request.
     """
@@ -58,12 +58,12 @@ class RequestLease(Lease):
 
     @property
     def is_here(self) -> bool:
-        """Whether the calling code runs in the thread and, under asyncio, in the task that serves the request."""
+        """Whether the calling code is running in the thread and, under asyncio, the task that serves the request."""
         return self._thread == threading.get_ident() and self._task == _current_task()
 
 
 def _current_task() -> int | None:
-    """Return an ID for the current asyncio task; a reference to the task would keep the task alive."""
+    """Return an ID for the current asyncio task instead of a reference, which would keep the task alive."""
     asyncio: Any = sys.modules.get("asyncio")  # importing asyncio would take 30 ms
     if asyncio is None or (loop := asyncio._get_running_loop()) is None:
         return None
@@ -75,15 +75,15 @@ class Boundary:
 
     Args:
         source: The header that contains the credentials; see `otel_token_relay.credentials.locate`.
-        values_of: A function that returns a header's field lines, given the header's lowercase name. The boundary calls
-            this function only if the request might contain unused credentials.
+        values_of: A function that returns the field lines of the header with the given lowercase name. The boundary
+            calls this function only if the request might contain unused credentials.
         settings: The settings, which specify how to read the header and when the lease ends.
 
     Attributes:
         credentials: The token, or the reason why the request has no usable token.
         token: The token; ``None`` if the request has no usable token.
-        admitted_by: The authenticators that have accepted this request, each with the whole path and the routed path
-            of the check; see `RequestPath`.
+        admitted_by: The authenticators that have accepted this request, each with the whole and routed paths that it
+            checked; see `RequestPath`.
     """
 
     __slots__ = (
@@ -154,7 +154,7 @@ class Boundary:
         return self._note(authenticator, path, authenticator.check(self.credentials, path))
 
     async def check_async(self, authenticator: Authenticator | None, path: RequestPath) -> ErrorResponse | None:
-        """Do the same as `check`, but do not block the event loop."""
+        """Check the request as `check` does, but without blocking the event loop."""
         if authenticator is None or self._was_admitted(authenticator, path):
             return None
         return self._note(authenticator, path, await authenticator.check_async(self.credentials, path))
@@ -168,7 +168,7 @@ class Boundary:
         )
 
     def _was_admitted(self, authenticator: Authenticator, path: RequestPath) -> bool:
-        """Return whether an inner boundary can skip the check of this request.
+        """Return whether an inner boundary can skip checking this request.
 
         A token that an authenticator has verified is valid for every part of the application. An exclusion applies at
         an inner boundary only if the whole path is the same and the inner mount point is at least as long as the outer
@@ -219,10 +219,10 @@ class Boundary:
         An inner application must not use this boundary if the response is complete, or if middleware has replaced or
         removed the credentials. The boundary is also unusable if the current context is empty or belongs to a
         different request, which can happen in a worker task. A token that the application has bound with `use_token`
-        stays bound.
+        remains bound.
 
         Args:
-            locate_now: A function that returns the header that currently contains the credentials, given the settings.
+            locate_now: A function that uses the settings to find the header that currently contains the credentials.
         """
         context = get_current()
         if not self._is_responding or TOKEN_KEY not in context:

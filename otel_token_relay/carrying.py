@@ -18,16 +18,17 @@ _Work = TypeVar("_Work")
 
 
 def carry(work: _Work, *, seconds: float | None = None) -> _Work:
-    """Carry the caller's token into work that runs after the request or outside the request's context.
+    """Carry the caller's token into work that runs after the request ends or outside the request's context.
 
-    Use `carry` for work that runs after the response or that starts in an empty context, such as a ``Thread`` subclass
-    that overrides ``run``, a greenlet, a callback, or a job in a custom executor. The token is captured when `carry` is
-    called, and is bound while the work runs.
+    Use `carry` for work that runs after the response is complete or that starts in an empty context. Examples are a
+    ``Thread`` subclass that overrides ``run``, a greenlet, a callback, and a job in a custom executor. The token is
+    captured when `carry` is called, and it is bound while the work is running.
 
     Args:
-        work: A function, a coroutine function, a sync or async generator function, a coroutine, or a generator. If a
-            plain function, a lambda, or a ``functools.partial`` returns a coroutine or a generator, the token is also
-            bound while the returned object runs. Work that already carries a token keeps that token.
+        work: A function, a coroutine function, a synchronous or asynchronous generator function, a coroutine, or a
+            generator. If a plain function, a lambda, or a ``functools.partial`` returns a coroutine or a generator, the
+            token is also bound while the returned object is running. Work that already carries a token keeps that
+            token.
         seconds: How long the token can be used, in seconds from now; ``None`` to use the ``…_MAX_AGE`` setting.
 
     Returns:
@@ -44,7 +45,7 @@ def carry(work: _Work, *, seconds: float | None = None) -> _Work:
         if seconds is not None:
             token = token.rebind(lease=Lease(seconds=seconds))
         else:
-            # A token without a lease keeps its age so that repeated calls do not extend the token's lifetime.
+            # A token without a lease keeps its age so that repeated calls do not extend its lifetime.
             token = token.rebind(lease=None, received_at=None if token.lease else token.received_at)
     bound = _bind_running(work, token)
     if bound is work:
@@ -72,7 +73,7 @@ def _bind_running(work: Any, token: BearerToken | None) -> Any:
 
 
 def _bind_function(work: Callable[..., Any], token: BearerToken | None) -> Callable[..., Any]:
-    # Frameworks inspect functions before calling them, so a coroutine function must stay a coroutine function.
+    # Frameworks inspect functions before calling them, so a coroutine function must remain a coroutine function.
     for is_function, _, bind in _KINDS:
         if is_function(work):
             return cast("Callable[..., Any]", bind(work, token))
@@ -99,7 +100,7 @@ def _bind_coroutine(work: Callable[..., Awaitable[Any]], token: BearerToken | No
 
 
 # A generator runs in its consumer's context. A token that stayed attached while the generator was suspended would leak
-# into that context, so the token is bound separately for each step.
+# into the consumer's context, so the token is bound separately for each step.
 def _bind_generator(work: Callable[..., Generator[Any, Any, Any]], token: BearerToken | None) -> Any:
     @functools.wraps(work)
     def bound(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
@@ -155,14 +156,14 @@ def _bind_async_generator(work: Callable[..., AsyncGenerator[Any, Any]], token: 
 
 
 # The body of a `with` block runs in the calling code. If `carry` accepted a function decorated with `contextmanager`,
-# the token would be bound only while the context manager was created.
+# the token would be bound only while the context manager was being created.
 _MANAGER_CODES: Final = frozenset(
     decorate(cast("Any", None)).__code__ for decorate in (contextmanager, asynccontextmanager)
 )
 _MANAGERS: Final = (ContextDecorator, AsyncContextDecorator)
 _RUNNING: Final = (CoroutineType, GeneratorType, AsyncGeneratorType)
 
-# Each row contains a predicate for functions, a predicate for running objects, and the function that binds the token.
+# Each tuple contains a predicate for functions, a predicate for running objects, and the function that binds the token.
 _KINDS: Final[tuple[tuple[Callable[[Any], bool], Callable[[Any], bool], Callable[..., Any]], ...]] = (
     (inspect.iscoroutinefunction, inspect.iscoroutine, _bind_coroutine),
     (inspect.isgeneratorfunction, inspect.isgenerator, _bind_generator),

@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if getattr(sys, stream) is None:  # the shell has closed the stream
             setattr(sys, stream, open(os.devnull, "w"))  # noqa: SIM115  # open until the end
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # The output can quote user input that the terminal's encoding does not support.
+        # The output might quote user input that the terminal's encoding does not support.
         sys.stdout.reconfigure(errors="backslashreplace")
     parser = _parser()
     options, unrecognized = parser.parse_known_args(arguments)

@@ -1,7 +1,7 @@
 """Sign the assertions that this service uses to authenticate itself (RFC 7523, section 2.2).
 
-The type of key determines the signature algorithm. PyJWT and cryptography are imported when the first key is read, so
-that settings can be loaded without the extra that installs these packages.
+The key determines the signature algorithm. PyJWT and cryptography are imported when the first key is read so that
+settings can be loaded without the extra that installs these packages.
 """
 
 from __future__ import annotations
@@ -65,10 +65,10 @@ class Certificate(NamedTuple):
 
 
 def parse_private_key(content: bytes) -> SigningKey:
-    """Parse a private key in PEM or JWK format (RFC 7517). In PEM format, other content can surround the key.
+    """Parse a private key in PEM or JWK format (RFC 7517). A PEM file can also contain text before or after the key.
 
     Raises:
-        FileUnusable: The content is not a private key, or the key cannot sign assertions.
+        FileUnusable: The content is not a private key, or the key cannot be used to sign assertions.
         CredentialUnavailable: A required package is not installed.
     """
     check_packages()
@@ -93,7 +93,7 @@ def parse_certificate(content: bytes) -> Certificate:
     try:
         encoded = binascii.a2b_base64(match[1])
         public = _public_bytes(x509.load_der_x509_certificate(encoded).public_key())
-    except Exception:  # the exception's type depends on the version, and the message might quote the content
+    except Exception:  # the exception type depends on the package version, and the message might quote the content
         raise FileUnusable("contains a certificate that cannot be read") from None
     thumbprint = base64.urlsafe_b64encode(hashlib.sha256(encoded).digest()).rstrip(b"=").decode("ascii")
     return Certificate(thumbprint, public)
@@ -145,7 +145,7 @@ def check_packages() -> None:
     """Check that PyJWT and cryptography can be imported.
 
     Raises:
-        CredentialUnavailable: A package is not installed. The message explains how to install both packages.
+        CredentialUnavailable: One of the packages is not installed. The message explains how to install both packages.
     """
     try:
         for name in ("cryptography.x509", "jwt.algorithms"):
@@ -167,7 +167,7 @@ def _parse_pem(content: bytes) -> Any:
         raise FileUnusable("contains a password-protected private key, which is not supported")
     try:
         return load_pem_private_key(match[0], None)
-    except Exception:  # the exception's type depends on the version, and the message might quote the content
+    except Exception:  # the exception type depends on the package version, and the message might quote the content
         raise FileUnusable("contains a private key that cannot be read") from None
 
 
@@ -191,7 +191,7 @@ def _parse_jwk(content: bytes) -> SigningKey:
         found = _signing_key(get_default_algorithms()[name].from_jwk(jwk))
     except FileUnusable:
         raise
-    except Exception:  # the exception's type depends on the version, and the message might quote the content
+    except Exception:  # the exception type depends on the package version, and the message might quote the content
         raise FileUnusable("contains a private key that cannot be read") from None
     algorithm = jwk.get("alg", found.algorithm)
     usable = _RSA_ALGORITHMS if found.algorithm in _RSA_ALGORITHMS else (found.algorithm,)

@@ -1,9 +1,10 @@
-"""This service's credential for an authorization server, and the ways to send the credential in a request.
+"""The credential with which this service authenticates to an authorization server.
 
-`ClientCredential` contains the configured values. A request can authenticate with a secret in a header or in the form,
-with an assertion that this service signs, with an assertion that the platform issues, or with a TLS client certificate.
+`ClientCredential` contains the configured values. This service can authenticate with a secret in a header or a form
+field, with an assertion that it signs, with an assertion that the platform issues, or with a TLS client certificate.
 
-Secrets are never printed: ``repr(Secret(...))`` is always ``set``, and error messages do not contain secrets.
+Secrets are never printed. The value of ``repr(Secret(...))`` is always ``set``, and error messages do not contain
+secrets.
 """
 
 from __future__ import annotations
@@ -63,8 +64,8 @@ ClientAuth = Literal[
 ]
 CLIENT_AUTH_METHODS: Final[tuple[ClientAuth, ...]] = get_args(ClientAuth)
 
-# The names in `environment_variables` become launcher flags, which every user of the machine can read. The
-# secret's variable is defined here so that it does not become a flag.
+# The `opentelemetry-instrument` launcher creates a command-line flag for each name in `environment_variables`. All
+# users of a machine can read command-line flags, so the secret's variable is defined here instead.
 SECRET_VARIABLE: Final = "OTEL_PYTHON_TOKEN_RELAY_CLIENT_SECRET"
 
 _MAX_ASSERTION_LENGTH: Final = 64 * 1024
@@ -75,8 +76,8 @@ _SECRET_METHODS: Final[tuple[ClientAuth, ...]] = (
     "client_secret_post",
 )
 
-# The valid combinations of values, each with the methods that can send the credential. If a credential has only one
-# value, the first method is the default. Assertions that the platform issues have no method.
+# The valid combinations of values, each with the methods that it supports. If a credential has only one value,
+# the first method is the default. Assertions that the platform issues have no method.
 _METHODS: Final[Mapping[tuple[str, ...], tuple[ClientAuth, ...]]] = {
     ("secret",): _SECRET_METHODS,
     ("secret_file",): _SECRET_METHODS,
@@ -198,18 +199,17 @@ class ClientCredential:
             RSA, P-256, P-384, P-521, or Ed25519 key. With ``tls_client_auth``, the file contains the certificate's
             private key in PEM format.
         key_id: The ``kid`` of assertions that this service signs; ``None`` to use the JWK's own ``kid``, if present.
-        assertion: A callable that returns an assertion that the platform issued.
-        assertion_file: A file that contains an assertion that the platform issued, such as a projected Kubernetes
-            token.
+        assertion: A callable that returns an assertion issued by the platform.
+        assertion_file: A file that contains an assertion issued by the platform, such as a projected Kubernetes token.
         cert_file: A file that contains a certificate in PEM format. With ``private_key_jwt_rfc7523``, the assertions
             include the certificate's thumbprint.
         method: The authentication method; ``None`` to use the default for this type of credential. A secret can be sent
             with ``client_secret_basic`` (RFC 6749, section 2.3.1, with form-encoded values),
             ``client_secret_basic_plain`` (for servers that do not decode the values), or ``client_secret_post``. A key
-            can be used with ``private_key_jwt``, for which the audience of assertions is the issuer
-            (draft-ietf-oauth-rfc7523bis), or with ``private_key_jwt_rfc7523``, for which the audience is the endpoint
-            (RFC 7523), as Microsoft Entra requires. A TLS client certificate requires ``tls_client_auth`` (RFC 8705)
-            and is presented only to this credential's endpoints.
+            can be used with ``private_key_jwt`` or ``private_key_jwt_rfc7523``. With ``private_key_jwt``, the audience
+            of the assertions is the issuer (draft-ietf-oauth-rfc7523bis). With ``private_key_jwt_rfc7523``, the
+            audience is the endpoint (RFC 7523), as Microsoft Entra requires. A TLS client certificate requires
+            ``tls_client_auth`` (RFC 8705) and is presented only to this credential's endpoints.
 
     Raises:
         ConfigurationError: The client ID is empty, or the other values cannot be combined. The error identifies one
@@ -277,7 +277,7 @@ class ClientCredential:
             endpoint: The URL to which the request is sent.
 
         Raises:
-            CredentialUnavailable: A file or a callable cannot be used now.
+            CredentialUnavailable: A file or callable cannot currently be used.
         """
         if self.method in _SECRET_METHODS:
             return self._with_secret()
@@ -288,7 +288,7 @@ class ClientCredential:
         return self._with_signature(endpoint if self.method == "private_key_jwt_rfc7523" else issuer)
 
     def _with_secret(self) -> Authentication:
-        """Return the secret as a header or as form fields (RFC 6749, section 2.3.1)."""
+        """Return the secret in a header or in form fields (RFC 6749, section 2.3.1)."""
         if self.secret_file is not None:
             secret = read_file(self.secret_file, "client_secret_file", read_text)
         elif isinstance(self.secret, Secret):
@@ -360,7 +360,8 @@ def make_credential(
     """Return a credential, or ``None`` if *client_id* is ``None``. For the arguments, see `ClientCredential`.
 
     Raises:
-        ConfigurationError: A value is missing, or the values cannot be combined. The error identifies one of them.
+        ConfigurationError: A value is missing, or the values cannot be combined. The error identifies one of the
+            values.
     """
     if client_id is None:
         parts = (secret, secret_file, key_file, assertion, assertion_file, cert_file)
@@ -417,7 +418,7 @@ def _call(source: object, setting: str, is_usable: Callable[[str], bool]) -> str
 
     Raises:
         CredentialUnavailable: The callable raises an exception or does not return a usable string. The exception's
-            message is omitted, because that message might contain a secret.
+            message is omitted, because it might contain a secret.
     """
     problem = "did not return a usable string"
     try:
@@ -426,7 +427,7 @@ def _call(source: object, setting: str, is_usable: Callable[[str], bool]) -> str
             return found
     except Exception as error:
         problem = f"raised {type(error).__name__}"
-    # Raise the error outside the handler so that Python does not attach the callable's exception to the error.
+    # Raise the error outside the handler so that it is not chained to the callable's exception.
     raise CredentialUnavailable(f"the callable in {setting} {problem}")
 
 

@@ -15,13 +15,13 @@ from otel_token_relay.origin import ANY_HOST, ANY_PORT, DEFAULT_PORTS, Origin, O
 from otel_token_relay.policy import RelayPolicy
 from otel_token_relay.spelling import resembles
 
-# Redirects can introduce any number of origins, so the size of the cache is limited.
+# Redirects can introduce any number of origins, so the cache size is limited.
 _CACHED_ORIGINS: Final = 1024
 # The maximum number of entries that are compared with each unlisted origin. Spelling comparisons are slower, so their
 # limit is lower.
 _MAX_COMPARED: Final = 200
 _MAX_SPELLED: Final = 100
-# Shorter names that differ by two edits are probably unrelated.
+# Labels that are shorter than this minimum and differ by two edits are probably unrelated.
 _MIN_LENGTH: Final = 4
 
 _LOOPBACK: Final = "{} and {} are different origins, even if both refer to this machine"
@@ -32,7 +32,7 @@ class ClosestEntry(NamedTuple):
 
     Attributes:
         entry: The entry as a string.
-        difference: A clause that describes the difference, or explains why a matching entry does not apply.
+        difference: A clause that describes the difference or explains why a matching entry does not apply.
         is_deliberate: Whether the entry matches and has ``;never``.
         is_skipped: Whether the entry matches but is skipped.
     """
@@ -57,9 +57,10 @@ class ClosestEntries:
         self._remembered = lru_cache(maxsize=_CACHED_ORIGINS)(partial(closest_entry, policy=policy))
 
     def find(self, scheme: str, host: str, port: int | None) -> ClosestEntry | None:
-        """Return the closest entry; ``None`` if no entry is close, or if a matching entry relays the token.
+        """Return the closest entry, or ``None`` if no entry is close.
 
-        For the arguments, see `Origin.of`.
+        The result is also ``None`` if a matching entry allows the token to be relayed. For the arguments, see
+        `Origin.of`.
         """
         try:
             origin = Origin.of(scheme, host, port)
@@ -69,9 +70,10 @@ class ClosestEntries:
 
 
 def closest_entry(origin: Origin, policy: RelayPolicy) -> ClosestEntry | None:
-    """Return the entry closest to *origin*; ``None`` if no entry is close, or if a matching entry relays the token.
+    """Return the entry closest to *origin*, or ``None`` if no entry is close.
 
-    The order of the entries does not affect the result. For hops, use `ClosestEntries`, which caches the results.
+    The result is also ``None`` if a matching entry allows the token to be relayed. The order of the entries does not
+    affect the result. For hops, use `ClosestEntries`, which caches the results.
     """
     pattern = policy.deciding_pattern(origin)
     if pattern is not None:
@@ -87,7 +89,7 @@ def closest_entry(origin: Origin, policy: RelayPolicy) -> ClosestEntry | None:
 
 
 def _withheld_by(pattern: OriginPattern, policy: RelayPolicy) -> ClosestEntry | None:
-    """Return the entry with the matching *pattern* and the reason why the entry relays no token."""
+    """Return the entry with the matching *pattern*, or ``None`` if it allows the token to be relayed."""
     if pattern in policy.refused:
         difference = "the entry is skipped because it is invalid or contradicts another entry"
         return ClosestEntry(str(pattern), difference, is_skipped=True)
@@ -122,7 +124,8 @@ def _join(*differences: str) -> str:
 def _port_difference(origin: Origin, pattern: OriginPattern) -> str:
     if pattern.port in (ANY_PORT, origin.port):
         return ""
-    # Default ports differ only because the schemes differ, and the message already mentions the schemes.
+    # If both ports are default ports, they differ only because the schemes differ, and the message already mentions the
+    # schemes.
     if origin.port == DEFAULT_PORTS[origin.scheme] and pattern.port == DEFAULT_PORTS[pattern.scheme]:
         return ""
     return f"the port differs: {origin.port}, not {pattern.port}"
@@ -158,7 +161,7 @@ def _host_difference(host: str, pattern: str) -> tuple[int, str] | None:
 
 
 def _is_misspelled(host: str, name: str) -> bool:
-    """Return whether the names differ in only one label, and by at most two edits."""
+    """Return whether the names differ in only one label and by at most two edits."""
     if _is_address(host) or _is_address(name):
         return False
     labels, meant = host.split("."), name.split(".")

@@ -4,8 +4,8 @@ OpenTelemetry passes part of the file to the propagator, but only if OpenTelemet
 directly so that the settings apply even if OpenTelemetry fails to start, if the file contains ``disabled: true``, or
 if the propagator is listed in ``composite_list``.
 
-The settings are in ``instrumentation/development.python.token_relay`` or, with lower precedence, in an item in
-``propagator.composite``. References in the form ``${NAME}`` or ``${NAME:-default}`` are replaced with the values of
+The settings are in ``instrumentation/development.python.token_relay`` or, with lower precedence, in an item of
+``propagator.composite``. References of the form ``${NAME}`` or ``${NAME:-default}`` are replaced with the values of
 environment variables.
 
 Source: OpenTelemetry specification, "Declarative configuration: environment variable substitution".
@@ -31,7 +31,7 @@ KEY: Final = "token_relay"
 _INSTRUMENTATION: Final = ("instrumentation/development", "python", KEY)
 # The sections for other languages belong to other packages.
 _OTHER_LANGUAGES: Final = frozenset({"cpp", "dotnet", "erlang", "go", "java", "js", "php", "ruby", "rust", "swift"})
-# The maximum size of the file, which is far larger than any real configuration file.
+# The maximum file size, which is far larger than any real configuration file.
 _MAX_BYTES: Final = 4 * 1024 * 1024
 
 _substitutions: Final = re.compile(r"\$\$|\$\{(?:env:)?([A-Za-z_][A-Za-z0-9_]*)(?::-([^}\n]*))?\}").sub
@@ -60,7 +60,7 @@ class ConfigurationFile(NamedTuple):
             effect.
         duplicates: The paths of duplicate keys that contain sections with settings.
         names_propagator: Whether the file enables the relay.
-        problem: Why the file cannot be read; ``None`` if the file was read.
+        problem: The reason why the file cannot be read; ``None`` if the file was read.
         is_unknown: Whether the file cannot be read but might contain settings.
     """
 
@@ -91,7 +91,7 @@ def _repeated(keys: Iterable[Any]) -> tuple[str, ...]:
 
 
 def read_configuration_file(environ: Mapping[str, str]) -> ConfigurationFile:
-    """Return this package's part of the file, or an empty result if OTEL_CONFIG_FILE is not set.
+    """Return the parts of the file that this package uses, or an empty result if OTEL_CONFIG_FILE is not set.
 
     Errors are reported in the result, not raised.
 
@@ -124,7 +124,7 @@ def read_configuration_file(environ: Mapping[str, str]) -> ConfigurationFile:
         reason = "it is nested too deeply"
     except UnicodeDecodeError:
         return _unreadable("it is not valid UTF-8")
-    except Exception as error:  # any type is possible, and the message might quote a secret
+    except Exception as error:  # the error can have any type, and its message might quote a secret
         reason = f"it cannot be parsed ({_position(error)})"
     return _unreadable(reason, is_unknown=KEY.encode() in content)
 
@@ -134,7 +134,7 @@ def _unreadable(reason: str, *, is_unknown: bool = True) -> ConfigurationFile:
 
 
 def _position(error: Exception) -> str:
-    """Return the error's type and, if known, the line at which the parser stopped."""
+    """Return the error's type and, if known, the line on which the parser stopped."""
     mark = getattr(error, "problem_mark", None)
     line = getattr(error, "lineno", None) or (None if mark is None else mark.line + 1)
     return type(error).__name__ if line is None else f"{type(error).__name__} on line {line}"
@@ -144,13 +144,13 @@ def _parse(content: bytes, suffix: str) -> object:
     text = content.decode("utf-8-sig")
     if suffix == ".json":
         return json.loads(text, object_pairs_hook=_Mapping.of)
-    # The package with which OpenTelemetry reads the file requires PyYAML, so this package does not need to require it.
+    # The package that OpenTelemetry uses to read the file requires PyYAML, so this package does not need to require it.
     yaml: Any = importlib.import_module("yaml")
     loader: Any = type("Loader", (yaml.SafeLoader,), {})
 
     def construct(parser: Any, node: Any) -> Iterator[_Mapping]:
         found = _Mapping()
-        yield found  # values that are constructed below can refer to this mapping
+        yield found  # values that are constructed later can refer to this mapping
         names = [parser.construct_object(key) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
         found.update(parser.construct_mapping(node))
         found.duplicates = _repeated(names)

@@ -1,9 +1,9 @@
 """Build an authenticator from the settings so that applications can verify tokens without code changes.
 
-In `enforce` mode, requests are rejected with a 503 error if the authenticator cannot be built. For example, the issuer
-might not be set, or the extra might not be installed. A service that is configured to verify tokens must not
-accept unverified requests. The reason is logged once and is included in the output of `otel-token-relay check`. The
-functions in this module do not raise exceptions.
+The authenticator cannot be built if, for example, the issuer is not set or the extra is not installed. In `enforce`
+mode, requests are rejected with a 503 error if the authenticator cannot be built, because a service that is configured
+to verify tokens must not accept unverified requests. The reason for the failure is logged once and is included in the
+output of `otel-token-relay check`. The functions in this module do not raise exceptions.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from otel_token_relay.verifications import VerificationRecorder
 
 _logger = logging.getLogger("otel_token_relay")
 
-# The reason that is recorded for each request that is rejected because verification cannot start.
+# The reason recorded for each request that is rejected because verification cannot start.
 CANNOT_START: Final = "cannot_start"
 
 
@@ -37,13 +37,13 @@ CANNOT_START: Final = "cannot_start"
 def build_authenticator(settings: Settings) -> Authenticator | None:
     """Return the authenticator for server boundaries, or ``None`` if requests are not verified.
 
-    Equal settings return the same authenticator so that all boundaries in a process share signing keys.
+    Calls with equal settings return the same authenticator so that all boundaries in a process share signing keys.
     """
     if settings.verify == "off":
         return None
     try:
-        # The module is imported here because it requires an extra and depends on this module. Importing PyJWT takes
-        # 60 ms.
+        # The authenticator's module is imported here because it requires an extra and depends on this module. Importing
+        # PyJWT takes 60 ms.
         authenticator: Authenticator = importlib.import_module(
             "otel_token_relay.verification.authenticator"
         ).authenticator_from(settings)

@@ -29,23 +29,23 @@ REFUSED_KEY: Final = otel_context.create_key("token-relay-refused")
 UNUSED_KEY: Final = otel_context.create_key("token-relay-unused")
 # The `Lease` for calls that the service makes on its own behalf. TOKEN_KEY takes precedence over SERVICE_KEY.
 SERVICE_KEY: Final = otel_context.create_key("token-relay-service")
-# Set to `True` when `extract` finds no token, and to `False` when a token or `None` is bound.
+# Set to `True` when `extract` finds no token and to `False` when a token or `None` is bound.
 NOT_FOUND_KEY: Final = otel_context.create_key("token-relay-not-found")
 DESTINATION_KEY: Final = otel_context.create_key("token-relay-destination")
 
 before_first_token: Callable[[], None] | None = None
-"""A function that `install` registers and that is called once, before the first token is bound."""
+"""A function that `install` registers to be called once, before the first token is bound."""
 
-# Functions that redaction registers to receive each newly bound token and the token's context. The functions cannot
-# change the token, and errors in the functions do not affect the request.
+# Functions that redaction registers to receive each newly bound token and its context. These functions cannot change
+# the token, and their errors do not affect the request.
 token_watchers: Final[list[Callable[[BearerToken, Context], None]]] = []
 # Functions to call, in a token's context, after a verifier accepts a token that is already bound.
 verification_watchers: Final[list[Callable[[BearerToken], None]]] = []
-# Functions to call with a request's unused credentials and with the context that contains the credentials.
+# Functions to call with a request's unused credentials and the context that contains them.
 unused_watchers: Final[list[Callable[[UnusedCredentials, Context], None]]] = []
 
 
-# A context is immutable, but a new copy can be changed safely before the copy is shared. Each request creates several
+# A context is immutable, but a new copy can be changed safely before it is shared. Each request creates several
 # copies, and merging dictionaries would copy each context twice.
 _set: Final = dict.__setitem__
 
@@ -89,17 +89,17 @@ def bind_not_found(context: Context) -> Context:
 
 
 def is_bound(context: Context) -> bool:
-    """Return whether *context* identifies the party on whose behalf code runs: a caller or the service itself."""
+    """Return whether *context* is associated with a caller or with the service itself."""
     return TOKEN_KEY in context or SERVICE_KEY in context
 
 
 def is_unserved(context: Context) -> bool:
-    """Return whether the service acts on its own behalf in *context*, outside any request.
+    """Return whether the service is acting on its own behalf in *context*, outside any request.
 
     The result is ``True`` inside a ``with as_service():`` block. Unless a token or ``None`` is bound, the result is
-    also ``True`` in a process that has never served a request. In a process that serves requests, or in its worker
-    processes, the token might have been lost. There, a missing token does not indicate that the service acts on its
-    own behalf.
+    also ``True`` in a process that has never served a request. In a process that serves requests and in its worker
+    processes, a missing token does not indicate that the service is acting on its own behalf, because the token might
+    have been lost.
     """
     is_unbound = TOKEN_KEY not in context
     service = cast("Lease | None", context.get(SERVICE_KEY))
@@ -111,8 +111,8 @@ def is_unserved(context: Context) -> bool:
 def _is_worker_process() -> bool:
     """Return whether ``multiprocessing`` started this process.
 
-    Tasks in such a process might belong to requests that the parent process serves. The child process cannot detect
-    this, because pools are often created before the first request.
+    Tasks in such a process might belong to requests that the parent process is serving. The child process cannot
+    detect such requests, because pools are often created before the first request.
     """
     for name in ("multiprocessing.process", "multiprocess.process"):
         parent_process = getattr(sys.modules.get(name), "parent_process", None)
@@ -142,9 +142,9 @@ def announce(token: BearerToken, context: Context | None = None) -> None:
 
 
 def announce_obtained(token: BearerToken) -> None:
-    """Report to redaction a token that the authorization server issued for the current request.
+    """Notify redaction of a token that the authorization server issued for the current request.
 
-    Redaction treats the token like a token that a verifier has accepted. Call this function for each hop that uses the
+    Redaction treats the token like one that a verifier has accepted. Call this function for each hop that uses the
     token, because a request's hops can belong to different traces.
     """
     announce_verified(token)
@@ -152,7 +152,7 @@ def announce_obtained(token: BearerToken) -> None:
 
 
 def announce_verified(token: BearerToken) -> None:
-    """Report to redaction that a token has been verified."""
+    """Notify redaction that a token has been verified."""
     _notify(verification_watchers, token)
 
 
@@ -165,7 +165,7 @@ def _notify(watchers: Sequence[Callable[..., None]], *arguments: object) -> None
 
 
 def bound_token(context: Context) -> BearerToken | None:
-    """Return the token in *context*, even if the token can no longer be used."""
+    """Return the token in *context*, even if it can no longer be used."""
     token: BearerToken | None = context.get(TOKEN_KEY)  # type: ignore[assignment]
     return token
 
@@ -191,7 +191,7 @@ def use_token(token: str | BearerToken | None) -> Generator[BearerToken | None, 
     """Bind a token for the duration of a ``with`` block, for example, in a message consumer, a job, or a test.
 
     Args:
-        token: The token, without ``Bearer``; ``None`` to hide the bound token until the block ends.
+        token: The token, without the ``Bearer`` prefix; ``None`` to hide the bound token until the block ends.
 
     Yields:
         The bound token, whose lease ends with the block.
@@ -232,7 +232,7 @@ class NamedUrl(NamedTuple):
     """The destination of an `inject` call.
 
     Attributes:
-        origin: The origin; ``None`` if the URL is ambiguous.
+        origin: The URL's origin; ``None`` if the URL is ambiguous.
         is_signed: Whether the URL's query string contains a signature that authenticates the request.
     """
 

@@ -1,7 +1,7 @@
 """OpenTelemetry instruments that are created on first use.
 
-This package's objects can be constructed while OpenTelemetry is still being imported. Requesting a meter at that point
-would load the meter provider.
+This package's objects can be constructed while OpenTelemetry is still being imported. Requesting a meter during
+that import would load the meter provider.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Read files that contain credentials. The file size is limited, and a file is read again when it changes.
+"""Read files that contain credentials. File sizes are limited, and files are read again when they change.
 
 Error messages contain only the setting's name and a description of the problem, never the file's content.
 """
@@ -16,7 +16,7 @@ _Content = TypeVar("_Content")
 
 
 class CredentialUnavailable(Exception):
-    """An error raised if a credential cannot be used now. The error message does not contain the credential."""
+    """An error raised if a credential cannot currently be used. The error message does not contain the credential."""
 
 
 class FileUnusable(ValueError):
@@ -32,16 +32,16 @@ class FileVersion(NamedTuple):
 
     @classmethod
     def of(cls, status: os.stat_result) -> FileVersion:
-        """Return the version of a file, given the result of `os.stat`."""
+        """Return a file's version, based on the result of `os.stat`."""
         return cls(status.st_mtime_ns, status.st_size, status.st_ino)
 
 
-# A cache of parsed files so that keys do not have to be parsed again for each request.
+# A cache of parsed files, which avoids parsing keys again for each request.
 _contents: dict[tuple[str, Callable[[bytes], Any]], tuple[FileVersion, Any]] = {}
 
 
 def version_of(path: str) -> FileVersion:
-    """Return the version of a file.
+    """Return a file's version.
 
     Raises:
         FileUnusable: The file is too large or is not a regular file.
@@ -60,7 +60,7 @@ def use_file(setting: str, use: Callable[[], _Content]) -> _Content:
     """Call *use*, which reads the file for a setting, and return the result.
 
     Raises:
-        CredentialUnavailable: The file cannot be used now.
+        CredentialUnavailable: The file cannot currently be used.
     """
     try:
         return use()
@@ -68,7 +68,7 @@ def use_file(setting: str, use: Callable[[], _Content]) -> _Content:
         problem = str(error)
     except (OSError, ValueError):
         problem = "cannot be read"
-    # Raise the error outside the handlers so that Python does not attach an exception that might quote the content.
+    # Raise the error outside the handlers so that it is not chained to an exception that might quote the content.
     raise CredentialUnavailable(f"the file in {setting} {problem}")
 
 
@@ -81,12 +81,12 @@ def read_file(path: str, setting: str, parse: Callable[[bytes], _Content]) -> _C
         parse: A pure function that parses the content and raises `FileUnusable` if the content is invalid.
 
     Raises:
-        CredentialUnavailable: The file cannot be used now.
+        CredentialUnavailable: The file cannot currently be used.
     """
     try:
         return use_file(setting, lambda: _read(path, parse))
     except CredentialUnavailable:
-        _contents.pop((path, parse), None)  # remove unusable files from the cache
+        _contents.pop((path, parse), None)  # remove the unusable file from the cache
         raise
 
 
@@ -97,7 +97,7 @@ def _read(path: str, parse: Callable[[bytes], _Content]) -> _Content:
         return known[1]  # type: ignore[no-any-return]  # the same function returned it
     with open(path, "rb") as file:
         content = file.read(MAX_FILE_BYTES + 1)
-    if len(content) > MAX_FILE_BYTES:  # the file has grown
+    if len(content) > MAX_FILE_BYTES:  # the file grew after its size was checked
         raise FileUnusable("is too large")
     if not content.strip():
         raise FileUnusable("is empty")

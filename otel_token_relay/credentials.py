@@ -1,4 +1,4 @@
-"""Find the token in an incoming request's headers, or the reason why the request has no usable token.
+"""Find the token in an incoming request's headers, or determine why the request has no usable token.
 
 This module does not verify tokens; see `otel_token_relay.authentication`.
 """
@@ -24,10 +24,10 @@ HeaderLines = tuple[str, Sequence[str | bytes]]
 # cannot be read.
 Source = HeaderLines | Reason | None
 
-# A header line can contain these seven characters in addition to the token.
+# The scheme and the space after it add seven characters to the length of a header line.
 _SCHEME_LENGTH: Final = len("Bearer ")
 
-# RFC 9110, section 11.4: commas can also separate the parameters of a single credential, as in Digest authentication.
+# Commas can also separate the parameters of a single credential, as in Digest authentication (RFC 9110, section 11.4).
 _TOKEN: Final = r"[A-Za-z0-9!#$%&'*+.^_`|~-]+"
 _PARAMETER: Final = rf'{_TOKEN}=(?:{_TOKEN}|"(?:[^"\\]|\\.)*")'
 _is_one_with_parameters = re.compile(
@@ -44,8 +44,7 @@ def parse_credentials(
     lengths.
 
     Args:
-        values: The header's field lines, as strings or bytes, without changes. (WSGI servers join field lines with
-            commas.)
+        values: The header's unmodified field lines, as strings or bytes. (WSGI servers join field lines with commas.)
         max_length: The maximum number of characters in the token. A longer token is rejected, not truncated.
         bare: Whether to also accept a token without a scheme, as in ``x-forwarded-access-token``.
 
@@ -66,13 +65,13 @@ def parse_credentials(
             return token_bytes.decode("ascii")
     if len(line) > max_length and len(line) > max_length + _SCHEME_LENGTH:
         return Reason.TOO_LONG
-    # RFC 9110, section 5.5: leading and trailing white space (SP, HTAB) is not part of a field value.
+    # Leading and trailing white space (SP, HTAB) is not part of a field value (RFC 9110, section 5.5).
     text = line.decode("latin-1") if type(line) is bytes or not isinstance(line, str) else line
     value = text.strip(" \t")
     if "," in value and not _is_one_with_parameters(value):
         return Reason.AMBIGUOUS
-    # RFC 6750, section 2.1: credentials = "Bearer" 1*SP b64token.
-    # RFC 9110, section 11.1: the scheme is case-insensitive.
+    # The grammar is `credentials = "Bearer" 1*SP b64token` (RFC 6750, section 2.1). The scheme is case-insensitive
+    # (RFC 9110, section 11.1).
     scheme, _, token = value.partition(" ")
     if scheme == "Bearer" or scheme.lower() == "bearer":
         token = token.lstrip(" ")
@@ -92,7 +91,7 @@ def find(values_of: Callable[[str], Sequence[str | bytes]], settings: Settings) 
     header could make the service use a later header.
 
     Args:
-        values_of: A function that returns a header's field lines, given the header's lowercase name.
+        values_of: A function that returns the field lines of the header with the given lowercase name.
         settings: The settings, which contain the names of the source headers.
     """
     for name in settings.source_headers:
@@ -117,7 +116,7 @@ def read(source: Source, settings: Settings, *, lease: Lease | None = None) -> C
     Args:
         source: The header; ``None`` if no source header is present, or a reason if the headers cannot be read.
         settings: The settings, which contain the maximum token length.
-        lease: The request's lease; ``None`` if the relay cannot detect the end of the request.
+        lease: The request's lease; ``None`` if the relay cannot detect when the request ends.
 
     Returns:
         The token, or the reason why the request has no usable token.

@@ -55,8 +55,8 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 def patch_session(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     """Hook the sessions in *module*, which is ``aiohttp_client_cache.session``.
 
-    The hook restores the server's headers for the application, unless the application defines its own session subclass,
-    which might be a cache itself.
+    The hook restores the server's headers for the application unless the application defines its own session subclass,
+    which might itself be a cache.
     """
     if not runtime.settings.protect_caches:
         return

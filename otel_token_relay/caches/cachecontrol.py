@@ -1,8 +1,8 @@
 """Hooks for CacheControl, which caches responses in a requests adapter.
 
-CacheControl stores a response after the response body has been read, which might happen in a different context. For
-this reason, the hook checks the response's mark instead of the context. CacheControl's heuristics can replace the
-``Cache-Control`` header, so ``no-store`` alone is not sufficient.
+CacheControl stores a response after its body has been read, which might happen in a different context. For this reason,
+the hook checks the response's mark instead of the context. CacheControl's heuristics can replace the ``Cache-Control``
+header, so ``no-store`` alone is not sufficient.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
     def build_update(original: Function) -> Function:
         def update_cached_response(self: Any, request: Any, response: Any) -> Any:
-            # This is a 304 response to a request that the application itself made conditional.
+            # A personal response here is a 304 response to a request that the application itself made conditional.
             return response if is_personal(response) else original(self, request, response)
 
         return update_cached_response

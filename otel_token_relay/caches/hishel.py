@@ -1,4 +1,4 @@
-"""Hooks for hishel 2's httpx and httpx2 transports and its requests adapter.
+"""Hooks for the httpx and httpx2 transports and the requests adapter in hishel 2.
 
 Except in RFC mode, hishel ignores response headers. The hooks insert a layer between hishel and the network. For each
 personal response, the layer raises an exception that contains the response, so hishel never processes personal
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 
 class _PersonalResponse(Exception, Generic[T]):
-    """An exception that wraps a personal response, which then bypasses the cache."""
+    """An exception that wraps a personal response so that the response bypasses the cache."""
 
     def __init__(self, response: T) -> None:
         super().__init__()
@@ -41,9 +41,7 @@ class _PersonalResponse(Exception, Generic[T]):
 
 
 class _Below:
-    """The transport below the cache, which raises an exception for each personal response instead of returning the
-    response.
-    """
+    """A transport below the cache that raises an exception instead of returning a personal response."""
 
     def __init__(self, transport: Any) -> None:
         self._transport = transport

@@ -26,10 +26,10 @@ def build_send(original: Function) -> Function:
 
 
 def has_led_to(found: Any, may_send: Callable[[str, Callable[[str], bool]], bool]) -> bool:
-    """Return whether a cached response resulted from redirects and a request to any of its URLs might carry a token.
+    """Return whether a request to any URL in a cached response's redirect chain might carry a token.
 
     If an unlisted host redirects a request to a listed host, the cache stores the response under the unlisted host's
-    URL.
+    URL. The result is ``False`` if there were no redirects.
 
     Args:
         found: The cached response from requests or aiohttp.

@@ -1,4 +1,4 @@
-"""Detect cache library releases that lack a module to hook. The hook for a missing module would never run."""
+"""Detect releases of cache libraries that lack a required module. A hook for a missing module would never run."""
 
 from __future__ import annotations
 

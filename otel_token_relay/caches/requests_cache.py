@@ -65,8 +65,8 @@ def patch_backend(module: ModuleType, runtime: Runtime, patches: Patches) -> Non
 def patch_session(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     """Hook the sessions in *module*, which is ``requests_cache.session``.
 
-    The hook restores the server's headers for the application, unless the application defines its own session subclass,
-    which might be a cache itself.
+    The hook restores the server's headers for the application unless the application defines its own session subclass,
+    which might itself be a cache.
     """
     if not runtime.settings.protect_caches:
         return
