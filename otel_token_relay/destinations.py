@@ -179,7 +179,7 @@ def split_entries(text: str) -> tuple[str, ...]:
 def read_destinations(
     entries: Iterable[str | Destination], report: Callable[[str, str], None], refused: set[OriginPattern] | None = None
 ) -> tuple[Destination, ...]:
-    """Parse the entries, and report and skip any that are invalid.
+    """Parse the entries, reporting and skipping any that are invalid.
 
     If two entries contradict each other, both are skipped, because it is unclear which one is intended. A broader entry
     must not apply to a skipped entry's origin, because the skipped entry might have been stricter.

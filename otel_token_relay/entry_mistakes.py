@@ -84,7 +84,7 @@ def hide_user_info(entry: str, *, is_open: bool = False) -> str:
 
 
 def describe(entry: str, problem: str, is_valid: Callable[[str], bool]) -> str:
-    """Return one sentence that explains why an entry is invalid and, if possible, suggests a correction.
+    """Return a sentence that explains why an entry is invalid and, if possible, suggests a correction.
 
     The sentence does not contain user info.
 

@@ -127,7 +127,7 @@ class TokenRejected(RelayError):
     Attributes:
         reason: One of the `RejectReason` values.
         claim: The claim, header parameter, or introspection response member that failed the check; ``None`` unless
-            exactly one failed.
+            exactly one of these failed.
         expected: The accepted values as printable strings, each truncated to 100 characters; empty if the claim is not
             compared with specific values. `TokenVerifier.verify` sets *expected* and *found*.
         found: The values in the token as printable strings, each truncated to 100 characters; empty if the token does

@@ -40,6 +40,6 @@ def _unmet(extra: str) -> Iterator[str]:
 
 
 def with_unmet(error: Exception, extra: str) -> str:
-    """Return the error message, with the unmet requirements of *extra* appended if *error* is an `ImportError`."""
+    """Return the error message. If *error* is an `ImportError`, append the unmet requirements of *extra*."""
     clauses = unmet(extra) if isinstance(error, ImportError) else []
     return "; ".join([str(error), *clauses])

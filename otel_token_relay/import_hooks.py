@@ -107,7 +107,7 @@ class ImportHooks(Generic[HookT]):
         patches = Patches()
         try:
             self.states[hook] = self._patch(hook, module, patches)
-        except Exception as error:  # the application's import continues
+        except Exception as error:  # the application's import must continue
             patches.undo()
             self.states[hook] = f"{type(error).__name__}: {error}"
             self._on_failure(hook, error)
@@ -151,7 +151,7 @@ class _ObservedSpec(ModuleSpec):
             try:
                 self.__class__ = ModuleSpec  # type: ignore[assignment]  # its original class
                 _end_wait(self.name)
-            except Exception:  # the application's import continues
+            except Exception:  # the application's import must continue
                 _logger.exception("token relay cannot hook %s, which remains unchanged", self.name)
 
 

@@ -156,7 +156,7 @@ def _undo(installation: _Installation, successor: Runtime | None) -> None:
 
 
 def hook_states() -> dict[str, str]:
-    """Return the state of each hooked module: ``hooked``, ``not imported``, or an error."""
+    """Return a mapping from modules to their states. Each state is ``hooked``, ``not imported``, or an error."""
     with _lock:
         if _installed is None:
             return {}
@@ -234,7 +234,7 @@ def pre_instrument() -> None:
 
 @contextmanager
 def _survives(failure: str) -> Generator[None, None, None]:
-    """Log exceptions instead of raising them."""
+    """Log exceptions instead of propagating them."""
     try:
         yield
     except Exception:

@@ -26,9 +26,10 @@ class Kind:
     """The type of a setting.
 
     Attributes:
-        read: A function that converts a string. It raises `ValueError` with a one-sentence message.
-        read_value: A function that converts any other type of value. It raises `ValueError` with a one-sentence
-            message.
+        read: A function that converts a string, or raises `ValueError` with a one-sentence message if the string is
+            invalid.
+        read_value: A function that converts any other type of value, or raises `ValueError` with a one-sentence message
+            if the value is invalid.
         schema: The JSON Schema of the value in a configuration file.
         is_secret: Whether the value is a secret. A secret is never printed and cannot be passed as a launcher flag.
     """

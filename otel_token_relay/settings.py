@@ -772,7 +772,7 @@ def _usable_issuers(merged: Source, problems: list[str]) -> dict[str, Any]:
     """Return replacements for unusable issuer settings, and add a description of each problem to *problems*.
 
     After an issuer is removed, it is unclear which issuer the global settings belong to. Therefore, if the keys or an
-    endpoint are configured globally, all issuers are removed. A global credential is not used.
+    endpoint are configured globally, all issuers are removed. A globally configured credential is not used.
     """
     values = merged.values
     # If the `exchange_actor` setting is invalid, the intended actor is unknown, so tokens are not exchanged.
