@@ -1,7 +1,7 @@
 """Record the decision for each hop in span attributes, a counter, and log lines. Records never contain the token.
 
-If the span is not recording, the meter has no SDK, the logger's level is above ``DEBUG``, and ``…_LOG`` is not set,
-a decision is not recorded. The only cost is the time to check these conditions.
+Decisions are not recorded if the hop's span is not recording, the meter has no SDK, the logger's level is above
+``DEBUG``, and ``…_LOG`` is not set. In that case, the only cost is the time to check these conditions.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ ExchangeResult = Literal["hit", "miss", "joined", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The decision for a hop, and the reason for that decision. A decision never contains a token.
+    """The decision for a hop and the reason for it. A decision never contains a token.
 
     Attributes:
         reason: Why the token was sent or withheld.
@@ -58,7 +58,7 @@ _CLIENT: Final = trace.SpanKind.CLIENT
 
 
 class _Attributes(NamedTuple):
-    """The counter attributes and span attributes for a decision. The dictionaries must not be changed."""
+    """The counter attributes and span attributes for a decision. The dictionaries must not be modified."""
 
     counter: dict[str, str]
     span: dict[str, str]
@@ -74,9 +74,9 @@ class DecisionRecorder:
     def __init__(self, closest: Closest | None = None) -> None:
         self._closest = closest
         self._counter = LazyCounter(COUNTER_NAME, "{decision}", "Decisions on whether to relay the caller's token.")
-        # Each key consists of a reason from a closed set and the ID of a destination in the settings, so the number of
-        # keys is limited. If keys contained hosts, callers could create any number of time series. Destinations exist
-        # as long as the settings do, so they can be compared by identity, which is faster than hashing.
+        # Each key combines a reason from a fixed set with the ID of a destination in the settings, so the number of
+        # keys is limited. If keys contained hosts, callers could create any number of time series. Destinations have
+        # the same lifetime as the settings, so they can be compared by identity, which is faster than hashing them.
         self._attributes: dict[tuple[Reason, int], _Attributes] = {}
 
     def prepare(self) -> None:
@@ -84,7 +84,10 @@ class DecisionRecorder:
         self._counter.prepare()
 
     def is_watched(self, context: Context) -> bool:
-        """Return whether any span, counter, or log would record a decision now. Exceptions are not raised."""
+        """Return whether any span, counter, or log would record a decision now.
+
+        This method never raises an exception.
+        """
         try:
             counter = self._counter.created or self._counter.create()
             # The API's counter forwards measurements to an SDK counter once an SDK is configured.
@@ -112,7 +115,7 @@ class DecisionRecorder:
             reason: Why the token is sent or withheld.
             context: The context, which can contain the hop's CLIENT span.
             destination: The matching entry; ``None`` if no entry matches.
-            target: The request's target; ``None`` if unknown.
+            target: The request's target; ``None`` if the target is unknown.
             exchange: How the exchanged token was obtained; ``None`` if the destination does not require an exchange.
         """
         try:
@@ -176,5 +179,5 @@ def _write(
         origin="unknown" if origin is None else str(origin),
         entry=None if destination is None else str(destination),
         trace_id=trace.format_trace_id(trace_id) if trace_id else None,
-        closest_entry=closest_entry if destination is None else None,  # last, because long lines are truncated
+        closest_entry=closest_entry if destination is None else None,  # written last, because long lines are truncated
     )

@@ -1,4 +1,4 @@
-"""Allow-list entries, and functions that parse lists of entries."""
+"""Define allow-list entries, and parse lists of entries."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ _IS_PART: Final = "it contains all or part of a user name or password; expected 
 _is_printable_ascii: Final = re.compile(r"[ -~]+").fullmatch
 # RFC 3986, section 2.1: a percent sign must be followed by two hexadecimal digits.
 _has_bad_percent: Final = re.compile(r"%(?![0-9A-Fa-f]{2})").search
-# Characters that must be encoded in a value, including leading and trailing spaces, which the parser would strip.
+# Characters that must be encoded in a value, including leading and trailing spaces, which the parser would otherwise
+# strip.
 _special: Final = re.compile(r"[%,;]|^ +| +$")
-# An operator might set the variable to a token by mistake.
+# Matches a JWT, because an operator might set the variable to a token by mistake.
 _jwt: Final = re.compile(r"eyJ[A-Za-z0-9_-]{8,}[A-Za-z0-9_.-]*")
 _starts_with_scheme: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://").match
 _starts_with_web_scheme: Final = re.compile(r"https?://", re.IGNORECASE).match
@@ -47,9 +48,10 @@ class Destination:
         required: Whether a request that has no token and no credential of its own fails with `TokenUnavailable` before
             any data is sent.
         audience: The audience to request in a token exchange (RFC 8693, section 2.1).
-        scope: The scopes to request in the exchange, separated by spaces.
+        scope: A space-separated list of scopes to request in the exchange.
         resource: The resource to request in the exchange.
-        expect: The audiences to accept in the exchanged token instead of the requested audience, separated by spaces.
+        expect: A space-separated list of audiences to accept in the exchanged token, in addition to the requested
+            audience and resource.
         grant: The grant type for the exchange; ``None`` to use the ``exchange_grant`` setting.
         without_user: ``client`` to send the service's own token when no request is being served.
         retry: ``idempotent`` to retry a request once if its method is idempotent and its token is rejected.
@@ -57,8 +59,8 @@ class Destination:
             other parameters.
 
     Raises:
-        ValueError: A value is empty or contains characters other than printable ASCII, *never* is combined with another
-            parameter, or an exchange parameter is missing.
+        ValueError: A value is empty, contains characters other than printable ASCII, or is not one of the allowed
+            values; *never* is combined with another parameter; or a required exchange parameter is missing.
     """
 
     pattern: OriginPattern
@@ -104,7 +106,7 @@ class Destination:
     @classmethod
     def _parse(cls, entry: str) -> Destination:
         if _jwt.search(entry):
-            raise ValueError("it contains a token")  # otherwise, log lines would repeat the token
+            raise ValueError("it contains a token")  # otherwise, log messages would contain the token
         if not entry.strip():
             raise ValueError("it is empty; if the entry refers to a variable, the variable might not be set")
         if "," in entry:
@@ -134,13 +136,13 @@ class Destination:
     @property
     def needs_exchange(self) -> bool:
         """Whether this destination must receive an exchanged token instead of the caller's token."""
-        # Each hop that relays a token reads this property, so the conditions are unrolled for speed. Empty values have
-        # already been rejected.
+        # This property is read for each hop that relays a token, so the conditions are unrolled for speed. Empty values
+        # have already been rejected, so comparing with None is sufficient.
         return self.audience is not None or self.scope is not None or self.resource is not None
 
     @property
     def expected(self) -> tuple[str, ...]:
-        """The audiences to accept in the exchanged token instead of the requested audience."""
+        """The audiences to accept in the exchanged token, in addition to the requested audience and resource."""
         return () if self.expect is None else tuple(self.expect.split())
 
     def __str__(self) -> str:
@@ -154,9 +156,9 @@ class Destination:
 def split_entries(text: str) -> tuple[str, ...]:
     """Split a comma-separated list of entries.
 
-    After parameters, an item without a scheme might be the rest of a value that contains an unencoded comma. Such an
-    item stays in the same entry, and `Destination.parse` rejects the entry. A parameter that follows a comma instead of
-    a semicolon also stays in the same entry, because the entry must not apply without that parameter.
+    An item that follows an entry's parameters but has no scheme might be the rest of a value that contains an unencoded
+    comma. Such an item is kept in the same entry, which `Destination.parse` rejects. A parameter that follows a comma
+    instead of a semicolon is also kept in the same entry, because the entry must not apply without that parameter.
     """
     entries: list[str] = []
     follows_parameters = False
@@ -167,7 +169,8 @@ def split_entries(text: str) -> tuple[str, ...]:
             follows_parameters = True
             continue
         entries.append(item)
-        # An item with any other scheme is not an entry, so the next item is still treated as part of the parameters.
+        # An item with a scheme other than http or https is not an entry, so the next item might still be part of the
+        # parameters.
         is_entry = scheme is None or scheme[1].lower() in ("http", "https")
         follows_parameters = ";" in item or (follows_parameters and not is_entry)
     return tuple(entries)
@@ -176,15 +179,15 @@ def split_entries(text: str) -> tuple[str, ...]:
 def read_destinations(
     entries: Iterable[str | Destination], report: Callable[[str, str], None], refused: set[OriginPattern] | None = None
 ) -> tuple[Destination, ...]:
-    """Parse the entries; report and skip invalid entries.
+    """Parse the entries, reporting and skipping any that are invalid.
 
-    If two entries contradict each other, both entries are skipped, because the intended entry is unknown. A broader
-    entry must not apply to a skipped entry's origin, because the skipped entry might have been stricter.
+    If two entries contradict each other, both are skipped, because it is unclear which one is intended. A broader entry
+    must not apply to a skipped entry's origin, because the skipped entry might have been stricter.
 
     Args:
-        entries: The entries, either as strings or already parsed.
+        entries: The entries, as strings or `Destination` objects.
         report: A function to call with the setting's name and a description of the problem.
-        refused: A set that collects the origins of skipped entries.
+        refused: A set to which the origins of skipped entries are added.
     """
     if isinstance(entries, str):
         report("destinations", "expected a sequence of entries, not a single string")
@@ -209,7 +212,7 @@ def read_destinations(
     for pattern in sorted(contradicted, key=str):
         report("destinations", f"two entries for {pattern} contradict each other; both entries are skipped")
     if hides_origin and (wide := [d for d in found.values() if d.pattern.host.startswith("*")]):
-        # The skipped entry's intended origins are unknown, so no wildcard entry can apply.
+        # The skipped entry's intended origins are unknown, so wildcard entries must not apply.
         report("destinations", f"{', '.join(map(str, wide))}: skipped until the entry above is corrected")
         skipped.update(d.pattern for d in wide)
     listed = tuple(d for d in found.values() if d.pattern not in contradicted | skipped)
@@ -220,7 +223,7 @@ def read_destinations(
 
 
 def _mistakes() -> ModuleType:
-    """Import `entry_mistakes` only for invalid entries, because its regular expressions take 20 ms to compile."""
+    """Import `entry_mistakes` only when necessary, because its regular expressions take 20 ms to compile."""
     return importlib.import_module("otel_token_relay.entry_mistakes")
 
 
@@ -244,14 +247,14 @@ def _skip(entry: str, problem: str, given: Sequence[object], position: int) -> s
     hide_user_info = _mistakes().hide_user_info
     shown = hide_user_info(entry)
     if _contains_user_info_of(given[position + 1 :]):
-        # The user info contains a comma, so it starts in this entry or the previous entry and ends in a later entry.
+        # The user info contains a comma, so it starts in this entry or an earlier one, and ends in a later one.
         is_start = position == 0 or _starts_with_web_scheme(entry)
         hidden = hide_user_info(entry, is_open=True) if is_start else "***"
         if hidden != shown:
             shown = hidden
             problem = _IS_PART
     elif position and "@" in shown and not _starts_with_web_scheme(entry):
-        # The user info ends in this entry, so text that looks like a scheme might be part of the user info.
+        # The user info ends in this entry, so text that looks like a scheme might be part of it.
         shown = f"***@{shown.rpartition('***@')[2]}"
         problem = _IS_PART
     shown = _jwt.sub("***", shown)
@@ -260,12 +263,12 @@ def _skip(entry: str, problem: str, given: Sequence[object], position: int) -> s
 
 
 def _contains_user_info_of(later: Sequence[object]) -> bool:
-    """Return whether user info ends in an entry before the next scheme."""
+    """Return whether user info ends in a *later* entry, before the next entry that starts with a scheme."""
     return any("@" in entry for entry in takewhile(lambda entry: not _starts_with_web_scheme(entry), map(str, later)))
 
 
 def _are_valid(text: str) -> bool:
-    """Return whether every entry in a list is valid."""
+    """Return whether *text* is a non-empty list of valid entries."""
     try:
         return all(Destination._parse(entry) for entry in split_entries(text)) and bool(text)
     except ValueError:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Final
 from urllib.parse import SplitResult, urlsplit
 
-# Differences in a component of a URL. All other differences are smaller.
+# Differences in a URL component, which are considered larger than all other differences.
 _OF_PARTS: Final = frozenset({"the scheme differs", "the port differs", "the path differs"})
 
 
@@ -29,7 +29,7 @@ def describe_difference(expected: str, actual: str) -> str | None:
 
 
 def closest_difference(expected: Iterable[str], actual: str) -> str | None:
-    """Return the smallest difference that `describe_difference` finds between *actual* and any of *expected*."""
+    """Return the smallest difference that `describe_difference` finds between *actual* and any *expected* value."""
     found = [difference for value in expected if (difference := describe_difference(value, actual)) is not None]
     return min(found, key=_OF_PARTS.__contains__, default=None)
 

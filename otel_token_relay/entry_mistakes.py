@@ -1,9 +1,9 @@
 """Explain what is wrong with an invalid allow-list entry, and suggest a correction.
 
-An invalid entry is always skipped. The corrected text appears only in messages. Broader entries do not apply to the
-invalid entry's origins, because the operator might have intended a stricter entry.
+An invalid entry is always skipped. The suggested correction appears only in messages. Broader entries do not apply to
+the invalid entry's origins, because the operator might have intended a stricter entry.
 
-User info is removed first so that messages do not contain user info.
+User info is removed first so that it does not appear in messages.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from otel_token_relay.origin import DEFAULT_PORTS, OriginPattern, address_of
 from otel_token_relay.spelling import resembles
 
 _EXPECTED: Final = "expected ;required, ;audience=..., ;scope=..., ;resource=..., or ;never"
-# Other programs' names for the same parameters. These names are too different for the spelling check.
+# Alternative names for the parameters. The spelling check does not recognize most of these names, because they differ
+# too much from the parameters' names.
 _SYNONYMS: Final = {
     "aud": "audience",
     "scp": "scope",
@@ -31,12 +32,12 @@ _SYNONYMS: Final = {
 _MAX_SHOWN: Final = 200
 _MAX_QUOTED: Final = 60
 
-# Characters that can surround an origin in shells, YAML, JSON, Markdown, and regular expressions.
+# Characters that can surround an origin in shell commands, YAML, JSON, Markdown, and regular expressions.
 _WRAPPING: Final = "\"'`<>(){}^$\u2018\u2019\u201c\u201d\u00ab\u00bb\ufeff\u200b"
 _VARIABLE: Final = re.compile(r"\$\{[^{}]*\}|\$\([^()]*\)|\$[A-Za-z_][A-Za-z0-9_]*|\{\{[^{}]*\}\}")
 
 _split_scheme: Final = re.compile(r"((?:[A-Za-z][A-Za-z0-9+.-]*://)?)(.*)", re.DOTALL).fullmatch
-# The start of the next origin: a scheme that is not part of a longer word or a value.
+# Matches the start of the next origin, which is a scheme that is not part of a longer word or a value.
 _next_origin: Final = re.compile(r"(?<![A-Za-z0-9+.=/:%_-])[A-Za-z][A-Za-z0-9+.-]*:/{1,3}(?=[^/])")
 _known_scheme: Final = re.compile(r"(https?)(?::/*|//)(.*)", re.DOTALL | re.IGNORECASE).fullmatch
 _any_scheme: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/*(.*)", re.DOTALL).fullmatch
@@ -49,7 +50,8 @@ _is_port: Final = re.compile(r"\*|[0-9]{1,5}", re.ASCII).fullmatch
 _leading_scheme: Final = re.compile(r"^\W*[A-Za-z][A-Za-z0-9+.:-]*:/+").sub
 _value: Final = re.compile(r"=[^;]*")
 _looks_like_host: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]|\.(?=[A-Za-z0-9_]))*").findall
-# Text that hides the actual host: a variable, an encoded character, an inner wildcard, or an address range.
+# Matches text that hides the actual host, such as a variable, an encoded character, an inner wildcard, or an address
+# range.
 _cannot_be_read: Final = re.compile(r"[${}%\\]|\*.*\*|[A-Za-z0-9]\*|\.\*|[0-9]/[0-9]").search
 _is_range: Final = re.compile(r"[0-9.]+|\[[0-9A-Fa-f:.]+\]").fullmatch
 _bad_in_host: Final = re.compile(r"[^A-Za-z0-9._*\-\[\]:\u0080-\U0010ffff]").findall
@@ -82,7 +84,9 @@ def hide_user_info(entry: str, *, is_open: bool = False) -> str:
 
 
 def describe(entry: str, problem: str, is_valid: Callable[[str], bool]) -> str:
-    """Return one sentence that explains an invalid entry and suggests a correction, without user info.
+    """Return a sentence that explains why an entry is invalid and, if possible, suggests a correction.
+
+    The sentence does not contain user info.
 
     Args:
         entry: The entry.
@@ -107,7 +111,7 @@ def describe(entry: str, problem: str, is_valid: Callable[[str], bool]) -> str:
 
 
 def _lacks_parameter(proposal: str, entry: str) -> bool:
-    """Return whether the entry contains a flag that the proposed correction lacks."""
+    """Return whether the entry contains a flag that the proposed correction omits."""
     return any(re.search(rf";\s*{name}\b", entry, re.IGNORECASE) and f";{name}" not in proposal for name in FLAGS)
 
 
@@ -117,8 +121,8 @@ def origins_of(entry: str) -> Iterator[OriginPattern]:
     legible = [found for found in map(OriginPattern.find, texts) if found is not None]
     yield from legible
     if may_have_parameters(entry):
-        # Any other host in the entry might be the intended host, even before an @, because text that looks like user
-        # info might be a separate entry.
+        # Any other host in the entry might be the intended one, even if it precedes an @, because text that looks like
+        # user info might be a separate entry.
         known = {found.host for found in legible}
         hosts = dict.fromkeys([*_hosts(hide_user_info(entry)), *_hosts(entry)])
         others = [f"{scheme}://{host}:*" for host in hosts for scheme in _BOTH]
@@ -126,13 +130,13 @@ def origins_of(entry: str) -> Iterator[OriginPattern]:
 
 
 def is_illegible(entry: str) -> bool:
-    """Return whether the host in an invalid entry is unreadable, so that any wildcard might match the intended host."""
+    """Return whether the host in an invalid entry cannot be determined. Any wildcard might match such a host."""
     origin = _leading_scheme("", entry.partition(";")[0])
     return _cannot_be_read(origin) is not None or not any(map(OriginPattern.find, _hosts(hide_user_info(entry))))
 
 
 def _hosts(entry: str) -> list[str]:
-    """Return all words that look like hosts in an entry, except in parameter values."""
+    """Return all words in an entry that look like hosts, except those in parameter values."""
     text = _leading_scheme("", _value.sub("", entry))
     return [name for name in _looks_like_host(text) if name not in PARAMETERS]
 
@@ -150,10 +154,10 @@ class _Item:
     """A corrected entry.
 
     Attributes:
-        origins: The corrected origin, or several candidates if the intended origin is unknown. Empty if the origin
+        origins: The corrected origin, or several candidates if the intended origin is unknown; empty if the origin
             cannot be corrected.
         parameters: The corrected parameters.
-        also_refused: Other origins that might be intended, because part of the entry is unreadable.
+        also_refused: If part of the entry is unreadable, patterns for other origins that might be intended.
     """
 
     origins: tuple[str, ...] = ()
@@ -162,7 +166,7 @@ class _Item:
 
 
 class _Repair:
-    """A lenient parser for an invalid entry.
+    """A lenient parser for invalid entries.
 
     Attributes:
         problems: A clause for each problem in the entry.
@@ -180,7 +184,7 @@ class _Repair:
             self._add(item)
 
     def proposals(self) -> list[str]:
-        """Return the corrected list of entries, in several versions if the intended origin is unknown."""
+        """Return the corrected list of entries, or several alternatives if the intended origin is unknown."""
         if not self.items or not all(item.origins for item in self.items):
             return []
         count = max(len(item.origins) for item in self.items)
@@ -193,7 +197,7 @@ class _Repair:
         return ",".join(";".join((i.origins[min(number, len(i.origins) - 1)], *i.parameters)) for i in self.items)
 
     def _with_encoded_comma(self) -> str:
-        """Return the entry with all text after the first comma encoded as part of the preceding value."""
+        """Return the entry with its commas encoded as part of the preceding value; empty if this is not possible."""
         first, *others = self.items
         if not first.parameters or not _has_value(first.parameters[-1]) or any(item.parameters for item in others):
             return ""
@@ -389,7 +393,7 @@ class _Repair:
                 " http://host:port without TLS"
             )
             rest = rest.lstrip("/")
-            # The default port of gRPC is 443, with or without TLS.
+            # gRPC's default port is 443, with or without TLS.
             has_port = ":" in rest.rpartition("]")[2] or not rest
             return _MEANT.get(name, _BOTH), True, rest if has_port else f"{rest}:443"
         if name in _MEANT:
@@ -417,7 +421,7 @@ class _Repair:
         self._say(f"unexpected characters {_quote(text)}" if len(text) > 1 else f"unexpected character {_quote(text)}")
 
     def _host(self, host: str) -> tuple[str, str]:
-        """Return a pattern that matches all possible hosts, and the corrected host. Both strings can be empty."""
+        """Return a pattern that matches all possible hosts, and the corrected host. Either string can be empty."""
         if not host:
             self._say("the host is missing; expected scheme://host[:port]")
             return "", ""
@@ -511,10 +515,10 @@ def _scheme_and_rest(text: str) -> tuple[str, str]:
 
 
 def _end_of_user_info(entry: str) -> int:
-    """Return the position after the last ``@`` that might end user info, or 0.
+    """Return the position after the last ``@`` that might end user info, or 0 if none is found.
 
-    A password can contain any character, even a character that should be encoded. All text before an ``@`` might be
-    user info, unless the ``@`` is in a parameter value that follows a valid origin.
+    A password can contain any character, even one that should be encoded. All text before an ``@`` might be user info,
+    unless the ``@`` is in a parameter value that follows a valid origin.
     """
     end = entry.rfind("@")
     while end >= 0:
@@ -532,7 +536,7 @@ def _is_in_value(before: str) -> bool:
 
 
 def _quote(text: str) -> str:
-    """Quote part of an entry for a message."""
+    """Quote part of an entry for use in a message."""
     shown = "".join(c if " " <= c <= "~" else ascii(c)[1:-1] for c in text)
     if len(shown) > _MAX_QUOTED:
         shown = f"{shown[:_MAX_QUOTED]}..."
@@ -540,5 +544,5 @@ def _quote(text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Escape and shorten a name for a message."""
+    """Escape and shorten a name for use in a message."""
     return ascii(text)[1:-1][:_MAX_QUOTED]

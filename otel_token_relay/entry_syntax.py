@@ -1,4 +1,4 @@
-"""The parameters of allow-list entries."""
+"""Define the parameters of allow-list entries."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Final, Literal
 
 Grant = Literal["token-exchange", "on-behalf-of"]
 GRANTS: Final[tuple[Grant, ...]] = ("token-exchange", "on-behalf-of")
-"""The grants for token exchange: the RFC 8693 grant and Microsoft Entra's on-behalf-of grant."""
+"""The grants for token exchange, as defined by RFC 8693 and by Microsoft Entra."""
 
 Retry = Literal["off", "idempotent"]
 RETRIES: Final[tuple[Retry, ...]] = ("off", "idempotent")
-"""The policies for retrying a request once with a new token after its token is rejected."""
+"""The policies for retrying a request once with a new token if the destination rejects the original token."""
 
 FLAGS: Final = ("required", "never")
 EXCHANGE_PARAMETERS: Final = ("audience", "scope", "resource")
@@ -24,7 +24,8 @@ CONTAINS_COMMA: Final = (
     " follows parameters, and in code, pass each entry as a separate string"
 )
 
-# A colon is accepted instead of an equals sign unless a number follows: ``scope:8443`` could be a host and a port.
+# A colon is accepted instead of an equals sign unless a port follows the colon. For example, ``scope:8443`` could be a
+# host and a port.
 _is_parameter: Final = re.compile(
     rf"\s*(?:;|(?:{'|'.join(FLAGS)})\s*(?:;|$)|[A-Za-z_-]+\s*=|(?:{'|'.join(TEXT_PARAMETERS)})\s*:\s*[^\s\d*])",
     re.IGNORECASE,
@@ -32,10 +33,10 @@ _is_parameter: Final = re.compile(
 
 
 def field_of(parameter: str) -> str:
-    """Return a parameter's field name in `Destination`, which is also the parameter's key in a configuration file."""
+    """Return a parameter's field name in `Destination`, which is also its key in a configuration file."""
     return parameter.replace("-", "_")
 
 
 def is_parameter(item: str) -> bool:
-    """Return whether a list item is a parameter of the preceding entry that follows a comma instead of a semicolon."""
+    """Return whether a list item is a parameter that belongs to the preceding entry, despite the comma between them."""
     return _is_parameter(item) is not None

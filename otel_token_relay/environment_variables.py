@@ -1,7 +1,7 @@
 """The names of this package's environment variables.
 
 The ``opentelemetry_environment_variables`` entry point refers to this module. Every name in this module that starts
-with ``OTEL_`` becomes an ``opentelemetry-instrument`` flag, so do not import other names into this module. The client
+with ``OTEL_`` becomes an ``opentelemetry-instrument`` flag, so do not import other names with this prefix. The client
 secret must not become a flag, so its variable is defined in `otel_token_relay.client_credentials`. For a description of
 each variable, see `otel_token_relay.settings`.
 """

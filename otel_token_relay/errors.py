@@ -3,12 +3,12 @@
     RelayError
     ├── ConfigurationError   a setting cannot be used (also a ValueError)
     ├── TokenUnavailable     a destination requires a token, but no token can be relayed
-    ├── ExchangeFailed       the caller's token could not be exchanged
-    ├── TokenRejected        an incoming token failed verification
+    ├── ExchangeFailed       the caller's token cannot be exchanged
+    ├── TokenRejected        an incoming token fails verification
     └── KeysUnavailable      the issuer's keys or its introspection result is unavailable
 
-Error-handling code should check the exception's type and attributes, not the message.
-Messages do not contain tokens, header values, or secrets.
+Error-handling code should check an exception's type and attributes, not its message. Messages do not contain tokens,
+header values, or secrets.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import Literal
 from otel_token_relay.reasons import Reason
 
 RejectReason = Literal[
-    "malformed",  # not a compact JWS, not strict JSON, or contains a forbidden member
+    "malformed",  # the token is not a compact JWS, is not strict JSON, or contains a forbidden member
     "too_long",
-    "algorithm_not_allowed",  # not in the configured list, or not the key's algorithm
-    "wrong_type",  # not an access token: a different `typ`, or claims of an ID token or refresh token
+    "algorithm_not_allowed",  # the algorithm is not in the configured list or is not the key's algorithm
+    "wrong_type",  # the `typ` or claims do not indicate the expected kind of token, which is usually an access token
     "unknown_issuer",
     "unknown_key",
     "bad_signature",
@@ -45,8 +45,8 @@ ExchangeError = Literal[
     "invalid_target",
     "unauthorized_client",
     "unsupported_grant_type",
-    "interaction_required",  # the user must sign in again or consent; see `ExchangeFailed.claims_challenge`
-    "unavailable",  # the server does not respond, or reports an outage
+    "interaction_required",  # the user must sign in again or give consent; see `ExchangeFailed.claims_challenge`
+    "unavailable",  # the server does not respond or reports an outage, or the exchange cannot be started
     "timeout",
     "bad_response",  # the response is invalid
     "wrong_audience",  # the server issued a token for a different audience
@@ -101,10 +101,10 @@ class ExchangeFailed(RelayError):
 
     Attributes:
         error: One of the `ExchangeError` values.
-        detail: More information about the error, without quotations from the response; empty if *error* is sufficient.
+        detail: Additional information that does not quote the response; empty if *error* is sufficient.
         claims_challenge: The ``claims`` parameter in Microsoft Entra's response; ``None`` if the response contains no
             such parameter. Return this parameter to the caller so that the user can sign in again. The message does not
-            include this parameter, because the value might identify the user.
+            include this parameter, because its value might identify the user.
     """
 
     def __init__(self, error: ExchangeError, detail: str = "", *, claims_challenge: str | None = None) -> None:
@@ -121,16 +121,17 @@ class TokenRejected(RelayError):
     """An exception raised if an incoming token fails verification. The exception does not contain the token.
 
     The message contains the reason and the claim, but no values. The *expected* and *found* attributes can contain
-    issuers, audiences, scopes, times, and values of ``typ``, ``alg``, and ``kid``, with credentials masked.
+    issuers, audiences, scopes, times, and values of ``typ``, ``alg``, and ``kid``. Credentials in these values are
+    masked.
 
     Attributes:
         reason: One of the `RejectReason` values.
         claim: The claim, header parameter, or introspection response member that failed the check; ``None`` unless
-            exactly one failed.
-        expected: The accepted values, printable and truncated to 100 characters each; empty if the claim is not
-            compared with specific values. `TokenVerifier.verify` sets both *expected* and *found*.
-        found: The values in the token, printable and truncated to 100 characters each; empty if the token does not
-            contain the claim.
+            exactly one of these failed.
+        expected: The accepted values as printable strings, each truncated to 100 characters; empty if the claim is not
+            compared with specific values. `TokenVerifier.verify` sets *expected* and *found*.
+        found: The values in the token as printable strings, each truncated to 100 characters; empty if the token does
+            not contain the claim.
     """
 
     def __init__(

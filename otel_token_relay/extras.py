@@ -14,10 +14,10 @@ _logger = logging.getLogger("otel_token_relay")
 
 
 def unmet(extra: str) -> list[str]:
-    """Describe each package that *extra* requires and that is missing or has an unsupported version."""
+    """Describe each package that *extra* requires but that is missing or has an unsupported version."""
     try:
         return list(_unmet(extra))
-    except Exception:  # the package's metadata cannot be read
+    except Exception:  # this package's metadata cannot be read
         _logger.debug("cannot read the requirements of an extra", exc_info=True)
         return []
 
@@ -40,6 +40,6 @@ def _unmet(extra: str) -> Iterator[str]:
 
 
 def with_unmet(error: Exception, extra: str) -> str:
-    """Return the error message, with the unmet requirements of *extra* appended if *error* is an `ImportError`."""
+    """Return the error message. If *error* is an `ImportError`, append the unmet requirements of *extra*."""
     clauses = unmet(extra) if isinstance(error, ImportError) else []
     return "; ".join([str(error), *clauses])

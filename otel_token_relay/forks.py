@@ -1,6 +1,7 @@
 """Call methods of shared objects in each forked child process.
 
-In a forked child process, locks might still be held and threads no longer exist, so objects must replace them.
+In a forked child process, the parent's threads do not exist, and locks might still be held. Therefore, shared objects
+must replace their threads and locks.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ _methods: weakref.WeakKeyDictionary[Any, Callable[[Any], None]] = weakref.WeakKe
 
 
 def call_in_child(owner: _Owner, method: Callable[[_Owner], None]) -> None:
-    """Call ``method(owner)`` in each forked child process while *owner* exists. An owner can have only one method."""
+    """Call ``method(owner)`` in each forked child process until *owner* is garbage-collected.
+
+    An owner can have only one method.
+    """
     _methods[owner] = method
 
 

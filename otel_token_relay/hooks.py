@@ -1,6 +1,6 @@
-"""The table of modules to patch and the functions that patch them.
+"""Define the modules to patch and the functions that patch them.
 
-A library is patched when the application imports the library. This module does not import the libraries.
+A library is patched when the application imports it. This module does not import the libraries that it lists.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ CLIENT_HOOKS = (
     Hook("grpc.aio", grpc.patch, "grpcio"),
 )
 
-# Hooks for the function in each server that calls the application.
+# Each of these hooks patches the function with which a server calls the application.
 BOUNDARY_HOOKS = (
     *(Hook(module, web_servers.patch, package) for module, (package, _) in web_servers.PLACES.items()),
     Hook("wsgiref.handlers", web_servers.patch_wsgiref, None),
@@ -79,7 +79,7 @@ BOUNDARY_HOOKS = (
     Hook("grpc.aio", grpc_server.patch, "grpcio"),
 )
 
-# Hooks for test clients, and for servers that cannot be hooked, such as uWSGI and mod_wsgi.
+# These hooks support test clients and servers that cannot be hooked, such as uWSGI and mod_wsgi.
 FRAMEWORK_HOOKS = (
     # FastAPI's telemetry extracts the context before calling Starlette's __call__, so FastAPI requires its own hook.
     Hook("fastapi.applications", asgi.patcher("FastAPI"), "fastapi"),
@@ -89,7 +89,7 @@ FRAMEWORK_HOOKS = (
     Hook("falcon.app", wsgi.patcher("App"), "falcon"),
     Hook("django.core.handlers.asgi", asgi.patcher("ASGIHandler"), "django"),
     Hook("django.core.handlers.wsgi", wsgi.patcher("WSGIHandler"), "django"),
-    # Applications often wrap wsgi_app in middleware, and pass either the Flask object or wsgi_app to the server.
+    # Applications often wrap wsgi_app in middleware. They pass either the Flask object or wsgi_app to the server.
     Hook("flask.app", wsgi.patcher("Flask", "__call__", "wsgi_app"), "flask"),
     Hook("bottle", wsgi.patcher("Bottle"), "bottle"),
     Hook("pyramid.router", wsgi.patcher("Router"), "pyramid"),

@@ -1,6 +1,6 @@
 """Patch modules when they are imported, and undo the patches.
 
-wrapt's import hooks do not support modules whose import is already in progress. Such modules are common. For example,
+wrapt's import hooks do not support modules that are already being imported. Such modules are common. For example,
 FastAPI and instrumentation packages import ``opentelemetry.propagate``, which loads the relay's propagator, before they
 define their classes.
 """
@@ -40,8 +40,8 @@ HookT = TypeVar("HookT", bound=Hook)
 class ImportHooks(Generic[HookT]):
     """A collection of hooks, each of which is applied as soon as its module is imported.
 
-    `ImportHooks` does not import modules. Hooks stay registered with the import system for the lifetime of the process,
-    but have no effect while they are switched off.
+    `ImportHooks` does not import modules. Hooks remain registered with the import system for the lifetime of the
+    process, but they have no effect while they are switched off.
 
     Args:
         patch: A function that patches one module and returns the hook's state. If *patch* raises an exception, the
@@ -49,8 +49,9 @@ class ImportHooks(Generic[HookT]):
         on_failure: A function to call with the hook and the exception if *patch* raises an exception.
 
     Attributes:
-        lock: The lock that is held while a hook is applied or undone.
-        states: For each hook, the state that *patch* returned or the error that *patch* raised.
+        lock: The lock that is held while a hook is being applied or undone.
+        states: A mapping from each hook to the state that *patch* returned or a description of the exception that it
+            raised.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class ImportHooks(Generic[HookT]):
         self._watched: set[HookT] = set()
 
     def switch_on(self, hooks: tuple[HookT, ...]) -> None:
-        """Switch on more hooks, and apply these hooks to modules that are already imported."""
+        """Switch on additional hooks, and apply them to modules that have already been imported."""
         with self.lock:
             self._hooks = tuple(dict.fromkeys((*self._hooks, *hooks)))
             for hook in hooks:
@@ -84,7 +85,7 @@ class ImportHooks(Generic[HookT]):
                 when_imported(hook.module, partial(self._on_import, hook))
 
     def switch_off(self, kept: Collection[HookT] = ()) -> None:
-        """Undo every hook except the hooks in *kept*."""
+        """Undo every hook except those in *kept*."""
         with self.lock:
             self._hooks = tuple(hook for hook in self._hooks if hook in kept)
             self.states = {hook: state for hook, state in self.states.items() if hook in kept and hook in self._applied}
@@ -106,7 +107,7 @@ class ImportHooks(Generic[HookT]):
         patches = Patches()
         try:
             self.states[hook] = self._patch(hook, module, patches)
-        except Exception as error:  # the application's import continues
+        except Exception as error:  # the application's import must continue
             patches.undo()
             self.states[hook] = f"{type(error).__name__}: {error}"
             self._on_failure(hook, error)
@@ -115,7 +116,7 @@ class ImportHooks(Generic[HookT]):
 
 
 def when_imported(name: str, callback: Callback) -> None:
-    """Call *callback* with a module as soon as the module is imported, or immediately if it is already imported.
+    """Call *callback* with a module as soon as it is imported, or immediately if it has already been imported.
 
     wrapt holds a lock while it calls *callback*. To avoid a deadlock, do not call `when_imported` while holding a lock
     that *callback* needs.
@@ -130,7 +131,7 @@ def when_imported(name: str, callback: Callback) -> None:
 
 
 def is_half_imported(module: ModuleType) -> bool:
-    """Return whether the module's import is still in progress."""
+    """Return whether the module is still being imported."""
     return bool(getattr(getattr(module, "__spec__", None), "_initializing", False))
 
 
@@ -138,7 +139,7 @@ _waiting: dict[str, tuple[ModuleType, list[Callback]]] = {}
 
 
 class _ObservedSpec(ModuleSpec):
-    """A module spec that detects when the module's import is complete.
+    """A module spec that detects when its module's import is complete.
 
     The import system sets ``_initializing`` to ``False`` when an import is complete; see
     ``importlib._bootstrap._load_unlocked``.
@@ -150,7 +151,7 @@ class _ObservedSpec(ModuleSpec):
             try:
                 self.__class__ = ModuleSpec  # type: ignore[assignment]  # its original class
                 _end_wait(self.name)
-            except Exception:  # the application's import continues
+            except Exception:  # the application's import must continue
                 _logger.exception("token relay cannot hook %s, which remains unchanged", self.name)
 
 
@@ -159,8 +160,8 @@ def _wait_for(name: str, module: ModuleType, callback: Callback) -> None:
     spec = module.__spec__
     if type(spec) is ModuleSpec:
         spec.__class__ = _ObservedSpec
-    # Another thread might already have finished the import. A spec from a different import system does not report the
-    # end of the import.
+    # Another thread might already have finished importing the module. A spec whose type is not `ModuleSpec` does not
+    # report when the import is complete.
     if not is_half_imported(module) or not isinstance(spec, _ObservedSpec):
         _end_wait(name)
 

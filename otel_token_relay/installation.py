@@ -12,7 +12,7 @@ The package has the following process-wide state:
 * in `otel_token_relay.context`: the callbacks for new tokens and for verified tokens;
 * in `otel_token_relay.redaction.known_tokens` and ``records``: tokens to redact, redacted resources, and redacted
   scopes;
-* caches of authenticators by settings, and of signing keys and introspection results by issuer;
+* the cached authenticators, keyed by settings, and the cached signing keys and introspection results, keyed by issuer;
 * in `otel_token_relay.token`: the fork counter and the fingerprint key.
 """
 
@@ -91,7 +91,7 @@ def _report_failure(hook: Hook, error: Exception) -> None:
     if hook not in BOUNDARY_HOOKS or not _installed.runtime.settings.rejects:
         _logger.error("token relay: requests to %s are NOT verified", hook.module)
     else:
-        # Hooked frameworks could verify requests, but a server can also run applications that use other frameworks.
+        # The framework hooks could verify requests, but a server can also run applications that use other frameworks.
         _logger.error(
             "token relay: requests to %s cannot be verified, so every connection gets a 503 response", hook.module
         )
@@ -107,14 +107,15 @@ _installed: _Installation | None = None
 def install(settings: Settings | None = None) -> None:
     """Hook clients and servers, and add the relay's propagator to the global propagator.
 
-    Calling `install` again with different settings replaces the settings. Otherwise, another call has no effect.
+    Calling `install` again with different settings replaces the current settings. Otherwise, a repeated call has no
+    effect.
 
     Args:
         settings: The settings from code, which the other sources supplement; see `Settings.load`. ``None`` to keep the
             installed settings or, if the relay is not installed, to load the settings from the other sources.
     """
     # To avoid a deadlock, import the module before acquiring the lock. Another thread that is importing the module
-    # holds the import lock and needs our lock in `propagator_from_env`.
+    # holds the import lock and needs `_lock` in `propagator_from_env`.
     import opentelemetry.propagate  # noqa: F401
 
     with _lock:
@@ -155,7 +156,7 @@ def _undo(installation: _Installation, successor: Runtime | None) -> None:
 
 
 def hook_states() -> dict[str, str]:
-    """Return the state of each hooked module: ``hooked``, ``not imported``, or an error."""
+    """Return a mapping from modules to their states. Each state is ``hooked``, ``not imported``, or an error."""
     with _lock:
         if _installed is None:
             return {}
@@ -181,7 +182,7 @@ def propagator_from_env(**options: object) -> TokenRelayPropagator:
     """
     try:
         if _is_launcher():
-            # The launcher has not parsed its flags yet, and the application will run in a new process.
+            # The launcher has not parsed its flags yet, and the application will run in a new interpreter.
             return TokenRelayPropagator(Settings())
         with _lock:
             settings = None
@@ -208,13 +209,13 @@ def pre_instrument() -> None:
     logged instead.
     """
     with _survives("token relay could not start redaction"):
-        # Redaction is required even if no tokens are relayed, because incoming requests contain tokens.
+        # Redaction is required even if tokens are not relayed, because incoming requests contain tokens.
         with _lock:
             settings = Settings.load() if _installed is None else _installed.runtime.settings
         redaction.start(settings)
         redaction.watch_imports()
     with _survives("token relay could not start verification: requests are NOT verified"):
-        # This import loads the propagators in OTEL_PROPAGATORS, and installs the relay if the list includes it.
+        # This import loads the propagators in OTEL_PROPAGATORS, and installs the relay if token_relay is one of them.
         import opentelemetry.propagate  # noqa: F401
 
         start_before_servers()
@@ -224,7 +225,7 @@ def pre_instrument() -> None:
     if _installed is not None:
         _describe_spans(_installed)
         if relays:
-            # A configuration file might have replaced the propagators in OTEL_PROPAGATORS.
+            # A configuration file might have replaced the propagators from OTEL_PROPAGATORS.
             with _survives("token relay could not be added to the propagators in the configuration file"), _lock:
                 _join_global_textmap(_installed)
             _prepare_threads()
@@ -233,7 +234,7 @@ def pre_instrument() -> None:
 
 @contextmanager
 def _survives(failure: str) -> Generator[None, None, None]:
-    """Log exceptions instead of raising them."""
+    """Log exceptions instead of propagating them."""
     try:
         yield
     except Exception:
@@ -248,7 +249,7 @@ def _warn_of_unused_settings() -> None:
         _log_problems(settings)
     default = Settings()
     configured = next((n for n in RELAY_SETTINGS if getattr(settings, n) != getattr(default, n)), None)
-    # If the file cannot be read, strict settings apply, and the problem has already been logged.
+    # If the configuration file cannot be read, strict settings apply, and the problem has already been logged.
     if configured is not None and read_configuration_file(os.environ).problem is None:
         _logger.warning(
             "token relay: %s is set, but OTEL_PROPAGATORS does not include token_relay, so no tokens are relayed."
@@ -268,7 +269,7 @@ def start_before_servers() -> None:
         _watch_imports()
     # A configuration file can enable the relay even if OpenTelemetry does not use the file.
     is_on = _installed is not None and _installed.runtime.clients_are_hooked
-    # Loading other packages' propagators in OTEL_PROPAGATORS might raise an exception.
+    # Loading the other propagators in OTEL_PROPAGATORS might raise an exception.
     with _survives("token relay could not start from the configuration file; no tokens are relayed"):
         if not is_on and read_configuration_file(os.environ).names_propagator:
             install()
@@ -276,7 +277,7 @@ def start_before_servers() -> None:
 
 def _prepare_threads() -> None:
     """Import the threading instrumentation early, while few threads exist."""
-    try:  # a child process that is forked during an import would deadlock
+    try:  # a child process that is forked during the import could deadlock
         load_instrumentor()
     except Exception:
         _logger.debug("the threading instrumentation cannot be imported yet", exc_info=True)
@@ -288,8 +289,8 @@ def _install_hooks(
     """Install *hooks* with *settings*.
 
     Args:
-        settings: The settings, which replace the installed settings. ``None`` to keep the installed settings or, if the
-            relay is not installed, to load the settings from the environment.
+        settings: The settings that replace the installed settings. ``None`` to keep the installed settings or, if the
+            relay is not installed, to load the settings; see `Settings.load`.
         hooks: `HOOKS`, or `SERVER_HOOKS` to verify tokens without relaying them. Hooks that are already applied remain
             applied.
         code: See `_Installation`.
@@ -329,10 +330,10 @@ def _watch_imports() -> None:
 
 def _carry_into_threads() -> None:
     with _survives("token relay cannot carry tokens into threads"):
-        # Do not hold the lock here, because another thread might need it during an import.
+        # Do not hold the lock here, because another thread might need it while importing a module.
         instrumentor = load_instrumentor()
         with _lock:
-            # Threads that bind a token wait for the lock until the callback is cleared below.
+            # Until the callback is cleared below, other threads that bind a token wait for the lock.
             if _installed is not None and context.before_first_token is not None:
                 _installed.threads.switch_on(instrumentor)
     context.before_first_token = None
@@ -352,7 +353,8 @@ def _describe_spans(installation: _Installation) -> None:
 
 
 def _join_global_textmap(installation: _Installation) -> None:
-    # Imported late, because `propagator_from_env` runs while opentelemetry.propagate is being imported.
+    # These imports are not at the top of the module, because `propagator_from_env` runs while opentelemetry.propagate
+    # is being imported.
     from opentelemetry.propagate import get_global_textmap, set_global_textmap
     from opentelemetry.propagators.composite import CompositePropagator
 

@@ -1,7 +1,8 @@
 """The relay, settings, and authenticator that this process currently uses.
 
-An object that is created with ``settings=None`` looks up the current settings on first use, not on creation.
-Applications often create middleware while a module is being imported, before they call `otel_token_relay.install`.
+An object that is created with ``settings=None`` looks up the current settings when it is first used, not when it is
+created. Applications often create middleware while a module is being imported, before they call
+`otel_token_relay.install`.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ class Runtime:
     """The objects that all hooks share.
 
     Attributes:
-        relay: Decides whether outgoing requests get the token.
+        relay: The relay, which decides whether outgoing requests carry the token.
         terms: The settings and the authenticator for incoming requests.
         clients_are_hooked: Whether HTTP clients call the relay automatically, without a call to ``inject``.
-        refuses_all: Whether every connection gets a 503 response, because no hook can verify its requests.
+        refuses_all: Whether every connection receives a 503 response because a server could not be hooked.
     """
 
     __slots__ = ("clients_are_hooked", "refuses_all", "relay", "terms")
@@ -52,10 +53,10 @@ class Runtime:
     def prepare(self) -> None:
         """Create the counters.
 
-        Call this method after OpenTelemetry can provide a meter. Do not hold a lock during the call.
+        Call this method only after OpenTelemetry can provide a meter, and do not hold a lock during the call.
 
-        If this method is not called, the first request creates the counters. A deadlock can occur if the meter provider
-        is waiting for that request.
+        If this method is not called, the first request creates the counters. If the meter provider is waiting for that
+        request, a deadlock can occur.
         """
         self.relay.prepare()
         if self.terms.authenticator is not None:
@@ -64,7 +65,7 @@ class Runtime:
 
 
 installed: Runtime | None = None
-"""The current runtime. `otel_token_relay.install` sets this variable, and `uninstall` clears it."""
+"""The current runtime; ``None`` if nothing is installed. Only `otel_token_relay.installation` sets this variable."""
 
 
 class SettingsInForce:

@@ -1,7 +1,7 @@
-"""The types of settings, and the parsers for environment variables and configuration files.
+"""Define the types of settings, and parse values from environment variables and configuration files.
 
-Each parser for files also accepts the text format that environment variables use, because a file can refer to an
-environment variable with ``${NAME}``.
+Each parser for configuration files also accepts the text format that environment variables use, because a configuration
+file can refer to an environment variable with ``${NAME}``.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ class Kind:
     """The type of a setting.
 
     Attributes:
-        read: A function that converts a string. It raises `ValueError` with a one-sentence message.
-        read_value: A function that converts any other type of value. It raises `ValueError` with a one-sentence
-            message.
+        read: A function that converts a string, or raises `ValueError` with a one-sentence message if the string is
+            invalid.
+        read_value: A function that converts any other type of value, or raises `ValueError` with a one-sentence message
+            if the value is invalid.
         schema: The JSON Schema of the value in a configuration file.
-        is_secret: Whether the value is secret. A secret value is never printed and cannot be passed as a launcher flag.
+        is_secret: Whether the value is a secret. A secret is never printed and cannot be passed as a launcher flag.
     """
 
     read: Callable[[str], Any]
@@ -48,7 +49,10 @@ class Kind:
 
 
 def is_off(value: object) -> bool:
-    """Return whether a value turns a feature off: ``None``, a blank string, ``off``, ``false``, ``no``, or ``0``."""
+    """Return whether a value turns a feature off.
+
+    The values that turn a feature off are ``None``, a blank string, ``off``, ``false``, ``no``, and ``0``.
+    """
     return value is None or str(value).strip().lower() in _FALSE | {""}
 
 
@@ -82,7 +86,7 @@ _PARAMETERS: Final[Mapping[str, str]] = {field_of(name): name for name in TEXT_P
 
 
 def _entry(index: int, item: object) -> str:
-    """Convert a destination from a configuration file to the syntax of the environment variable."""
+    """Convert a destination from a configuration file to the environment variable's syntax."""
     if isinstance(item, str):
         return item.strip()
     if not isinstance(item, Mapping):
@@ -130,12 +134,12 @@ def _read_flag(text: str) -> bool:
 
 
 def _of_type(read: Callable[[str], Any], *types: type) -> Callable[[object], Any]:
-    """Return a function that reads only values of the given types. A Boolean value is not considered a number."""
+    """Return a function that reads only values of the given types. A Boolean is not considered a number."""
     return lambda value: read(str(value) if type(value) in types else "")
 
 
 def choice(*choices: str) -> Kind:
-    """Return the kind of a setting that accepts only the given values."""
+    """Return the kind for a setting that accepts only the given values."""
 
     def read_value(value: object) -> str:
         if value is False and "off" in choices:  # YAML parses an unquoted `off` as a Boolean

@@ -1,4 +1,4 @@
-"""All settings, as a frozen dataclass.
+"""Define all settings in a frozen dataclass.
 
 `Settings(...)` raises an exception for the first invalid value. `Settings.load()` and `Settings.from_env()` never raise
 an exception, because an exception would prevent the application from starting. Instead, both methods replace an invalid
@@ -64,7 +64,7 @@ EXCHANGE_GRANTS: Final[tuple[ExchangeGrant, ...]] = (*GRANTS, "off")
 ExchangeActor = Literal["none", "client"]
 EXCHANGE_ACTORS: Final[tuple[ExchangeActor, ...]] = ("none", "client")
 
-# A field name is a `token` (RFC 9110, sections 5.1 and 5.6.2).
+# A header field's name is a `token` (RFC 9110, sections 5.1 and 5.6.2).
 _is_field_name = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+").fullmatch
 
 # RFC 6750, section 3: %x20-21 / %x23-5B / %x5D-7E.
@@ -115,8 +115,7 @@ class Settings:
     All durations are in seconds. Each string in *destinations* is parsed with `Destination.parse`.
 
     Raises:
-        ConfigurationError: A value is invalid. The error identifies the setting. For a destination, the error also
-            identifies the entry.
+        ConfigurationError: A value is invalid. The error identifies the setting and, for a destination, the entry.
     """
 
     destinations: Sequence[Destination | str] = _setting(
@@ -516,7 +515,7 @@ class Settings:
         strict="exp",
     )
     problems: tuple[str, ...] = ()
-    """A sentence for each invalid value. Only `load` and `from_env` set this field."""
+    """A one-sentence description of each invalid value. Only `load` and `from_env` set this field."""
     refused: tuple[OriginPattern, ...] = ()
     """The origins of skipped entries. Only `load` and `from_env` set this field.
 
@@ -569,13 +568,13 @@ class Settings:
     ) -> Settings:
         """Read the settings from all sources. This method never raises an exception.
 
-        Settings in code take precedence over OpenTelemetry's configuration file, and the configuration file takes
-        precedence over environment variables. However, the strictest value from any source applies for ``verify``,
-        ``require_verified``, ``redaction``, and ``protect_caches``.
+        Settings in code take precedence over OpenTelemetry's configuration file, which takes precedence over
+        environment variables. For ``verify``, ``require_verified``, ``redaction``, and ``protect_caches``, the
+        strictest value from any source applies instead.
 
         Invalid values are handled as follows:
 
-        * An invalid destination is skipped. The valid destinations are kept.
+        * Invalid destinations are skipped, and valid destinations are kept.
         * An invalid ``header`` removes all destinations, because the token must not be sent in a different header.
         * An unreadable configuration file removes all destinations and applies the strict values of the four protective
           settings.
@@ -659,7 +658,7 @@ class Settings:
 
     @property
     def verification_problem(self) -> str | None:
-        """The reason why verification cannot start; ``None`` if verification can start."""
+        """The reason that verification cannot start; ``None`` if it can start."""
         if missing := self.missing_to_verify:
             names = " and ".join(VARIABLES[name].name for name in missing)
             return f"{names} {'has' if len(missing) == 1 else 'have'} no valid value"
@@ -677,7 +676,7 @@ class Settings:
 
     @property
     def exchange_problem(self) -> str | None:
-        """The reason why tokens cannot be exchanged; ``None`` if tokens can be exchanged."""
+        """The reason that tokens cannot be exchanged; ``None`` if they can be exchanged."""
         if self.exchange_grant == "off":
             return f"{VARIABLES['exchange_grant'].name} is off"
         if self.exchange_actor != "none" and "on-behalf-of" in {d.grant or self.exchange_grant for d in self.entries}:
@@ -716,7 +715,7 @@ class Settings:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """A sentence for each setting that is valid but risky."""
+        """A one-sentence warning for each setting that is valid but risky."""
         found = []
         policy = RelayPolicy(self.entries, self.refused)
         if self.issuers and self.verify == "off":
@@ -752,7 +751,7 @@ VARIABLES: Final[Mapping[str, Variable]] = {
 
 
 def _as_clause(error: ConfigurationError) -> str:
-    """Return a clause that states the problem and the name of the environment variable."""
+    """Return a clause that identifies the environment variable and describes the problem."""
     name = VARIABLES[error.setting].name if error.setting in VARIABLES else error.setting
     return f"{name} cannot be used: {error.problem}"
 
@@ -767,17 +766,17 @@ _DEFAULTS: Final = {f.name: f.default for f in fields(Settings)}
 
 
 RELAY_SETTINGS: Final = ("destinations", "header", "on_conflict", "max_age", "linger", "min_ttl", "require_verified")
-"""The settings that have an effect only if the relay is on."""
+"""The settings that have an effect only if the relay is enabled."""
 
 
 def _usable_issuers(merged: Source, problems: list[str]) -> dict[str, Any]:
-    """Return replacements for the issuer settings that are unusable, and add a problem for each unusable issuer.
+    """Return replacements for unusable issuer settings, and add a description of each problem to *problems*.
 
-    After an issuer is removed, it is unclear which issuer the global settings belong to. Therefore, all issuers are
-    removed if the keys or an endpoint are configured globally, and a global credential is not used.
+    After an issuer is removed, it is unclear which issuer the global settings belong to. Therefore, if the keys or an
+    endpoint are configured globally, all issuers are removed. A globally configured credential is not used.
     """
     values = merged.values
-    # An invalid value does not indicate which actor the operator wants, so no token is exchanged.
+    # If the `exchange_actor` setting is invalid, the intended actor is unknown, so tokens are not exchanged.
     replaced: dict[str, Any] = {"exchange_grant": "off"} if "exchange_actor" in merged.invalid else {}
     plaintext_hosts = values.get("plaintext_issuers", ())
     for name in ENDPOINTS:
@@ -814,7 +813,7 @@ RESOURCE_RULE: Final = (
 def is_resource(url: object) -> bool:
     """Return whether *url* can identify a protected resource (RFC 9728, section 1.2).
 
-    The http scheme is allowed only on loopback.
+    The http scheme is allowed only for loopback hosts.
     """
     if not isinstance(url, str) or not is_trustworthy(url) or not _is_quotable(url):
         return False
@@ -822,9 +821,10 @@ def is_resource(url: object) -> bool:
 
 
 def _check_one(setting: str, value: object) -> Any:
-    """Apply the same validation as `Settings`, and return the value in the format that `Settings` stores."""
+    """Validate the value in the same way as `Settings`, and return it in the format that `Settings` stores."""
     if setting == "issuers":
-        # `read_issuers` has checked each entry, and `_usable_issuers` checks the entries against other settings.
+        # `read_issuers` has already checked each entry, and `_usable_issuers` checks the entries against other
+        # settings.
         return value
     if setting in ENDPOINTS:
         check_endpoint_syntax(setting, value)
@@ -941,7 +941,7 @@ def _is_text(value: object) -> bool:
 def is_exclusion(text: str) -> bool:
     """Return whether *text* is a path or a path followed by ``/*``.
 
-    ``/*`` alone is invalid, because it excludes every path.
+    ``/*`` alone is invalid, because it would exclude every path.
     """
     return text.startswith("/") and "*" not in text.removesuffix("/*") and text != "/*"
 

@@ -1,11 +1,11 @@
-"""Detect URLs whose query authenticates the request, because the query contains a signature or a token.
+"""Detect URLs whose query contains a signature or a token that authenticates the request.
 
 If a request contains such a query and an ``Authorization`` header, the server rejects the request or ignores one of the
 two credentials. Therefore, the query is considered the request's own credential.
 
 A single parameter name is often ambiguous. For example, ``signature`` can refer to a document's signature. Therefore,
 each row in the table lists parameters that must all be present. Parameters are separated by ``&``. Their names are
-percent-decoded and compared without regard to case, and their values are ignored.
+percent-decoded and compared case-insensitively, and their values are ignored.
 
 This module examines entire queries. `otel_token_relay.redaction.secret_names` determines which values redaction masks.
 """
@@ -18,7 +18,7 @@ from urllib.parse import unquote
 
 
 class Row(NamedTuple):
-    """A set of parameters that authenticate a request if all of them are present.
+    """A set of parameters that together authenticate a request.
 
     Attributes:
         source: The specification or vendor documentation that defines the parameters.
@@ -65,16 +65,16 @@ _SECRETS: Final = frozenset(row.secret for row in TABLE)
 
 
 def is_signed(url: str) -> bool:
-    """Return whether the query of a URL or request target authenticates the request."""
+    """Return whether the query in a URL or request target authenticates the request."""
     query = url.partition("#")[0].partition("?")[2]
     return bool(query) and is_signed_query(query)
 
 
 def is_signed_query(query: str) -> bool:
-    """Return whether a query, without ``?``, authenticates the request."""
+    """Return whether *query*, which must not include the ``?``, authenticates the request."""
     query = query.lower()
-    # Each secret parameter's name contains one of these strings. Most queries contain none of them, so the check ends
-    # here.
+    # Each secret parameter's name contains one of these strings. Most queries contain none of them, so this check is
+    # usually sufficient.
     if (
         "sig" not in query
         and "access_token" not in query
