@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import inspect
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -44,11 +46,8 @@ def build():
 
 
 def test_each_module_has_a_test_file() -> None:
-    """The file has the same name and is in the same folder, and this includes the modules that the program skips."""
-    modules = [*raising.modules(), *(Path(raising.PACKAGE, name) for name in raising.EXCEPTIONS)]
-
-    assert [module for module in modules if not (ROOT / raising.test_file(module)).exists()] == []
-    assert [name for name in raising.EXCEPTIONS if not (ROOT / raising.PACKAGE / name).exists()] == []
+    """The file has the same name and is in the same folder."""
+    assert [module for module in raising.modules() if not (ROOT / raising.test_file(module)).exists()] == []
 
 
 def test_functions_with_code_are_found() -> None:
@@ -80,24 +79,79 @@ def test_a_changed_function_raises_when_it_runs(name: str, run: Callable[[dict[s
     function.__code__ = codes[name]
 
     assert function.__code__.co_flags & (inspect.CO_GENERATOR | inspect.CO_COROUTINE) == flags
-    with pytest.raises(raising.RaisedOnPurpose):
+    with pytest.raises(Exception, match="raised on purpose"):
         run(namespace)
 
 
+MODULE = """
+import sys
+
+def runs_during_import():
+    return 3
+
+SIZE = runs_during_import()
+
+def runs_in_a_program():
+    sys.stdout.write(str(SIZE))
+
+def runs_in_the_tests():
+    return SIZE
+
+def is_not_tested():
+    return 3
+"""
+PROGRAM = "from otel_token_relay.sizes import runs_in_a_program as run; run()"
+RUNS_A_PROGRAM = f"""
+import subprocess, sys
+from otel_token_relay import sizes
+
+def test_size():
+    assert sizes.runs_in_the_tests() == 3
+
+def test_program():
+    assert subprocess.run([sys.executable, "-c", {PROGRAM!r}], capture_output=True, check=True).stdout == b"3"
+"""
+CALLS_NOTHING = "def test_nothing(): pass"
+FAILS = "def test_nothing(): assert False"
+DEFINITIONS = "def is_not_tested():\n    return 3\n"
+
+
 @pytest.mark.parametrize(
-    ("module", "status", "line"),
+    ("module", "tests", "status", "expected"),
     [
-        ("otel_token_relay/durations.py", 0, None),
-        ("otel_token_relay/hooks.py", 1, "otel_token_relay/hooks.py: failed: tests/test_hooks.py notices no error"),
-        ("otel_token_relay/missing.py", 1, "otel_token_relay/missing.py: failed: the tests cannot be run"),
+        (MODULE, RUNS_A_PROGRAM, 0, ["is_not_tested"]),
+        (DEFINITIONS, CALLS_NOTHING, 1, ["is_not_tested", "failed: tests/test_sizes.py notices no error"]),
+        (MODULE, FAILS, 1, ["failed: the tests fail without a change"]),
+        (MODULE, None, 1, ["failed: tests/test_sizes.py does not exist"]),
+        ("SIZE = 3", CALLS_NOTHING, 0, []),
+        (None, CALLS_NOTHING, 1, ["failed: the tests cannot be run"]),
     ],
-    ids=["noticed", "unnoticed", "missing"],
+    ids=["some noticed", "none noticed", "failing tests", "no tests", "no functions", "no module"],
 )
-def test_the_program_reports_a_module_whose_errors_no_test_notices(module: str, status: int, line: str | None) -> None:
-    """The function of the hooks module runs only while the module is imported, before it can be changed."""
+def test_the_program_reports_the_functions_whose_errors_no_test_notices(
+    tmp_path: Path, module: str | None, tests: str | None, status: int, expected: list[str]
+) -> None:
+    """Errors are noticed if they occur in the tests, during an import, or in a program that the tests start."""
+    shutil.copytree(ROOT / "tools" / "raising_from_start", tmp_path / "tools" / "raising_from_start")
+    shutil.copy(ROOT / "tools" / "raising.py", tmp_path / "tools")
+    for path, content in {
+        "tools/__init__.py": "",
+        "otel_token_relay/__init__.py": "",
+        "otel_token_relay/sizes.py": module,
+        "tests/test_sizes.py": tests,
+    }.items():
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        if content is not None:
+            (tmp_path / path).write_text(content, encoding="utf-8")
+
     result = subprocess.run(
-        [sys.executable, "-m", "tools.raising", module], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "tools.raising", "otel_token_relay/sizes.py"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
+    assert result.stdout.splitlines() == [f"otel_token_relay/sizes.py: {line}" for line in expected]
     assert result.returncode == status, result.stderr
-    assert line is None or line in result.stdout.splitlines()

@@ -9,7 +9,9 @@ the functions whose error that file does not notice. It exits with status 1 if a
 file notices none of the errors.
 
 pytest imports and collects a test file once. The program then forks a child process for each function, which changes
-the function and runs the tests until one fails. The tests must pass without a change.
+the function and runs the tests until one fails. If no test fails, the program runs the tests in a new process, because
+some functions run only while a module is being imported or in programs that the tests start. The tests must pass
+without a change.
 """
 
 from __future__ import annotations
@@ -24,33 +26,20 @@ import time
 import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, cast
 
 import pytest
 
+from tools.raising_from_start import sitecustomize
+
 ROOT = Path(__file__).parent.parent
 PACKAGE = "otel_token_relay"
-
-# Modules whose functions cannot be changed in the process of the tests, and the reason.
-EXCEPTIONS: Final = {
-    "demo/authorization_server.py": "runs in a process of its own",
-    "demo/billing_service.py": "runs in a process of its own",
-    "demo/profile_service.py": "runs in a process of its own",
-    "demo/token_exchange.py": "runs in the process of the demo's authorization server",
-    "demo/user_service.py": "runs in a process of its own",
-    "hooks.py": "its function is called while the module is being imported",
-    "redaction/fallback.py": "the tests start programs, because the fallback cannot be undone",
-    "servers/refusing.py": "the tests start programs, because a refusal cannot be undone",
-}
 
 # A test that waits for a function that has raised would wait too long.
 SECONDS_PER_FUNCTION: Final = 120
 
 FAILED: Final = "failed: "
-
-
-class RaisedOnPurpose(Exception):
-    """The error of a changed function. No code catches it by name."""
+OPTIONS: Final = ("-x", "-p", "no:cacheprovider", "-p", "no:xdist")
 
 
 class Function(NamedTuple):
@@ -76,8 +65,7 @@ def modules() -> list[Path]:
     listed = subprocess.run(
         ["git", "ls-files", f"{PACKAGE}/*.py"], cwd=ROOT, check=True, capture_output=True, text=True
     )
-    paths = [Path(line) for line in listed.stdout.splitlines() if not line.endswith("/__init__.py")]
-    return [path for path in paths if path.relative_to(PACKAGE).as_posix() not in EXCEPTIONS]
+    return [Path(line) for line in listed.stdout.splitlines() if not line.endswith("/__init__.py")]
 
 
 def functions(tree: ast.Module) -> Iterator[Function]:
@@ -88,7 +76,7 @@ def functions(tree: ast.Module) -> Iterator[Function]:
             if isinstance(node, ast.ClassDef):
                 yield from walk(node.body, f"{prefix}{node.name}.")
             elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and not _is_empty(node):
-                yield Function(prefix + node.name, min(part.lineno for part in (node, *node.decorator_list)))
+                yield Function(prefix + node.name, sitecustomize.first_line(node))
             elif isinstance(node, (ast.If, ast.Try)):
                 yield from walk([*node.body, *node.orelse], prefix)
 
@@ -105,18 +93,10 @@ def _is_empty(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
 
 
 def raising_code(tree: ast.Module, path: str) -> dict[Function, types.CodeType]:
-    """Return the code of each function of a module, changed to raise an error as its first step.
-
-    The rest of the body remains so that a generator function remains one and a closure keeps its variables.
-    """
+    """Return the code of each function of a module, changed to raise an error."""
     found = set(functions(tree))
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            position = 1 if ast.get_docstring(node) is not None else 0
-            error = ast.parse(f"raise __import__({__name__!r}, fromlist=['_']).RaisedOnPurpose").body[0]
-            node.body.insert(position, error)
-    compiled = compile(ast.fix_missing_locations(tree), path, "exec", dont_inherit=True)
-
+    lines = {function.line for function in found}
+    compiled = sitecustomize.compile_raising(tree, path, lines.__contains__)
     codes: dict[Function, types.CodeType] = {}
 
     def walk(code: types.CodeType) -> None:
@@ -141,6 +121,7 @@ class Raising:
     """
 
     def __init__(self, module: Path) -> None:
+        self.module = module
         self.path = str(ROOT / module)
         self.codes = raising_code(ast.parse((ROOT / module).read_text(encoding="utf-8")), self.path)
         self.unnoticed: list[str] = []
@@ -158,13 +139,13 @@ class Raising:
             if child == 0:
                 self._become_child(session)
                 for thing in changed:
-                    thing.__code__ = code
+                    thing.__code__ = cast(types.CodeType, code)
                 return None
             has_passed = _succeeds(child)
             if function is None and not has_passed:
                 self.unnoticed.append(f"{FAILED}the tests fail without a change")
                 break
-            if function is not None and has_passed:
+            if function is not None and has_passed and _passes_from_start(self.module, function):
                 self.unnoticed.append(function.name)
         return True
 
@@ -175,6 +156,26 @@ class Raising:
             os.dup2(null, descriptor)
         os.setsid()
         session.config.option.maxfail = 1
+
+
+def _passes_from_start(module: Path, function: Function) -> bool:
+    """Return whether all tests pass if the function raises from the beginning, and also in programs they start."""
+    name = ".".join(module.with_suffix("").parts)
+    changed = {sitecustomize.VARIABLE: f"{name} {ROOT / module} {function.line}"}
+    path = {"PYTHONPATH": os.pathsep.join([str(Path(sitecustomize.__file__).parent), str(ROOT)])}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", *OPTIONS, str(test_file(module))],
+            cwd=ROOT,
+            env=os.environ | changed | path,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            check=False,
+            timeout=SECONDS_PER_FUNCTION,
+        )
+    except subprocess.TimeoutExpired:
+        return False
+    return done.returncode == 0
 
 
 def _is(code: types.CodeType, function: Function, path: str) -> bool:
@@ -205,7 +206,7 @@ def check(module: Path) -> list[str]:
         return []
     if not (ROOT / tests).exists():
         return [f"{FAILED}{tests} does not exist"]
-    status = pytest.main(["-x", "-p", "no:cacheprovider", "-p", "no:xdist", str(tests)], plugins=[plugin])
+    status = pytest.main([*OPTIONS, str(tests)], plugins=[plugin])
     if plugin.is_child:
         os._exit(status)
     if len(plugin.unnoticed) == len(plugin.codes):
