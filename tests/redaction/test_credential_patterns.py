@@ -14,7 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from otel_token_relay.redaction.credential_patterns import (
+    ascii_lower,
+    bearers_in,
     is_random,
+    is_unpronounceable,
     jwts_in,
     looks_like_credential,
     looks_secret,
@@ -319,3 +322,52 @@ def test_a_jwe_is_found_whole() -> None:
 def test_words_are_no_jwts(text: str) -> None:
     """Words that begin like a JWT are not masked."""
     assert jwts_in(text) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        (f"Authorization: Bearer {MARKED}, retrying", MARKED),
+        (f"authorization%3A%20Bearer%20{MARKED}&page=2", MARKED),
+        (f"{{'Authorization': 'Bearer {MARKED}'}}", MARKED),
+        ('{"authorization": "Bearer a1-b2"}', "a1-b2"),
+        ("Bearer swordfish-swordfish", "swordfish-swordfish"),
+        ("sent Bearer pass-2word to billing", "pass-2word"),
+    ],
+)
+def test_the_credentials_after_bearer_are_found(text: str, value: str) -> None:
+    """The word after `Bearer` is found if it looks like a credential, or if it is the rest of a quoted value."""
+    ((start, end),) = bearers_in(text, ascii_lower(text))
+
+    assert text[start:end] == value
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "the bearer of news arrived",
+        "Bearer token",
+        'Bearer realm="api", error="invalid_token"',
+        "supports Bearer authentication/authorization headers",
+        "Bearer oauth2.0 flow",
+        "bearer --------------------------",
+        '"Bearer " + "kq3Zt9vX0aPl71"',
+        '{"token_type": "Bearer", "refresh_token_expires_in": 86400}',
+        f"forebearer {MARKED}",
+    ],
+)
+def test_a_word_after_bearer_that_is_no_credential_stays(text: str) -> None:
+    """Sentences, challenges, and code that contain `Bearer` contain no credentials."""
+    assert bearers_in(text, ascii_lower(text)) == []
+
+
+@pytest.mark.parametrize("word", ["kqztvxpl", "QrstBcdfg", "xKqZtVxPl"])
+def test_a_run_of_letters_without_words_is_unpronounceable(word: str) -> None:
+    """More than half of an unpronounceable run of letters consists of parts that are not words."""
+    assert is_unpronounceable(word)
+
+
+@pytest.mark.parametrize("word", ["", "sql", "XYZ", "password", "getUserAccount", "parseHTTPHeader"])
+def test_words_and_abbreviations_are_pronounceable(word: str) -> None:
+    """Words, words in camel case, and abbreviations of up to three letters are pronounceable."""
+    assert not is_unpronounceable(word)

@@ -243,6 +243,17 @@ def test_copies_are_clean():
         pickle.dumps(_dirty_span())
 
 
+@pytest.mark.parametrize("send", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_a_raw_record_is_neither_pickled_nor_copied(send):
+    """The raw record and its known tokens cannot be sent to a different process or copied before they are redacted."""
+    span = _dirty_span()
+
+    with pytest.raises(TypeError, match="not been redacted yet"):
+        send(vars(span)[DEFERRED])
+
+    assert span.name == f"GET /{MASK}"
+
+
 def test_concurrent_first_accesses_all_see_a_clean_record():
     """Every thread gets the clean record when several threads access it first at the same time."""
     with ThreadPoolExecutor(8) as pool:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from opentelemetry import context as otel_context
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from otel_token_relay import Settings, install, uninstall
+from otel_token_relay import Settings, install, uninstall, use_token
 from otel_token_relay.redaction import installation, known_tokens
+from otel_token_relay.redaction.scrubber import MASK
+from tests.redaction.corpus import OWN_OPAQUE
 
 LOADED = "import sys; assert not [m for m in sys.modules if m.startswith('opentelemetry.sdk')]"
 
@@ -69,3 +77,77 @@ def test_the_context_of_the_application_is_not_changed():
     install(Settings())
 
     assert otel_context.get_current() is before
+
+
+SELF_TEST_FAILED = "self-test failed: the test token was not redacted"
+
+
+def _patch_nothing(*args: Any) -> None:
+    """A hook on a method that the SDK no longer calls."""
+
+
+def _find_no_method(*args: Any) -> None:
+    raise AttributeError("no such method")
+
+
+@pytest.fixture
+def spans() -> Iterator[installation.Signal]:
+    """The signal whose hook a test replaces."""
+    yield installation.SIGNALS[0]
+    installation.stop()
+    known_tokens.stop_listening()  # a wrapped processor also listens
+
+
+def _start(monkeypatch: pytest.MonkeyPatch, signal: installation.Signal) -> str:
+    """Start redaction with one changed signal, and return the signal's state."""
+    monkeypatch.setattr(installation, "SIGNALS", (signal, *installation.SIGNALS[1:]))
+    installation.start(Settings())
+    states = installation.states()
+    state = states.pop(signal.name)
+    assert set(states.values()) == {installation.HOOKED}
+    return state
+
+
+def test_processors_are_wrapped_if_a_hook_has_no_effect(
+    spans: installation.Signal, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """If a hook has no effect, processors that are registered later are wrapped, and earlier ones are reported."""
+    state = _start(monkeypatch, dataclasses.replace(spans, patch=_patch_nothing))
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    with use_token(OWN_OPAQUE), provider.get_tracer("t").start_as_current_span(f"GET /{OWN_OPAQUE}"):
+        pass
+
+    assert state == f"{installation.FALLEN_BACK} ({SELF_TEST_FAILED})"
+    assert exporter.get_finished_spans()[0].name == f"GET /{MASK}"
+    assert "registered earlier receive unredacted data" in caplog.text
+
+
+@pytest.mark.parametrize("fall_back", [None, _find_no_method])
+def test_a_signal_that_cannot_be_redacted_is_reported(
+    fall_back: installation.Patch | None,
+    spans: installation.Signal,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A signal whose conversion point and public methods are missing is reported, and other signals are redacted."""
+    state = _start(monkeypatch, dataclasses.replace(spans, patch=_find_no_method, fall_back=fall_back))
+
+    assert state == "NOT redacted (AttributeError: no such method)"
+    assert "token relay cannot redact spans: AttributeError: no such method; " in caplog.text
+
+
+def test_a_hook_that_is_applied_while_redaction_is_off_is_reported(caplog: pytest.LogCaptureFixture) -> None:
+    """A hook that is applied while redaction is off does not change the SDK, and an error is logged."""
+    original = vars(TracerProvider)["add_span_processor"]
+    signal = dataclasses.replace(installation.SIGNALS[0], patch=_find_no_method)
+    try:
+        installation._hooks.switch_on((signal,))
+        state = installation._hooks.states[signal]
+    finally:
+        installation._hooks.switch_off()
+
+    assert state == "RuntimeError: redaction is off"
+    assert "token relay cannot redact spans: RuntimeError: redaction is off" in caplog.text
+    assert vars(TracerProvider)["add_span_processor"] is original

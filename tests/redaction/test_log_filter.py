@@ -12,7 +12,7 @@ import pytest
 
 from otel_token_relay import Settings, use_token
 from otel_token_relay.redaction import RedactingFilter, known_tokens
-from otel_token_relay.redaction.scrubber import MASK
+from otel_token_relay.redaction.scrubber import FAILED, MASK
 from tests.redaction.corpus import FOREIGN_JWT, OWN_OPAQUE
 from tests.redaction.pipeline import leaks
 
@@ -251,6 +251,30 @@ def test_a_key_that_the_mapping_does_not_have_raises_the_same_error(lines):
         logger.error("%(gone)s %(r)s", MappingProxyType({"r": f"Bearer {OWN_OPAQUE}"}))
 
     assert handler.lines == []
+
+
+class Unreadable(Headers):
+    """A mapping that can be read only during a request, like a framework's proxy object."""
+
+    def __iter__(self):
+        raise RuntimeError("working outside of a request")
+
+
+def test_a_record_that_cannot_be_cleaned_is_written_without_its_data(lines):
+    """If the arguments cannot be read, the line is written without the message, the extra fields, and the traceback."""
+    logger, handler = lines
+    given = Unreadable(r=f"GET /{OWN_OPAQUE}")
+
+    try:
+        raise ValueError(f"bad {OWN_OPAQUE}")
+    except ValueError:
+        logger.exception("%(r)s", given, extra={"user_header": f"Bearer {OWN_OPAQUE}"}, stack_info=True)
+
+    assert handler.lines == [FAILED]
+    record = handler.records[0]
+    assert (record.levelname, record.user_header) == ("ERROR", FAILED)
+    assert not leaks(OWN_OPAQUE, repr(vars(record)).encode())
+    assert given["r"] == f"GET /{OWN_OPAQUE}"
 
 
 JWE = ".".join(

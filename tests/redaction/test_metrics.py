@@ -15,7 +15,8 @@ from opentelemetry.sdk.resources import Resource
 
 from otel_token_relay import Settings, install, use_token
 from otel_token_relay.redaction import known_tokens
-from otel_token_relay.redaction.scrubber import FAILED, MASK
+from otel_token_relay.redaction.metrics import clean_collected
+from otel_token_relay.redaction.scrubber import FAILED, MASK, Scrubber
 from otel_token_relay.redaction.token_search import _index_of
 from tests.redaction.corpus import FOREIGN_JWT, OWN_JWT, OWN_OPAQUE
 from tests.redaction.pipeline import Pipeline, leaks
@@ -95,6 +96,49 @@ def test_if_metric_metadata_cannot_be_cleaned_the_numbers_are_kept(monkeypatch):
     (metric,) = data.resource_metrics[0].scope_metrics[0].metrics
     assert metric.name == FAILED
     assert [(point.value, point.attributes) for point in metric.data.data_points] == [(3, {"a": "b"})]
+
+
+def test_only_the_secrets_are_removed_from_collected_metrics():
+    """Unknown tokens in a resource, a scope, and a metric's texts are masked, and the rest is kept."""
+    pipeline = Pipeline(Resource({"service.name": "billing", "launched.with": FOREIGN_JWT}))
+    install(Settings())
+    try:
+        pipeline.meter.create_counter("reads", unit="1", description=f"as {FOREIGN_JWT}").add(3, {"a": "b"})
+        pipeline.meter.create_counter("writes", unit="1", description="Rows").add(4)
+        scope = {"name": f"of {FOREIGN_JWT}", "version": "2", "schema_url": "https://schema.example/1"}
+        pipeline.meters.get_meter(**scope).create_counter("deletes").add(5)
+        data = pipeline.reader.get_metrics_data()
+    finally:
+        pipeline.close()
+
+    (part,) = data.resource_metrics
+    assert dict(part.resource.attributes) == {"service.name": "billing", "launched.with": MASK}
+    found = [
+        (scoped.scope.name, scoped.schema_url or "", metric.name, metric.description, metric.unit, point.value)
+        for scoped in part.scope_metrics
+        for metric in scoped.metrics
+        for point in metric.data.data_points
+    ]
+    assert found == [
+        ("test", "", "reads", f"as {MASK}", "1", 3),
+        ("test", "", "writes", "Rows", "1", 4),
+        (f"of {MASK}", "https://schema.example/1", "deletes", "", "", 5),
+    ]
+
+
+def test_clean_metrics_are_collected_without_a_copy():
+    """Collected metrics without secrets are the SDK's own objects."""
+    pipeline = Pipeline()
+    install(Settings())
+    try:
+        pipeline.meter.create_counter("reads", unit="1", description="Rows").add(3, {"a": "b"})
+        data = pipeline.reader.get_metrics_data()
+    finally:
+        pipeline.close()
+
+    assert clean_collected(data, Scrubber()) is data
+    (metric,) = data.resource_metrics[0].scope_metrics[0].metrics
+    assert (metric.name, metric.description, metric.unit) == ("reads", "Rows", "1")
 
 
 def _fail() -> Any:

@@ -41,6 +41,16 @@ def test_a_value_that_is_added_again_is_the_newest_one() -> None:
     assert recent.values() == ("a", "c")
 
 
+def test_the_values_that_were_not_displaced_are_contained() -> None:
+    """A collection contains its most recent values, but no displaced value."""
+    recent = RecentTokens(2, ())
+    for value in ("a", "b", "c"):
+        recent.add(value)
+
+    assert [value in recent for value in ("a", "b", "c")] == [False, True, True]
+    assert None not in recent
+
+
 def test_a_value_is_added_only_if_there_is_room() -> None:
     """A value that is added only if there is room does not evict any other value."""
     recent = RecentTokens(2, ())

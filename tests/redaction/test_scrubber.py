@@ -434,6 +434,39 @@ def test_hostile_values_are_cleaned_in_bounded_time(value):
         assert not surviving(OWN["opaque"], cleaned[:200_000])
 
 
+def test_only_attributes_that_contain_a_token_are_copied():
+    """The attributes of a suspect record are copied only if a value or a key of theirs contains a token."""
+    attributes = {"http.route": "/me", "note": f"of {OWN['opaque']}", "rows": 3}
+
+    assert SCRUBBER.clean_mapping(attributes, known_from(OWN["opaque"])) == {
+        "http.route": "/me",
+        "note": f"of {MASK}",
+        "rows": 3,
+    }
+    assert attributes["note"] == f"of {OWN['opaque']}"
+    assert SCRUBBER.clean_mapping({OWN["opaque"]: "a"}, known_from(OWN["opaque"])) == {MASK: "a"}
+    assert SCRUBBER.clean_mapping(attributes, known_from(OWN["uuid"])) is None
+
+
+@pytest.mark.parametrize(
+    ("attributes", "is_suspect"),
+    [
+        ({"http.route": "/me", "rows": 3, "ratio": 0.5, "missing": None}, False),
+        ({"tags": ("/me", "b"), "nested": {"http.route": "c"}}, False),
+        ({"client_secret": "/me"}, True),
+        ({"form": {"password": "/me"}}, True),
+        ({"header": ("authorization", "/me")}, True),
+    ],
+)
+def test_the_strings_of_attributes_are_gathered(attributes, is_suspect):
+    """All strings of attributes are gathered for one search, and the name of a secret makes them suspect by itself."""
+    strings: list[str] = []
+
+    assert Scrubber().gather(attributes, strings, NOTHING) is is_suspect
+    assert "/me" in strings
+    assert all(type(text) is str for text in strings)
+
+
 def test_an_unreadable_object_is_replaced():
     """An object that cannot be converted to text is not exported."""
     assert SCRUBBER.redact(Hostile(), NOTHING) == FAILED

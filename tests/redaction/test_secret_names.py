@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from otel_token_relay.redaction.secret_names import BUILT_IN, TABLE, Kind, SecretNames, rows
+from otel_token_relay.redaction.secret_names import BUILT_IN, TABLE, Kind, SecretNames, _any_of, _ends, rows
 
 NAMES = {name: kind for name, kind, _ in rows()}
 SPELLINGS: dict[str, Callable[[list[str]], str]] = {
@@ -113,3 +116,25 @@ def test_the_page_lists_every_name_with_its_source() -> None:
     for row in TABLE:
         names = ", ".join(f"`{name.strip().replace(' ', '_')}`" for name in row.names.split(","))
         assert any(line.startswith(f"| {names} | ") and line.endswith(f" | {row.source} |") for line in lines), names
+
+
+@given(st.sets(st.text("abc._+", min_size=1, max_size=5), min_size=1), st.text("abc._+", max_size=5))
+def test_a_pattern_of_words_matches_exactly_the_words(words: set[str], other: str) -> None:
+    """The pattern of a group of words matches each of the words completely, and no different text."""
+    pattern = re.compile(_any_of(words))
+
+    assert all(pattern.fullmatch(word) for word in words)
+    assert bool(pattern.fullmatch(other)) is (other in words)
+
+
+def test_every_name_of_a_secret_ends_with_one_of_the_searched_words() -> None:
+    """The search for labels looks for few words: each secret's name ends with one, and none ends with another one."""
+    ends = _ends()
+
+    for name, kind in NAMES.items():
+        spelled = name.replace(" ", "_")
+        assert kind is Kind.HARMLESS or spelled.endswith(tuple(ends)), name
+    assert not [(one, end) for one in ends for end in ends if one != end and one.endswith(end)]
+    assert "id" not in ends
+    pattern = SecretNames(["X-Tenant"]).pattern
+    assert all(re.fullmatch(pattern, end) for end in (*ends, "x-tenant", "x_tenant"))

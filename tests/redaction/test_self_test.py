@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from otel_token_relay import Settings, install
 from otel_token_relay.redaction import installation, spans
 from tests.redaction.pipeline import Pipeline
@@ -27,3 +29,15 @@ def test_the_self_test_reaches_no_exporter_of_the_application():
         pipeline.close()
 
     assert finished == []
+
+
+@pytest.mark.parametrize("part", [*installation.SIGNALS, *installation.STATICS], ids=lambda part: part.name)
+def test_each_self_test_succeeds_only_while_its_hook_is_installed(part: installation.Signal) -> None:
+    """The self-test of each signal and each shared component finds its test token unless the hook masks the token."""
+    assert not part.try_out()
+    installation.start(Settings())
+    try:
+        assert part.try_out()
+    finally:
+        installation.stop()
+    assert not part.try_out()

@@ -10,14 +10,24 @@ from opentelemetry import trace
 from opentelemetry._logs import LogRecord
 from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ConcurrentMultiSpanProcessor, SpanLimits, SpanProcessor, TracerProvider, _Span
+from opentelemetry.sdk.trace import (
+    ConcurrentMultiSpanProcessor,
+    ReadableSpan,
+    SpanLimits,
+    SpanProcessor,
+    TracerProvider,
+    _Span,
+)
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import Link, SpanContext, TraceFlags, TraceState
 
 from otel_token_relay import Settings, install, use_token
 from otel_token_relay.redaction import spans
-from otel_token_relay.redaction.scrubber import FAILED, MASK
+from otel_token_relay.redaction.known_tokens import REMEMBERED
+from otel_token_relay.redaction.scrubber import FAILED, MASK, Scrubber
+from otel_token_relay.redaction.spans import redacted
+from otel_token_relay.redaction.token_search import known_from_one
 from tests.redaction.corpus import OWN_OPAQUE
 from tests.redaction.pipeline import Pipeline, leaks
 
@@ -138,6 +148,43 @@ def test_a_concurrent_multi_processor_gets_clean_spans():
         provider.shutdown()
 
     assert [dict(span.attributes) for span in finished] == [{"a": MASK}]
+
+
+def test_a_redacted_copy_of_a_span_leaves_the_span_as_it_is():
+    """A live span and a finished span are copied, and only the copies are masked."""
+    tracer = TracerProvider(shutdown_on_exit=False).get_tracer("t")
+    with use_token(OWN_OPAQUE):
+        span = tracer.start_span(f"GET /{OWN_OPAQUE}", attributes={"a": OWN_OPAQUE, "n": 1})
+        span.add_event("read", {"a": OWN_OPAQUE})
+        finished = span._readable_span()
+        copies = [redacted(one, Scrubber()) for one in (span, finished)]
+
+    for copy, original in zip(copies, (span, finished), strict=True):
+        assert type(copy) is ReadableSpan
+        assert (copy.name, dict(copy.attributes)) == (f"GET /{MASK}", {"a": MASK, "n": 1})
+        assert [(event.name, dict(event.attributes)) for event in copy.events] == [("read", {"a": MASK})]
+        assert copy.context == original.context
+        assert (original.name, dict(original.attributes)) == (f"GET /{OWN_OPAQUE}", {"a": OWN_OPAQUE, "n": 1})
+
+
+def test_a_redacted_copy_is_searched_for_other_tokens_if_its_own_are_unknown():
+    """A span for which no tokens are known is searched for the tokens that the caller passes."""
+    REMEMBERED.forget()  # the thread might remember the token of an earlier test
+    span = TracerProvider(shutdown_on_exit=False).get_tracer("t").start_span(f"GET /{OWN_OPAQUE}", Context())
+
+    assert redacted(span, Scrubber()).name == f"GET /{OWN_OPAQUE}"
+    assert redacted(span, Scrubber(), known_from_one(OWN_OPAQUE)).name == f"GET /{MASK}"
+
+
+def test_a_span_that_cannot_be_copied_as_usual_is_wiped():
+    """A span whose data cannot be read is copied without its data, and keeps its context."""
+    span = TracerProvider(shutdown_on_exit=False).get_tracer("t").start_span(OWN_OPAQUE, attributes={"a": OWN_OPAQUE})
+    del span._links
+
+    copy = redacted(span, Scrubber())
+
+    assert (copy.name, dict(copy.attributes)) == (FAILED, {})
+    assert copy.context == span.context
 
 
 class Collector(SpanProcessor):

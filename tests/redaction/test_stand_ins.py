@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from otel_token_relay.redaction.scrubber import MASK, Scrubber
-from otel_token_relay.redaction.stand_ins import is_description, is_stand_in
+from otel_token_relay.redaction.stand_ins import end_of_call, is_call_without_secret, is_description, is_stand_in
 from otel_token_relay.redaction.token_search import NOTHING
 
 SCRUBBER = Scrubber()
@@ -129,6 +129,50 @@ def test_a_secret_within_a_call_is_masked(call: str) -> None:
     text = f"UPDATE u SET password={call}".replace("%s", SECRET)
 
     assert SECRET not in SCRUBBER.redact(text, NOTHING)
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("crypt", f'("{SECRET}", gen_salt("bf"))'),
+        ("os.getenv", '("API_KEY")'),
+        ("config", "['API_KEY']"),
+        ("self.refresh_token", "()"),
+    ],
+)
+def test_the_end_of_a_call_is_found(name: str, call: str) -> None:
+    """A call ends with the bracket that closes its arguments, and a subscript ends with its own bracket."""
+    text = f"password={name}{call}, timeout=5"
+
+    assert end_of_call(text, 9, 9 + len(name)) == 9 + len(name + call)
+
+
+@pytest.mark.parametrize(
+    ("name", "after"),
+    [
+        ("crypt", ", timeout=(5)"),
+        ("crypt", "(never closed"),
+        ("crypt", "(x)y"),
+        ("kqztvxpl", "(x)"),
+        ("s3cret", "(x)"),
+        ("config", "[0]"),
+    ],
+)
+def test_text_that_is_no_call_has_no_end(name: str, after: str) -> None:
+    """A name without complete brackets, and a secret that precedes brackets, are not a call."""
+    assert end_of_call(f"password={name}{after}", 9, 9 + len(name)) is None
+
+
+@pytest.mark.parametrize("call", ['os.getenv("API_KEY")', "headers['Api-Key']", "f(token)", "get('', \"{token}\")"])
+def test_a_call_with_names_contains_no_secret(call: str) -> None:
+    """The names of variables, environment variables, and headers, and placeholders, are not secrets."""
+    assert is_call_without_secret(call)
+
+
+@pytest.mark.parametrize("literal", [f"'{SECRET}'", '"hunter2"', '"API_KEY", "hunter2"'])
+def test_a_call_with_a_literal_contains_a_secret(literal: str) -> None:
+    """A string literal that is not a name is a secret, also beside a name."""
+    assert not is_call_without_secret(f"encode({literal})")
 
 
 ALPHANUMERIC = string.ascii_letters + string.digits

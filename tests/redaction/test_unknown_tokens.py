@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from otel_token_relay.redaction.scrubber import MASK, Scrubber
-from otel_token_relay.redaction.secret_names import Kind, rows
+from otel_token_relay.redaction.secret_names import Kind, SecretNames, rows
 from otel_token_relay.redaction.token_search import NOTHING
-from otel_token_relay.redaction.unknown_tokens import BUILT_IN_RULES
+from otel_token_relay.redaction.unknown_tokens import BUILT_IN_RULES, UnknownTokens
 from tests.redaction.corpus import BENIGN
 
 SCRUBBER = Scrubber()
@@ -286,3 +286,31 @@ def test_the_rest_of_a_text_with_very_many_labels_is_masked() -> None:
     cleaned = SCRUBBER.redact(text, NOTHING)
 
     assert cleaned == 'code: "a" ' * 20_000 + MASK
+
+
+def test_configured_names_are_searched_for_beside_the_built_in_names() -> None:
+    """The rules of one configuration also find the values of its own names, even in text without a built-in name."""
+    rules = UnknownTokens(SecretNames(["X-Tenant"]))
+    text = f"x-tenant=acme&page=2&access_token={SECRET}"
+
+    assert rules.may_be_labeled_in("x_tenant: acme")
+    assert not BUILT_IN_RULES.may_be_labeled_in("x_tenant: acme")
+    assert sorted(text[start:end] for start, end in rules.intervals_in(text)) == ["acme", SECRET]
+    assert [text[start:end] for start, end in BUILT_IN_RULES.intervals_in(text)] == [SECRET]
+
+
+@pytest.mark.parametrize(
+    ("call", "is_masked"),
+    [
+        (f'crypt("{SECRET}", gen_salt("bf"))', True),
+        (f"SecretStr('{SECRET}')", True),
+        ('os.getenv("API_KEY")', False),
+        ("request.headers['Api-Key']", False),
+        ("hash(new, rounds=12)", False),
+    ],
+)
+def test_a_call_is_masked_as_a_whole_if_it_contains_a_secret(call: str, is_masked: bool) -> None:
+    """A call that is the value of a name is masked from the function's name to the last bracket, or not at all."""
+    text = f"client_secret={call}, timeout=5"
+
+    assert [text[start:end] for start, end in BUILT_IN_RULES.intervals_in(text)] == [call] * is_masked
