@@ -6,6 +6,7 @@ import asyncio
 import logging
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,7 +21,15 @@ from hishel.httpx import CacheTransport
 from tornado.simple_httpclient import SimpleAsyncHTTPClient
 
 from otel_token_relay import Settings, install, uninstall, use_token
-from otel_token_relay.personal_responses import mark_urllib3, marker
+from otel_token_relay.personal_responses import (
+    hide,
+    is_personal,
+    is_personal_httpx,
+    mark_urllib3,
+    marker,
+    restore,
+    restore_httpx,
+)
 from tests.support.caches import Server, in_memory, personal_server
 
 ALICE, BOB = "alice-has-this-token-0123456789", "bob-has-another-token-9876543210"
@@ -179,3 +188,100 @@ def test_a_response_that_cannot_be_marked_reaches_the_application(caplog: pytest
     assert caplog.messages == [
         "token relay: a SimpleNamespace is not marked, so a cache might store it: AttributeError"
     ]
+
+
+@contextmanager
+def requests_session() -> Iterator[requests.Session]:
+    with requests.Session() as session:
+        session.trust_env = False
+        yield session
+
+
+def lines_of(response: Any) -> list[str]:
+    """Return the `Cache-Control` lines of the urllib3 response in a requests response."""
+    lines: list[str] = response.raw.headers.getlist("cache-control")
+    return lines
+
+
+ORIGINAL_LINES = {"silent": [], "private": ["private, max-age=60"], "two-lines": ["public", "max-age=60"]}
+
+
+@pytest.mark.parametrize("variant", ORIGINAL_LINES)
+def test_a_hook_restores_and_hides_the_headers_of_a_personal_response(variant: str, server: Server) -> None:
+    """A cache's hook recognizes a personal response, restores its original headers, and can hide them again."""
+    install(Settings(destinations=(server.url,)))
+    original = ORIGINAL_LINES[variant]
+    with requests_session() as session:
+        with use_token(ALICE):
+            response = session.get(f"{server.url}/hook/{variant}")
+        assert is_personal(response)
+        assert (response.headers["cache-control"], lines_of(response)) == ("no-store", ["no-store"])
+
+        assert restore(response) is response
+        assert response.headers.get("cache-control", "") == ", ".join(original)
+        assert lines_of(response) == original
+        assert is_personal(response)
+
+        assert hide(response) is response
+        assert (response.headers["cache-control"], lines_of(response)) == ("no-store", ["no-store"])
+
+
+def test_a_response_to_a_request_without_a_token_is_left_alone(server: Server) -> None:
+    """A response to a request without a token is not personal, and its headers are neither restored nor hidden."""
+    install(Settings(destinations=(server.url,)))
+    with requests_session() as session:
+        response = session.get(f"{server.url}/hook/private")
+        assert not is_personal(response)
+        for change in (restore, hide):
+            assert change(response).headers["cache-control"] == "private, max-age=60"
+            assert lines_of(response) == ["private, max-age=60"]
+
+
+def test_a_response_after_a_personal_redirect_is_personal(server: Server) -> None:
+    """A response that another server sends after a personal redirect is personal, and only the redirect's headers are
+    changed.
+    """
+    install(Settings(destinations=(server.url,)))
+    unlisted = server.url.replace("127.0.0.1", "localhost")
+    with requests_session() as session:
+        with use_token(ALICE):
+            response = session.get(f"{server.url}/302/hook?to={unlisted}/hook/public")
+        (redirect,) = response.history
+        assert response.text == "anonymous"
+        assert is_personal(response)
+        for change, expected in ((restore, "max-age=60"), (hide, "no-store")):
+            assert change(response) is response
+            assert redirect.headers["cache-control"] == expected
+            assert lines_of(redirect) == [expected]
+            assert response.headers["cache-control"] == "public, max-age=60"
+
+
+def test_a_value_that_another_layer_has_set_is_kept(server: Server) -> None:
+    """A `Cache-Control` value that another layer has set in the meantime is kept."""
+    install(Settings(destinations=(server.url,)))
+    with urllib3.PoolManager() as pool, use_token(ALICE):
+        changed, unchanged = (pool.request("GET", f"{server.url}/hook/two-lines") for _ in range(2))
+    changed.headers["Cache-Control"] = "max-age=5"
+
+    assert restore(changed).headers.getlist("cache-control") == ["max-age=5"]
+    assert restore(unchanged).headers.getlist("cache-control") == ["public", "max-age=60"]
+
+
+@pytest.mark.parametrize("variant", ORIGINAL_LINES)
+@pytest.mark.parametrize("library", [httpx, httpx2])
+def test_a_hook_restores_the_headers_of_a_personal_httpx_response(library: Any, variant: str, server: Server) -> None:
+    """A cache's hook recognizes a personal httpx response and restores its original lines, unless another layer has set
+    a value.
+    """
+    install(Settings(destinations=(server.url,)))
+    with library.Client(trust_env=False, verify=False) as client:
+        anonymous = client.get(f"{server.url}/hook/{variant}")
+        with use_token(ALICE):
+            personal, changed = (client.get(f"{server.url}/hook/{variant}") for _ in range(2))
+    changed.headers["Cache-Control"] = "max-age=5"
+
+    assert not is_personal_httpx(anonymous)
+    assert is_personal_httpx(personal)
+    assert restore_httpx(personal).headers.get_list("cache-control") == ORIGINAL_LINES[variant]
+    assert restore_httpx(changed).headers.get_list("cache-control") == ["max-age=5"]
+    assert restore_httpx(anonymous).headers.get_list("cache-control") == ORIGINAL_LINES[variant]

@@ -270,6 +270,35 @@ def test_the_parent_is_the_callers_only_if_the_propagator_reads_it(telemetry: Te
         assert span.parent is None
 
 
+class ListingPropagator(TraceContextTextMapPropagator):
+    """A propagator that also reads baggage from all headers with a prefix, as those of Jaeger and OpenTracing do."""
+
+    def extract(self, carrier: Any, context: Context | None = None, getter: Any = None) -> Context:
+        context = super().extract(carrier, context, getter)
+        for key in getter.keys(carrier):
+            if key.startswith("ot-baggage-"):
+                context = baggage.set_baggage(key, getter.get(carrier, key)[0], context)
+        return context
+
+
+def test_a_propagator_that_lists_all_headers_finds_the_parent_but_no_baggage(telemetry: Telemetry) -> None:
+    """A propagator that lists header names finds none, so it reads the parent but no baggage."""
+    contexts: list[Context] = []
+
+    class Seeing(SpanProcessor):
+        def on_start(self, span: Any, parent_context: Context | None = None) -> None:
+            contexts.append(parent_context or Context())
+
+    telemetry.tracer_provider.add_span_processor(Seeing())
+    set_global_textmap(ListingPropagator())
+    refuse(request(**{"traceparent": TRACEPARENT, "ot-baggage-user": "bob"}))
+
+    (span,) = telemetry.server_spans
+    assert span.parent is not None
+    assert (span.parent.trace_id, span.parent.span_id) == (TRACE_ID, SPAN_ID)
+    assert [baggage.get_all(context) for context in contexts] == [{}]
+
+
 def test_the_callers_decision_not_to_sample_is_kept(telemetry: Telemetry) -> None:
     """The caller's decision not to sample is kept, and the request is counted."""
     refuse(request(traceparent=TRACEPARENT[:-1] + "0"))

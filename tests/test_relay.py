@@ -1,24 +1,29 @@
 """The relay decides each hop by its rules, for requests that have only a target and headers."""
 
+import asyncio
 import base64
 import copy
+import itertools
 import json
 import logging
 import pickle
+from typing import Any
 
 import pytest
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.context import Context
 
-from otel_token_relay import BearerToken, Settings
+from otel_token_relay import BearerToken, Settings, as_service, use_token
 from otel_token_relay import context as context_module
 from otel_token_relay.context import with_token
 from otel_token_relay.errors import TokenUnavailable
+from otel_token_relay.exchange.tokens import DestinationTokens
 from otel_token_relay.reasons import Reason
-from otel_token_relay.relay import Relay
+from otel_token_relay.relay import Exchange, Hop, Relay
 from otel_token_relay.testing import assert_never_leaked
 from otel_token_relay.token import Lease
+from tests.support.token_endpoint import SECRET, Endpoint, verified
 
 NOW = 1_000_000.0
 OPAQUE = "opaque-token-0001"
@@ -547,3 +552,287 @@ class TestMaySend:
         monkeypatch.setattr(context_module, "has_served", True)
         assert not may_send("unbound", **OWN)
         assert not may_send(None, **OWN)
+
+
+BILLING = ("https", "billing", None)
+BILLING_ENTRY = "https://billing;audience=billing"
+ALICE, BOB = "alice-has-this-token-0001", "bob-has-that-token-0002"
+INVALID = ('Bearer realm="billing", error="invalid_token"',)
+
+
+class Exchanging:
+    """A relay that obtains tokens from a token endpoint.
+
+    Attributes:
+        relay: The relay.
+        recorded: The reason for each decision, and how the token was obtained.
+    """
+
+    def __init__(self, endpoint: Endpoint, *entries: str, **settings: Any) -> None:
+        made = Settings(
+            destinations=entries or (BILLING_ENTRY,),
+            token_endpoint=endpoint.url,
+            client_id="user-service",
+            client_secret=SECRET,
+            **settings,
+        )
+        self.relay = Relay(made, DestinationTokens(made))
+        self.recorded: list[tuple[Reason, str | None]] = []
+        self.relay._record = self._record  # type: ignore[method-assign]
+
+    def _record(self, reason: Reason, context: Any, entry: Any = None, target: Any = None, how: Any = None) -> None:
+        self.recorded.append((reason, how))
+
+    def decide(self, token: BearerToken | None, *headers: str, target: Any = BILLING, **options: Any) -> Any:
+        """Decide one hop to the billing service."""
+        return self.relay.decide(
+            Request(target, *headers),
+            lambda request: request.target,
+            lambda request, name: name in request.headers,
+            with_token(token, Context()),
+            **options,
+        )
+
+
+@pytest.fixture
+def numbered(endpoint: Endpoint) -> Endpoint:
+    """A token endpoint that issues a different token for each request."""
+    count = itertools.count(1)
+    endpoint.respond = lambda form: (200, endpoint.issue(form)[1] | {"access_token": f"issued-{next(count)}"})
+    return endpoint
+
+
+def test_a_destination_gets_a_token_that_is_obtained_in_exchange(endpoint: Endpoint) -> None:
+    """The first hop exchanges the caller's token, later hops of the same caller use the cached token, and each caller
+    has a different one.
+    """
+    billing = Exchanging(endpoint)
+    alice, bob = verified(ALICE), verified(BOB)
+
+    assert [billing.decide(token) for token in (alice, alice, bob)] == [
+        f"Bearer {ALICE}.for.billing",
+        f"Bearer {ALICE}.for.billing",
+        f"Bearer {BOB}.for.billing",
+    ]
+    assert billing.recorded == [(Reason.EXCHANGED, "miss"), (Reason.EXCHANGED, "hit"), (Reason.EXCHANGED, "miss")]
+    assert [form["subject_token"] for form in endpoint.forms] == [ALICE, BOB]
+
+
+def test_a_hop_that_waits_is_checked_again_with_its_exchanged_token(endpoint: Endpoint) -> None:
+    """A hop that waits has the exchanged token for its own origin, and is recorded when it is confirmed."""
+    billing = Exchanging(endpoint)
+    hop = billing.decide(verified(ALICE), is_final=False)
+
+    assert isinstance(hop, Hop)
+    assert hop.reveal() == f"Bearer {ALICE}.for.billing"
+    assert hop.is_for(("https", "Billing", 443))
+    assert not hop.is_for(("http", "billing", 443))
+    assert not hop.is_for(("https", "orders", None))
+    assert billing.recorded == []
+    assert hop.confirm()
+    assert billing.recorded == [(Reason.EXCHANGED, "miss")]
+
+
+def test_on_an_event_loop_the_token_is_awaited(endpoint: Endpoint) -> None:
+    """On an event loop, `decide` returns an exchange to await, and returns the header value if the token is cached."""
+    billing = Exchanging(endpoint)
+    alice = verified(ALICE)
+    exchange = billing.decide(alice, may_block=False)
+
+    assert isinstance(exchange, Exchange)
+    assert endpoint.forms == []
+    assert asyncio.run(exchange.run_async()) == f"Bearer {ALICE}.for.billing"
+    assert billing.decide(alice, may_block=False) == f"Bearer {ALICE}.for.billing"
+    assert billing.recorded == [(Reason.EXCHANGED, "miss"), (Reason.EXCHANGED, "hit")]
+
+
+@pytest.mark.parametrize("way", ["run", "run_async"])
+def test_a_failed_exchange_sends_no_token(endpoint: Endpoint, way: str) -> None:
+    """If the exchange fails, no token is sent, and a required token stops the request with the claims challenge."""
+    challenge = '{"access_token":{"acrs":{"essential":true}}}'
+    endpoint.respond = lambda form: (400, {"error": "interaction_required", "claims": challenge})
+
+    def decide(billing: Exchanging) -> object:
+        exchange = billing.decide(verified(ALICE), may_block=False)
+        return exchange.run() if way == "run" else asyncio.run(exchange.run_async())
+
+    optional, required = Exchanging(endpoint), Exchanging(endpoint, f"{BILLING_ENTRY};required")
+    assert decide(optional) is None
+    with pytest.raises(TokenUnavailable) as caught:
+        decide(required)
+    assert (caught.value.reason, caught.value.claims_challenge) == (Reason.EXCHANGE_FAILED, challenge)
+    assert optional.recorded == required.recorded == [(Reason.EXCHANGE_FAILED, "failed")]
+    assert_never_leaked(ALICE, str(caught.value), repr(caught.value))
+
+
+@pytest.mark.parametrize("end", ["lease", "relay"])
+def test_a_token_that_arrives_after_the_request_has_ended_is_not_sent(endpoint: Endpoint, end: str) -> None:
+    """A token that arrives after the caller's request has ended, or after the relay is closed, is not sent."""
+    billing, lease = Exchanging(endpoint), Lease()
+
+    def respond(form: dict[str, str]) -> Any:
+        lease.end() if end == "lease" else billing.relay.close()
+        return endpoint.issue(form)
+
+    endpoint.respond = respond
+
+    assert billing.decide(verified(ALICE, lease)) is None
+    assert len(endpoint.forms) == 1
+    assert billing.recorded == ([(Reason.LEASE_ENDED, "failed")] if end == "lease" else [])
+
+
+def test_a_client_that_cannot_wait_sends_no_token(endpoint: Endpoint) -> None:
+    """A client that cannot wait for an exchange sends no token, and a required token stops the request with the error
+    of the last attempt.
+    """
+    optional, required = Exchanging(endpoint), Exchanging(endpoint, f"{BILLING_ENTRY};required")
+    assert optional.decide(verified(ALICE), may_block=False).give_up() is None
+    assert endpoint.forms == []
+
+    endpoint.respond = lambda form: (400, {"error": "interaction_required", "claims": "{}"})
+    with pytest.raises(TokenUnavailable):
+        required.decide(verified(ALICE))
+    with pytest.raises(TokenUnavailable) as caught:
+        required.decide(verified(ALICE), may_block=False).give_up()
+
+    assert caught.value.claims_challenge == "{}"
+    assert optional.recorded + required.recorded == [(Reason.EXCHANGE_FAILED, "failed")] * 3
+    assert len(endpoint.forms) == 1
+
+
+def test_a_hop_can_be_prepared_before_the_client_decides_it(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A prepared hop has its token when a client that cannot wait decides it, and preparing it records nothing."""
+    monkeypatch.setattr(context_module, "has_served", True)
+    billing = Exchanging(endpoint, f"{BILLING_ENTRY};without-user=client", "https://a")
+
+    async def decide_prepared() -> Any:
+        await billing.relay.prepare_hop(BILLING, has_header=False)
+        return billing.relay.decide(None, lambda request: BILLING, lambda request, name: False, may_block=False)
+
+    with use_token(verified(ALICE)):
+        assert asyncio.run(decide_prepared()) == f"Bearer {ALICE}.for.billing"
+    with as_service():
+        assert asyncio.run(decide_prepared()) == "Bearer service.for.billing"
+    assert billing.recorded == [(Reason.EXCHANGED, "hit"), (Reason.OWN, "hit")]
+    assert len(endpoint.forms) == 2
+
+
+def test_a_hop_that_will_get_no_exchanged_token_is_not_prepared(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is exchanged in advance for a request that would not get an exchanged token, and a failure in advance
+    does not affect the client.
+    """
+    monkeypatch.setattr(context_module, "has_served", True)
+    billing = Exchanging(endpoint, BILLING_ENTRY, "https://a")
+
+    async def prepare(target: Any = BILLING, *, has_header: bool = False) -> None:
+        await billing.relay.prepare_hop(target, has_header=has_header)
+
+    asyncio.run(prepare())
+    with use_token(ALICE):  # this token is not verified
+        asyncio.run(prepare())
+    with use_token(verified(ALICE)):
+        asyncio.run(prepare(has_header=True))
+        asyncio.run(prepare(LISTED))
+        asyncio.run(prepare(("https", "unlisted", None)))
+        assert endpoint.forms == []
+        endpoint.respond = lambda form: (500, {"error": "server_error"})
+        asyncio.run(prepare())
+    assert len(endpoint.forms) == 1
+    assert billing.recorded == []
+
+
+RETRYING = f"{BILLING_ENTRY};retry=idempotent"
+
+
+def test_only_an_idempotent_request_with_an_exchanged_token_may_be_repeated(endpoint: Endpoint) -> None:
+    """A request may be repeated if its method is idempotent, its token was exchanged, and its entry permits it."""
+    retrying = Exchanging(endpoint, RETRYING, "https://a")
+    hop = retrying.decide(verified(ALICE), is_final=False)
+
+    assert [method for method in ("GET", "PUT", "POST", "PATCH", "TRACE") if hop.may_repeat(method)] == ["GET", "PUT"]
+    assert not retrying.decide(verified(ALICE), target=LISTED, is_final=False).may_repeat("GET")
+    assert not Exchanging(endpoint).decide(verified(ALICE), is_final=False).may_repeat("GET")
+
+
+@pytest.mark.parametrize("way", ["again", "again_async"])
+def test_a_rejected_token_is_renewed_once(numbered: Endpoint, way: str) -> None:
+    """A rejected token is renewed once, and another request with the rejected token uses the new token after the
+    destination has accepted it.
+    """
+    billing = Exchanging(numbered, RETRYING)
+    first, concurrent = (billing.decide(verified(ALICE), is_final=False) for _ in range(2))
+    assert first.reveal() == concurrent.reveal() == "Bearer issued-1"
+
+    def renew(hop: Hop, challenges: tuple[str, ...] = INVALID) -> Hop | None:
+        return hop.again(challenges) if way == "again" else asyncio.run(hop.again_async(challenges))
+
+    assert renew(first, ('Bearer error="insufficient_scope"', 'Basic realm="billing"')) is None
+    second = renew(first)
+    assert second is not None
+    assert second.reveal() == "Bearer issued-2"
+    assert not second.may_repeat("GET")
+    second.settle(is_accepted=True)
+
+    joined = renew(concurrent)
+    assert joined is not None
+    assert joined.reveal() == "Bearer issued-2"
+    assert len(numbered.forms) == 2
+
+
+@pytest.mark.parametrize("way", ["again", "again_async"])
+def test_no_request_is_repeated_with_a_token_that_cannot_help(numbered: Endpoint, way: str) -> None:
+    """A request is not repeated if the destination has rejected the new token, if the exchange fails, if the caller's
+    request has ended, or if the relay is closed.
+    """
+
+    def renew(hop: Hop) -> Hop | None:
+        return hop.again(INVALID) if way == "again" else asyncio.run(hop.again_async(INVALID))
+
+    billing, lease = Exchanging(numbered, RETRYING), Lease()
+    first, concurrent = (billing.decide(verified(ALICE), is_final=False) for _ in range(2))
+    second = renew(first)
+    assert second is not None
+    second.settle(is_accepted=False)
+    assert renew(concurrent) is None
+
+    bob, carol, dan = (
+        billing.decide(verified(f"{name}-token-0003", lease), is_final=False) for name in ("bob", "carol", "dan")
+    )
+    erin = billing.decide(verified("erin-token-0003"), is_final=False)
+    issue = numbered.respond
+    numbered.respond = lambda form: (400, {"error": "invalid_grant"})
+    assert renew(bob) is None
+
+    def end_and_issue(form: dict[str, str]) -> Any:
+        lease.end()
+        return issue(form)
+
+    numbered.respond = end_and_issue
+    assert renew(carol) is None
+    count = len(numbered.forms)
+    assert renew(dan) is None
+    billing.relay.close()
+    assert renew(erin) is None
+    assert len(numbered.forms) == count
+
+
+def test_the_explanation_assumes_that_the_token_is_verified_if_the_service_verifies_tokens() -> None:
+    """A service that verifies tokens relays them with `require_verified`, and other services do not."""
+    verifying = {"verify": "enforce", "issuers": ("https://idp.example",), "audience": ("user-service",)}
+    for settings, reason in (({}, Reason.NOT_VERIFIED), (verifying, Reason.RELAYED)):
+        relay = Relay(Settings(destinations=("https://a",), require_verified=True, **settings))
+        assert relay.explain("https://a/me").decision.reason is reason
+
+
+def test_a_prepared_relay_has_its_counter_before_the_first_hop() -> None:
+    """A prepared relay has created its counter, so the first hop does not create it while a lock may be held."""
+    relay = Relay(Settings(destinations=("https://a",)))
+    assert relay._recorder._counter.created is None
+
+    relay.prepare()
+
+    assert relay._recorder._counter.created is not None

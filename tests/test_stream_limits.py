@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import http.client
-import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-import grpc
 import pytest
 import tornado.httpserver
 import tornado.web
@@ -29,7 +27,7 @@ from otel_token_relay.settings import Settings
 from otel_token_relay.stream_limits import Limit, is_event_stream, seconds_left
 from tests.support.enforcement import bearer, settings_for
 from tests.support.issuers import Issuer, wait_until
-from tests.support.protected_servers import KINDS, _running, installed, run_tornado, serve_grpc, serve_grpc_aio
+from tests.support.protected_servers import _running, installed, run_tornado
 from tests.support.served import Server
 from tests.support.servers import serve_asgi, serve_wsgi
 
@@ -250,81 +248,6 @@ def test_an_event_stream_of_wsgi_ends_with_its_next_event(issuer: Issuer) -> Non
             wait_until(lambda: ended == ["events"])
             ended.clear()
         begins(port, "/plain", token_of(issuer), 1.0)
-
-
-class Lasting(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no types
-    """gRPC methods of each kind, whose streams continue until they are ended."""
-
-    def __init__(self, is_aio: bool) -> None:
-        self._is_aio = is_aio
-
-    def service(self, details: Any) -> Any:
-        kind = details.method.rpartition("/")[2]
-        incoming, _, outgoing = kind.partition("_")
-
-        def one(request: Any, context: Any) -> bytes:
-            if incoming == "unary":
-                time.sleep(1.0)
-            else:
-                for _ in request:
-                    pass
-            return b"done"
-
-        def many(request: Any, context: Any) -> Iterator[bytes]:
-            while True:
-                yield b"1"
-                time.sleep(0.02)
-
-        async def one_async(request: Any, context: Any) -> bytes:
-            if incoming == "unary":
-                await asyncio.sleep(1.0)
-            else:
-                async for _ in request:
-                    pass
-            return b"done"
-
-        async def many_async(request: Any, context: Any) -> AsyncIterator[bytes]:
-            yield b"1"
-            await asyncio.Event().wait()
-
-        methods = (one_async, many_async) if self._is_aio else (one, many)
-        return getattr(grpc, f"{kind}_rpc_method_handler")(methods[outgoing == "stream"])
-
-
-GRPC: dict[str, Any] = {"gRPC": serve_grpc, "gRPC aio": serve_grpc_aio}
-
-
-def outcome(channel: grpc.Channel, kind: str, sent: Any, metadata: Any) -> tuple[str | None, str]:
-    """Return the status and its details, or ``None`` and the response."""
-    try:
-        received = getattr(channel, kind)(f"/tests.Lasting/{kind}")(sent, metadata=metadata, timeout=4)
-        return None, (received if isinstance(received, bytes) else b"".join(received)).decode()
-    except grpc.RpcError as error:
-        failed: Any = error
-        return failed.code().name, failed.details()
-
-
-@pytest.mark.parametrize("row", GRPC)
-def test_a_grpc_stream_ends(issuer: Issuer, row: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A gRPC stream ends even while its method waits for a message, but a call without a stream continues."""
-    monkeypatch.setattr("tests.support.protected_servers._Methods", lambda is_aio: Lasting(is_aio))
-    silence = threading.Event()
-
-    def requests() -> Iterator[bytes]:
-        yield b"a"
-        silence.wait(20)
-
-    with (
-        installed(settings_for(issuer, verify_streams="exp")),
-        GRPC[row]() as server,
-        grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel,
-    ):
-        for kind in KINDS:
-            metadata = [("authorization", token_of(issuer)["Authorization"])]
-            sent: Any = requests() if kind.startswith("stream") else b""
-            result = outcome(channel, kind, sent, metadata)
-            assert result == ((None, "done") if kind == "unary_unary" else ("UNAUTHENTICATED", "invalid_token")), kind
-        silence.set()
 
 
 @pytest.mark.parametrize(

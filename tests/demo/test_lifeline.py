@@ -8,12 +8,14 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
 
+from otel_token_relay.demo import lifeline as lifeline_module
 from otel_token_relay.demo.lifeline import tie
 from tests.support.processes import ROOT
 
@@ -90,6 +92,47 @@ def test_a_program_does_not_outlive_a_parent_that_ended_before_it_started() -> N
     """A program ends immediately if its parent ended before the program started."""
     with tied(is_cut=True) as one:
         one.wait_for_end()
+
+
+def fork_to(command: list[str], lifeline: int) -> int:
+    """Run the script's function in a child of this process, and return the child's process ID."""
+    with warnings.catch_warnings():
+        # Forking with threads is deprecated, because the child can wait for a lock. This child only starts a program.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        try:
+            os.setsid()
+            sys.argv = [lifeline_module.__file__, str(lifeline), *command]
+            lifeline_module.main()
+        finally:
+            os._exit(1)
+    return child
+
+
+def test_the_program_replaces_the_script_and_the_guard_ends_it() -> None:
+    """The program has the process ID of the script, and the guard kills it and its child when the lifeline is
+    closed.
+    """
+    mine, theirs = socket.socketpair()
+    lifeline, our_end = os.pipe()
+    os.set_inheritable(theirs.fileno(), True)
+    with mine, theirs:
+        child = fork_to([sys.executable, "-c", PROGRAM, str(theirs.fileno())], lifeline)
+        try:
+            os.close(lifeline)
+            theirs.close()
+            mine.settimeout(10)
+            assert mine.recv(100) == b"%d" % child
+
+            os.close(our_end)
+
+            assert mine.recv(100) == b""
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+        except BaseException:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(child, signal.SIGKILL)
+            raise
 
 
 def test_the_guard_remains_while_a_program_ignores_a_signal() -> None:

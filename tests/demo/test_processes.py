@@ -6,12 +6,20 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
 import pytest
 
-from otel_token_relay.demo.processes import Processes, Signals, StartFailed, listen
+from otel_token_relay.demo.processes import (
+    Processes,
+    Signals,
+    StartFailed,
+    keep_standard_streams_open,
+    listen,
+    temporary_folder,
+)
 
 
 def test_signal_is_postponed_while_held():
@@ -120,3 +128,67 @@ def test_the_listener_is_on_loopback_at_the_port_of_its_url() -> None:
         assert url == f"http://127.0.0.1:{port}"
         with socket.create_connection((host, port)), listener.accept()[0] as accepted:
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+def test_a_temporary_folder_exists_until_the_block_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder exists while the block runs and is removed with its content, also after a signal."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    seen: list[Path] = []
+
+    def work(*, is_interrupted: bool) -> None:
+        with Signals() as signals, temporary_folder(signals) as folder:
+            seen.append(folder)
+            (folder / "user-service.out").write_text("a line")
+            if is_interrupted:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    work(is_interrupted=False)
+    with pytest.raises(KeyboardInterrupt):
+        work(is_interrupted=True)
+
+    assert [folder.parent for folder in seen] == [tmp_path] * 2
+    assert seen[0] != seen[1]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_created_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error contains the reason from the operating system but no path."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    with pytest.raises(StartFailed) as failed, Signals() as signals, temporary_folder(signals):
+        pytest.fail("the folder was created")
+
+    assert str(failed.value) == "The demo cannot create a temporary folder: No such file or directory."
+
+
+def test_closed_standard_streams_are_replaced_by_the_null_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Closed standard streams are opened again so that no file or socket gets their file descriptors, and programs
+    inherit them.
+    """
+    kept = [os.dup(number) for number in range(3)]
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    try:
+        for number in range(3):
+            os.close(number)
+        keep_standard_streams_open()
+        null = os.stat(os.devnull)
+        replaced = [(os.fstat(number).st_rdev, os.get_inheritable(number)) for number in range(3)]
+        print("a line", file=sys.stdout)  # noqa: T201  # the program's own output
+        print("a line", file=sys.stderr)  # noqa: T201
+    finally:
+        for number, original in enumerate(kept):
+            os.dup2(original, number)
+            os.close(original)
+
+    assert replaced == [(null.st_rdev, True)] * 3
+    for stream in (sys.stdout, sys.stderr):
+        assert stream.name == os.devnull
+        stream.close()
+
+
+def test_open_standard_streams_are_left_alone() -> None:
+    """Standard streams that are open are not replaced."""
+    before = sys.stdout, sys.stderr, [os.fstat(number) for number in range(3)]
+    keep_standard_streams_open()
+
+    assert (sys.stdout, sys.stderr, [os.fstat(number) for number in range(3)]) == before

@@ -62,6 +62,44 @@ def run() -> tuple[int, str]:
     return status, printed.getvalue().removeprefix(START)
 
 
+def test_a_run_finds_no_fault_and_records_the_calls_to_user_service(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run signs in two users, relays and exchanges their tokens, checks invalid tokens, and writes a recording.
+
+    One test covers all steps, because a run takes seconds.
+    """
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS", "http://*")
+    record = tmp_path / "run.json"
+    with redirect_stdout(io.StringIO()) as printed:
+        status = demo.run(str(record))
+    output, recording = printed.getvalue(), record.read_text("utf-8")
+
+    assert status == 0, output
+    assert list(files.iterdir()) == []
+    assert not any("eyJ" in text or "✗" in text for text in (output, recording))
+    lines = [" ".join(line.split()) for line in output.splitlines()]
+    for user, decision in (("alice", "relayed relayed alice"), ("bob", "relayed relayed bob")):
+        assert f"{user} user-service profile-service httpx {decision}" in lines
+        assert f"{user} user-service billing-service httpx exchanged exchanged {user}" in lines
+        assert f"{user} user-service third-party httpx withheld destination_not_listed none" in lines
+    assert "anon user-service profile-service httpx withheld no_token none" in lines
+    for outcome in (
+        "alice's 200 alice",
+        "alice's, revoked when she signed out 401 invalid_token inactive",
+        "bob's, signed with the new key 200 bob",
+        "alice's 401 invalid_token wrong_audience",
+        "user-service-secret",
+    ):
+        assert any(line.endswith(outcome) for line in lines), outcome
+    services = [json.loads(line)["resourceSpans"][0] for line in recording.splitlines()]
+    names = [service["resource"]["attributes"][0]["value"]["stringValue"] for service in services]
+    spans = [span for service in services for span in service["scopeSpans"][0]["spans"]]
+    assert names == ["profile-service", "user-service"]
+    assert len({span["traceId"] for span in spans}) == 4
+
+
 def test_an_interrupted_demo_has_the_exit_status_of_a_shell(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pressing Ctrl-C exits with the status for SIGINT, prints no traceback, and leaves no files behind."""
     monkeypatch.setattr(Runner, "run", lambda self: os.kill(os.getpid(), signal.SIGINT))

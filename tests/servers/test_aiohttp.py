@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from aiohttp import web
+from aiohttp import WSMsgType, web
 from aiohttp.test_utils import TestClient, TestServer
 
 from otel_token_relay import Settings, current_token
 from otel_token_relay.authentication import RequestPath
 from otel_token_relay.configured_authenticator import build_authenticator
 from otel_token_relay.servers.aiohttp import TokenRelayMiddleware
+from otel_token_relay.stream_limits import seconds_left
 from otel_token_relay.verification import TokenVerifier
 from otel_token_relay.verification.authenticator import BearerAuthenticator
 from tests.servers.connections import (
@@ -24,6 +26,7 @@ from tests.support.enforcement import application_reached, bearer, settings_for
 from tests.support.issuers import Issuer
 from tests.support.protected_servers import HOOKED, ROWS, installed, serve_aiohttp
 from tests.support.servers import SERVERS, Server
+from tests.support.telemetry import recording
 from tests.support.tokens import AUDIENCE
 
 A = "token-of-a"
@@ -132,3 +135,65 @@ def test_inner_authenticator_runs_within_the_hooked_boundary(issuer: Issuer) -> 
             assert server.send().status == 401
             assert server.send(bearer(issuer)).status == 403
             assert server.send(bearer(issuer, scope="admin")).status == 200
+
+
+@pytest.mark.parametrize("row", ["aiohttp.web", "aiohttp.web by hand"])
+def test_a_rejected_request_is_recorded_as_the_server_received_it(
+    issuer: Issuer, row: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The span of a rejected request has its path as it was sent, without the query, and continues the caller's
+    trace.
+    """
+    traceparent = b"traceparent: 00-aaaabbbbccccddddeeeeffff00001111-2222333344445555-01"
+    with recording(monkeypatch) as telemetry:
+        with ROWS[row](settings_for(issuer), None) as server:
+            assert server.send(target="/a%2Fb?user=alice", headers=(traceparent,)).status == 401
+        (span,) = telemetry.server_spans
+
+    assert (span.name, span.attributes["url.path"]) == ("GET", "/a%2Fb")
+    assert (span.attributes["http.scheme"], span.attributes["http.status_code"]) == ("http", 401)
+    assert f"{span.context.trace_id:x}" == "aaaabbbbccccddddeeeeffff00001111"
+
+
+@pytest.mark.parametrize("is_nested", [False, True], ids=["one boundary", "two boundaries"])
+def test_a_long_lived_response_ends_when_its_token_expires(
+    issuer: Issuer, monkeypatch: pytest.MonkeyPatch, is_nested: bool
+) -> None:
+    """When the token expires, an event stream is completed and a WebSocket is closed with the code for a policy
+    violation, but other responses continue.
+    """
+    monkeypatch.setattr(seconds_left, "__defaults__", (lambda: time.time() + 7200,))
+    canceled: list[str] = []
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        kind = "text/plain" if request.path == "/plain" else "Text/Event-Stream; charset=utf-8"
+        is_socket = request.path == "/ws"
+        response = web.WebSocketResponse() if is_socket else web.StreamResponse(headers={"Content-Type": kind})
+        await response.prepare(request)
+        if request.path == "/plain":
+            await asyncio.sleep(0.01)
+            await response.write(b"complete")
+            return response
+        try:
+            await asyncio.wait_for(asyncio.Event().wait(), 20)
+        except asyncio.CancelledError:
+            canceled.append(request.path)
+            raise
+        return response
+
+    async def run() -> None:
+        settings = settings_for(issuer, verify_streams="exp")
+        app = web.Application(middlewares=[TokenRelayMiddleware(settings)] * (1 + is_nested))
+        app.router.add_get("/{name}", handle)
+        headers = {"Authorization": bearer(issuer).decode().strip()}
+        async with TestClient(TestServer(app), headers=headers) as client:
+            async with client.get("/plain") as response:
+                assert await response.read() == b"complete"
+            async with client.get("/events") as response:
+                assert (response.status, await response.read()) == (200, b"")
+            async with client.ws_connect("/ws") as connection:
+                message = await connection.receive(20)
+                assert (message.type, message.data) == (WSMsgType.CLOSE, 1008)
+
+    asyncio.run(run())
+    assert canceled == ["/events", "/ws"]

@@ -2,6 +2,10 @@
 
 import asyncio
 import contextlib
+import time
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
 
 import httpx
 import pytest
@@ -12,13 +16,26 @@ from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware, asgi_get
 
 from otel_token_relay import Settings, TokenRelayPropagator, credentials, current_token, install, uninstall, use_token
 from otel_token_relay.boundary import BOUNDARY_KEY
+from otel_token_relay.configured_authenticator import build_authenticator
 from otel_token_relay.patching import Patches
 from otel_token_relay.runtime import Runtime
 from otel_token_relay.servers import asgi
-from otel_token_relay.servers.asgi import EnclosedApp, TokenRelayMiddleware, patch
+from otel_token_relay.servers.asgi import (
+    EnclosedApp,
+    TokenRelayMiddleware,
+    enclose,
+    patch,
+    patcher,
+    path_without_mount,
+    whole_path,
+)
+from otel_token_relay.stream_limits import seconds_left
 from tests.support import apps
 from tests.support.apps import NONE
+from tests.support.issuers import Issuer
 from tests.support.servers import get, serve_asgi
+from tests.support.telemetry import recording
+from tests.support.tokens import AUDIENCE, claims, make_token
 
 A, B = "token-of-a", "token-of-b"
 
@@ -625,3 +642,241 @@ def test_an_unchanged_scope_is_joined_without_being_read_again(outer, inner, mon
 
     assert recorder.saw == [A, A]
     assert located == [1]
+
+
+@pytest.fixture
+def verifying(issuer: Issuer) -> Iterator[Issuer]:
+    """Install verification of the issuer's tokens, except on two paths."""
+    build_authenticator.cache_clear()
+    excluded = ("/healthz", "/public/*")
+    install(
+        Settings(
+            verify="enforce",
+            issuers=(issuer.url,),
+            audience=(AUDIENCE,),
+            verify_exclude=excluded,
+            verify_streams="exp",
+        )
+    )
+    yield issuer
+    uninstall()
+    build_authenticator.cache_clear()
+
+
+def exchange(app: Any, scope: dict[str, Any]) -> list[dict[str, Any]]:
+    """Serve one request, and return the messages that the server gets."""
+    sent: list[dict[str, Any]] = []
+
+    async def keep(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    asyncio.run(app(scope, receive, keep))
+    return sent
+
+
+def status_of(app: Any, path: str = "/", token: str | None = None, **parts: Any) -> int | None:
+    """Return the status of the error response, or `None` if the application is called."""
+    sent = exchange(app, request(token, path=path, raw_path=path.encode(), **parts))
+    return sent[0]["status"] if sent else None
+
+
+def test_a_rejected_http_request_gets_the_error_response(verifying: Issuer) -> None:
+    """A request without a valid token gets the challenge in place of the application's response, and the response to
+    HEAD has no body.
+    """
+    recorder = Recorder()
+    app, token = EnclosedApp(recorder), make_token(claims(verifying.url))
+
+    start, body = exchange(app, request())
+    head_start, head_body = exchange(app, request(method="HEAD"))
+    assert status_of(app, token=token[:-8] + "AAAAAAAA") == 401
+    assert recorder.saw == []
+
+    headers = dict(start["headers"])
+    assert (start["type"], start["status"]) == ("http.response.start", 401)
+    assert headers[b"www-authenticate"].startswith(b'Bearer realm="api"')
+    assert headers[b"content-length"] == str(len(body["body"])).encode() != b"0"
+    assert head_start == start
+    assert head_body == {"type": "http.response.body", "body": b""}
+
+    assert status_of(app, token=token) is None
+    assert recorder.saw == [token]
+
+
+@pytest.mark.parametrize("extensions", [None, {"websocket.http.response": {}}], ids=["close", "response"])
+def test_a_rejected_handshake_gets_the_response_that_the_server_supports(
+    verifying: Issuer, extensions: dict[str, Any] | None
+) -> None:
+    """A rejected WebSocket handshake gets the error response if the server supports one; otherwise, it is closed."""
+    recorder, token = Recorder(), make_token(claims(verifying.url))
+    app = EnclosedApp(recorder)
+    messages = exchange(app, request(kind="websocket", extensions=extensions))
+
+    if extensions is None:
+        assert messages == [{"type": "websocket.close", "code": 1008, "reason": ""}]
+    else:
+        assert [message["type"] for message in messages] == [
+            "websocket.http.response.start",
+            "websocket.http.response.body",
+        ]
+        assert messages[0]["status"] == 401
+        assert b"www-authenticate" in dict(messages[0]["headers"])
+        assert messages[1]["body"]
+    assert recorder.saw == []
+    assert exchange(app, request(token, kind="websocket", extensions=extensions)) == []
+    assert recorder.saw == [token]
+
+
+def test_a_scope_of_an_unknown_protocol_is_rejected_with_an_exception(verifying: Issuer) -> None:
+    """A scope of an unknown protocol is never excluded, and is rejected with an exception."""
+    recorder = Recorder()
+    with pytest.raises(RuntimeError, match="the application was not called for this scope"):
+        exchange(EnclosedApp(recorder), request(kind="webtransport", path="/healthz"))
+
+    assert recorder.saw == []
+
+
+def test_a_rejected_request_is_recorded_as_the_server_received_it(
+    verifying: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The span of a rejected request has its method, path, and status, and continues the caller's trace."""
+    traceparent = (b"traceparent", b"00-aaaabbbbccccddddeeeeffff00001111-2222333344445555-01")
+    with recording(monkeypatch) as telemetry:
+        app = EnclosedApp(Recorder())
+        exchange(app, request(path="/api/me", root_path="/api", method="DELETE", headers=[traceparent]))
+        exchange(app, request(kind="websocket", path="/ws"))
+        rejected, closed = telemetry.server_spans
+
+    assert (rejected.name, rejected.attributes["url.path"]) == ("DELETE", "/api/me")
+    assert rejected.attributes["http.scheme"] == "http"
+    assert rejected.attributes["http.status_code"] == 401
+    assert f"{rejected.context.trace_id:x}" == "aaaabbbbccccddddeeeeffff00001111"
+    assert (closed.name, closed.attributes["url.path"], closed.attributes["http.status_code"]) == ("GET", "/ws", 403)
+
+
+@pytest.mark.parametrize(
+    ("path", "root_path", "expected"),
+    [
+        ("/healthz", "", "/healthz"),
+        ("/healthz", "/api", "/healthz"),
+        ("/api/healthz", "/api", "/healthz"),
+        ("/api", "/api", ""),
+        ("/apis/healthz", "/api", None),
+        ("/healthz/api", "/api", None),
+        ("/api/healthz", "api/", None),
+    ],
+)
+def test_the_mount_point_is_removed_only_if_every_application_would(
+    path: str, root_path: str, expected: str | None
+) -> None:
+    """The mount point is removed if it consists of whole segments; otherwise, the path is unknown if it contains the
+    mount point.
+    """
+    scope = {"path": path, "root_path": root_path}
+    assert path_without_mount(scope) == expected
+    assert whole_path(scope) == path
+    assert (path_without_mount({}), whole_path({})) == ("", "")
+
+
+def test_an_excluded_path_needs_no_token_unless_the_client_chose_its_mount_point(verifying: Issuer) -> None:
+    """Exclusions apply to the path without the mount point, unless a header may have set the mount point, and not to
+    encoded paths below a prefix.
+    """
+    app = EnclosedApp(Recorder())
+
+    assert status_of(app, "/healthz") is None
+    assert status_of(app, "/api/healthz", root_path="/api") is None
+    assert status_of(app, "/api/healthz") == 401
+    assert status_of(app, "/api/healthz", root_path="/api", headers=[(b"x-script-name", b"/api")]) == 401
+    assert status_of(app, "/public/a") is None
+    assert exchange(app, request(path="/public/a", raw_path=b"/public/%61"))[0]["status"] == 401
+
+
+def test_a_preflight_request_needs_no_token(verifying: Issuer) -> None:
+    """A CORS preflight request needs no token, but a request with a different method or without its headers does."""
+    app = EnclosedApp(Recorder())
+    preflight = [(b"Origin", b"https://a.example"), (b"Access-Control-Request-Method", b"PUT")]
+
+    assert status_of(app, method="OPTIONS", headers=preflight) is None
+    assert status_of(app, method="OPTIONS") == 401
+    assert status_of(app, method="PUT", headers=preflight) == 401
+
+
+@pytest.mark.parametrize(("route", "mounted"), [(path_without_mount, None), (whole_path, 401)])
+def test_a_hooked_class_is_routed_as_its_framework_does(verifying: Issuer, route: Any, mounted: int | None) -> None:
+    """The hook for a framework's class applies exclusions to the path that the framework uses for routing."""
+
+    class Framework:
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None: ...
+
+    module = ModuleType("framework")
+    module.App = Framework  # type: ignore[attr-defined]
+    made = Runtime(Settings(verify="enforce", issuers=(verifying.url,), audience=(AUDIENCE,), verify_exclude=("/a",)))
+    patches = Patches()
+    patcher("App", route)(module, made, patches)
+
+    assert status_of(Framework(), "/a") is None
+    assert status_of(Framework(), "/b") == 401
+    assert status_of(Framework(), "/mount/a", root_path="/mount") == mounted
+    patches.undo()
+    assert status_of(Framework(), "/b") is None
+
+
+def test_an_enclosed_application_is_enclosed_once_and_has_its_own_attributes() -> None:
+    """An enclosed application has the attributes of the original, and is not enclosed a second time."""
+    recorder = Recorder()
+    enclosed = enclose(recorder)
+
+    assert enclosed is not recorder
+    assert enclose(enclosed) is enclosed
+    assert enclosed.saw is recorder.saw
+    with pytest.raises(AttributeError, match="missing"):
+        _ = enclosed.missing
+
+
+@pytest.fixture
+def expired(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the time of a long-lived response be up as soon as the response starts."""
+    monkeypatch.setattr(seconds_left, "__defaults__", (lambda: time.time() + 7200,))
+
+
+@pytest.mark.usefixtures("expired")
+@pytest.mark.parametrize(
+    ("content_type", "has_ended"),
+    [(b"text/event-stream", True), (b"Text/Event-Stream; charset=utf-8", True), (b"text/plain", False), (None, False)],
+)
+def test_an_event_stream_ends_with_its_token(verifying: Issuer, content_type: bytes | None, has_ended: bool) -> None:
+    """An event stream is canceled and completed when the token expires, but other responses continue."""
+    events: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        headers = [] if content_type is None else [(b"Content-Type", content_type)]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        try:
+            await send({"type": "http.response.body", "body": b"first", "more_body": True})
+            await asyncio.wait_for(asyncio.Event().wait(), 20) if has_ended else await asyncio.sleep(0.01)
+            await send({"type": "http.response.body", "body": b"last"})
+        except asyncio.CancelledError:
+            events.append("canceled")
+            raise
+
+    enclosed = EnclosedApp(EnclosedApp(app))
+    sent = exchange(enclosed, request(make_token(claims(verifying.url))))
+
+    assert [message.get("body") for message in sent] == [None, b"first", b"" if has_ended else b"last"]
+    assert not sent[-1].get("more_body", False)
+    assert events == (["canceled"] if has_ended else [])
+
+
+@pytest.mark.usefixtures("expired")
+def test_a_websocket_is_closed_when_its_token_expires(verifying: Issuer) -> None:
+    """An accepted WebSocket is closed with the code for a policy violation when its token expires."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "websocket.accept"})
+        await asyncio.wait_for(asyncio.Event().wait(), 20)
+
+    assert exchange(EnclosedApp(app), request(make_token(claims(verifying.url)), kind="websocket")) == [
+        {"type": "websocket.accept"},
+        {"type": "websocket.close", "code": 1008, "reason": ""},
+    ]

@@ -18,6 +18,7 @@ from tests.support.enforcement import FaultyAuthenticator, bearer, settings_for
 from tests.support.issuers import Issuer
 from tests.support.processes import unused_port
 from tests.support.servers import TIMEOUT_SECONDS, get, looping
+from tests.support.telemetry import recording
 from tests.support.unknown_servers import skip_without
 
 pytestmark = pytest.mark.usefixtures("forget")
@@ -40,7 +41,7 @@ class Scope:
 
     def __init__(self, *authorization: str, proto: str = "http", method: str = "GET", path: str = "/") -> None:
         self.headers = Headers(*(("authorization", value) for value in authorization))
-        self.proto, self.method, self.path = proto, method, path
+        self.proto, self.method, self.path, self.scheme = proto, method, path, "https"
 
 
 class Protocol:
@@ -166,6 +167,22 @@ def test_a_request_that_is_not_accepted_does_not_reach_the_application(issuer: I
     assert forged[0] == 401
     assert close == ("close", 401)
     assert app.saw == [token.removeprefix("Bearer ")] * 2 + [NONE]
+
+
+def test_a_rejected_request_is_recorded_as_the_server_received_it(
+    issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The span of a rejected request has its method, path, and scheme, and continues the caller's trace."""
+    install(settings_for(issuer))
+    scope = Scope(method="DELETE", path="/me")
+    scope.headers = Headers(("traceparent", "00-aaaabbbbccccddddeeeeffff00001111-2222333344445555-01"))
+    with recording(monkeypatch) as telemetry:
+        call(EnclosedApp(Application()), scope)
+        (span,) = telemetry.server_spans
+
+    assert (span.name, span.attributes["url.path"]) == ("DELETE", "/me")
+    assert (span.attributes["http.scheme"], span.attributes["http.status_code"]) == ("https", 401)
+    assert f"{span.context.trace_id:x}" == "aaaabbbbccccddddeeeeffff00001111"
 
 
 def test_requests_that_need_no_token_reach_the_application(issuer: Issuer) -> None:

@@ -18,6 +18,7 @@ from tests.support.apps import NONE
 from tests.support.enforcement import FaultyAuthenticator, bearer, settings_for
 from tests.support.issuers import Issuer, wait_until
 from tests.support.servers import TIMEOUT_SECONDS, Client, get, listening_socket, looping, raw_connection
+from tests.support.telemetry import recording
 
 sanic = pytest.importorskip("sanic")
 pytestmark = pytest.mark.usefixtures("forget")
@@ -160,6 +161,27 @@ def test_a_refused_request_runs_no_code_of_the_application(issuer: Issuer) -> No
     assert {response.headers["www-authenticate"].split()[0] for response in refused} == {"Bearer"}
     assert (served.status, served.text) == (200, token)
     assert called == ["request middleware", "handler", "response middleware"]
+
+
+def test_a_rejected_request_is_recorded_as_the_server_received_it(
+    issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The span of a rejected request has its path without the query, and the connection's scheme instead of the scheme
+    in a header.
+    """
+    install(settings_for(issuer))
+    headers = [
+        ("X-Forwarded-Proto", "https"),
+        ("Traceparent", "00-aaaabbbbccccddddeeeeffff00001111-2222333344445555-01"),
+    ]
+    with recording(monkeypatch) as telemetry:
+        with serving() as port:
+            assert get(port, "/token?user=alice", headers=headers).status == 401
+        (span,) = telemetry.server_spans
+
+    assert (span.name, span.attributes["url.path"]) == ("GET", "/token")
+    assert (span.attributes["http.scheme"], span.attributes["http.status_code"]) == ("http", 401)
+    assert f"{span.context.trace_id:x}" == "aaaabbbbccccddddeeeeffff00001111"
 
 
 def test_the_response_to_a_rejected_head_request_has_no_body(issuer: Issuer) -> None:

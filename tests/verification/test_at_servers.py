@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import grpc
 import pytest
 import websockets.sync.client
 from opentelemetry import trace
@@ -35,7 +34,6 @@ from tests.support.issuers import Issuer, issuing, wait_until
 from tests.support.protected_servers import (
     BY_HAND,
     HOOKED,
-    KINDS,
     ROWS,
     GrpcServer,
     downstream,
@@ -317,66 +315,6 @@ def test_server_that_cannot_be_hooked_is_said_to_be_unverified(
         pass
     assert "cannot hook tornado.web" in caplog.text
     assert "verified" not in caplog.text
-
-
-GRPC_ROWS = [row for row in ROWS if row.startswith("gRPC")]
-HEALTH = "/grpc.health.v1.Health/Check"
-
-
-def call(channel: grpc.Channel, method: str, kind: str, token: bytes | None) -> Any:
-    requests: Any = iter([b"", b""]) if kind.startswith("stream") else b""
-    metadata = [] if token is None else [("authorization", token.decode().strip())]
-    answered = getattr(channel, kind)(method)(requests, metadata=metadata, timeout=20)
-    return answered if isinstance(answered, bytes) else b"".join(answered)
-
-
-@pytest.mark.parametrize("row", GRPC_ROWS)
-def test_grpc_refuses_all_four_kinds_of_method(issuer: Issuer, row: str) -> None:
-    """All four kinds of gRPC methods are rejected with UNAUTHENTICATED and a challenge before they run."""
-    with ROWS[row](settings_for(issuer), None) as server, grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-        for kind in KINDS:
-            method = f"/tests.Profiles/{kind}"
-            for token, details, challenge in (
-                (None, "unauthenticated", 'Bearer realm="api"'),
-                (bearer(issuer, exp=1), "invalid_token", 'Bearer realm="api", error="invalid_token"'),
-            ):
-                with pytest.raises(grpc.RpcError) as refused:
-                    call(channel, method, kind, token)
-                assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
-                assert refused.value.details() == details
-                assert dict(refused.value.trailing_metadata()) == {"www-authenticate": challenge}
-            assert reached == []
-            assert b'"claims": "alice"' in call(channel, method, kind, bearer(issuer))
-            reached.clear()
-
-
-@pytest.mark.parametrize("row", GRPC_ROWS)
-def test_grpc_method_is_excluded_by_its_full_name(issuer: Issuer, row: str) -> None:
-    """A gRPC method, such as a health check, is excluded only by its full name."""
-    settings = settings_for(issuer, verify_exclude=(HEALTH,))
-    with ROWS[row](settings, None) as server, grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-        assert b'"claims": null' in call(channel, HEALTH, "unary_unary", None)
-        for method in ("/grpc.health.v1.Health/Watch", HEALTH + "/", HEALTH.lower(), "/" + HEALTH):
-            with pytest.raises(grpc.RpcError) as refused:
-                call(channel, method, "unary_unary", None)
-            assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
-
-
-@pytest.mark.parametrize("row", GRPC_ROWS)
-def test_grpc_stream_that_never_sends_is_refused_at_once(issuer: Issuer, row: str) -> None:
-    """A gRPC stream that never sends a message is rejected immediately."""
-    silence = threading.Event()
-
-    def requests() -> Iterator[bytes]:
-        silence.wait(20)
-        yield from ()
-
-    with ROWS[row](settings_for(issuer), None) as server, grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-        with pytest.raises(grpc.RpcError) as refused:
-            list(channel.stream_stream("/tests.Profiles/stream_stream")(requests(), timeout=20))
-        silence.set()
-
-    assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
 
 
 @pytest.mark.parametrize("row", BY_HAND)
