@@ -116,15 +116,16 @@ class Raising:
     """The pytest plugin that runs the collected tests once for each function of a module.
 
     Attributes:
-        unnoticed: The names of the functions whose error no test has noticed.
+        unnoticed: The functions whose error no test has noticed.
+        passes: Whether the tests pass without a change.
         is_child: Whether this process runs the tests for one function.
     """
 
     def __init__(self, module: Path) -> None:
-        self.module = module
         self.path = str(ROOT / module)
         self.codes = raising_code(ast.parse((ROOT / module).read_text(encoding="utf-8")), self.path)
-        self.unnoticed: list[str] = []
+        self.unnoticed: list[Function] = []
+        self.passes = False
         self.is_child = False
 
     @pytest.hookimpl(tryfirst=True)
@@ -142,11 +143,11 @@ class Raising:
                     thing.__code__ = cast(types.CodeType, code)
                 return None
             has_passed = _succeeds(child)
-            if function is None and not has_passed:
-                self.unnoticed.append(f"{FAILED}the tests fail without a change")
+            if function is not None and has_passed:
+                self.unnoticed.append(function)
+            elif function is None and not has_passed:
                 break
-            if function is not None and has_passed and _passes_from_start(self.module, function):
-                self.unnoticed.append(function.name)
+            self.passes = True
         return True
 
     def _become_child(self, session: pytest.Session) -> None:
@@ -158,10 +159,10 @@ class Raising:
         session.config.option.maxfail = 1
 
 
-def _passes_from_start(module: Path, function: Function) -> bool:
-    """Return whether all tests pass if the function raises from the beginning, and also in programs they start."""
+def _passes_from_start(module: Path, line: int) -> bool:
+    """Return whether all tests pass if the function at a line raises from the beginning, and in programs they start."""
     name = ".".join(module.with_suffix("").parts)
-    changed = {sitecustomize.VARIABLE: f"{name} {ROOT / module} {function.line}"}
+    changed = {sitecustomize.VARIABLE: f"{name} {ROOT / module} {line}"}
     path = {"PYTHONPATH": os.pathsep.join([str(Path(sitecustomize.__file__).parent), str(ROOT)])}
     try:
         done = subprocess.run(
@@ -209,9 +210,12 @@ def check(module: Path) -> list[str]:
     status = pytest.main([*OPTIONS, str(tests)], plugins=[plugin])
     if plugin.is_child:
         os._exit(status)
-    if len(plugin.unnoticed) == len(plugin.codes):
-        plugin.unnoticed.append(f"{FAILED}{tests} notices no error")
-    return plugin.unnoticed
+    if not plugin.passes or (plugin.unnoticed and not _passes_from_start(module, 0)):
+        return [f"{FAILED}the tests fail without a change"]
+    unnoticed = [function.name for function in plugin.unnoticed if _passes_from_start(module, function.line)]
+    if len(unnoticed) == len(plugin.codes):
+        unnoticed.append(f"{FAILED}{tests} notices no error")
+    return unnoticed
 
 
 def main(arguments: list[str]) -> int:

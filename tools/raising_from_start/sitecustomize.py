@@ -15,8 +15,9 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from importlib.util import spec_from_file_location
 
-# The module's name, its path, and the line at which the function starts, separated by spaces.
-VARIABLE = "TOKEN_RELAY_RAISING"
+# The module's name, its path, and the line at which the function starts. The name of this variable must not resemble
+# the package's settings, because the package would load at startup.
+VARIABLE = "RAISING_FUNCTION"
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef
 
