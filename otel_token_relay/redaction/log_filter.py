@@ -68,10 +68,15 @@ class RedactingFilter(logging.Filter):
 
 
 def _wiped(record: logging.LogRecord) -> dict[str, Any]:
-    args = record.args
+    """Return the attributes of a record without its data.
+
+    Formatters such as uvicorn's unpack a fixed number of arguments, so the message consumes them without output.
+    """
+    args = record.args if isinstance(record.args, tuple) else ()
     extras = {name: FAILED for name in record.__dict__ if name not in _STANDARD}
-    kept: Any = tuple(a if isinstance(a, (int, float)) else FAILED for a in args) if isinstance(args, tuple) else None
-    return {**extras, "msg": FAILED, "args": kept, "exc_info": None, "exc_text": None, "stack_info": None}
+    kept = tuple(arg if isinstance(arg, (int, float)) else FAILED for arg in args)
+    message = "%.0s" * len(kept) + FAILED
+    return {**extras, "msg": message, "args": kept, "exc_info": None, "exc_text": None, "stack_info": None}
 
 
 def _changes(record: logging.LogRecord, clean: Clean) -> dict[str, Any]:

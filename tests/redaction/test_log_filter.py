@@ -277,6 +277,18 @@ def test_a_record_that_cannot_be_cleaned_is_written_without_its_data(lines):
     assert given["r"] == f"GET /{OWN_OPAQUE}"
 
 
+def test_a_record_that_cannot_be_cleaned_keeps_the_number_of_its_arguments():
+    """The line is written, and a formatter that unpacks the arguments, such as uvicorn's, still works."""
+    arguments = ("10.0.0.1", OWN_OPAQUE, 200)
+    record = logging.makeLogRecord({"msg": "%s asked for %s: %d", "args": arguments, "exc_info": ValueError()})
+
+    masked = RedactingFilter().filter(record)
+    written = masked if isinstance(masked, logging.LogRecord) else record
+
+    assert written.getMessage() == FAILED
+    assert written.args == (FAILED, FAILED, 200)
+
+
 JWE = ".".join(
     ["eyJhbGciOiJSU0EtT0FFUCIsImVuYyI6IkEyNTZHQ00ifQ", "OKOawDo13gRp2ojaHV7LFpZcgV7T6DVZKTyKOMTYUmKoTCVJRgckCL9k"]
 )

@@ -163,7 +163,9 @@ def test_text_that_is_no_call_has_no_end(name: str, after: str) -> None:
     assert end_of_call(f"password={name}{after}", 9, 9 + len(name)) is None
 
 
-@pytest.mark.parametrize("call", ['os.getenv("API_KEY")', "headers['Api-Key']", "f(token)", "get('', \"{token}\")"])
+@pytest.mark.parametrize(
+    "call", ['os.getenv("API_KEY")', "headers['Api-Key']", "headers['X-Token']", "f(token)", "get('', \"{token}\")"]
+)
 def test_a_call_with_names_contains_no_secret(call: str) -> None:
     """The names of variables, environment variables, and headers, and placeholders, are not secrets."""
     assert is_call_without_secret(call)
