@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import tempfile
+import threading
 
 import grpc
 import grpc.aio
@@ -13,6 +15,7 @@ from opentelemetry.instrumentation.grpc import GrpcAioInstrumentorClient, GrpcIn
 from otel_token_relay import Settings, install, use_token
 from otel_token_relay.clients.grpc import _Channel, _read_credentials, _target_of
 from tests.support.loopback import grpc_party
+from tests.support.queued import Caller
 
 ALICE = "alice-token-0001"
 BOB = "bob-token-0000001"
@@ -215,3 +218,55 @@ def test_interceptors_of_the_application_are_kept(party, send):
     assert calls
     assert calls == [{}] * len(party.requests)
     assert party.lines() == [[f"Bearer {ALICE}"]] * len(calls)
+
+
+def wait_for_ready(channel):
+    """Make a call that waits until the channel is connected."""
+    return channel.unary_unary("/tests.Party/unary_unary")(b"", wait_for_ready=True, timeout=30)
+
+
+def test_a_call_that_waits_for_its_channel_carries_the_token(party, relay):
+    """Calls with grpc and grpc.aio carry the token when the channel is ready."""
+
+    async def run():
+        async with grpc.aio.insecure_channel(party.target) as channel:
+            return await wait_for_ready(channel)
+
+    with use_token(ALICE):
+        with grpc.insecure_channel(party.target) as channel:
+            assert wait_for_ready(channel) == f"Bearer {ALICE}".encode()
+        assert asyncio.run(run()) == f"Bearer {ALICE}".encode()
+    assert party.lines() == [[f"Bearer {ALICE}"]] * 2
+
+
+def test_a_call_on_a_closed_channel_gets_grpcs_own_error(party, relay):
+    """The relay does not wait for a channel that is closed."""
+    channel = grpc.insecure_channel(party.target)
+    channel.close()
+    with use_token(ALICE), pytest.raises(ValueError, match="closed channel"):
+        wait_for_ready(channel)
+    assert party.lines() == []
+
+
+def test_a_call_is_canceled_if_its_channel_is_closed_while_it_waits():
+    """The application gets the error that gRPC itself reports."""
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        port = reserved.getsockname()[1]
+        install(Settings(destinations=[f"http://127.0.0.1:{port}"]))
+        channel, caller, errors = grpc.insecure_channel(f"127.0.0.1:{port}"), Caller(), []
+
+        def run():
+            with caller.bound():
+                try:
+                    wait_for_ready(channel)
+                except grpc.RpcError as error:
+                    errors.append(error.code())
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        assert caller.decided.wait(20)
+        channel.close()
+        thread.join(20)
+    assert errors == [grpc.StatusCode.CANCELLED]
+    assert caller.reasons == []
