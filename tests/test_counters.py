@@ -13,7 +13,7 @@ from opentelemetry.metrics._internal import _ProxyMeterProvider
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
-from otel_token_relay.counters import LazyCounter
+from otel_token_relay.counters import LazyCounter, LazyHistogram
 
 GLOBAL = "opentelemetry.metrics._internal._METER_PROVIDER"
 
@@ -119,3 +119,25 @@ def test_a_provider_that_fails_is_tried_again(
 
     assert len(counted(reader)) == 1
     provider.shutdown()
+
+
+def test_a_histogram_is_created_by_the_first_measurement(
+    meter: InMemoryMetricReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A suppressed measurement creates nothing, and an error of the meter provider is not raised."""
+    histogram = LazyHistogram("token_relay.durations", "s", "Durations of the tests.", (0.1, 1.0))
+    with suppress_instrumentation():
+        histogram.record(5.0, {})
+    histogram.record(0.5, {"how": "fast"})
+    histogram.record(2.0, {"how": "fast"})
+
+    data = meter.get_metrics_data()
+    assert data is not None
+    (metric,) = data.resource_metrics[0].scope_metrics[0].metrics
+    (point,) = metric.data.data_points
+    assert (metric.name, metric.unit, metric.description) == ("token_relay.durations", "s", "Durations of the tests.")
+    assert (point.count, point.sum, point.bucket_counts) == (2, 2.5, (0, 1, 1))  # type: ignore[union-attr]
+    assert dict(point.attributes or {}) == {"how": "fast"}
+
+    monkeypatch.setattr(GLOBAL, None)
+    LazyHistogram("token_relay.other", "s", "", ()).record(1.0, {})

@@ -4,9 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from otel_token_relay.credentials import parse_credentials
+from otel_token_relay import Settings
+from otel_token_relay.credentials import find, locate, parse_credentials, read
 from otel_token_relay.reasons import Reason
-from otel_token_relay.token import BearerToken
+from otel_token_relay.token import BearerToken, Lease
 
 
 @pytest.mark.parametrize(
@@ -76,3 +77,25 @@ def test_parsing_a_header_never_raises(values, bare):
     read = parse_credentials(values, bare=bare)
 
     assert isinstance(read, Reason) or BearerToken(read).reveal() == read
+
+
+def test_the_first_source_header_that_is_present_decides():
+    """A later source header is not used even if the first one is invalid, and an unreadable request has no token."""
+    settings = Settings(source_headers=("x-user-token", "authorization"), max_length=20)
+    first = {"x-user-token": ["alice-token"], "authorization": ["Bearer bob-token"]}.get
+    invalid = {"x-user-token": ["a b"], "authorization": ["Bearer bob-token"]}.get
+    second = {"authorization": [b"bearer bob-token"]}.get
+
+    def broken(name):
+        raise UnicodeDecodeError("ascii", b"\xff", 0, 1, name)
+
+    lease = Lease()
+    token = read(find(first, settings), settings, lease=lease)
+    assert (token.reveal(), token.lease) == ("alice-token", lease)
+    assert read(locate(invalid, settings), settings) is Reason.MALFORMED
+    assert read(locate(second, settings), settings).reveal() == "bob-token"
+    assert find({}.get, settings) is None
+    assert read(None, settings) is Reason.ABSENT
+    assert locate(broken, settings) is Reason.MALFORMED
+    assert read(("authorization", [7]), settings) is Reason.MALFORMED
+    assert read(("authorization", ["Bearer " + "a" * 21]), settings) is Reason.TOO_LONG

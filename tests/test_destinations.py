@@ -281,3 +281,9 @@ def test_no_proposal_removes_a_parameter() -> None:
     (problem,) = Settings.from_env({DESTINATIONS: "https://pay.internal;never:443"}).problems
 
     assert "write" not in problem
+
+
+def test_the_expected_audiences_are_words() -> None:
+    """An entry can list several additional audiences, and an entry without the parameter lists none."""
+    (one, other) = Settings(destinations=("https://a;audience=x;expect=y z", "https://b;audience=x")).entries
+    assert (one.expected, other.expected) == (("y", "z"), ())

@@ -102,3 +102,8 @@ def test_each_reason_of_a_rejection_is_one_stable_word(reason: RejectReason) -> 
     assert reason.replace("_", "").isalpha()
     assert reason.islower()
     assert str(TokenRejected(reason)) == f"token rejected: {reason}"
+
+
+def test_the_repr_of_a_rejection_has_no_value() -> None:
+    """Tracebacks and logs show the reason and the claim's name, but no value from the token."""
+    assert repr(TokenRejected("wrong_audience", "aud")) == "TokenRejected('wrong_audience', 'aud')"

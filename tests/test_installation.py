@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import types
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -12,7 +13,16 @@ import pytest
 from opentelemetry import propagate
 from opentelemetry.propagators.composite import CompositePropagator
 
-from otel_token_relay import Settings, TokenRelayPropagator, install, runtime, uninstall
+from otel_token_relay import (
+    Settings,
+    TokenRelayPropagator,
+    context,
+    current_token,
+    install,
+    runtime,
+    uninstall,
+    use_token,
+)
 from otel_token_relay import installation as module
 from otel_token_relay.clients import httpx as httpx_client
 from otel_token_relay.servers.asgi import EnclosedApp
@@ -182,3 +192,27 @@ def test_servers_stay_enclosed_while_other_settings_are_installed(monkeypatch: p
 
     assert seen == [True, False]
     assert not isinstance(config.loaded_app, EnclosedApp)
+
+
+def test_the_first_token_hooks_the_threading_instrumentation_once() -> None:
+    """Threads that start while a token is bound carry it, and later tokens do not repeat the work."""
+    install(LISTED)
+    assert context.before_first_token is not None
+    with use_token("alice-token-0123456789"), ThreadPoolExecutor(1) as pool:
+        assert context.before_first_token is None
+        carried = pool.submit(lambda: (token := current_token()) and token.reveal()).result()
+    assert carried == "alice-token-0123456789"
+
+
+@pytest.mark.parametrize(
+    ("program", "destinations"),
+    [("/app/bin/opentelemetry-instrument", ()), ("/app/bin/gunicorn", ("https://a",)), ("", ("https://a",))],
+)
+def test_the_launcher_installs_nothing(
+    program: str, destinations: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The launcher has not read its flags yet, and the application runs in a new interpreter."""
+    monkeypatch.setenv("OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS", "https://a")
+    monkeypatch.setattr(sys, "argv", [program])
+    listed = module.propagator_from_env().relay.settings.destinations
+    assert tuple(map(str, listed)) == destinations

@@ -4,7 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from otel_token_relay.origin import Origin, OriginPattern, normalize_host
+from otel_token_relay.origin import (
+    Origin,
+    OriginPattern,
+    is_listed,
+    is_trustworthy,
+    normalize_host,
+    origin_of_proxied,
+)
 
 
 @pytest.mark.parametrize(
@@ -150,3 +157,45 @@ def test_an_invalid_pattern_is_rejected(text):
 def test_loopback_is_recognized(entry, loopback):
     """Loopback, the only place where plain http is harmless, is recognized."""
     assert OriginPattern.parse(entry).is_loopback is loopback
+
+
+@pytest.mark.parametrize(
+    ("url", "secure", "trustworthy"),
+    [
+        ("https://idp.example/keys", True, True),
+        ("http://127.0.0.1:8080/keys", True, True),
+        ("http://keycloak:8080/keys", False, True),
+        ("http://keycloak:8081/keys", False, False),
+        ("http://mesh/keys", False, True),
+        ("http://x.mesh/keys", False, False),
+        ("http://[fd00::1]:90/keys", False, True),
+        ("https://idp.example/keys#x", True, False),
+        ("https://idp.example/k\N{LATIN SMALL LETTER E WITH ACUTE}ys", True, False),
+        ("https://idp.example\\@evil.example/", None, False),
+    ],
+)
+def test_a_response_is_trusted_over_https_from_loopback_or_from_a_listed_host(url, secure, trustworthy):
+    """A host is listed alone or with a port, and its subdomains are not listed."""
+    origin = Origin.parse(url)
+    assert (None if origin is None else origin.is_secure) is secure
+    assert is_trustworthy(url, ("keycloak:8080", "mesh", "[fd00::1]:90")) is trustworthy
+
+
+def test_a_pattern_for_any_port_is_listed_only_without_a_port():
+    """A listed host with a port does not cover an entry for all ports."""
+    assert is_listed(OriginPattern.parse("http://mesh:*"), ("mesh",))
+    assert not is_listed(OriginPattern.parse("http://mesh:*"), ("mesh:80",))
+
+
+def test_a_proxy_gets_only_unambiguous_urls():
+    """The error for an ambiguous URL does not contain the URL, which might contain a secret."""
+    assert origin_of_proxied("http://profile-service/me") == ("http", "profile-service", 80)
+    with pytest.raises(ValueError, match="unambiguous") as raised:
+        origin_of_proxied("http://me:hunter2@profile-service/")
+    assert "hunter2" not in str(raised.value)
+
+
+def test_an_invalid_pattern_is_not_found():
+    """`find` returns ``None`` where `parse` raises an error."""
+    assert OriginPattern.find("https://a:8443") == OriginPattern("https", "a", 8443)
+    assert OriginPattern.find("https://a/path") is None

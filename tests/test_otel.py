@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextvars
+import subprocess
+import sys
 
 import pytest
 from opentelemetry import context as otel_context
@@ -199,3 +201,22 @@ def test_texts_are_set_on_spans_that_are_not_the_sdks() -> None:
     set_texts(Other(trace.INVALID_SPAN_CONTEXT), TEXTS)
 
     assert seen == [*TEXTS.items()]
+
+
+def test_an_instrumentor_does_not_choose_the_semantic_conventions() -> None:
+    """The application can still set the variable that OpenTelemetry reads when the first instrumentor runs."""
+    program = (
+        "import os\n"
+        "from opentelemetry.instrumentation._semconv import _OpenTelemetrySemanticConventionStability as choice\n"
+        "from opentelemetry.instrumentation.threading import ThreadingInstrumentor\n"
+        "from otel_token_relay.otel import without_choosing_conventions\n"
+        "with without_choosing_conventions():\n"
+        "    choice._initialize()\n"
+        "    assert choice._initialized\n"
+        "assert not choice._initialized\n"
+        "choice._initialize()\n"
+        "with without_choosing_conventions():\n"
+        "    pass\n"
+        "assert choice._initialized\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

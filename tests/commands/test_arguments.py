@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from otel_token_relay import cli
-from otel_token_relay.commands.arguments import describe_unrecognized, looks_like_token, mask_arguments
+from otel_token_relay.commands.arguments import conceal, describe_unrecognized, looks_like_token, mask_arguments
 from tests.support.tokens import b64
 
 TOKEN = f"{b64({'alg': 'RS256', 'kid': 'k1'})}.{b64({'iss': 'https://idp.example'})}.c2lnbmF0dXJlLW9mLXRoZS10b2tlbg"
@@ -106,3 +106,10 @@ def test_ctrl_c_ends_quietly(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 
     assert cli.main(["verify"]) == 130
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_setting_is_shown_without_its_credentials() -> None:
+    """A token in a setting is masked, but a URL remains readable even if its path resembles a token."""
+    assert conceal(f"DESTINATIONS: the entry {TOKEN} is skipped") == "DESTINATIONS: the entry [REDACTED] is skipped"
+    url = f"https://idp.example/{'a' * 50}"
+    assert conceal(f"ISSUERS: {url}") == f"ISSUERS: {url}"

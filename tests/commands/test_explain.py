@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 from otel_token_relay import cli
 from otel_token_relay.commands.explain import explain
 from tests.commands.test_check import run
+from tests.support.token_endpoint import SECRET, Endpoint
 
 DESTINATIONS = "OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS"
 ON = {"OTEL_PROPAGATORS": "tracecontext,baggage,token_relay"}
@@ -382,3 +384,25 @@ def test_all_sources_of_settings_are_read(tmp_path: Path) -> None:
 
     assert explain(["https://from-a-file"], {"OTEL_CONFIG_FILE": str(path)}) == 0
     assert explain(["https://from-a-file"], ON) == 1
+
+
+def test_online_makes_an_exchange_for_the_destinations_that_need_one(
+    capsys: pytest.CaptureFixture[str], endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The token on standard input is exchanged once, and a destination that gets the caller's token needs nothing."""
+    environ = ON | {
+        DESTINATIONS: "https://profile-service,https://billing;audience=billing",
+        "OTEL_PYTHON_TOKEN_RELAY_TOKEN_ENDPOINT": endpoint.url,
+        "OTEL_PYTHON_TOKEN_RELAY_CLIENT_ID": "user-service",
+        "OTEL_PYTHON_TOKEN_RELAY_CLIENT_SECRET": SECRET,
+        "OTEL_PYTHON_TOKEN_RELAY_EXCHANGE_UNVERIFIED": "true",
+    }
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"the-callers-token")))
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    assert cli.main(["explain", "--online", "https://profile-service", "https://billing"]) == 0
+
+    assert [form["subject_token"] for form in endpoint.forms] == ["the-callers-token"]
+    output = capsys.readouterr().out
+    assert output.count("The server issued") == 1
+    assert "the-callers-token" not in output

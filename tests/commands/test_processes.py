@@ -62,3 +62,10 @@ def test_another_system_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes.Path, "exists", lambda _: False)
     with pytest.raises(ProcessUnreadable, match="requires Linux"):
         environment_of(os.getpid())
+
+
+def test_the_environment_of_a_new_process_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that has not executed its program yet has an empty environment file."""
+    contents = iter([b"", b"A=1\0"])
+    monkeypatch.setattr(processes.Path, "read_bytes", lambda path: next(contents))
+    assert environment_of(os.getpid()) == {"A": "1"}

@@ -13,6 +13,7 @@ from otel_token_relay.errors import ExchangeError, ExchangeFailed
 from otel_token_relay.exchange.cache import ExchangeCache, endpoint_hash, key_of
 from otel_token_relay.exchange.grants import Request
 from otel_token_relay.exchange.responses import Issued
+from otel_token_relay.token import BearerToken
 from otel_token_relay.verification.cache import digest
 
 NOW = 1_000_000.0
@@ -163,3 +164,35 @@ def test_nothing_in_the_cache_is_printed() -> None:
     result = cache.put(b"k", issued("secret-token"), NOW + 600)
 
     assert "secret-token" not in repr(cache) + repr(result)
+
+
+def test_a_rejected_result_is_dropped_unless_it_has_been_replaced() -> None:
+    """A late rejection of an old token does not remove the token that replaced it."""
+    cache = Clocks().cache()
+    cache.put(b"k", issued("first"), NOW + 600)
+    cache.put(b"k", issued("second"), NOW + 600)
+
+    cache.drop(b"k", BearerToken("first"))
+    assert cache.get(b"k") is not None
+    cache.drop(b"k", BearerToken("second"))
+    assert cache.get(b"k") is None
+    cache.drop(b"k", BearerToken("second"))
+
+
+def test_one_result_has_several_keys() -> None:
+    """A result can be stored under the keys of equal requests."""
+    cache = Clocks().cache()
+    result = cache.put(b"k", issued(), NOW + 600)
+    cache.keep(b"l", result)
+    assert cache.get(b"l") is result
+
+
+def test_a_subject_token_that_has_been_exchanged_is_recognized() -> None:
+    """The same subject token is recognized with any destination, and a different subject token is not."""
+    cache = Clocks().cache()
+    keys = [
+        key_of(digest(subject), endpoint_hash("https://idp/token", "client", Request(audience=audience)), b"")
+        for subject, audience in (("alice", "a"), ("alice", "b"), ("bob", "a"))
+    ]
+    cache.put(keys[0], issued(), NOW + 600)
+    assert [cache.has_succeeded(key) for key in keys] == [True, True, False]

@@ -170,3 +170,13 @@ def test_the_form_of_on_behalf_of_equals_that_of_msal() -> None:
     # msal also requests an ID token and a refresh token, which a relay must not have.
     assert set(theirs.pop("scope").split()) - {"openid", "profile", "offline_access"} == {ours.pop("scope")}
     assert theirs == ours
+
+
+def test_the_service_requests_its_own_token_for_the_same_destination() -> None:
+    """The request has no subject and no actor. Entra expects the scope for all permissions instead of an audience."""
+    own = Request(audience="billing", scope="read", expected=("b",), has_actor=True).of_client()
+    assert own == Request("client-credentials", audience="billing", scope="read", expected=("b",))
+    assert dict(own.form(None)) == {"grant_type": "client_credentials", "audience": "billing", "scope": "read"}
+
+    entra = Request("on-behalf-of", audience="api://billing").of_client()
+    assert dict(entra.form(None)) == {"grant_type": "client_credentials", "scope": "api://billing/.default"}
