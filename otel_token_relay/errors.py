@@ -155,9 +155,9 @@ class TokenRejected(RelayError):
 
 
 class KeysUnavailable(RelayError):
-    """An exception raised if a token cannot be verified now.
+    """An exception raised if a token cannot currently be verified.
 
-    The issuer's signing keys or its introspection result is unavailable: for example, the issuer does not respond.
+    The issuer's signing keys or its introspection result is unavailable. For example, the issuer might not respond.
 
     The caller did not cause the error, so respond with a 503 status code instead of 401.
 

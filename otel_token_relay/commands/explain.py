@@ -305,8 +305,8 @@ def _verdict(reason: Reason) -> str:
 
 # These sentences describe future requests, whereas `Reason.meaning` describes requests that have already been sent.
 _MEANINGS: Final = {
-    Reason.EXCHANGED: "An outgoing request carries a token that the service obtains in exchange for the caller's"
-    " token, if it is sent while the caller's request is being served and has no credential of its own.",
+    Reason.EXCHANGED: "If an outgoing request is sent while the caller's request is being served and has no credential"
+    " of its own, it carries a token that the service obtains in exchange for the caller's token.",
     Reason.OWN: "A request that the service sends while it is not handling a request carries the service's own token.",
     Reason.RELAYED: "An outgoing request carries the token if it is sent while the caller's request is being served"
     " and has no credential of its own.",

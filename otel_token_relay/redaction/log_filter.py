@@ -70,7 +70,8 @@ class RedactingFilter(logging.Filter):
 def _wiped(record: logging.LogRecord) -> dict[str, Any]:
     """Return the attributes of a record without its data.
 
-    Formatters such as uvicorn's unpack a fixed number of arguments, so the message consumes them without output.
+    Some formatters, such as uvicorn's, unpack a fixed number of arguments. For this reason, the arguments are kept, and
+    the message consumes them without displaying them.
     """
     args = record.args if isinstance(record.args, tuple) else ()
     extras = {name: FAILED for name in record.__dict__ if name not in _STANDARD}
