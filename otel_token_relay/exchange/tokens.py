@@ -92,7 +92,7 @@ class DestinationTokens:
         if (problem := settings.exchange_problem) is not None:
             raise ConfigurationError("exchange_grant", problem)
         self._settings = settings
-        self._grant = cast(Grant, settings.exchange_grant)  # "off" would have been a problem
+        self._grant: Grant = cast(Grant, settings.exchange_grant)  # "off" would have been a problem
         self._now = now
         self._monotonic = monotonic
         if http is None:
