@@ -65,7 +65,7 @@ class RedactingSpanProcessor(SpanProcessor):
 class RedactingSpanExporter(SpanExporter):
     """A span exporter that passes redacted spans to another exporter.
 
-    An exporter does not run in the request's context, so the exporter looks up opaque tokens by trace. An opaque token
+    An exporter does not run in the request's context, so it looks up opaque tokens by trace. An opaque token
     is found only if it was bound (by `use_token`, a server boundary, or ``extract``) while one of the trace's spans was
     current, or if it is among the most recent tokens bound without a span. `RedactingSpanProcessor` does not have this
     limitation, because the processor also runs when a span starts.

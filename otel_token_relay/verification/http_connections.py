@@ -177,7 +177,7 @@ def build_connection(
 
 
 class IdleConnections:
-    """The open connections that are not in use by a request. This class is thread-safe."""
+    """The open connections that no request is using. This class is thread-safe."""
 
     def __init__(self) -> None:
         self._connections: dict[Route, list[Connection]] = {}

@@ -93,7 +93,8 @@ class _Flight:
 
 
 class KeySource:
-    """One issuer's keys. An instance can be shared by threads, tasks, and event loops, and used after a fork.
+    """One issuer's keys. Threads, tasks, and event loops can share an instance, and a forked child process can
+    use it.
 
     Args:
         issuer: The issuer, exactly as it appears in the ``iss`` claim.
