@@ -78,8 +78,8 @@ class Report:
     Attributes:
         relay: Whether the relay is on.
         verify: The effective value of the ``OTEL_PYTHON_TOKEN_RELAY_VERIFY`` variable.
-        problems: The problems that prevent the configuration from working, one sentence each.
-        warnings: The likely mistakes in a configuration that works, one sentence each.
+        problems: A sentence for each problem that prevents the configuration from working.
+        warnings: A sentence for each likely mistake in a configuration that works.
         libraries: The installed clients, servers, and frameworks.
         settings: The settings that differ from their defaults.
         issuers: The results from the issuers' endpoints; empty unless the user specifies ``--online``.

@@ -100,7 +100,7 @@ def explain(
         urls: The URLs that the application passes to its client.
         environ: The environment variables that contain the settings.
         pid: The ID of the process to which *environ* belongs, or ``None`` for the current process.
-        without_user: Whether to explain calls that the service makes while not handling a request.
+        without_user: Whether to explain calls that the service makes while it is not handling a request.
         as_json: Whether to print JSON.
         is_online: Whether to obtain tokens from the authorization server, in exchange for a token from standard input
             if necessary.
@@ -163,8 +163,7 @@ def _exchange(settings: Settings, results: list[_Result], *, without_user: bool)
 def _relay_off(environ: Mapping[str, str], settings: Settings) -> str | None:
     """Return the reason that no tokens are relayed, or ``None`` if the relay is on."""
     context = context_problem(environ)
-    # If no installed package provides the context implementation, OpenTelemetry uses its default, so the relay stays
-    # on.
+    # If no package provides the context implementation, OpenTelemetry uses its default, so the relay stays on.
     off = relay_problem(environ) or (context if context == CONTEXT_PROBLEM else None)
     cannot_verify = settings.rejects and bool(settings.missing_to_verify or missing_packages())
     return off or (NOT_VERIFIABLE if cannot_verify else None)

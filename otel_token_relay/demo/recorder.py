@@ -131,6 +131,6 @@ def read_token(token: bytes) -> SeenToken:
 
 
 def build() -> Recorder:
-    """Return a recorder that wraps the application that `APP_VARIABLE` specifies, for ``uvicorn --factory``."""
+    """Load the application that `APP_VARIABLE` specifies, and return its recorder for ``uvicorn --factory``."""
     app = import_from_string(os.environ[APP_VARIABLE])
     return Recorder(app, os.environ[NAME_VARIABLE], os.environ[NOTES_VARIABLE])

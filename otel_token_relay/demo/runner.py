@@ -291,7 +291,7 @@ class Runner:
         return [recorder.Note.from_json(line) for line in self._notes.read_text().splitlines()]
 
     def _find_leaks(self) -> list[str]:
-        """Search the files of spans, logs, and notes for tokens, and return a fault for each file and user."""
+        """Search the files of spans, logs, and notes, and return a fault for each user's token in each file."""
         faults = []
         for path in sorted(self._folder.iterdir()):
             content = path.read_bytes()

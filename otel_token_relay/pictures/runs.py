@@ -78,7 +78,7 @@ class Trace:
         trace_id: The sanitized trace ID.
         user: The caller's name, or an empty string if the recording does not contain it.
         hidden: The number of hops in this trace that the picture omits.
-        notes: Notes about this trace, one sentence each.
+        notes: Notes about this trace; each note is one sentence.
     """
 
     trace_id: str
@@ -96,7 +96,7 @@ class Run:
         lanes: The services in order of appearance.
         all_traces: The number of traces with hops, including traces that the picture omits.
         all_hops: The number of hops, including hops that the picture omits.
-        notes: Notes about the recording, one sentence each.
+        notes: Notes about the recording; each note is one sentence.
     """
 
     lanes: tuple[str, ...]
