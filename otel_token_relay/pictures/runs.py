@@ -28,7 +28,7 @@ WITHHELD: Final = "withheld"
 INCOMING: Final = "incoming"
 UNDECIDED: Final = "undecided"
 OUTCOMES: Final = (RELAYED, EXCHANGED, OWN, WITHHELD, INCOMING, UNDECIDED)
-"""The possible outcomes of a hop: the four decisions, an incoming request, and a call without a decision."""
+"""A hop's possible outcomes, which are the four decisions, an incoming request, and a call without a decision."""
 
 CALLER: Final = "caller"
 """The lane for clients whose spans are not in the recording."""

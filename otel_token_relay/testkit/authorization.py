@@ -31,9 +31,9 @@ class AuthorizationServer:
 
     Attributes:
         issuer: The server's URL, ``http://127.0.0.1:port``.
-        users: The users' names: ``alice`` and ``bob``.
-        services: The services' names: ``user-service``, ``profile-service``, and ``billing-service``. Each service has
-            credentials and can be the audience of an exchanged token.
+        users: The users' names, which are ``alice`` and ``bob``.
+        services: The services' names, which are ``user-service``, ``profile-service``, and ``billing-service``. Each
+            service has credentials and can be the audience of an exchanged token.
     """
 
     users: Final = ("alice", "bob")
