@@ -48,7 +48,7 @@ def relay_problem(environ: Mapping[str, str]) -> str | None:
 
 
 def context_problem(environ: Mapping[str, str]) -> str | None:
-    """Return the problem with the context implementation that OTEL_PYTHON_CONTEXT selects.
+    """Return a description of the problem with the context implementation that OTEL_PYTHON_CONTEXT specifies.
 
     Return ``None`` for the default context implementation.
     """

@@ -1,7 +1,7 @@
 """Parse command-line arguments without printing a credential that a user passed by mistake.
 
 Users must not pass a token as an argument, because other users of the machine can read a program's arguments. By
-default, argparse quotes unexpected arguments in its error messages, so a log could contain a token.
+default, argparse quotes unexpected arguments in its error messages, which could expose a token in a log.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ class Setting:
         name: The name of the environment variable.
         value: The effective value.
         source: The source of the value, which is ``environment`` or a path in the configuration file.
-        is_replaced: Whether the strict value replaces an invalid configured value.
+        is_replaced: Whether the configured value is invalid and has been replaced with the strict value.
     """
 
     name: str
@@ -78,8 +78,8 @@ class Report:
     Attributes:
         relay: Whether the relay is on.
         verify: The effective value of the ``OTEL_PYTHON_TOKEN_RELAY_VERIFY`` variable.
-        problems: The problems that prevent the configuration from working, one sentence each.
-        warnings: The likely mistakes in a configuration that works, one sentence each.
+        problems: A sentence for each problem that prevents the configuration from working.
+        warnings: A sentence for each likely mistake in a configuration that works.
         libraries: The installed clients, servers, and frameworks.
         settings: The settings that differ from their defaults.
         issuers: The results from the issuers' endpoints; empty unless the user specifies ``--online``.
@@ -130,7 +130,7 @@ def _parts(text: str) -> tuple[str, ...]:
 
 def run(options: argparse.Namespace) -> int:
     """Run the ``check`` command and return its exit status."""
-    # This handler prevents Python from logging the printed problems to stderr as well.
+    # Without this handler, Python would also log the printed problems to stderr.
     logging.getLogger("otel_token_relay").addHandler(logging.NullHandler())
     report = build_report(environment_of(options.pid), options)
     status = _status(report, options)
@@ -233,7 +233,7 @@ def _differing(environ: Mapping[str, str], settings: Settings) -> Iterator[Setti
     for name, variable in VARIABLES.items():
         value = getattr(settings, name)
         found = [source for source in sources if name in source.values]
-        # The strictest value of a protective setting takes effect, even if a later source contains that value.
+        # For a protective setting, the strictest value takes effect, even if its source has a lower precedence.
         source = next((source for source in found if source.values[name] == value), found[0] if found else None)
         if source is not None and (value != getattr(default, name) or name in source.invalid):
             yield Setting(variable.name, conceal(_shown(value)), source.name, name in source.invalid)
@@ -333,7 +333,7 @@ def _warnings(
                 "tokens are exchanged only if the application verifies them in code: set"
                 f" {VARIABLES['verify'].name}=enforce, or use BearerAuthMiddleware"
             )
-    if options.pid is None and not options.online:  # A different process might see different files.
+    if options.pid is None and not options.online:  # A different process might have access to different files.
         yield from _credential_problems(settings)
     yield from describe_overridden(load_sources(environ), VARIABLES)
     if settings.verify == "report":

@@ -111,14 +111,14 @@ def installed_caches() -> dict[str, str]:
 def try_caches() -> list[Library]:
     """Import the installed caches, apply and remove their hooks, and return the results.
 
-    Only an import reveals whether the installed release contains the code to hook. Without the hooks, a cache
-    might return one user's response to another user. A cache that cannot be imported is not listed, because it cannot
-    store a response.
+    Importing a cache is the only way to determine whether its installed release contains the code to hook. Without the
+    hooks, a cache might return one user's response to another user. A cache that cannot be imported is not listed,
+    because it cannot store a response.
     """
     runtime = Runtime(Settings())
     found = []
     for name, version in installed_caches().items():
-        # For example, a module in hishel cannot be imported if the module's HTTP client is not installed.
+        # For example, a hishel module cannot be imported if its HTTP client is not installed.
         hooks = [hook for hook in CACHE_HOOKS if hook.distribution == name and _import(hook.module)]
         if not hooks:
             continue
@@ -171,7 +171,7 @@ def version_of(distribution: str) -> str | None:
 
 
 def has_module(name: str) -> bool:
-    """Return whether a module is installed, without importing the module's package."""
+    """Return whether a module is installed, without importing its package."""
     root, *rest = name.split(".")
     # Use only PathFinder, because other finders can have side effects. For example, this package's own finder starts
     # verification before a server is imported.
@@ -190,7 +190,7 @@ _TO_VERIFY: Final = {"jwt": "PyJWT", "urllib3": "urllib3"}
 
 
 def missing_packages() -> str:
-    """Return the names of the packages that verification requires but that are not installed, or an empty string."""
+    """Return the names of the missing packages that verification requires, or an empty string if none are missing."""
     return " and ".join(package for module, package in _TO_VERIFY.items() if not has_module(module))
 
 

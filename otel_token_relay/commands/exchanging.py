@@ -117,7 +117,7 @@ def ask_token_endpoints(settings: Settings) -> list[IssuerReport]:
 
 def _caller(settings: Settings, value: str) -> BearerToken:
     token = BearerToken(value, lease=Lease())
-    verification: Verification = AssumedVerification()  # The application's code verifies the token.
+    verification: Verification = AssumedVerification()  # Assume that the application's code verifies the token.
     if settings.verify != "off":
         from otel_token_relay.verification.authenticator import verifier_from
 

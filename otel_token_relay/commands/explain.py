@@ -100,7 +100,7 @@ def explain(
         urls: The URLs that the application passes to its client.
         environ: The environment variables that contain the settings.
         pid: The ID of the process to which *environ* belongs, or ``None`` for the current process.
-        without_user: Whether to explain calls that the service makes while not handling a request.
+        without_user: Whether to explain calls that the service makes while it is not handling a request.
         as_json: Whether to print JSON.
         is_online: Whether to obtain tokens from the authorization server, in exchange for a token from standard input
             if necessary.
@@ -110,7 +110,7 @@ def explain(
         or 3 if the only problem is an authorization server that does not respond.
 
     Raises:
-        NoToken: Standard input contains no token.
+        NoToken: Standard input contains no usable token.
     """
     settings = Settings.load(environ)
     relay = Relay(settings, build_token_source(settings) if settings.exchange_problem is None else None)
@@ -150,7 +150,7 @@ def _exchange(settings: Settings, results: list[_Result], *, without_user: bool)
     """Obtain a token for each result whose destination requires its own token."""
     tried = [result.may_exchange for result in results]
     token = read_token("otel-token-relay explain --online URL")[0] if any(tried) and not without_user else None
-    # This handler prevents Python from printing the package's warnings, because the result is more detailed.
+    # This handler keeps Python from printing the package's warnings, which are less detailed than the result.
     logging.getLogger("otel_token_relay").addHandler(logging.NullHandler())
     return [
         replace(result, attempt=try_exchange(settings, result.explanation.entry, token))
@@ -163,7 +163,7 @@ def _exchange(settings: Settings, results: list[_Result], *, without_user: bool)
 def _relay_off(environ: Mapping[str, str], settings: Settings) -> str | None:
     """Return the reason that no tokens are relayed, or ``None`` if the relay is on."""
     context = context_problem(environ)
-    # The relay stays on if no installed package provides the context implementation.
+    # If no package provides the context implementation, OpenTelemetry uses its default, so the relay stays on.
     off = relay_problem(environ) or (context if context == CONTEXT_PROBLEM else None)
     cannot_verify = settings.rejects and bool(settings.missing_to_verify or missing_packages())
     return off or (NOT_VERIFIABLE if cannot_verify else None)
@@ -198,7 +198,7 @@ class _Result:
     Attributes:
         url: The URL.
         explanation: The relay's decision.
-        relay_problem: The reason that the relay is off and how to turn it on, or ``None`` if the relay is on.
+        relay_problem: Why the relay is off and how to turn it on, or ``None`` if it is on.
         unset: The most likely reason that no destinations are set, or ``None`` if at least one destination is set.
         exchange_problem: The reason that tokens cannot be exchanged, or ``None`` if the exchange settings are complete.
         attempt: The result of the exchange, or ``None`` if no exchange was attempted.

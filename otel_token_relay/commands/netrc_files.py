@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-# Requests looks for these files in the home directory, in this order.
+# The Requests library looks for these files in the home directory, in this order.
 _NAMES: Final = (".netrc", "_netrc")
 
 
@@ -20,7 +20,8 @@ def describe_netrc(host: str, environ: Mapping[str, str], pid: int | None) -> st
     Args:
         host: The request's host.
         environ: The client process's environment variables.
-        pid: The ID of the client process, which might see different files, or ``None`` for the current process.
+        pid: The ID of the client process, from whose file system the netrc file is read, or ``None`` for the current
+            process.
     """
     names = [environ["NETRC"]] if "NETRC" in environ else [f"{environ.get('HOME', '~')}/{name}" for name in _NAMES]
     name = next((name for name in names if _file(name, pid).exists()), None)

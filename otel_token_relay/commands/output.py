@@ -19,7 +19,7 @@ _MAX_WIDTH: Final = 120
 def say(text: str = "", *, indent: int = 0) -> None:
     """Print one paragraph.
 
-    The text is wrapped only if standard output is a terminal so that programs can parse redirected output.
+    To keep redirected output easy to parse, the text is wrapped only if standard output is a terminal.
 
     Args:
         text: A sentence or a list item.

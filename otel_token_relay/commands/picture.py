@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
         return _fail(str(error))
     except UnicodeDecodeError:
         return _fail("the file is not UTF-8 text; expected spans in OTLP JSON")
-    except (OSError, ValueError) as error:  # A null character in the name raises ValueError.
+    except (OSError, ValueError) as error:  # A null character in the name causes a ValueError.
         return _fail(f"the file cannot be read: {getattr(error, 'strerror', None) or 'its name is invalid'}")
     limit, write = (mermaid.MAX_HOPS, mermaid.write_mermaid) if options.mermaid else (page.MAX_HOPS, page.write_page)
     drawn = write(runs.build_run(recording, max_hops=limit))

@@ -9,7 +9,7 @@ from typing import Final
 
 from otel_token_relay.commands import UsageError
 
-# Input that exceeds this limit is not a token. The verifier's limit is much lower.
+# No token exceeds this limit, which is much higher than the verifier's default limit.
 MAX_BYTES: Final = 1024 * 1024
 # The maximum length of a line of terminal input on Linux (N_TTY) and macOS (MAX_CANON).
 _LONGEST_TYPED: Final = {"linux": 4095, "darwin": 1024}

@@ -73,7 +73,7 @@ def run(options: argparse.Namespace) -> int:
     options.claims = [name for names in options.claims for name in names.split(",") if name]
     if (position := _find_token(options.claims)) is not None:
         raise UsageError(f"argument {position} of --claims looks like a token; {NO_ARGUMENTS}")
-    # This handler prevents Python from printing the package's warnings, because the result is more detailed.
+    # This handler keeps Python from printing the package's warnings, which are less detailed than the result.
     logging.getLogger("otel_token_relay").addHandler(logging.NullHandler())
     try:
         outcome = _verify(environment_of(options.pid), options.claims)
@@ -205,7 +205,7 @@ def _find_token(names: Sequence[str]) -> int | None:
 
 
 class _Verification:
-    """A verification of one token that also queries the issuer's endpoints."""
+    """The verification of one token and the queries to its issuer's endpoints."""
 
     def __init__(self, settings: Settings, verifier: TokenVerifier, token: str, names: tuple[str, ...]) -> None:
         self._settings = settings

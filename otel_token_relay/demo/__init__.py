@@ -36,7 +36,7 @@ def run(record: str | None = None) -> int:
     """Run the demo and return its exit status.
 
     Args:
-        record: The path of the file to which the demo writes the calls' spans, or ``None`` to write no file.
+        record: The path of the file to which the demo writes the calls' spans, or ``None`` to omit the recording.
 
     Returns:
         0 if the demo found no faults, 130 if the user pressed Ctrl+C, or 1 if the demo found a fault or could not run.

@@ -497,7 +497,7 @@ def _metadata(issuer: str) -> dict[str, Any]:
 
 class _QuietHandler(WSGIRequestHandler):
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
-        """Log nothing, because a redirected request's URL contains an authorization code."""
+        """Log nothing, because a request's URL can contain a user name or an authorization code."""
 
 
 def serve(build: Callable[[str], WSGIApplication], *, port: int = 0, fd: int | None = None) -> None:

@@ -1,4 +1,4 @@
-"""A service that accepts only tokens issued for billing-service. Callers' tokens must be exchanged."""
+"""A service that accepts only tokens issued for billing-service, so the relay must exchange callers' tokens."""
 
 import logging
 import os
@@ -11,7 +11,7 @@ from starlette.routing import Route
 from otel_token_relay.verification import AsyncTokenVerifier
 from otel_token_relay.verification.asgi import BearerAuthMiddleware
 
-# At this level, the log contains the reason for each rejection, which the response omits.
+# At this level, the log includes the reason for each rejection; the response does not.
 logging.basicConfig()
 logging.getLogger("otel_token_relay").setLevel(logging.DEBUG)
 

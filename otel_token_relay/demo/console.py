@@ -1,4 +1,4 @@
-"""Print the demo's results to a console with at least 80 columns, without formatting if the output is redirected."""
+"""Print the demo's results in a layout for at least 80 columns, without formatting if the output is redirected."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _ROOMY: Final = 96
 
 
 class Report:
-    """A report that prints the results of each step of the demo.
+    """The demo's report, which is printed step by step.
 
     Args:
         console: The console to print to. The layout depends on the console's width and encoding.
@@ -50,7 +50,7 @@ class Report:
 
         Args:
             settings: The environment variables that configure user-service.
-            names: The names of the services, keyed by URL.
+            names: The services' names, keyed by URL.
         """
         lines = (
             Text("otel-token-relay demo", "bold"),

@@ -78,10 +78,10 @@ def read_spans(text: str) -> Iterator[dict[str, Any]]:
 
 
 def join_hops(calls: Iterable[Call], spans: Iterable[dict[str, Any]], notes: Iterable[Note]) -> list[Hop] | None:
-    """Match the spans and notes of *calls*.
+    """Match the CLIENT spans of *calls* with the recorders' notes.
 
     Returns:
-        The hops in chronological order, or ``None`` if the span or note of a hop is still missing.
+        The hops in chronological order, or ``None`` if a hop's span or note is still missing.
     """
     by_trace = {call.trace_id: call for call in calls}
     sent = {}

@@ -1,15 +1,15 @@
 """Kill a program and its process group when the parent process exits, even if the parent is killed.
 
 The parent keeps the write end of a pipe open. The operating system closes the write end when the parent exits. The
-parent runs this file as a script, which forks a guard process and then executes the program. The program has the
-process ID that the parent expects, because the program replaces the script. The guard waits for the pipe to
-close. A closed pipe stays closed, so the guard also works if the parent exits before the guard starts to wait.
+parent runs this file as a script, which forks a guard process and then executes the program. Because the program
+replaces the script, it has the process ID that the parent expects. The guard waits for the pipe to close. A closed pipe
+stays closed, so the guard also works if the parent exits before the guard starts to wait.
 
 The program must be the leader of a process group (``start_new_session=True``). The guard belongs to the same group and
 kills every process in the group. The guard ignores the signals that ask a program to exit, so the parent must send
-SIGKILL to the group at the end.
+SIGKILL to stop the group.
 
-This module imports nothing else from this package, because additional imports would take longer than the script itself.
+This module imports nothing from the rest of the package, because such imports would take longer than the script itself.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Start programs in separate process groups, and kill all programs at the end, even if this process is killed."""
+"""Start programs in separate process groups, and kill all of them at the end, even if this process is killed."""
 
 from __future__ import annotations
 
@@ -73,14 +73,14 @@ class Signals:
 
 
 class Processes:
-    """A context manager that starts programs and kills the programs' process groups when the block ends.
+    """A context manager that starts programs and kills their process groups when the block ends.
 
     The process groups are also killed if this process is killed; see `otel_token_relay.demo.lifeline`.
 
     Args:
         folder: The folder for each program's output files, ``NAME.out`` and ``NAME.err``.
-        signals: The `Signals` object that defers signals while a program starts. Without this object, a
-            signal could arrive before the program is recorded.
+        signals: The `Signals` object, which defers signals while a program is being started. Otherwise, a signal could
+            arrive before the program is recorded.
     """
 
     def __init__(self, folder: Path, signals: Signals) -> None:
@@ -157,7 +157,7 @@ class Processes:
 
 @contextmanager
 def temporary_folder(signals: Signals) -> Generator[Path, None, None]:
-    """Create a temporary folder, and remove the folder when the block ends. Signals do not interrupt these operations.
+    """Create a temporary folder, and remove it when the block ends. Signals do not interrupt these operations.
 
     Raises:
         StartFailed: The folder cannot be created.

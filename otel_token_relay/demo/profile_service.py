@@ -15,7 +15,7 @@ from otel_token_relay.verification.fastapi import Principal, current_principal
 ISSUER = os.environ["ISSUER"]
 THIRD_PARTY = os.environ["THIRD_PARTY"]
 
-# At this level, the log contains the reason for each rejection, which the response omits.
+# At this level, the log includes the reason for each rejection; the response does not.
 logging.basicConfig()
 logging.getLogger("otel_token_relay").setLevel(logging.DEBUG)
 

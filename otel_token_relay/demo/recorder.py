@@ -1,6 +1,6 @@
 """Record every request that a service receives, without changing the service.
 
-A note contains each token's subject, audience, and SHA-256 digest, but never the token itself.
+The note about a request contains the subject, audience, and SHA-256 digest of each token, but never the token itself.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ APP_VARIABLE = "DEMO_APP"
 NAME_VARIABLE = "DEMO_RECEIVER"
 NOTES_VARIABLE = "DEMO_NOTES"
 
-# This pattern matches a signed JWT. The "eyJ" prefix is the base64url encoding of {" in the JWT header.
+# This pattern matches a signed JWT. A JWT starts with "eyJ", which is the base64url encoding of {" at the start of its
+# header.
 find_tokens: Callable[[bytes], list[bytes]] = re.compile(rb"eyJ[\w-]+\.[\w-]+\.[\w-]+").findall
 _read_traceparent = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}").match
 
@@ -84,7 +85,7 @@ class Recorder:
         while messages[-1].get("more_body"):
             messages.append(await receive())
         note = take_note(self._receiver, scope, b"".join(message.get("body", b"") for message in messages))
-        # A single short write in append mode prevents lines from different processes from being interleaved.
+        # With a single short write in append mode, lines from different processes are not interleaved.
         with open(self._path, "a", encoding="utf-8", buffering=1) as notes:
             notes.write(json.dumps(asdict(note)) + "\n")
 
@@ -116,7 +117,7 @@ def digest(token: bytes) -> str:
 
 
 def read_token(token: bytes) -> SeenToken:
-    """Return a token's digest, subject, and audience without verifying the token."""
+    """Return a token's digest, subject, and audience without verifying it."""
     claims: Any = None
     try:
         payload = token.split(b".")[1]
@@ -130,6 +131,6 @@ def read_token(token: bytes) -> SeenToken:
 
 
 def build() -> Recorder:
-    """Return a recorder that wraps the application in `APP_VARIABLE`, for ``uvicorn --factory``."""
+    """Load the application that `APP_VARIABLE` specifies, and return its recorder for ``uvicorn --factory``."""
     app = import_from_string(os.environ[APP_VARIABLE])
     return Recorder(app, os.environ[NAME_VARIABLE], os.environ[NOTES_VARIABLE])

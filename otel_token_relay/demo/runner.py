@@ -1,4 +1,4 @@
-"""Run the demo: start the processes, call the services with and without valid tokens, and print the results."""
+"""Start the demo's processes, call the services with and without valid tokens, and print the results."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _INSTRUMENTED_UVICORN: Final = (
     "from uvicorn import main; main()"
 )
 
-# The path that requires a token in each service.
+# The paths that require a token, keyed by service.
 _PATHS: Final = {PROFILE_SERVICE: "/profile", BILLING_SERVICE: "/invoices"}
 
 _INSTRUMENTED: Final = frozenset({"fastapi", "httpx", "threading"})
@@ -88,7 +88,7 @@ class Runner:
         self._console = console
         self._urls: dict[str, str] = {}
         self._tokens: dict[str, str] = {}
-        # Each pair contains a user and one of the user's tokens. No token may appear in the services' output.
+        # Each pair contains a user and one of the user's tokens. These tokens must not appear in the services' output.
         self._known: list[tuple[str, str]] = []
         self._calls: list[Call] = []
         self.has_leaked: bool = False
@@ -291,7 +291,7 @@ class Runner:
         return [recorder.Note.from_json(line) for line in self._notes.read_text().splitlines()]
 
     def _find_leaks(self) -> list[str]:
-        """Return a fault for each user's token that appears in a file of spans, logs, or notes."""
+        """Search the files of spans, logs, and notes, and return a fault for each user's token in each file."""
         faults = []
         for path in sorted(self._folder.iterdir()):
             content = path.read_bytes()

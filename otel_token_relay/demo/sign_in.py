@@ -62,7 +62,7 @@ def sign_in(
 
 
 def sign_out(issuer: str, token: str, *, client_id: str = CLIENT_ID) -> None:
-    """Revoke an access token on behalf of the client that received the token.
+    """Revoke an access token on behalf of the client to which it was issued.
 
     Raises:
         RuntimeError: The authorization server rejected the request. The error message does not quote the response.

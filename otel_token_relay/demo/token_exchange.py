@@ -1,8 +1,8 @@
 """Implement token exchange (RFC 8693), which Authlib does not support, for the demo's authorization server.
 
-A service exchanges an access token that the service has received for a token with a different audience. Both tokens
-have the same subject. If the service sends its own access token as ``actor_token``, the issued token's ``act`` claim
-identifies the service.
+In a token exchange, a service sends an access token that it has received and obtains a token with a different audience.
+Both tokens have the same subject. If the service sends its own access token as ``actor_token``, the issued token's
+``act`` claim identifies the service.
 """
 
 from __future__ import annotations
@@ -65,10 +65,10 @@ def read_exchange(
         form: The request's parameters.
         client_id: The authenticated client.
         audiences: The values of the ``audience`` and ``resource`` parameters.
-        services: The names of the services for which tokens can be issued. A service's URI is ``https://`` plus the
-            service's name.
-        find_token: A callable that finds an issued access token by its value. The callable returns ``None`` for an
-            invalid token.
+        services: The names of the services for which tokens can be issued. A service's URI is ``https://`` followed by
+            its name.
+        find_token: A callable that returns the issued access token with a given value, or ``None`` if the token is
+            invalid.
 
     Raises:
         OAuth2Error: The request is invalid.

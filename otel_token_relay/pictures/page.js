@@ -10,7 +10,7 @@ const LABELS = {
   incoming: ["request", "a request from outside this recording"],
   undecided: ["no decision", "the span has none: the relay was off, or did not see the call"],
 };
-// With more lanes than FEW, the names above them are omitted; with more than MANY, so are their lines.
+// If there are more lanes than FEW, their names are omitted. If there are more than MANY, their lines are also omitted.
 const FEW = 6;
 const MANY = 24;
 
@@ -29,13 +29,13 @@ function draw(parent, name, attributes) {
   return element;
 }
 
-// A name may be written from right to left, which must not reorder the text around it.
+// A name can be written from right to left, but it must not reorder the surrounding text.
 function addName(parent, text) {
   return add(parent, "bdi", "", text);
 }
 
 function drawTip(picture, at, direction, outcome) {
-  // Nested, so that its position can be a percentage.
+  // The tip is in a nested SVG element so that its position can be a percentage.
   const tip = draw(picture, "svg", {x: at, y: "50%", overflow: "visible"});
   const shape = outcome === "withheld" ? "M-11 -5 L-1 5 M-11 5 L-1 -5" : "M-10 -5 L0 0 L-10 5 Z";
   draw(tip, "path", {class: "tip", d: shape, transform: `scale(${direction} 1)`});

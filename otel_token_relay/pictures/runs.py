@@ -28,7 +28,7 @@ WITHHELD: Final = "withheld"
 INCOMING: Final = "incoming"
 UNDECIDED: Final = "undecided"
 OUTCOMES: Final = (RELAYED, EXCHANGED, OWN, WITHHELD, INCOMING, UNDECIDED)
-"""The possible outcomes of a hop: the four decisions, an incoming request, and a call without a decision."""
+"""A hop's possible outcomes, which are the four decisions, an incoming request, and a call without a decision."""
 
 CALLER: Final = "caller"
 """The lane for clients whose spans are not in the recording."""
@@ -76,9 +76,9 @@ class Trace:
 
     Attributes:
         trace_id: The sanitized trace ID.
-        user: The caller's name, or an empty string if the recording does not contain the name.
+        user: The caller's name, or an empty string if the recording does not contain it.
         hidden: The number of hops in this trace that the picture omits.
-        notes: Notes about this trace, one sentence each.
+        notes: Notes about this trace; each note is one sentence.
     """
 
     trace_id: str
@@ -96,7 +96,7 @@ class Run:
         lanes: The services in order of appearance.
         all_traces: The number of traces with hops, including traces that the picture omits.
         all_hops: The number of hops, including hops that the picture omits.
-        notes: Notes about the recording, one sentence each.
+        notes: Notes about the recording; each note is one sentence.
     """
 
     lanes: tuple[str, ...]
@@ -180,7 +180,7 @@ class _ReceiverNames:
         self._served = {(span.trace_id, span.parent_id): span for span in reversed(served)}
 
     def server_span(self, span: Span) -> Span | None:
-        """Return the receiving server's span, or ``None`` if the recording does not contain that span."""
+        """Return the receiving server's span, or ``None`` if the recording does not contain it."""
         return self._served.get((span.trace_id, span.span_id))
 
     def name_of(self, span: Span) -> str:

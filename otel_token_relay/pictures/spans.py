@@ -14,7 +14,7 @@ from typing import Any, Final
 
 _KINDS: Final = ("UNSPECIFIED", "INTERNAL", "SERVER", "CLIENT", "PRODUCER", "CONSUMER")
 _UNKNOWN_SERVICE: Final = "unknown_service"
-# A request contains one of these keys. A reader must accept both camelCase keys and snake_case keys.
+# A nonempty request contains at least one of these keys. A reader must accept both camelCase keys and snake_case keys.
 _SPANS: Final = ("resourceSpans", "resource_spans")
 _OTHER_SIGNALS: Final = ("resourceLogs", "resource_logs", "resourceMetrics", "resource_metrics", "resourceProfiles")
 
@@ -25,7 +25,7 @@ class NotARecording(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Span:
-    """The properties of a span that a picture needs. All strings are copied from the file without changes.
+    """The properties of a span that a picture needs. The strings come from the file and are not sanitized.
 
     Attributes:
         trace_id: The trace ID, which is never empty.
@@ -92,7 +92,7 @@ def _read_documents(text: str) -> tuple[list[Mapping[str, Any]], bool]:
     while position < len(text):
         try:
             document, position = decoder.raw_decode(text, position)
-        # Numbers with thousands of digits and deep nesting also raise these errors.
+        # Deep nesting and numbers with thousands of digits also cause these errors.
         except (ValueError, RecursionError):
             if documents:
                 return documents, True

@@ -1,4 +1,4 @@
-"""Mask credentials in a recording's strings, limit their length, and escape characters that affect the layout."""
+"""Sanitize a recording's strings by masking credentials, limiting the length, and escaping layout characters."""
 
 from __future__ import annotations
 

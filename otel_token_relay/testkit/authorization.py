@@ -1,7 +1,7 @@
 """Run the demo's authorization server in a separate process for tests.
 
-In the tests' process, the relay would also verify the requests for the server's signing keys. Verification would then
-require the keys before the server could return them.
+A separate process is necessary because a relay in the server's process would also verify the requests for the server's
+signing keys. To verify such a request, the relay would need the requested keys.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from otel_token_relay.demo.lifeline import tie
 from otel_token_relay.demo.sign_in import sign_in, sign_out
 from otel_token_relay.token import BearerToken
 
-# These packages are required to run the server and to verify the server's tokens.
+# These packages are required to run the server and to verify its tokens.
 _NEEDED: Final = ("authlib", "cryptography", "flask", "joserfc", "jwt", "urllib3")
 
 
@@ -31,8 +31,8 @@ class AuthorizationServer:
 
     Attributes:
         issuer: The server's URL, ``http://127.0.0.1:port``.
-        users: The names of the users, ``alice`` and ``bob``.
-        services: The names of the services, ``user-service``, ``profile-service``, and ``billing-service``. Each
+        users: The users' names, which are ``alice`` and ``bob``.
+        services: The services' names, which are ``user-service``, ``profile-service``, and ``billing-service``. Each
             service has credentials and can be the audience of an exchanged token.
     """
 
@@ -48,9 +48,9 @@ class AuthorizationServer:
         """Sign a user in, and return a new access token.
 
         Args:
-            user: A user's name from *users*.
+            user: A name from *users*.
             audience: The token's audience, which can be any name or sequence of names.
-            scope: ``profile``, ``email``, or both, separated by a space.
+            scope: ``profile``, ``email``, or a space-separated list of both.
 
         Raises:
             ValueError: The user does not exist.
@@ -67,7 +67,7 @@ class AuthorizationServer:
         """Return the `Settings` fields for a service that verifies tokens and exchanges them at this server.
 
         Args:
-            service: A service's name from *services*.
+            service: A name from *services*.
 
         Raises:
             ValueError: The service does not exist.

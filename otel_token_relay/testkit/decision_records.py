@@ -91,7 +91,7 @@ class RecordedDecisions(Sequence[RecordedDecision]):
         """Return the reasons for all decisions about *url*'s origin, in chronological order.
 
         Raises:
-            ValueError: *url* has no origin, or HTTP clients disagree about how to parse the URL.
+            ValueError: *url* has no origin, or HTTP clients disagree about how to parse it.
         """
         return [decision.reason for decision in self._of(url)]
 
@@ -99,7 +99,7 @@ class RecordedDecisions(Sequence[RecordedDecision]):
         """Fail unless at least one request was sent to *url*'s origin and every such request carried a token.
 
         Raises:
-            ValueError: *url* has no origin, or HTTP clients disagree about how to parse the URL.
+            ValueError: *url* has no origin, or HTTP clients disagree about how to parse it.
         """
         __tracebackhide__ = True
         found = self._of(url)
@@ -114,7 +114,7 @@ class RecordedDecisions(Sequence[RecordedDecision]):
             reason: The expected reason, or ``None`` to accept any reason.
 
         Raises:
-            ValueError: *url* has no origin, or HTTP clients disagree about how to parse the URL.
+            ValueError: *url* has no origin, or HTTP clients disagree about how to parse it.
         """
         __tracebackhide__ = True
         found = self._of(url)
@@ -144,7 +144,7 @@ def _shown(url: str) -> str:
 
 
 class _Log(DecisionLog):
-    """A decision log that records the fields of each line and forwards the fields to the previous log."""
+    """A decision log that records each line's fields and forwards them to the previous log."""
 
     def __init__(self, records: RecordedDecisions) -> None:
         super().__init__()

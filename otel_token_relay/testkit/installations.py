@@ -43,7 +43,7 @@ class InstalledRelay:
         """Replace the effective settings, and return the new settings.
 
         Args:
-            settings: The new settings, or ``None`` to build the settings from *fields*.
+            settings: The new settings, or ``None`` to build them from *fields*.
             fields: `Settings` fields.
 
         Raises:
@@ -77,10 +77,10 @@ def installed_relay(settings: Settings | None = None, /, **fields: Any) -> Gener
     be nested but must not overlap across threads.
 
     Args:
-        settings: The settings, or ``None`` to build the settings from *fields*.
+        settings: The settings, or ``None`` to build them from *fields*.
         fields: `Settings` fields. Without *settings* and *fields*, the relay uses the settings that the application
-            installed in code. If the application installed no settings, the relay uses the configuration file and the
-            environment.
+            installed in code. If the application has not installed any settings, the relay uses the configuration file
+            and the environment.
 
     Raises:
         ConfigurationError: A value is invalid.

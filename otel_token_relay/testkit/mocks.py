@@ -1,12 +1,12 @@
-"""Make the relay's header visible to mocks that replace the code in which the relay adds the header.
+"""Make the relay's header visible to mocks that replace the code where the relay adds it.
 
-``responses`` and ``requests-mock`` replace the Requests library's transport adapter. The adapter calls urllib3,
-which the relay hooks, so mocked requests do not reach the hook. Within `visible_to_mocks`, the installed relay makes a
-decision about each mocked request, according to the same rules as for any other hop. The mock receives a copy of the
-request with the header. As in production, the application's own request does not contain the header. If the mock passes
-the request to the real adapter, the relay discards the decision, and the urllib3 hook makes a new decision.
+``responses`` and ``requests-mock`` replace the Requests library's transport adapter. Normally, the adapter calls
+urllib3, which the relay hooks. Mocked requests do not reach this hook. Within `visible_to_mocks`, the installed relay
+makes a decision about each mocked request, according to the same rules as for any other hop. The mock receives a copy
+of the request with the header. As in production, the application's own request does not contain the header. If the mock
+passes the request to the real adapter, the relay discards the decision, and the urllib3 hook makes a new decision.
 
-This module wraps only the libraries' public methods, and only until the block ends.
+This module wraps only the libraries' public methods, and only until the `visible_to_mocks` block ends.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def _patch_responses(module: ModuleType, patches: Patches) -> None:
 
     def build_add_headers(original: Function) -> Function:
         def add_headers(self: Any, request: Any, **kwargs: Any) -> Any:
-            # The real adapter calls this method before it sends a request that the mock has passed to the adapter.
+            # The real adapter calls this method before it sends a request that the mock has passed to it.
             sent = _sent.get()
             if sent is not None and sent.shown is request:
                 sent.is_passed_on = True
@@ -81,7 +81,7 @@ def _patch_responses(module: ModuleType, patches: Patches) -> None:
 
     patches.wrap(module.RequestsMock, "unbound_on_send", build_unbound)
     patches.wrap(adapters.HTTPAdapter, "add_headers", build_add_headers)
-    # A mock that has already started has replaced ``send``.
+    # If a mock has already started, it has replaced ``send``.
     if adapters.HTTPAdapter.send.__module__ == module.__name__:
         patches.wrap(adapters.HTTPAdapter, "send", build_send)
 
@@ -148,7 +148,7 @@ def _decide(respond: Callable[[Any], Any], request: Any) -> Any:
 
 
 def _recording_later(relay: Relay) -> tuple[Relay, list[tuple[Any, ...]]]:
-    """Return a copy of the relay that collects its records in a list, and return the list."""
+    """Return a copy of the relay and the list in which it collects its records."""
     records: list[tuple[Any, ...]] = []
     later: Any = copy.copy(relay)
     later._record = lambda *record: records.append(record)
