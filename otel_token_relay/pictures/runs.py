@@ -17,8 +17,8 @@ from otel_token_relay.decisions import (
     ORIGIN_ATTRIBUTE,
     REASON_ATTRIBUTE,
 )
+from otel_token_relay.pictures.sanitizing import clean
 from otel_token_relay.pictures.spans import Recording, Span
-from otel_token_relay.pictures.texts import clean
 from otel_token_relay.verifications import OUTCOME_ATTRIBUTE as VERIFICATION_ATTRIBUTE
 
 RELAYED: Final = "relayed"
@@ -47,7 +47,7 @@ _DECISIONS: Final = frozenset({RELAYED, EXCHANGED, OWN, WITHHELD})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hop:
-    """A hop, which a picture displays as an arrow. All strings are sanitized by `texts.clean`.
+    """A hop, which a picture displays as an arrow. All strings are sanitized by `sanitizing.clean`.
 
     Attributes:
         outcome: One of `OUTCOMES`.

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from otel_token_relay.pictures.texts import MAX_LENGTH, clean
+from otel_token_relay.pictures.sanitizing import MAX_LENGTH, clean
 from tests.support.tokens import claims, make_token
 
 TOKEN = make_token(claims("https://idp.example"))
