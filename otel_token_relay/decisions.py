@@ -19,7 +19,7 @@ from otel_token_relay.counters import LazyCounter
 from otel_token_relay.destinations import Destination
 from otel_token_relay.operator_log import DecisionLog
 from otel_token_relay.origin import Origin, Target
-from otel_token_relay.otel import SPAN_KEY, set_texts
+from otel_token_relay.otel import SPAN_KEY, set_strings
 from otel_token_relay.reasons import Reason
 
 _logger = logging.getLogger("otel_token_relay")
@@ -127,7 +127,7 @@ class DecisionRecorder:
                     shown = {**shown, EXCHANGE_ATTRIBUTE: exchange}
                 if destination is None and (origin := _origin_of(target)) is not None:
                     shown = {**shown, ORIGIN_ATTRIBUTE: str(origin)}
-                set_texts(span, shown)
+                set_strings(span, shown)
             counter = self._counter.created or self._counter.create()
             counter.add(1, counted)
             if operator_log.decisions is not None:

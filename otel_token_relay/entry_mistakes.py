@@ -117,8 +117,8 @@ def _lacks_parameter(proposal: str, entry: str) -> bool:
 
 def origins_of(entry: str) -> Iterator[OriginPattern]:
     """Yield all origins that the author of an invalid entry might have intended."""
-    texts = [text for item in _Repair(entry).items for text in (*item.origins, *item.also_refused)]
-    legible = [found for found in map(OriginPattern.find, texts) if found is not None]
+    strings = [text for item in _Repair(entry).items for text in (*item.origins, *item.also_refused)]
+    legible = [found for found in map(OriginPattern.find, strings) if found is not None]
     yield from legible
     if may_have_parameters(entry):
         # Any other host in the entry might be the intended one, even if it precedes an @, because text that looks like

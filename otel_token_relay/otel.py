@@ -52,7 +52,7 @@ def is_server_suppressed(context: Context) -> bool:
 _setter: CodeType | None = None
 
 
-def set_texts(span: Any, texts: dict[str, str]) -> None:
+def set_strings(span: Any, strings: dict[str, str]) -> None:
     """Set span attributes whose keys and values are non-empty strings.
 
     The SDK validates each key and value in Python and acquires two locks for each attribute, which takes as long as the
@@ -64,14 +64,14 @@ def set_texts(span: Any, texts: dict[str, str]) -> None:
         if span.set_attribute.__code__ is (_setter or _find_setter()):
             attributes = span._attributes
             held, most = attributes._dict, attributes.maxlen
-            if attributes.max_value_len is None and (most is None or len(held) + len(texts) <= most):
+            if attributes.max_value_len is None and (most is None or len(held) + len(strings) <= most):
                 with span._lock:
                     if span._end_time is None:
-                        held.update(texts)
+                        held.update(strings)
                 return
     except AttributeError:  # the span is not from the SDK, or the SDK's internals have changed
         pass
-    for key, text in texts.items():
+    for key, text in strings.items():
         span.set_attribute(key, text)
 
 

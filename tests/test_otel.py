@@ -31,7 +31,7 @@ from otel_token_relay.otel import (
     is_suppressed,
     keeps_unknown_keys,
     parts_of,
-    set_texts,
+    set_strings,
 )
 
 
@@ -149,7 +149,7 @@ def test_texts_are_set_as_the_sdk_sets_them(limits: SpanLimits) -> None:
     assert isinstance(ours, Span)
     assert isinstance(theirs, Span)
 
-    set_texts(ours, TEXTS)
+    set_strings(ours, TEXTS)
     theirs.set_attributes(TEXTS)
 
     assert dict(ours.attributes or {}) == dict(theirs.attributes or {})
@@ -162,7 +162,7 @@ def test_texts_are_not_set_on_a_span_that_has_ended() -> None:
     assert isinstance(span, Span)
     span.end()
 
-    set_texts(span, TEXTS)
+    set_strings(span, TEXTS)
 
     assert not span.attributes
 
@@ -176,7 +176,7 @@ def test_a_setter_that_an_application_has_replaced_is_called(replaced: str, monk
         seen.append((key, value))
 
     span = TracerProvider().get_tracer("t").start_span("s")
-    set_texts(span, TEXTS)
+    set_strings(span, TEXTS)
     if replaced == "span":
         monkeypatch.setattr(span, "set_attribute", note)
     elif replaced == "class":
@@ -185,7 +185,7 @@ def test_a_setter_that_an_application_has_replaced_is_called(replaced: str, monk
         derived = type("Derived", (type(span),), {"set_attribute": lambda self, key, value: note(key, value)})
         object.__setattr__(span, "__class__", derived)
 
-    set_texts(span, TEXTS)
+    set_strings(span, TEXTS)
 
     assert seen == [*TEXTS.items()]
 
@@ -198,7 +198,7 @@ def test_texts_are_set_on_spans_that_are_not_the_sdks() -> None:
         def set_attribute(self, key: str, value: object) -> None:
             seen.append((key, str(value)))
 
-    set_texts(Other(trace.INVALID_SPAN_CONTEXT), TEXTS)
+    set_strings(Other(trace.INVALID_SPAN_CONTEXT), TEXTS)
 
     assert seen == [*TEXTS.items()]
 

@@ -116,10 +116,10 @@ def is_suspect(record: Any, scrubber: Scrubber, known: KnownTokens) -> bool:
 
 
 def _cleaned(record: Any, scrubber: Scrubber, known: KnownTokens) -> Any:
-    texts = {name: scrubber.clean(getattr(record, name), known) for name in ("body", "event_name", "severity_text")}
+    fields = {name: scrubber.clean(getattr(record, name), known) for name in ("body", "event_name", "severity_text")}
     # The attributes already describe the exception. The exception object refers to frames and their local variables.
     exception = {"exception": None} if hasattr(record, "exception") else {}
-    return with_changes(record, attributes=clean_attributes(record.attributes, scrubber, known), **texts, **exception)
+    return with_changes(record, attributes=clean_attributes(record.attributes, scrubber, known), **fields, **exception)
 
 
 def wipe(readable: Any) -> None:

@@ -150,6 +150,6 @@ def _clean_resource_metrics(part: Any, scrubber: Scrubber) -> Any:
 
 
 def _clean_metric(metric: Any, scrubber: Scrubber) -> Any:
-    texts = {name: getattr(metric, name) for name in ("name", "description", "unit")}
-    cleaned = {name: scrubber.redact(text, NOTHING) for name, text in texts.items()}
-    return metric if cleaned == texts else dataclasses.replace(metric, **cleaned)
+    fields = {name: getattr(metric, name) for name in ("name", "description", "unit")}
+    cleaned = {name: scrubber.redact(text, NOTHING) for name, text in fields.items()}
+    return metric if cleaned == fields else dataclasses.replace(metric, **cleaned)

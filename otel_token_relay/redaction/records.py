@@ -99,7 +99,7 @@ _statics: dict[int, _Static] = {}
 _clean_pairs: dict[int, tuple[Any, Any, Scrubber]] = {}
 
 
-def _clean_static(original: Any, scrubber: Scrubber, gather: Gather, texts: tuple[str, ...]) -> Any:
+def _clean_static(original: Any, scrubber: Scrubber, gather: Gather, fields: tuple[str, ...]) -> Any:
     """Mask the tokens that match a pattern in a resource or a scope.
 
     Known tokens are masked when the object is created; see `statics`.
@@ -114,7 +114,7 @@ def _clean_static(original: Any, scrubber: Scrubber, gather: Gather, texts: tupl
     if gather(original, scrubber, strings, NOTHING) or scrubber.is_suspect("\0".join(strings), NOTHING):
         cleaned = copy.copy(original)  # bypasses the constructor, which masks this context's tokens
         cleaned._attributes = clean_attributes(original._attributes, scrubber, NOTHING)
-        for name in texts:
+        for name in fields:
             setattr(cleaned, name, scrubber.clean(getattr(original, name), NOTHING))
     if len(_statics) >= _MAX_STATICS:
         _statics.clear()

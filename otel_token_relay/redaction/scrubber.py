@@ -308,17 +308,17 @@ class _Cleaning:
 
     def _split_over(self, items: list[Any]) -> set[int]:
         """Return the indexes of the elements across which a token is split."""
-        texts = [(at, _text_of(item)) for at, item in enumerate(items) if issubclass(type(item), _TEXTS)]
-        if len(texts) < 2:
+        strings = [(at, _text_of(item)) for at, item in enumerate(items) if issubclass(type(item), _TEXTS)]
+        if len(strings) < 2:
             return set()
-        joined = "".join([text for _, text in texts])
+        joined = "".join([text for _, text in strings])
         if len(joined) > _MAX_SEARCHED:
-            return {at for at, _ in texts} if self._known.may_be_in_long(joined) else set()
+            return {at for at, _ in strings} if self._known.may_be_in_long(joined) else set()
         split: set[int] = set()
         for begin, stop in self._known.intervals_in(joined):
             touched = set()
             start = 0
-            for at, text in texts:
+            for at, text in strings:
                 if start < stop and begin < start + len(text):
                     touched.add(at)
                 start += len(text)
@@ -351,13 +351,13 @@ def _stands_in(value: Any, kind: Kind) -> bool:
 
 def _is_credential(key: str, value: object, values: Mapping[Any, Any]) -> bool:
     """Return whether an ambiguous key's value is a credential, based on the value or on the mapping's other keys."""
-    texts = [item for item in (value if type(value) in (list, tuple) else (value,)) if type(item) is str]  # type: ignore[attr-defined]
-    if any(looks_secret(text) for text in texts):
+    strings = [item for item in (value if type(value) in (list, tuple) else (value,)) if type(item) is str]  # type: ignore[attr-defined]
+    if any(looks_secret(text) for text in strings):
         return True
     if ascii_lower(key).rpartition(".")[2] not in OAUTH_NAMES:
         return False
     in_oauth_context = not OAUTH_CONTEXT_KEYS.isdisjoint(name for name in values if type(name) is str)
-    return in_oauth_context and not all(is_stand_in(text) for text in texts)
+    return in_oauth_context and not all(is_stand_in(text) for text in strings)
 
 
 def _is_pair(values: Any) -> bool:

@@ -272,8 +272,8 @@ def is_description(value: Any, depth: int = 0) -> bool:
         return False
     items = {key.lower(): item for key, item in value.items()}
     if items.keys() <= _IN_ERRORS:
-        texts = [item for item in items.values() if not isinstance(item, (int, float, type(None)))]
-        return all(type(text) is str and is_stand_in(text.replace("_", " ")) for text in texts)
+        strings = [item for item in items.values() if not isinstance(item, (int, float, type(None)))]
+        return all(type(text) is str and is_stand_in(text.replace("_", " ")) for text in strings)
     return items.keys() <= _IN_SCHEMAS and _is_schema(items, depth)
 
 
@@ -283,7 +283,7 @@ def _is_schema(items: Mapping[str, Any], depth: int) -> bool:
     alternatives = [items[key] for key in ("anyof", "oneof", "allof") if key in items]
     children = [item for listed in alternatives if type(listed) is list for item in listed]
     children += [items["items"]] if "items" in items else []
-    texts = [item for key, item in items.items() if key not in ("type", "$ref", "anyof", "oneof", "allof", "items")]
+    values = [item for key, item in items.items() if key not in ("type", "$ref", "anyof", "oneof", "allof", "items")]
     return (
         bool(types or "$ref" in items or children)
         and all(type(name) is str and name.lower() in _TYPES for name in ([types] if type(types) is str else types))
@@ -293,7 +293,7 @@ def _is_schema(items: Mapping[str, Any], depth: int) -> bool:
         and all(is_description(child, depth + 1) for child in children)
         and (items.get("default") is None or is_stand_in(str(items["default"])))
         and all(
-            type(text) in (bool, int, type(None)) or (type(text) is str and not looks_secret(text)) for text in texts
+            type(text) in (bool, int, type(None)) or (type(text) is str and not looks_secret(text)) for text in values
         )
     )
 
@@ -313,5 +313,5 @@ def end_of_call(text: str, start: int, end: int) -> int | None:
 
 def is_call_without_secret(call: str) -> bool:
     """Return whether a call contains no string literals except names, as in ``os.getenv("API_KEY")``."""
-    texts = [first or second for first, second in _LITERALS.findall(call)]
-    return all(_is_literal_name(text) is not None or is_stand_in(text) for text in texts)
+    strings = [first or second for first, second in _LITERALS.findall(call)]
+    return all(_is_literal_name(text) is not None or is_stand_in(text) for text in strings)

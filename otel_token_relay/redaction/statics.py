@@ -53,8 +53,8 @@ def patch_tracers(module: ModuleType, scrubber: Scrubber, patches: Patches) -> N
             original(self, *args, **kwargs)
             info = self.instrumentation_info
             if info is not None:
-                texts = (info.name, info.version, info.schema_url)
-                if _clean(texts, scrubber) != texts:
+                strings = (info.name, info.version, info.schema_url)
+                if _clean(strings, scrubber) != strings:
                     self.instrumentation_info = None
 
         return __init__
