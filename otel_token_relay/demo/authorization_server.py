@@ -159,9 +159,6 @@ class Grant(TokenMixin):
     def get_scope(self) -> str:
         return self.scope
 
-    def get_expires_in(self) -> int:
-        return self.lifetime
-
     def is_expired(self) -> bool:
         return time.time() >= self.issued_at + self.lifetime
 

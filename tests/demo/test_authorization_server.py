@@ -254,3 +254,29 @@ def test_rotation_keeps_or_drops_the_old_keys(client, issuer):
         verify(client, old)
     with pytest.raises(jwt.InvalidKeyError):
         verify(client, new)
+
+
+def test_a_client_can_omit_its_only_redirect_uri(client):
+    """The code is sent to the registered URI, and the token request must then omit the URI as well."""
+    code = authorize(client, redirect_uri=None)["code"]
+
+    token = redeem(client, code, redirect_uri=None).json()["access_token"]
+    assert verify(client, token)["sub"] == "alice"
+
+
+def test_a_service_exchanges_a_valid_token(client, issuer):
+    """A service exchanges the user's token for a token with a different audience until the user signs out."""
+    token = sign_in(issuer, "alice", resource="https://user-service")
+    form = {
+        "grant_type": "urn:ietf:params:oauth:grant-type:token-exchange",
+        "subject_token": token,
+        "subject_token_type": "urn:ietf:params:oauth:token-type:access_token",
+        "audience": "profile-service",
+    }
+
+    issued = client.post("/token", data=form, auth=SERVICE).json()
+    assert verify(client, issued["access_token"])["sub"] == "alice"
+    assert issued["issued_token_type"] == "urn:ietf:params:oauth:token-type:access_token"
+
+    sign_out(issuer, token)
+    assert client.post("/token", data=form, auth=SERVICE).json()["error"] == "invalid_request"
