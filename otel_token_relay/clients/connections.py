@@ -2,7 +2,7 @@
 
 If a client uses a Unix socket or a pipe, the host in the URL is only a placeholder. The hooks therefore check the
 connection. If the socket is already open, it must be a TCP socket. If the socket is not open yet, the library's own
-code must open the socket.
+code must open it.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ _logger = logging.getLogger("otel_token_relay")
 # The resolver's default port, both with and without TLS.
 DEFAULT_PORT = 443
 
-# How often to check whether a watched channel has been closed, in seconds.
+# The interval, in seconds, at which to check whether a watched channel has been closed.
 _WATCH_INTERVAL = 0.2
 
 _KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
@@ -206,7 +206,7 @@ def _joiner(module: Any, relay: Relay) -> Join:
 
 
 def _is_blocking(continuation: Function) -> bool:
-    """Return whether the calling thread waits for the response.
+    """Return whether the calling thread blocks until the response arrives.
 
     gRPC does not provide this information to interceptors, so the check uses the name of a private function.
     """

@@ -278,7 +278,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
 
 def _held_streams(module: ModuleType) -> tuple[Any, Any]:
-    """Return stream classes for a rejected response's body, part of which is already in memory."""
+    """Return stream classes for the body of a rejected response. Part of the body is already in memory."""
 
     class HeldStream(module.SyncByteStream):  # type: ignore[misc,name-defined]
         def __init__(self, chunks: list[bytes], rest: Any, stream: Any) -> None:
@@ -330,7 +330,7 @@ def _hold(response: Any, held_stream: Any) -> bool:
 
 
 async def _hold_async(response: Any, held_stream: Any) -> bool:
-    """Read a rejected asynchronous response's body, as `_hold` does for a synchronous response."""
+    """Read the body of a rejected asynchronous response, as `_hold` does for a synchronous response."""
     deadline = time.monotonic() + DISCARD_SECONDS
     stream = response.stream
     chunks: list[bytes] = []
@@ -394,7 +394,7 @@ def _target_of_pooled(call: tuple[Any, Any]) -> Target:
     except AttributeError:
         if _is_httpcores(type(pool)):
             raise
-        # The application provides the pool, so the URL determines the target, as for `MockTransport`.
+        # The application provides the pool, so the URL determines the target, as with `MockTransport`.
     return _target_of(call)
 
 

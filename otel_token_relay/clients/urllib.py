@@ -4,7 +4,7 @@
 multiple threads simultaneously. The hook therefore adds the token's header to a copy.
 
 A request's destination depends on the connection. If the connection's class is not defined in http.client, the hook
-creates the connection to make the decision and then uses this connection for the request.
+creates the connection early in order to make the decision, and then uses the same connection for the request.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ class Destinations:
 
 
 def _split(authority: str) -> tuple[str, int | None]:
-    """Split an authority into a host and a port, in the same way that http.client does."""
+    """Split an authority into a host and a port, as http.client does."""
     host, separator, port = authority.rpartition(":")
     if not separator or port.endswith("]"):
         host, port = authority, ""

@@ -209,7 +209,7 @@ def _discard(connection: Any, response: Any) -> None:
         opened.settimeout(DISCARD_SECONDS)
         _read(raw)
         opened.settimeout(timeout)
-        # A tunnel is not checked, because TLS messages can make a connection readable at any time and urllib3 could not
+        # Tunnels are not checked, because TLS messages can make a connection readable at any time, and urllib3 cannot
         # reopen a tunnel.
         if not raw.isclosed() or (connection._tunnel_host is None and not connection.is_connected):
             connection.close()
@@ -220,7 +220,7 @@ def _discard(connection: Any, response: Any) -> None:
 
 
 def _read(raw: HTTPResponse) -> None:
-    """Read the rest of a response, up to a maximum size and time."""
+    """Read the rest of a response, up to a maximum size and duration."""
     deadline, size = time.monotonic() + DISCARD_SECONDS, 0
     while not raw.isclosed() and size <= MAX_DISCARDED and time.monotonic() < deadline:
         chunk = raw.read1(MAX_DISCARDED)

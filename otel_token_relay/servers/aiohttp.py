@@ -1,7 +1,7 @@
 """The boundary for aiohttp.web.
 
 Instrumentation for aiohttp extracts the token but never attaches the context that contains the token. The boundary
-encloses ``RequestHandler._handle_request``, so the boundary ends after the response has been written. The boundary also
+encloses ``RequestHandler._handle_request``, so it ends after the response has been written. The boundary also
 applies to a ``web.Server`` without an application.
 """
 
@@ -122,7 +122,7 @@ def _guard(handler: Handler, boundary: Boundary, terms: Terms, *, is_at_server: 
 
 
 async def _serve_until_expiry(handler: Handler, request: Any, boundary: Boundary, settings: Settings) -> Any:
-    """Run *handler*. If the response is long-lived, end the response when the request's token expires."""
+    """Run *handler*. End a long-lived response when the request's token expires."""
     seconds = seconds_left(boundary, settings)
     if seconds is None or _ENDING_KEY in vars(request):
         return await handler(request)

@@ -300,7 +300,7 @@ async def _enter(
 
 
 async def _serve_until_expiry(app: App, settings: Settings, scope: Scope, receive: Receive, send: Send) -> None:
-    """Run *app*. If the response is long-lived, end the response when the request's token expires."""
+    """Run *app*. End a long-lived response when the request's token expires."""
     boundary: Boundary = scope[BOUNDARY_KEY]
     seconds = seconds_left(boundary, settings)
     kind = scope["type"]

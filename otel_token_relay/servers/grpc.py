@@ -1,6 +1,6 @@
 """The boundary for synchronous and asynchronous gRPC servers.
 
-The hook adds our interceptor before all other interceptors, so our interceptor encloses them. Instrumentation reads
+The hook adds our interceptor before all other interceptors, so it encloses them. Instrumentation reads
 metadata as a mapping, which contains only the last of multiple ``authorization`` entries. The boundary rejects multiple
 entries as ambiguous and prevents instrumentation from binding any of them during the call.
 """

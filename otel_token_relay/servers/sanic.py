@@ -65,7 +65,7 @@ def _enclose(handler: Handler) -> Handler:
 
 
 async def serve(handler: Handler, request: Any, terms: Terms) -> None:
-    """Bind this request's token, or ``None``, and run *handler* if the authenticator accepts the request."""
+    """Bind this request's token, or ``None``. Run *handler* if the authenticator accepts the request."""
     boundary = Boundary.of(_values_of(request), terms.settings)
     attached = attach(boundary.context())
     try:

@@ -166,7 +166,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
 @contextmanager
 def _ending(handler: Any, boundary: Boundary, settings: Settings) -> Generator[None, None, None]:
-    """End the handler's response when the request's token expires, if the response is long-lived."""
+    """If the handler's response is long-lived, end it when the request's token expires."""
     seconds = seconds_left(boundary, settings)
     if seconds is None:
         yield

@@ -116,7 +116,7 @@ def serve(
     terms: Terms,
     is_at_server: bool = False,
 ) -> Iterable[bytes]:
-    """Bind this request's token, or ``None``, and run *app* if the authenticator accepts the request.
+    """Bind this request's token, or ``None``. Run *app* if the authenticator accepts the request.
 
     The token remains bound while the response is being streamed.
     """
@@ -150,7 +150,7 @@ def serve(
 def _serve_until_expiry(
     app: App, settings: Settings, environ: Environ, start_response: StartResponse
 ) -> Iterable[bytes]:
-    """Run *app*. If the response is an event stream, end the stream when the request's token expires."""
+    """Run *app*. If the response is an event stream, end it when the request's token expires."""
     seconds = seconds_left(environ[BOUNDARY_KEY], settings)
     if seconds is None or environ.get(_ENDING_KEY):
         return app(environ, start_response)
@@ -336,7 +336,7 @@ class _Body:
             self._boundary.close()
 
     def __del__(self) -> None:
-        # Some servers do not call `close`. Deleting a generator closes the generator, and instrumentation that detaches
+        # Some servers do not call `close`. Deleting a generator closes it, and instrumentation that detaches
         # its span at that point would attach our context to the thread.
         if attach is None:  # at shutdown, the interpreter might have cleared this module already
             return
