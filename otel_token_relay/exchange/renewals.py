@@ -5,7 +5,7 @@ request and sends the request again. Other requests with the rejected token wait
 are sent again only if the destination accepts the new token.
 
 At most one trial starts every 30 seconds for the same caller's token and destination. Therefore, a destination that
-rejects every token receives at most one additional request in 30 seconds.
+rejects every token receives at most one additional request every 30 seconds for each caller's token.
 """
 
 from __future__ import annotations
