@@ -3,9 +3,9 @@
 Most issuers are https URLs, and their metadata includes the URL of their keys. There are three exceptions:
 
 * An issuer that is not an https URL is called a name. Examples are ``accounts.google.com`` and AD FS's
-  ``http://adfs.example/adfs/services/trust``. A name is only compared with the ``iss`` claim. No metadata is fetched
-  for it, so the operator must configure the URL of the issuer's keys. If the operator trusts an http URL's host, the
-  URL is not considered a name, because the issuer's metadata can be fetched.
+  ``http://adfs.example/adfs/services/trust``. Such a name is compared with the ``iss`` claim, but no metadata is
+  fetched for it. Therefore, the operator must configure the URL of the issuer's keys. If the operator trusts an http
+  URL's host, the URL is not considered a name, because the issuer's metadata can be fetched.
 * ``https://login.microsoftonline.com/{tid}/v2.0`` matches any Microsoft Entra tenant.
 * An issuer with its own keys, audience, or introspection endpoint is represented by a `TrustedIssuer`.
 
@@ -83,7 +83,7 @@ class TrustedIssuer:
             audience.
         introspection_endpoint: The URL of the issuer's token introspection endpoint (RFC 7662), or ``None``.
         token_endpoint: The URL for exchanging the issuer's tokens; ``None`` to use the URL in the issuer's metadata.
-        client: The credential that this service uses to authenticate at these endpoints, or ``None``.
+        client: The credential that this service uses to authenticate to these endpoints, or ``None``.
 
     Raises:
         ConfigurationError: A value is invalid.

@@ -216,7 +216,7 @@ class SourceReader:
         return source
 
     def _be_strict_if_unset(self, source: Source, setting: str, value: object) -> None:
-        """Apply the strict value of a misspelled setting, unless the specified value turns a guarded setting off.
+        """Apply a misspelled setting's strict value, unless the setting is guarded and its value turns it off.
 
         The strict value is not applied if the source has already provided a value for the correctly spelled setting.
         """

@@ -2,7 +2,7 @@
 
 OpenTelemetry does not load this package if an exporter or the configuration file is missing, or if Python is started
 with ``-I``. Therefore, the wheel contains ``otel_token_relay.pth``, which Python reads whenever a process starts. The
-``.pth`` file imports this module under the name ``_otel_token_relay_startup`` in two cases:
+``.pth`` file imports this module under the name ``_otel_token_relay_startup`` in the following cases:
 
 * The environment contains a variable whose name could be ``OTEL_PYTHON_TOKEN_RELAY_VERIFY`` or a misspelling of it.
 * The ``OTEL_CONFIG_FILE`` variable is set. The configuration file can contain this package's settings.

@@ -63,7 +63,7 @@ class Limit:
             self._scope.reschedule(asyncio.get_running_loop().time() + seconds)
 
     def stop(self) -> None:
-        """Deactivate the limit, because the response is complete."""
+        """Deactivate the limit. Call this method when the response is complete."""
         if self._is_trio:
             self._scope.deadline = float("inf")
         elif not self._scope.expired():

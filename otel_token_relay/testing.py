@@ -190,8 +190,8 @@ def assert_never_leaked(token: str, *places: object) -> None:
     Args:
         token: The token's value, without the ``Bearer`` prefix.
         places: The objects to search, which can be strings, bytes, mappings, iterables, exceptions and their causes,
-            log records and their arguments, or spans and metrics from the OpenTelemetry SDK. For an object of any other
-            type, its ``repr`` is searched.
+            log records and their arguments, or spans and metrics from the OpenTelemetry SDK. For other types of
+            objects, the object's ``repr`` is searched.
     """
     __tracebackhide__ = True  # keeps this frame's arguments out of pytest's traceback
     for number, place in enumerate(places):

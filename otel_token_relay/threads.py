@@ -51,7 +51,7 @@ SHARED_WORKERS: Final[Mapping[str, tuple[str | None, tuple[str, ...]]]] = {
     "trio._core._thread_cache": ("trio", ("WorkerThread.__init__",)),
     "twisted._threads._threadworker": ("twisted", ("ThreadWorker.__init__",)),
 }
-"""For each module, the PyPI package and the functions that start a shared worker thread or run in one.
+"""The PyPI package for each module, and the functions that start a shared worker thread or run in one.
 
 These functions include server functions, because a request can start a server whose clients are unrelated to that
 request.
@@ -80,7 +80,7 @@ class ThreadCarriage:
 
         If the application has already enabled the instrumentation, it is not changed.
 
-        An executor's threads run the executor's initializer and the callbacks for all requests' futures.
+        An executor's threads run its initializer and the callbacks for futures from all requests.
         """
         if not instrumentor.is_instrumented_by_opentelemetry:
             self._timer_has_own_start = "start" in vars(Timer)
@@ -99,7 +99,7 @@ class ThreadCarriage:
         if instrumentor is None or not instrumentor.is_instrumented_by_opentelemetry:
             return
         instrumentor.uninstrument()
-        # `uninstrument` does not remove the wrapper that it added for the inherited method.
+        # `uninstrument` does not remove the wrapper that `instrument` added for the inherited method.
         if not self._timer_has_own_start and "start" in vars(Timer):
             del Timer.start
 

@@ -205,14 +205,18 @@ class BearerToken:
 
     @property
     def is_usable(self) -> bool:
-        """Whether the token can be used. It can be used if this process received it and its lease has not ended."""
+        """Whether the token can be used.
+
+        A token can be used if the current process received it and its lease has not ended.
+        """
         return self.is_own_process and (self.lease is None or self.lease.is_open)
 
     @property
     def is_own_process(self) -> bool:
-        """Whether the current process received the token. A forked child did not receive its parent's tokens.
+        """Whether the current process received the token.
 
-        The process ID is also compared, because native code can fork the process without running Python's fork hooks.
+        A forked child process is not considered to have received its parent's tokens. The process ID is also compared,
+        because native code can fork the process without running Python's fork hooks.
         """
         return self._generation == _generation and self.pid == os.getpid()
 
@@ -246,7 +250,7 @@ class BearerToken:
 
     @property
     def fingerprint(self) -> str:
-        """An eight-digit hexadecimal string that distinguishes this token from the other tokens in this process."""
+        """An eight-digit hexadecimal string that distinguishes this token from other tokens in this process."""
         return hmac.new(_FINGERPRINT_KEY, self._value.encode("ascii"), hashlib.sha256).hexdigest()[:8]
 
     def __repr__(self) -> str:

@@ -40,8 +40,8 @@ class UnusedCredentials:
     This object never prints the tokens and cannot be pickled.
 
     Args:
-        words: The possible tokens. There are at most four of them. Each has at least eight characters, and their total
-            length is at most 16,384 characters.
+        words: At most four possible tokens, each with at least eight characters. Their total length is at most 16,384
+            characters.
         lease: The request's lease; ``None`` if the application does not report when the request ends.
     """
 

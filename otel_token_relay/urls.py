@@ -1,4 +1,4 @@
-"""Parse URLs like HTTP clients in order to explain decisions without sending requests.
+"""Parse URLs the same way that HTTP clients do so that decisions can be explained without sending requests.
 
 At a hop, the HTTP client parses the URL and passes the result to the relay. The functions in this module predict that
 result and describe the differences between clients. The functions were tested with httpx 0.28, requests 2.34, urllib3

@@ -64,7 +64,7 @@ class _Failure(NamedTuple):
 
 
 def endpoint_hash(endpoint: str, client_id: str, request: Request) -> bytes:
-    """Return the hash of the parts of a key that are the same for all users.
+    """Return a hash of the cache key parts that are the same for all users.
 
     Call this function once for each destination.
     """

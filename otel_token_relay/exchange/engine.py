@@ -269,7 +269,7 @@ class ExchangeEngine:
             else:
                 found = self._attempt(job)
                 probe_is_due = self._note(job.key, found)
-        finally:  # callers must not have to wait for the timeout
+        finally:  # prevent callers from having to wait for the timeout
             with self._lock:
                 self._pending.pop(job.key, None)
                 workers.load -= 1

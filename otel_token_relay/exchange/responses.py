@@ -127,7 +127,7 @@ def _refusal(status: int, members: Mapping[str, Any]) -> ExchangeFailed:
     if status >= 500 or status == 429:
         return ExchangeFailed("unavailable", f"status {status}")
     if known is None:
-        # Without an error code, status 401 means that the server rejected this service's credential. A 401 response
+        # A 401 response without an error code means that the server rejected this service's credential. A 401 response
         # with an unknown error code can have a different cause.
         known = "invalid_client" if status == 401 and error is None else "bad_response"
     challenge = members.get("claims")

@@ -62,7 +62,7 @@ class _Held:
 
     @property
     def token(self) -> BearerToken:
-        """The token, which `BearerToken.reveal_all` requires."""
+        """The token, which `BearerToken.reveal_all` reads."""
         return self.obtained.token
 
 
