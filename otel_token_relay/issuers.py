@@ -3,9 +3,9 @@
 Most issuers are https URLs, and their metadata includes the URL of their keys. There are three exceptions:
 
 * An issuer that is not an https URL is called a name. Examples are ``accounts.google.com`` and AD FS's
-  ``http://adfs.example/adfs/services/trust``. A name is compared with the ``iss`` claim but never fetched, so the
-  operator must configure the URL of the issuer's keys. If the operator trusts an http URL's host, the URL is not
-  considered a name, because the issuer's metadata can be fetched.
+  ``http://adfs.example/adfs/services/trust``. Such a name is compared with the ``iss`` claim, but no metadata is
+  fetched for it. Therefore, the operator must configure the URL of the issuer's keys. If the operator trusts an http
+  URL's host, the URL is not considered a name, because the issuer's metadata can be fetched.
 * ``https://login.microsoftonline.com/{tid}/v2.0`` matches any Microsoft Entra tenant.
 * An issuer with its own keys, audience, or introspection endpoint is represented by a `TrustedIssuer`.
 
@@ -40,7 +40,7 @@ _MICROSOFT_HOSTS: Final = frozenset(
     }
 )
 _ENDPOINTS_OF_MANY: Final = ("common", "organizations", "consumers")
-# The tenant ID of all personal Microsoft accounts (see `tid` in Microsoft's access token claims reference).
+# The tenant ID for personal Microsoft accounts (see `tid` in Microsoft's access token claims reference).
 PERSONAL_TENANT: Final = "9188040d-6c67-4c5b-b112-36a304b66dad"
 
 is_tenant: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII).fullmatch
@@ -83,7 +83,7 @@ class TrustedIssuer:
             audience.
         introspection_endpoint: The URL of the issuer's token introspection endpoint (RFC 7662), or ``None``.
         token_endpoint: The URL for exchanging the issuer's tokens; ``None`` to use the URL in the issuer's metadata.
-        client: The credential that this service uses to authenticate at these endpoints, or ``None``.
+        client: The credential that this service uses to authenticate to these endpoints, or ``None``.
 
     Raises:
         ConfigurationError: A value is invalid.
@@ -131,8 +131,8 @@ class TrustedIssuer:
 
 
 def check_endpoint_syntax(setting: str, url: object) -> None:
-    """Raise an exception unless *url* is ``None`` or a URL. Any http URL is accepted here, because a different setting
-    lists the hosts for which plain http is allowed.
+    """Raise an exception unless *url* is ``None`` or a valid URL. Any http URL is accepted here, because a different
+    setting lists the hosts for which plain http is allowed.
 
     Raises:
         ConfigurationError: *url* is not an absolute http or https URL, or *url* has a fragment.
@@ -282,8 +282,7 @@ def _describe(entry: object, position: int) -> str:
 def problem_with_entry(
     entry: str | TrustedIssuer, jwks_uri: str | None = None, plaintext_hosts: Collection[str] = ()
 ) -> str | None:
-    """Return the reason that a valid entry cannot be used with the other settings, or ``None`` if the entry can be
-    used.
+    """Return the reason why a valid entry cannot be used with the other settings, or ``None`` if it can be used.
 
     Args:
         entry: The issuer.

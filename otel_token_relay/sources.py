@@ -30,10 +30,10 @@ STRICTNESS: Final[Mapping[str, Sequence[Any]]] = {
 }
 """The protective settings, with their values in order of increasing strictness."""
 
-# OpenTelemetry variables that enable this package or contain its settings.
+# OpenTelemetry variables that enable this package or specify the configuration file.
 _SWITCHES: Final = ("OTEL_PROPAGATORS", FILE_VARIABLE)
 
-# A misspelling of one of these settings is ignored if its value turns the setting off.
+# If one of these settings is misspelled, its strict value applies unless the specified value turns the setting off.
 _GUARDED: Final = ("verify", "require_verified")
 
 # Matches a variable name that has the wrong prefix but probably refers to this package. The rest of the name must
@@ -59,7 +59,7 @@ class Variable:
         strict: The value that replaces an invalid value. A strict value never causes a token to be relayed
             unintentionally.
         meaning: The description on the reference page, in Markdown.
-        default: The default value in the syntax of the environment variable; empty if the setting has no default.
+        default: The default value, in the syntax of the environment variable; empty if the setting has no default.
     """
 
     name: str
@@ -93,7 +93,7 @@ class SourceReader:
 
     Args:
         variables: All settings.
-        check: A function that validates a setting's value and returns the value to store. It raises
+        check: A function that validates a setting's value and returns the value to store. The function raises
             `ConfigurationError` if the value is invalid.
     """
 
@@ -107,7 +107,8 @@ class SourceReader:
 
         Args:
             file: The configuration file.
-            passed: A section of a configuration file that the application itself has loaded.
+            passed: The section from a configuration file that the application loaded itself; ``None`` if there is no
+                such section.
             environ: The environment variables.
         """
         sources = self._safely(FILE_VARIABLE, lambda: self.read_file(file))
@@ -140,7 +141,7 @@ class SourceReader:
         if file.problem is not None:
             return [self._read_nothing(file)]
         # A YAML parser keeps only the last occurrence of a duplicate key, and an earlier occurrence might be stricter.
-        # Therefore, strict values for duplicate keys take precedence over the sections.
+        # Therefore, for each duplicate key, a source with strict values takes precedence over the sections.
         sources = [Source(path, problems=[f"{path}: duplicate key"]) for path in file.duplicates]
         for source in sources:
             self._be_strict(source)
@@ -162,7 +163,7 @@ class SourceReader:
                 self._report_unknown_key(source, key, value)
             elif isinstance(value, str) and not value.strip():
                 # An empty value leaves the setting unset. For a guarded setting, report the empty value, because it
-                # probably refers to an unset variable.
+                # probably results from a reference to an unset variable.
                 if setting in _GUARDED:
                     source.problems.append(
                         f"{source.name}.{setting}: expected a value; an environment variable might be unset"
@@ -215,7 +216,10 @@ class SourceReader:
         return source
 
     def _be_strict_if_unset(self, source: Source, setting: str, value: object) -> None:
-        """Apply the strict value of a misspelled setting, unless its value turns a guarded feature off."""
+        """Apply a misspelled setting's strict value, unless the setting is guarded and its value turns it off.
+
+        The strict value is not applied if the source has already provided a value for the correctly spelled setting.
+        """
         if setting not in source.values and not (setting in _GUARDED and is_off(value)):
             self._replace(source, setting)
 
@@ -281,7 +285,8 @@ def merge(sources: Iterable[Source]) -> Source:
         if values:
             merged.values[setting] = max(values, key=order.index)
     if "header" in merged.invalid:
-        # The configured header is invalid, and the token must not be sent in a different header.
+        # Do not relay any tokens, because the configured header is invalid and the token must not be sent in a
+        # different header.
         merged.values["destinations"] = ()
     return merged
 
@@ -292,7 +297,7 @@ def are_given(setting: str, sources: Iterable[Source]) -> bool:
 
 
 def describe_overridden(sources: Sequence[Source], variables: Mapping[str, Variable]) -> Iterator[str]:
-    """Yield a message for each environment variable that is overridden by a configuration file.
+    """Yield a message for each environment variable that a configuration file overrides.
 
     Args:
         sources: All sources except code, in order of precedence.
@@ -301,7 +306,7 @@ def describe_overridden(sources: Sequence[Source], variables: Mapping[str, Varia
     *files, environment = sources
     for setting, value in environment.values.items():
         file = next((source for source in files if setting in source.values), None)
-        if file is None or file.name == FILE_VARIABLE:  # an unreadable file is already reported as a problem
+        if file is None or file.name == FILE_VARIABLE:  # an unreadable file has already been reported as a problem
             continue
         if setting not in STRICTNESS and file.values[setting] != value:
             yield f"{variables[setting].name} has no effect, because {file.name}.{setting} takes precedence"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-# Each inserted, deleted, or replaced character is one edit. Swapping two characters counts as two edits.
+# Inserting, deleting, or replacing a character is one edit. Swapping two characters requires two edits.
 _MAX_EDITS: Final = 2
 
 
@@ -15,7 +15,7 @@ def resembles(name: str, other: str) -> bool:
 
 
 def nearest(name: str, names: Iterable[str], max_edits: int = _MAX_EDITS) -> str | None:
-    """Return the closest match for *name* among the *names*; ``None`` if no candidate is close enough.
+    """Return the closest match for *name* among *names*; ``None`` if no name is close enough.
 
     Case is ignored. If two candidates are equally close, the first is returned. For a candidate with fewer than four
     characters, the maximum number of edits is reduced by one, because short names resemble too many other names.
@@ -30,13 +30,16 @@ def nearest(name: str, names: Iterable[str], max_edits: int = _MAX_EDITS) -> str
 
 
 def hint(name: str, names: Iterable[str]) -> str:
-    """Return a message suffix that suggests the closest match for *name*; empty if no name is close enough."""
+    """Return a message suffix that suggests the closest match for *name*.
+
+    If no name is close enough, the suffix is an empty string.
+    """
     meant = nearest(name, names)
     return "" if meant is None else f"; did you mean {meant}?"
 
 
 def _distance(name: str, other: str) -> int:
-    """Return the Levenshtein distance, ignoring case.
+    """Return the Levenshtein distance between *name* and *other*, ignoring case.
 
     If the distance exceeds ``_MAX_EDITS``, the result can be any number greater than ``_MAX_EDITS``.
     """

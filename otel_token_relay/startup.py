@@ -2,15 +2,14 @@
 
 OpenTelemetry does not load this package if an exporter or the configuration file is missing, or if Python is started
 with ``-I``. Therefore, the wheel contains ``otel_token_relay.pth``, which Python reads whenever a process starts. The
-``.pth`` file imports this module under the name ``_otel_token_relay_startup`` in two cases:
+``.pth`` file imports this module under the name ``_otel_token_relay_startup`` in the following cases:
 
-* The ``OTEL_PYTHON_TOKEN_RELAY_VERIFY`` variable might be set, even under a misspelled name.
+* The environment contains a variable whose name could be ``OTEL_PYTHON_TOKEN_RELAY_VERIFY`` or a misspelling of it.
 * The ``OTEL_CONFIG_FILE`` variable is set. The configuration file can contain this package's settings.
 
 This package is not loaded until the process imports a server or a web framework.
 
-Python reads ``.pth`` files only in site-packages directories, and ignores ``.pth`` files if Python is started with
-``-S``.
+Python reads ``.pth`` files only in site-packages directories and ignores them if it is started with ``-S``.
 """
 
 from __future__ import annotations
@@ -49,7 +48,10 @@ TRIGGERS = frozenset(
 
 
 class ServerFinder:
-    """An import finder that finds no modules, but starts this package just before the first server is imported."""
+    """An import finder that starts this package just before the first server or web framework is imported.
+
+    The finder does not find any modules.
+    """
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> None:
         """Install the hooks that the settings require when the first package in `TRIGGERS` is imported."""

@@ -19,15 +19,15 @@ EVENT_STREAM: Final = "text/event-stream"
 
 
 def limits_streams(settings: Settings, authenticator: Authenticator | None) -> bool:
-    """Return whether a long-lived response must end when the caller's token expires."""
+    """Return whether long-lived responses must end when the caller's token expires."""
     return authenticator is not None and settings.verify_streams == "exp"
 
 
 def seconds_left(boundary: Boundary, settings: Settings, now: Clock = time.time) -> float | None:
     """Return the number of seconds until the response must end; ``None`` if the response has no time limit.
 
-    Only a verified token limits the response. A request without a verified token is accepted only if no token is
-    required.
+    Only a verified token limits the response's duration. A request without a verified token is accepted only if no
+    token is required.
     """
     verification = None if boundary.token is None else boundary.token.verification
     expires_at = getattr(verification, "expires_at", None)
@@ -40,7 +40,7 @@ def is_event_stream(content_type: str | None) -> bool:
 
 
 class Limit:
-    """A time limit that cancels a call in asyncio or trio. The limit has no effect until `start` is called.
+    """A time limit after which a call in asyncio or trio is canceled. The limit has no effect until `start` is called.
 
     Args:
         seconds: The number of seconds until the call is canceled, measured from the creation of this object.
@@ -63,7 +63,7 @@ class Limit:
             self._scope.reschedule(asyncio.get_running_loop().time() + seconds)
 
     def stop(self) -> None:
-        """Deactivate the limit, because the response is complete."""
+        """Deactivate the limit. Call this method when the response is complete."""
         if self._is_trio:
             self._scope.deadline = float("inf")
         elif not self._scope.expired():
@@ -73,7 +73,7 @@ class Limit:
         """Run *call*.
 
         Returns:
-            Whether *call* was canceled, and the result of *call*. If *call* was canceled, its errors are ignored.
+            Whether *call* was canceled, and its result. If *call* was canceled, its errors are ignored.
         """
         self._is_trio = running_loop() == "trio"
         if self._is_trio:

@@ -67,7 +67,7 @@ class SeenRequest:
         self._headers = headers
 
     def header_lines(self, name: str) -> list[str]:
-        """Return the values of all header lines with the given name, in order. The name is not case-sensitive."""
+        """Return the values of all header lines with the given name, in order. Header names are not case-sensitive."""
         return [value for key, value in self._headers if key.lower() == name.lower()]
 
     @property
@@ -96,8 +96,8 @@ class ThirdParty:
     """A server that records every request it receives.
 
     Attributes:
-        url: The server's URL, which has the format ``http://127.0.0.1:port``.
-        requests: All requests received so far, starting with the oldest.
+        url: The server's URL, in the format ``http://127.0.0.1:port``.
+        requests: All requests received so far, from oldest to newest.
     """
 
     def __init__(self, url: str) -> None:
@@ -167,9 +167,9 @@ class _Server(ThreadingHTTPServer):
 
 @contextmanager
 def third_party() -> Generator[ThirdParty, None, None]:
-    """Run a third party on a free loopback port until the ``with`` block ends.
+    """Run a third-party server on a free loopback port until the ``with`` block ends.
 
-    A third party must not be a destination.
+    The third-party server must not be a destination.
     """
     handler = type("_BoundHandler", (_Handler,), {})
     server = _Server(("127.0.0.1", 0), handler)
@@ -190,8 +190,8 @@ def assert_never_leaked(token: str, *places: object) -> None:
     Args:
         token: The token's value, without the ``Bearer`` prefix.
         places: The objects to search, which can be strings, bytes, mappings, iterables, exceptions and their causes,
-            log records and their arguments, or the SDK's spans and metrics. For an object of any other type, the
-            ``repr`` is searched.
+            log records and their arguments, or spans and metrics from the OpenTelemetry SDK. For other types of
+            objects, the object's ``repr`` is searched.
     """
     __tracebackhide__ = True  # keeps this frame's arguments out of pytest's traceback
     for number, place in enumerate(places):
@@ -203,7 +203,7 @@ def _texts(place: object, seen: dict[int, object]) -> Iterator[str]:
     """Yield every string within *place*.
 
     The *seen* mapping prevents infinite recursion if an object contains itself. The mapping also keeps its objects
-    alive, so no two objects in the search have the same ``id``.
+    alive, so no two objects in the search can have the same ``id``.
     """
     if isinstance(place, str):
         yield place

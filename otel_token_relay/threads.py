@@ -1,17 +1,17 @@
-"""Carry the token into threads that work for one request, and remove the token from threads that work for all requests.
+"""Carry the token into threads that work for one request, and remove it from threads that multiple requests share.
 
 The following rules apply to every pool and worker thread:
 
 * A task runs in the context of the request that submitted it.
-* A thread that works for all requests has no token, regardless of which request started the thread.
+* A thread that multiple requests share has no token, regardless of which request started it.
 
 OpenTelemetry's threading instrumentation carries the context into ``Thread``, ``Timer``, and ``ThreadPoolExecutor``.
 Authentication must not depend on whether an operator has enabled that instrumentation for tracing. Therefore, the relay
 enables the instrumentation itself, just before the first token is bound. At that point, the application has already
 enabled its own instrumentation, and OpenTelemetry has finished importing this package.
 
-An instrumented thread inherits the context of the code that starts the thread. This module's hooks remove the token
-from threads that can outlive the request.
+An instrumented thread inherits the context of the code that starts it. This module's hooks remove the token from
+threads that can outlive the request.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _STANDARD_LIBRARY: Final = None
 
 SHARED_WORKERS: Final[Mapping[str, tuple[str | None, tuple[str, ...]]]] = {
     "asyncio.base_events": (_STANDARD_LIBRARY, ("Server._start_serving",)),
-    # The instrumentation does not wrap an overridden `run` method, but in Python 3.14, every thread can inherit a
+    # The instrumentation does not wrap an overridden `run` method. However, in Python 3.14, every thread can inherit a
     # context.
     "concurrent.futures.process": (_STANDARD_LIBRARY, ("_ExecutorManagerThread.run",)),
     "logging.handlers": (_STANDARD_LIBRARY, ("QueueListener.start",)),
@@ -45,13 +45,13 @@ SHARED_WORKERS: Final[Mapping[str, tuple[str | None, tuple[str, ...]]]] = {
     "multiprocessing.queues": (_STANDARD_LIBRARY, ("Queue._start_thread",)),
     "socketserver": (_STANDARD_LIBRARY, ("BaseServer.serve_forever", "BaseServer.handle_request")),
     "apscheduler.schedulers.base": ("apscheduler", ("BaseScheduler._process_jobs",)),
-    # A single thread per channel runs the done callbacks for all calls. Separate threads run the callbacks that are
-    # registered with `Channel.subscribe`.
+    # Each channel has a single thread that runs the done callbacks for all of its calls. Separate threads run the
+    # callbacks that are registered with `Channel.subscribe`.
     "grpc._channel": ("grpcio", ("_run_channel_spin_thread", "_poll_connectivity", "_deliver")),
     "trio._core._thread_cache": ("trio", ("WorkerThread.__init__",)),
     "twisted._threads._threadworker": ("twisted", ("ThreadWorker.__init__",)),
 }
-"""For each module, the PyPI package and the functions that start a shared worker thread or run in one.
+"""The PyPI package for each module, and the functions that start a shared worker thread or run in one.
 
 These functions include server functions, because a request can start a server whose clients are unrelated to that
 request.
@@ -60,8 +60,8 @@ request.
 
 def load_instrumentor() -> Any:
     """Return OpenTelemetry's singleton threading instrumentor."""
-    # A top-level import could cause an import cycle: the instrumentation imports `opentelemetry.propagate`, which can
-    # import this package's propagator.
+    # A top-level import could cause an import cycle, because the instrumentation imports `opentelemetry.propagate`,
+    # which can import this package's propagator.
     from opentelemetry.instrumentation.threading import ThreadingInstrumentor
 
     return ThreadingInstrumentor()
@@ -78,9 +78,9 @@ class ThreadCarriage:
     def switch_on(self, instrumentor: Any) -> None:
         """Enable the threading instrumentation, and remove the token from executors' threads.
 
-        Instrumentation that the application has already enabled is not changed.
+        If the application has already enabled the instrumentation, it is not changed.
 
-        An executor's thread runs the executor's initializer and the callbacks of all requests' futures.
+        An executor's threads run its initializer and the callbacks for futures from all requests.
         """
         if not instrumentor.is_instrumented_by_opentelemetry:
             self._timer_has_own_start = "start" in vars(Timer)
@@ -92,32 +92,32 @@ class ThreadCarriage:
     def switch_off(self) -> None:
         """Undo the changes that `switch_on` made.
 
-        Do not change instrumentation that the application enabled or has removed.
+        If the application enabled or removed the instrumentation, it is not changed.
         """
         self._patches.undo()
         instrumentor, self._ours = self._ours, None
         if instrumentor is None or not instrumentor.is_instrumented_by_opentelemetry:
             return
         instrumentor.uninstrument()
-        # `uninstrument` does not remove the wrapper that it added for the inherited method.
+        # `uninstrument` does not remove the wrapper that `instrument` added for the inherited method.
         if not self._timer_has_own_start and "start" in vars(Timer):
             del Timer.start
 
 
 def patch_shared_workers(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
-    """Run the functions that `SHARED_WORKERS` lists for *module* without a token."""
+    """Make the functions that `SHARED_WORKERS` lists for *module* run without a token."""
     _, names = SHARED_WORKERS[module.__name__]
     for name in names:
         class_name, _, function_name = name.rpartition(".")
         patches.wrap(getattr(module, class_name) if class_name else module, function_name, _without_token)
 
 
-# The event loop method that schedules the closing of an abandoned asynchronous generator.
+# The name of the event loop method that schedules the closing of abandoned asynchronous generators.
 _FINALIZER: Final = "_asyncgen_finalizer_hook"
 
 
 def patch_finalizers(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
-    """Close abandoned asynchronous generators without a token.
+    """Make event loops close abandoned asynchronous generators without a token.
 
     The *module* is ``asyncio.base_events`` or ``uvloop``. Garbage collection can run during any request. Without this
     patch, a task that closes one request's generator can copy a different request's context.
@@ -133,10 +133,10 @@ def patch_finalizers(module: ModuleType, runtime: Runtime, patches: Patches) -> 
 
 
 def patch_pools(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
-    """Carry the token into the tasks of a ``ThreadPool``, and remove the token from the pool's own threads.
+    """Carry the token into the tasks of a ``ThreadPool``, and remove it from the pool's own threads.
 
     The *module* is ``multiprocessing.pool`` or a copy of that module. This function wraps four methods, because every
-    method that submits tasks calls at least one of the four. Tasks for a process pool are not changed, because they are
+    method that submits tasks calls at least one of them. Tasks for a process pool are not changed, because they are
     pickled.
     """
 
@@ -166,8 +166,8 @@ def patch_pools(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 def patch_joblib(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     """Make joblib submit all tasks of a parallel call in the context of that call.
 
-    The *module* is ``joblib.parallel``. After the first tasks, joblib submits each task in the callback of an earlier
-    task, which runs in one of the pool's threads.
+    The *module* is ``joblib.parallel``. After submitting the first tasks, joblib submits each remaining task from an
+    earlier task's callback, which runs in one of the pool's threads.
     """
 
     def remembering(original: Function) -> Function:
@@ -210,7 +210,7 @@ def _call_in(context: Context, function: Function, /, *args: Any, **kwargs: Any)
 
 def _without_token(original: Function) -> Function:
     def without_token(*args: Any, **kwargs: Any) -> Any:
-        """Call the original function without the token of the request that is currently being processed."""
+        """Call the original function without the token of the request that is being processed."""
         if not is_bound(otel_context.get_current()):
             return original(*args, **kwargs)
         return _call_in(with_token(None), original, *args, **kwargs)

@@ -5,9 +5,9 @@ The rest of the package relies on the following invariants:
 * A `BearerToken` contains only b64token characters, so it cannot contain white space or break a header. A token never
   prints its value and cannot be pickled. Two tokens are compared in constant time.
 * A token that was received with a request has that request's `Lease`. After the lease ends, no code can use the token,
-  regardless of how the code obtained the token.
-* A token can be used only in the process that received it. A forked child process has no usable token, even if the
-  child has the same process ID as its parent.
+  regardless of how the code obtained it.
+* A token can be used only in the process that received it. A forked child process cannot use its parent's tokens, even
+  if both processes have the same process ID.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ DEFAULT_MAX_LENGTH: Final = 16384
 # RFC 6750, section 2.1:   b64token    = 1*( ALPHA / DIGIT / "-" / "." / "_" / "~" / "+" / "/" ) *"="
 B64TOKEN_ALPHABET: Final = (string.ascii_letters + string.digits + "-._~+/").encode("ascii")
 
-# A forked child process increments this number. A process ID does not identify a process, because the system reuses
-# IDs, and a child in a new PID namespace can have the same ID as its parent.
+# A forked child process increments this number. A process ID does not uniquely identify a process, because the system
+# reuses IDs, and a child in a new PID namespace can have the same ID as its parent.
 _generation = 0
 
 
@@ -45,8 +45,8 @@ def _enter_child() -> None:
 if hasattr(os, "register_at_fork"):  # not available on Windows
     os.register_at_fork(after_in_child=_enter_child)
 
-# A fingerprint distinguishes tokens in one process's logs. The random key never leaves the process. Without the key, a
-# person who can read the logs could test whether a given token appears in them.
+# A fingerprint distinguishes tokens in one process's logs. The random key never leaves the process. If fingerprints
+# were not keyed, a person who can read the logs could test whether a given token appears in them.
 _FINGERPRINT_KEY: Final = secrets.token_bytes(32)
 
 
@@ -59,9 +59,10 @@ def is_b64token(text: str) -> bool:
 
 
 class Lease:
-    """The period during which a token can be used. A lease ends when `end` is called, or *linger* seconds later.
+    """The period during which a token can be used.
 
-    This class is thread-safe, because every change is a single assignment.
+    A lease ends when `end` is called, or *linger* seconds after the call. This class is thread-safe, because every
+    change is a single assignment.
     """
 
     __slots__ = ("_clock", "_deadline")
@@ -72,7 +73,7 @@ class Lease:
         Args:
             seconds: The number of seconds after which the lease ends automatically; ``None`` if the lease ends only
                 when `end` is called.
-            clock: A function that returns the time in seconds. The time must never go backward.
+            clock: A clock that returns seconds and never goes backward.
         """
         self._clock = clock
         self._deadline = math.inf if seconds is None else clock() + seconds
@@ -124,7 +125,7 @@ class BearerToken:
             current time.
 
     Raises:
-        ValueError: The *value* is not a b64token. The error message does not contain *value*.
+        ValueError: The *value* is not a b64token. The error message does not contain the value.
     """
 
     __slots__ = (
@@ -167,7 +168,10 @@ class BearerToken:
         return _make(parsed, lease, time.monotonic())
 
     def rebind(self, *, lease: Lease | None, received_at: float | None = None) -> BearerToken:
-        """Return a copy of the token with a different lease. The calling process can use the copy."""
+        """Return a copy of the token with a different lease.
+
+        The current process can use the copy, even if it did not receive the original token.
+        """
         received_at = time.monotonic() if received_at is None else received_at
         return _make(self._value, lease, received_at, self._peeked, self._verification)
 
@@ -184,8 +188,8 @@ class BearerToken:
     def expires_at(self) -> float | None:
         """The expiration time, in seconds since the epoch; ``None`` if the expiration time is unknown.
 
-        If the token is not verified, the time is the ``exp`` claim of an unverified JWT. Use an unverified time only to
-        avoid sending an expired token.
+        If the token has no verified expiration time, the result is the unverified ``exp`` claim of the JWT. Use an
+        unverified time only to avoid sending an expired token.
         """
         if self._verification is not None and self._verification.expires_at is not None:
             return self._verification.expires_at
@@ -201,14 +205,18 @@ class BearerToken:
 
     @property
     def is_usable(self) -> bool:
-        """Whether the token can be used: this process received the token, and its lease has not ended."""
+        """Whether the token can be used.
+
+        A token can be used if the current process received it and its lease has not ended.
+        """
         return self.is_own_process and (self.lease is None or self.lease.is_open)
 
     @property
     def is_own_process(self) -> bool:
-        """Whether the current process received the token. A forked child did not receive its parent's tokens.
+        """Whether the current process received the token.
 
-        The process ID is also compared, because native code can fork the process without running Python's fork hooks.
+        A forked child process is not considered to have received its parent's tokens. The process ID is also compared,
+        because native code can fork the process without running Python's fork hooks.
         """
         return self._generation == _generation and self.pid == os.getpid()
 
@@ -227,12 +235,12 @@ class BearerToken:
         self._verification = verification
 
     def _peek(self) -> tuple[float | None, bool]:
-        # Two threads can set this attribute at the same time, but both threads set the same value.
+        # Two threads can set this attribute at the same time, but both set the same value.
         self._peeked = peeked = peek(self._value)
         return peeked
 
     def digest(self) -> bytes:
-        """Return the SHA-256 digest of the value, which is computed once.
+        """Return the value's SHA-256 digest, which is computed only once.
 
         Never print the digest. Print `fingerprint` instead.
         """
@@ -242,7 +250,7 @@ class BearerToken:
 
     @property
     def fingerprint(self) -> str:
-        """An eight-digit hexadecimal string that distinguishes this token from the other tokens in this process."""
+        """An eight-digit hexadecimal string that distinguishes this token from other tokens in this process."""
         return hmac.new(_FINGERPRINT_KEY, self._value.encode("ascii"), hashlib.sha256).hexdigest()[:8]
 
     def __repr__(self) -> str:
@@ -266,7 +274,7 @@ class BearerToken:
         return self
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
-        # A pickled token in a queue or on disk could be used after its lease has ended, or in a different process.
+        # A pickled token in a queue or on disk could be used after its lease has ended or in a different process.
         raise TypeError("a BearerToken cannot be pickled or sent to another process")
 
     def __getstate__(self) -> None:

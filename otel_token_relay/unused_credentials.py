@@ -1,9 +1,10 @@
 """Find a request's unused credentials so that redaction can mask them.
 
-The server boundary does not use the credentials in the following headers, but the credentials can still be valid:
+The server boundary does not use the credentials in the following headers, but they can still be valid:
 
-* A rejected source header, which has multiple lines, contains a comma, is too long, or has a different scheme.
-* Each source header after the first source header in the request.
+* A source header that is rejected because it has multiple lines, contains a comma, is too long, or uses a different
+  scheme.
+* Every source header in the request except the first.
 * An ``Authorization`` header that is not a source header.
 """
 
@@ -23,13 +24,13 @@ _logger = logging.getLogger("otel_token_relay")
 
 _USUAL_SOURCES: Final = ("authorization",)
 
-# Limits are necessary, because callers determine the number and the length of the credentials.
+# Limits are necessary because callers determine the number and length of the credentials.
 _MAX_WORDS: Final = 4
 _MAX_LINES: Final = 8
 _MAX_CHARACTERS: Final = 16_384
 
-# Matches a word of b64token characters (RFC 6750, section 2.1) and its padding. Matching takes linear time, because the
-# quantifiers are possessive, and a word cannot start within another word.
+# Matches a word of b64token characters (RFC 6750, section 2.1) and its padding. Matching takes linear time because the
+# quantifiers are possessive and a word cannot start within another word.
 _words_in = re.compile(r"(?<![A-Za-z0-9\-._~+/])([A-Za-z0-9\-._~+/]{8,}+)(=*+)").finditer
 
 
@@ -39,9 +40,9 @@ class UnusedCredentials:
     This object never prints the tokens and cannot be pickled.
 
     Args:
-        words: The possible tokens. There are at most four, each has at least eight characters, and the total length is
-            at most 16,384 characters.
-        lease: The request's lease; ``None`` if the application does not report the end of the request.
+        words: At most four possible tokens, each with at least eight characters. Their total length is at most 16,384
+            characters.
+        lease: The request's lease; ``None`` if the application does not report when the request ends.
     """
 
     __slots__ = ("lease", "words")
@@ -81,8 +82,8 @@ def find_unused(
 ) -> tuple[str, ...]:
     """Return the possible tokens in a request's unused credentials. This function never raises an exception.
 
-    The result does not include authentication schemes or parameter names. If a line is long, only its beginning and its
-    end are searched.
+    The result does not include authentication schemes or parameter names. If a line is long, only its beginning and end
+    are searched.
 
     Args:
         values_of: A function that accepts a lowercase header name and returns the values of all lines of that header.

@@ -1,4 +1,4 @@
-"""Parse URLs in the same way as HTTP clients, in order to explain decisions without sending a request.
+"""Parse URLs the same way that HTTP clients do so that decisions can be explained without sending requests.
 
 At a hop, the HTTP client parses the URL and passes the result to the relay. The functions in this module predict that
 result and describe the differences between clients. The functions were tested with httpx 0.28, requests 2.34, urllib3
@@ -88,7 +88,7 @@ def show_url(url: str) -> str:
     user_info, bare = _without_user_info(url)
     mask = "***@" if user_info else ""
     if "@" in bare and Origin.parse(bare) is None:
-        # A password can contain characters that should be percent-encoded, such as slashes.
+        # A password can contain characters that should have been percent-encoded, such as slashes.
         bare, mask = bare.rpartition("@")[2], "***@"
     scheme, separator, rest = bare.partition("://") if not mask or user_info else ("", "", bare)
     bare = f"{scheme}{separator}{mask}{rest}" if separator else f"{mask}{bare}"

@@ -25,7 +25,7 @@ OUTCOME_ATTRIBUTE: Final = "token_relay.verification"
 REASON_ATTRIBUTE: Final = "token_relay.reason"
 CLAIM_ATTRIBUTE: Final = "token_relay.claim"
 
-# The minimum number of seconds between two warnings with the same reason.
+# The minimum number of seconds between two warnings for the same reason.
 WARNING_SECONDS: Final = 60.0
 
 Mode = Literal["report", "optional", "enforce"]
@@ -45,7 +45,7 @@ class VerificationRecorder:
     logged for each reason.
 
     Args:
-        mode: The verification mode. In ``report`` mode, the outcome of a request that would be rejected is
+        mode: The verification mode. In ``report`` mode, the outcome for a request that would otherwise be rejected is
             ``reported``.
     """
 
@@ -53,7 +53,7 @@ class VerificationRecorder:
         self._mode = mode
         self._counter = LazyCounter(COUNTER_NAME, "{request}", "Requests, by the result of their token verification.")
         self._warnings = RateLimit(1, WARNING_SECONDS)
-        # The keys are reasons, or outcomes for requests that have no reason. The number of keys is limited, and each
+        # The keys are reasons or, for requests without a reason, outcomes. The number of keys is limited, and each
         # reason has exactly one outcome.
         self._attributes: dict[str, dict[str, str]] = {}
 
@@ -75,11 +75,11 @@ class VerificationRecorder:
         Args:
             outcome: The outcome of the verification.
             reason: The reason why the request is not accepted; ``None`` if the request is accepted.
-            cause: A function that describes the problem in one line, without any values from the request. This function
-                is called only if the decision log is enabled.
+            cause: A function that returns a one-line description of the problem, without any values from the request.
+                This function is called only if the decision log is enabled.
             claim: The name of the claim that failed verification.
-            details: A function that describes the expected and the actual values in one line, without any part of the
-                encoded token. This function is called only if the decision log can contain values.
+            details: A function that returns a one-line description of the expected and actual values, without any part
+                of the encoded token. This function is called only if the decision log can contain values.
         """
         if reason is not None and self._mode == "report":
             outcome = "reported"

@@ -1,6 +1,6 @@
 """Exchange the caller's token for a token that is intended for a single destination (RFC 8693).
 
-`TokenExchanger` and `AsyncTokenExchanger` require the ``exchange`` extra. Both classes are imported on first access, so
+`TokenExchanger` and `AsyncTokenExchanger` require the ``exchange`` extra. Both classes are imported on first access so
 that applications can import `TokenUnavailable` without the extra. A request to a ``;required`` destination can raise
 `TokenUnavailable` even if no token exchange is configured.
 """

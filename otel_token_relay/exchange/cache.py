@@ -1,9 +1,10 @@
-"""A cache for exchanged tokens that never returns one user's token for a different user.
+"""A cache of exchanged tokens that never returns one user's token to a different user.
 
 This module performs no I/O and does not read the system clocks directly.
 
 Cache keys contain the digest of the caller's token, so only code that has this token can look up a result. Keys never
-contain user IDs, session IDs, or names, because published caches with such keys have returned the wrong user's token.
+contain user IDs, session IDs, or names, because such keys have caused published caches to return the wrong user's
+token.
 
 Failures are stored in a separate cache with its own size limit. Therefore, a caller that sends invalid tokens cannot
 evict successful results. While a failure is cached, the same token is not sent to the server again.
@@ -25,8 +26,8 @@ DEFAULT_SIZE: Final = 4096
 _SUBJECT_LENGTH: Final = 32
 _MAX_FAILURES: Final = 1024
 
-# A request takes time, so a result is not used in the last 30 seconds of its lifetime. If the lifetime is short, the
-# margin is one tenth of the lifetime.
+# A request takes time, so a result is not used during the last 30 seconds of its lifetime. If the lifetime is shorter
+# than 300 seconds, the margin is one tenth of it.
 _MARGIN_SECONDS: Final = 30.0
 _MARGIN_SHARE: Final = 0.1
 # The maximum lifetime of a result if an expiration time is unknown.
@@ -45,7 +46,7 @@ class Exchanged(NamedTuple):
         value: The value of the issued token.
         until: The time until which the token can be used, in seconds on the monotonic clock.
         expires_at: The token's expiration time, in seconds since the epoch; ``None`` if the expiration time is unknown.
-        renew_at: The time after which the service's own token is renewed in advance, in seconds on the monotonic clock.
+        renew_at: The time at which the service's own token is due for early renewal, in seconds on the monotonic clock.
     """
 
     value: str
@@ -63,7 +64,7 @@ class _Failure(NamedTuple):
 
 
 def endpoint_hash(endpoint: str, client_id: str, request: Request) -> bytes:
-    """Return the hash of the parts of a key that are the same for all users.
+    """Return a hash of the cache key parts that are the same for all users.
 
     Call this function once for each destination.
     """
@@ -78,7 +79,7 @@ def key_of(subject: bytes, endpoint: bytes, actor: bytes = b"") -> bytes:
 
     Args:
         subject: The digest of the caller's token; 32 zero bytes if the request is for the service's own token.
-        endpoint: The destination's hash, which `endpoint_hash` returns.
+        endpoint: The destination's hash, as returned by `endpoint_hash`.
         actor: The digest of the service's own token; empty if no actor token is sent.
     """
     return subject + endpoint + actor
@@ -118,13 +119,13 @@ class ExchangeCache:
         self._successes.put(key, result)
 
     def drop(self, key: bytes, rejected: BearerToken) -> None:
-        """Remove the result for a key, provided that the result is the rejected token."""
+        """Remove the result for a key if the result is the rejected token."""
         found = self._successes.get(key)
         if found is not None and BearerToken.from_parsed(found.value) == rejected:
             self._successes.drop(key)
 
     def failure(self, key: bytes) -> ExchangeFailed | None:
-        """Return the failure of the last exchange if it is too recent for a retry."""
+        """Return the failure of a recent exchange; ``None`` if no recent exchange failed."""
         found = self._failures.get(key)
         return found.failure if found is not None and self._monotonic() < found.until else None
 

@@ -1,12 +1,12 @@
 """Send requests to one token endpoint from a limited number of worker threads.
 
-The same generator is used in threads and in event loops (see `verification.drivers`). Worker threads send the requests,
-so an event loop never blocks, and a slow server delays only the callers that need its tokens. Callers that need the
-same token at the same time share a single request.
+The same generator runs in threads and in event loops (see `verification.drivers`). Worker threads send the requests, so
+an event loop never blocks, and a slow server delays only the callers that need its tokens. Callers that need the same
+token at the same time share a single request.
 
 Any caller can send an invalid token, but every exchange uses this service's credential. Therefore, only a few workers
-exchange new tokens, which are tokens that have not been exchanged before. After the server refuses a token, the token
-is not sent again for a few seconds.
+exchange tokens that have not been exchanged before. After the server refuses a token, the token is not sent again for a
+few seconds.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ class ExchangeEngine:
 
         Args:
             request: The parameters of the request.
-            hashed: The request's hash, which `hash_of` returns.
+            hashed: The request's hash, as returned by `hash_of`.
             subject: The caller's token; ``None`` to request the service's own token.
             actor: See `Job`.
         """
@@ -175,7 +175,7 @@ class ExchangeEngine:
         return self._cache.get(_key(hashed, subject, actor))
 
     def drop(self, job: Job, rejected: BearerToken) -> None:
-        """Remove a job's cached result, provided that the result is the rejected token."""
+        """Remove a job's cached result if it is the rejected token."""
         self._cache.drop(job.key, rejected)
 
     def keep(self, job: Job, found: Exchanged) -> None:
@@ -183,7 +183,7 @@ class ExchangeEngine:
         self._cache.keep(job.key, found)
 
     def failure(self, job: Job) -> ExchangeFailed | None:
-        """Return the failure of the last attempt if it is too recent for a retry."""
+        """Return the failure of a recent attempt; ``None`` if no recent attempt failed."""
         return self._cache.failure(job.key)
 
     def renew(self, job: Job) -> None:
@@ -196,7 +196,7 @@ class ExchangeEngine:
                 self._start(job)
 
     def steps(self, job: Job) -> Generator[Wait, None, tuple[Exchanged, ExchangeResult]]:
-        """Run a job. Call `drive` or `drive_async` to run this generator.
+        """Run a job. To run this generator, pass it to `drive` or `drive_async`.
 
         Raises:
             ExchangeFailed: No token could be obtained.
@@ -221,7 +221,7 @@ class ExchangeEngine:
         """Return the cached result; ``None`` if no usable result is cached.
 
         Raises:
-            ExchangeFailed: The last attempt failed, and the failure is too recent for a retry.
+            ExchangeFailed: The last attempt failed, and a retry is not yet allowed.
         """
         cached = self._cache.get(job.key)
         if cached is None and (failure := self._cache.failure(job.key)) is not None:
@@ -246,14 +246,13 @@ class ExchangeEngine:
         try:
             workers.executor.submit(self._run, workers, job, future, deadline)
         except RuntimeError:  # the process has reached its thread limit or is exiting
-            # The executor might have queued the call, and would run the call when a thread becomes available.
+            # The executor might have queued the call, which would then run when a thread becomes available.
             if future.cancel():
                 del self._pending[job.key]
                 workers.load -= 1
                 self._breaker.cancel(job.key)
                 if not workers.load:
-                    # Replace the executor, because its queue might never be emptied, and tokens could accumulate in the
-                    # queue.
+                    # Replace the executor, because its queue might never be emptied, and tokens could accumulate in it.
                     workers.start_over()
                 raise ExchangeFailed("unavailable", "no thread can be started") from None
         return future
@@ -270,7 +269,7 @@ class ExchangeEngine:
             else:
                 found = self._attempt(job)
                 probe_is_due = self._note(job.key, found)
-        finally:  # callers must not have to wait for the timeout
+        finally:  # prevent callers from having to wait for the timeout
             with self._lock:
                 self._pending.pop(job.key, None)
                 workers.load -= 1
@@ -281,10 +280,10 @@ class ExchangeEngine:
     def _attempt(self, job: Job) -> _Result:
         """Return the result or the failure.
 
-        The failure has no traceback and no causes, because their frames contain tokens.
+        The failure has no traceback or causes, because their frames contain tokens.
 
-        Errors are logged only outside the exception handler, because an error tracker would report the exception and
-        its frames.
+        Errors are logged only outside the exception handler, because an error tracker could otherwise report the
+        exception and its frames.
         """
         try:
             return self._measured(job)

@@ -24,7 +24,7 @@ class ExchangerCore:
 
     Args:
         token_endpoint: The URL of the authorization server's token endpoint.
-        client_id: This service's client ID at that server.
+        client_id: This service's client ID at the authorization server.
         client_secret: The client secret, or a callable that returns the secret. See `ClientCredential` for alternatives
             to a client secret.
         client_secret_file: A file that contains the client secret. All files are read again when they change.
@@ -37,7 +37,7 @@ class ExchangerCore:
         issuer: The authorization server's issuer, which is the audience of ``private_key_jwt`` assertions.
         grant: ``token-exchange`` (RFC 8693) or ``on-behalf-of`` (Microsoft Entra).
         allow_unverified: Whether to exchange tokens that no verifier has accepted during the current request. If
-            ``True``, any caller can make this service send requests with its own credential.
+            ``True``, any caller can cause requests to be sent with this service's credential.
         timeout: The maximum number of seconds that a call waits for a token.
         max_length: The maximum length of an issued token, in characters.
         cache_size: The maximum number of results to cache.
@@ -115,7 +115,7 @@ class ExchangerCore:
         return Request(self._grant, audience=audience, resource=resource, scope=scope, expected=expected)
 
     def steps(self, token: BearerToken, request: Request) -> Generator[Wait, None, BearerToken]:
-        """Exchange a token. Call `drive` or `drive_async` to run this generator.
+        """Exchange a token. To run this generator, pass it to `drive` or `drive_async`.
 
         Returns:
             The issued token, which has the same lease as *token*. Therefore, the issued token cannot be used after the
@@ -156,7 +156,7 @@ class ExchangerCore:
 
 
 class TokenExchanger(ExchangerCore):
-    """Exchange tokens in threads. Create a single exchanger for each process."""
+    """A token exchanger for threads. Create a single exchanger for each process."""
 
     def exchange(
         self,
@@ -180,7 +180,7 @@ class TokenExchanger(ExchangerCore):
             The issued token, which has the same lease as *token*. Pass the issued token to `use_token`.
 
         Raises:
-            ConfigurationError: The *audience*, *resource*, and *scope* arguments are all missing.
+            ConfigurationError: The *audience*, *resource*, and *scope* arguments are all omitted.
             TokenUnavailable: The *token* must not be exchanged.
             ExchangeFailed: No token could be obtained. Do not send the caller's token instead.
         """
@@ -188,7 +188,7 @@ class TokenExchanger(ExchangerCore):
 
 
 class AsyncTokenExchanger(ExchangerCore):
-    """Exchange tokens in asyncio or trio tasks without blocking the event loop."""
+    """A token exchanger for asyncio and trio tasks. The exchanger does not block the event loop."""
 
     async def exchange(
         self,

@@ -24,8 +24,8 @@ class Request:
     """The parameters of a request for a token.
 
     Attributes:
-        grant: The grant. With ``client-credentials``, the service obtains its own token, and no caller's token is
-            required.
+        grant: The grant. With ``client-credentials``, the service obtains its own token and does not require a caller's
+            token.
         audience: The logical name of the service that will receive the issued token; ``None`` to omit the parameter.
         resource: The URI of the service that will receive the issued token; ``None`` to omit the parameter.
         scope: The requested scopes, separated by spaces; ``None`` to omit the parameter.

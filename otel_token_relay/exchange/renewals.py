@@ -4,8 +4,8 @@ When a destination rejects a token, the first affected request starts a trial. T
 request and sends the request again. Other requests with the rejected token wait for the trial's result. Those requests
 are sent again only if the destination accepts the new token.
 
-At most one trial starts every 30 seconds for the same caller's token and destination. Therefore, a destination that
-rejects every token receives at most one additional request in 30 seconds.
+At most one trial starts every 30 seconds for each combination of a caller's token and a destination. Therefore, a
+destination that rejects every token receives at most one additional request every 30 seconds for each caller's token.
 """
 
 from __future__ import annotations

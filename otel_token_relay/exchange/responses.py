@@ -1,8 +1,8 @@
 """Validate a token endpoint's response. This module performs no I/O and does not read any settings.
 
-A response is accepted only if it contains a new bearer token, and a JWT must be for the requested audience. These
-checks are necessary because some servers ignore the requested audience, return the subject token unchanged, or return a
-different type of token.
+A response is accepted only if it contains a new bearer token. If that token is a JWT, it must be intended for the
+requested audience. These checks are necessary because some servers ignore the requested audience, return the subject
+token unchanged, or return a different type of token.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Issued(NamedTuple):
     """A token that a token endpoint issued.
 
     Attributes:
-        token: The value of the token, which is a b64token.
+        token: The token's value, which is a b64token.
         expires_in: The token's lifetime in seconds; ``None`` if the response does not specify the lifetime.
         expires_at: The ``exp`` claim of a JWT, in seconds since the epoch; ``None`` if the token has no ``exp`` claim.
         has_claims: Whether the token is a JWT.
@@ -127,8 +127,8 @@ def _refusal(status: int, members: Mapping[str, Any]) -> ExchangeFailed:
     if status >= 500 or status == 429:
         return ExchangeFailed("unavailable", f"status {status}")
     if known is None:
-        # Without an error code, status 401 means that the server rejected this service's credential. An unknown error
-        # code can have a different cause.
+        # A 401 response without an error code means that the server rejected this service's credential. A 401 response
+        # with an unknown error code can have a different cause.
         known = "invalid_client" if status == 401 and error is None else "bad_response"
     challenge = members.get("claims")
     is_usable = isinstance(challenge, str) and 0 < len(challenge) <= _MAX_CHALLENGE and challenge.isprintable()

@@ -17,7 +17,7 @@ from otel_token_relay.verification.metadata import (
 )
 
 _RETRY_SECONDS: Final = 5.0
-# The maximum number of seconds that a request waits while the metadata is fetched again.
+# The maximum number of seconds that a request waits while the metadata is being fetched again.
 _REFRESH_SECONDS: Final = 1.0
 
 
@@ -58,8 +58,8 @@ class TokenEndpoint:
         if known is None:
             return self._discover(timeout)
         if now >= self._until:
-            # The known URL is used if discovery fails. Other threads use the known URL while this thread fetches the
-            # metadata.
+            # The known URL is used if discovery fails. Other threads use the known URL while this thread is fetching
+            # the metadata.
             self._until = now + _RETRY_SECONDS
             try:
                 # Reserve the rest of the time for the request to the endpoint.
@@ -92,7 +92,7 @@ class TokenEndpoint:
         )
 
     def _read(self, response: Response) -> tuple[Claims, str | None]:
-        """Return the document in a response, and the reason why the document is unusable.
+        """Return the document in a response and the reason why it is unusable.
 
         The reason is ``None`` if the document is usable.
         """

@@ -1,7 +1,7 @@
-"""Obtain tokens for destinations that the settings configure for token exchange.
+"""Obtain tokens for destinations that are configured for token exchange.
 
-A token is exchanged only at its own issuer's endpoint, and each endpoint has an `ExchangeEngine`. A hop searches for a
-token in the following order:
+A token is exchanged only at its own issuer's endpoint, and each endpoint has an `ExchangeEngine`. A hop uses the first
+of the following sources that can provide a token:
 
 1. The caller's `BearerToken` contains results from the same request. These results are accessible only with this token.
 2. The engine's cache contains results from all requests in this process for the same caller's token.
@@ -39,7 +39,7 @@ _ACTOR: Final = Request("client-credentials")
 
 
 class _Plan(NamedTuple):
-    """The part of an exchange that is the same for all callers: the engine, the request, and the request's hash."""
+    """The engine, the request, and the request's hash, which are the same for all callers."""
 
     engine: ExchangeEngine
     request: Request
@@ -48,10 +48,10 @@ class _Plan(NamedTuple):
 
 @dataclass(slots=True)
 class _Held:
-    """A token that the same request's later hops can use, along with the token's source and destination.
+    """A token that later hops of the same request can use, along with its source and destination.
 
-    Store references to the source and the destination, not only the ``id`` of each. A caller's token can outlive these
-    objects, and Python can reuse the ``id`` of a deleted object.
+    References to the source and the destination are stored, not only their ``id`` values. Otherwise, the objects could
+    be deleted before the caller's token, and Python could reuse a deleted object's ``id``.
     """
 
     source: DestinationTokens
@@ -62,7 +62,7 @@ class _Held:
 
     @property
     def token(self) -> BearerToken:
-        """The token, which `BearerToken.reveal_all` requires."""
+        """The token, which `BearerToken.reveal_all` reads."""
         return self.obtained.token
 
 
@@ -92,7 +92,7 @@ class DestinationTokens:
         if (problem := settings.exchange_problem) is not None:
             raise ConfigurationError("exchange_grant", problem)
         self._settings = settings
-        self._grant: Grant = cast(Grant, settings.exchange_grant)  # "off" would have been a problem
+        self._grant: Grant = cast(Grant, settings.exchange_grant)  # the check above rejects "off"
         self._now = now
         self._monotonic = monotonic
         if http is None:
@@ -119,7 +119,7 @@ class DestinationTokens:
         self._engines = {name: engine for name, engine in made.items() if engine is not None}
         self._lone = None if self._trusted else engine(settings.token_endpoint, None)
         # Plans are keyed by destination, and destinations are compared by value. Equal settings share this object, but
-        # each has its own destination objects.
+        # each settings object has its own destination objects.
         self._renewals = Renewals(monotonic)
         self._plans: dict[tuple[ExchangeEngine, Destination, bool], _Plan] = {}
 
@@ -131,7 +131,7 @@ class DestinationTokens:
             yield from ((engine, request) for engine in filter(None, (*self._engines.values(), self._lone)))
 
     def cached(self, caller: BearerToken | None, destination: Destination) -> Obtained | None:
-        """Return a token that is available without waiting; ``None`` if no such token exists."""
+        """Return a token that is immediately available; ``None`` if no such token exists."""
         if caller is not None and caller.obtained is not None:
             held: _Held | None = caller.obtained.get(id(destination))
             if (
@@ -215,7 +215,7 @@ class DestinationTokens:
             found = plan.engine.find(plan.hashed, caller, actor) if trial.is_accepted else None
             if found is None:
                 return None
-            if rejected == BearerToken.from_parsed(found.value):  # the destination accepted it earlier
+            if rejected == BearerToken.from_parsed(found.value):  # the destination previously accepted this token
                 trial.has_ended = True
                 return None
             return Renewed(self._hand_out(caller, destination, found, "hit"), trial.settle)
@@ -327,10 +327,9 @@ def _place() -> int:
 def _issuer_and_tenant(token: BearerToken) -> tuple[str | None, object]:
     """Return a token's issuer and its ``tid`` claim.
 
-    The issuer is unverified if the verifier does not report an issuer.
-
-    The unverified issuer is used because a token must never be sent to a different issuer's endpoint. For example, an
-    application's own verifier might not report the issuer.
+    The issuer is unverified if the verifier does not report an issuer. For example, an application's own verifier might
+    not report the issuer. An unverified issuer is used because a token must never be sent to a different issuer's
+    endpoint.
     """
     verified = token.claims or {}
     issuer: object = getattr(token.verification, "issuer", None) or verified.get("iss")
