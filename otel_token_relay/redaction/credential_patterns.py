@@ -1,4 +1,4 @@
-"""Recognize credentials by pattern: JWTs, ``Bearer …``, and values that look random.
+"""Recognize JWTs, ``Bearer …`` credentials, and values that look random.
 
 The functions in this module are pure, and their running time is linear in the length of the text.
 """
@@ -125,7 +125,7 @@ def bearers_in(text: str, lowered: str) -> list[Interval]:
 
     Args:
         text: The text to search.
-        lowered: The result of `ascii_lower` for the same text.
+        lowered: The same text in lowercase, as returned by `ascii_lower`.
     """
     if "bearer" not in lowered:
         return []
@@ -136,7 +136,7 @@ _LOWER: Final = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 
 
 def ascii_lower(text: str) -> str:
-    """Return the text with ASCII letters in lowercase.
+    """Return the text with its ASCII letters in lowercase.
 
     Unlike ``str.lower``, this function never changes the text's length.
     """

@@ -94,8 +94,8 @@ def deferred_class(
 
     Args:
         base: The SDK class of the redacted records.
-        fields: The names of the fields of *base* instances.
-        finish: A function that returns a redacted *base* instance. Its arguments are the `DEFERRED` value and a
+        fields: The names of the fields in *base* instances.
+        finish: A function that returns a redacted *base* instance. The function receives the `DEFERRED` value and a
             dictionary of the fields that were set before redaction. The function must not raise exceptions and must be
             safe to call twice.
         plain: The names of fields that do not contain text. The code that creates an instance must also set these

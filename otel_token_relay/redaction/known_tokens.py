@@ -5,12 +5,13 @@ A record is searched for the tokens from its own request and for remembered toke
 A span can end long after its request's context is gone, and a log record can be created in a thread that never had the
 context. In such cases, tokens are looked up by trace or by thread.
 
-Callers choose their tokens and can choose their trace IDs, so not every token is remembered:
+Callers choose their tokens and can choose their trace IDs, so only some tokens are remembered. The following rules
+apply:
 
 * A record's *own* tokens are masked even if they are plain words. These tokens include the token that is bound in the
   record's context (while the lease is open) and any tokens that were obtained in exchange for the bound token during
-  the request. Tokens that were bound when the record's span started, or while that span was current, are also the
-  record's own tokens.
+  the request. Tokens that were bound when the record's span started or while it was current are also the record's own
+  tokens.
 * Other records are searched only for *remembered* tokens. A token is remembered if it looks like a credential (see
   `looks_like_credential`) or if a verifier has accepted it. Remembered tokens are looked up by trace, by thread, or
   among the most recent tokens that were bound without a trace. In other records, only some parts of a remembered token
@@ -18,7 +19,7 @@ Callers choose their tokens and can choose their trace IDs, so not every token i
 * A request's unused credentials (`otel_token_relay.unused_credentials`) are treated like the request's token, but they
   never evict other tokens.
 
-Lookups do not acquire a lock, because they run during exports and collections, while the SDK holds its own locks.
+Lookups do not acquire a lock, because they run during exports and collections, when the SDK holds its own locks.
 Updates acquire a reentrant lock, because a finalizer that ends a span can run at any time, even while its thread holds
 the lock.
 """

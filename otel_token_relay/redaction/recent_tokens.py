@@ -1,4 +1,4 @@
-"""Keep the most recent tokens in bounded collections, without letting callers evict each other's tokens.
+"""Keep the most recent tokens in bounded collections without letting callers evict each other's tokens.
 
 A caller can send any number of made-up tokens. If only the most recent tokens were kept, a caller could cause redaction
 to forget the token of a request that is still being processed. Tokens that are in use are therefore evicted last.
@@ -91,7 +91,8 @@ def within_limit(values: tuple[str, ...], limit: int, in_use: Container[str]) ->
 
 
 class RecentTokens:
-    """The most recently added tokens, in order. Threads and finalizers can use an instance without acquiring a lock.
+    """The most recently added tokens, from oldest to newest. Threads and finalizers can use an instance without
+    acquiring a lock.
 
     Args:
         limit: The maximum number of tokens that are not in use.

@@ -9,7 +9,7 @@ records and processes the entire record. The thorough stage guarantees the follo
 * No run of 17 characters (`token_search.LONGEST_SURVIVOR` + 1) from a record's own token remains unmasked, regardless
   of quoting. Runs of unreserved characters are the same in URLs, JSON, HTML, and ``repr``. A token's other encodings
   are searched for in the same way as the token itself.
-* For a remembered token, the previous guarantee applies only to the token's random parts, not to its words.
+* Only the random parts of a remembered token are masked in the same way. Words in the token can remain unmasked.
 * The mask is constant and reveals neither the replaced text nor its length.
 * A clean value is returned as the same object, and redaction is idempotent.
 """

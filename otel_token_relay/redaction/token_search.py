@@ -1,7 +1,7 @@
 """Find known tokens, in whole or in part, in any encoding.
 
-`KnownTokens` contains the tokens to search for in one record. These are the tokens from the record's own request and
-the tokens that are remembered from other requests.
+`KnownTokens` contains the tokens to search for in one record. The tokens are from the record's own request or are
+remembered from other requests.
 
 Callers choose their tokens, so the search for remembered tokens is restricted. Every part of a record's own tokens is
 found, even if the part is a plain word. A part of a remembered token is found only if other requests are unlikely to
@@ -220,7 +220,7 @@ def known_from(*values: str) -> KnownTokens:
 
 @lru_cache(maxsize=_CACHED)
 def known_with_remembered(values: tuple[str, ...], remembered: tuple[str, ...]) -> KnownTokens:
-    """Return the known tokens for a record: its own tokens (*values*) and *remembered* tokens. Results are cached."""
+    """Combine a record's own tokens (*values*) with *remembered* tokens. Results are cached."""
     if remembered:
         return KnownTokens(values, remembered)
     return known_from(*values) if values else NOTHING

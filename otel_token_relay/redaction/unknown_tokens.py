@@ -67,7 +67,7 @@ _previous_word = re.compile(r"([A-Za-z0-9]{1,32}) \Z").search
 _VALUE: Final = re.compile(
     r"(?:%(?!22|26|27|2[36]|25(?:22|26|27))[0-9A-Fa-f]{2}|\\[/u]|[^\s\"'\\&<>{}\[\](),;%\#\0|])++"
 )
-# A value in plain quotes ends at the closing quote, even if the value contains characters that tokens cannot contain.
+# A value in plain quotes ends at the closing quote, even if it contains characters that tokens cannot contain.
 _QUOTED: Final = {
     '"': re.compile(r'(?:\\.|[^"\\])*+', re.DOTALL),
     "'": re.compile(r"(?:\\.|[^'\\])*+", re.DOTALL),
