@@ -1,8 +1,8 @@
 """Keep tokens out of spans, log records, and metrics.
 
 Redaction is enabled by default (see ``OTEL_PYTHON_TOKEN_RELAY_REDACTION``). Use the classes in this package for
-pipelines that the application builds itself, and use `redact` for values outside a pipeline. The names are imported on
-first access, because only the span processor and the span exporter require the SDK.
+pipelines that the application builds itself, and use `redact` for values outside a pipeline. The package imports its
+public names on first access, because only the span processor and the span exporter require the SDK.
 """
 
 from __future__ import annotations

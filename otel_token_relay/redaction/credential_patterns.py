@@ -1,6 +1,6 @@
-"""Recognize credentials by pattern: JWTs, ``Bearer …``, and values that look random.
+"""Recognize JWTs, ``Bearer …`` credentials, and values that look random.
 
-These functions are pure, and their running time is linear in the length of the text.
+The functions in this module are pure, and their running time is linear in the length of the text.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Interval = tuple[int, int]
 # Some load balancers pad a JWT's segments, in violation of RFC 7515, section 2.
 _PADDING: Final = "(?:=|%3[Dd]){0,2}+"
 _pad = re.compile("=|%3[Dd]")
-# The base64url encodings of the characters with which a JWT header can begin: {", { ", {\n ", {\n", or {\r\n.
+# The base64url encodings of the character sequences that can begin a JWT header: {", { ", {\n ", {\n", or {\r\n.
 _BEGINNINGS: Final = ("eyJ", "eyAi", "eyAg", "ewog", "ewoi", "ew0K")
 _JWT: Final = re.compile(rf"(?:{'|'.join(_BEGINNINGS)})[A-Za-z0-9_-]{{4,}}+(?:{_PADDING}\.[A-Za-z0-9_-]*+)*+{_PADDING}")
 # Matches the next line of a JWT that is wrapped across multiple lines, as in an email or a PEM-like block.
@@ -52,20 +52,20 @@ _is_constant_of_words = re.compile(
     r"(?:[A-Z]{2,24}+\d{0,2}|\d{1,3}+[A-Z]{0,3}+\d?|[A-Z]\d{1,2})(?:_(?:[A-Z]{2,24}+\d{0,2}|\d{1,3}+[A-Z]{0,3}+\d?|[A-Z]\d{1,2}))++"
 ).fullmatch
 _is_constant = re.compile(r"[A-Z0-9_.\-]+").fullmatch
-# Matches words with common separators and, optionally, short numbers between the words.
+# Matches a sequence of words and short numbers with common separators between them.
 _WORD: Final = (
     r"(?:[a-z]{1,22}+|[A-Z][a-z]{0,21}+(?![a-z])|[A-Z]{2,22}+(?![a-z])|[A-Z]?[a-z]{2,15}+(?:[A-Z][a-z]{2,15}+)++)"
 )
 _is_words = re.compile(rf"(?:{_WORD}\d?|\d{{1,4}}+)(?:[ _.\-/:]+(?:{_WORD}\d?|\d{{1,4}}+))*").fullmatch
-# The maximum number of digits in an error code or a product number. Credentials that contain separators have more
-# digits.
+# The maximum number of digits in an error code or a product number. Credentials that contain separators usually have
+# more digits.
 _MAX_DIGITS: Final = 6
 _is_prose = re.compile(r"[A-Za-z]{1,22}(?:/[A-Za-z]{1,22})*").fullmatch
 _AUTH_PARAMETERS: Final = frozenset(
     {"realm", "scope", "error", "error_description", "error_uri", "resource_metadata", "charset", "algs", "title"}
 )
 
-# Matches the first member of a JOSE header (RFC 7515, RFC 7516) or of a claims set (RFC 7519, RFC 9068).
+# Matches the first member name in a JOSE header (RFC 7515, RFC 7516) or a claims set (RFC 7519, RFC 9068).
 _first_name = re.compile(
     rb'\{\s*"(?:alg|typ|kid|enc|cty|jku|jwk|x5t|x5c|x5u|x5t#S256|crit|zip|apu|apv|epk|b64|p2s|p2c'
     rb'|iss|sub|aud|exp|nbf|iat|jti|azp|scope|scp|client_id|cnf|acr|amr|sid|auth_time|roles|realm_access|preferred_username)"'
@@ -75,7 +75,7 @@ _first_name = re.compile(
 def jwts_in(text: str) -> list[Interval]:
     """Return the start and end positions of the JWTs in *text*.
 
-    A JWT can contain padding and line breaks, and the signature can be missing.
+    A JWT can contain padding and line breaks, and its signature can be missing.
     """
     if not may_have_jwt(text):
         return []
@@ -97,9 +97,9 @@ def may_have_jwt(text: str) -> bool:
 def _end_of_wrapped(text: str, start: int, end: int) -> int:
     """Return the end position of the JWT whose first line is ``text[start:end]``.
 
-    The next line is part of the JWT if the line contains only JWT characters and looks random. After an incomplete or
-    wrapped JWT, it is sufficient that the line does not consist of words. A JWT contains two dots (RFC 7515, section
-    3.1) or four dots (RFC 7516, section 3.1).
+    The next line is part of the JWT if it contains only JWT characters and looks random. If the JWT is incomplete or
+    already spans multiple lines, the next line does not need to look random, but it must not consist of words. A JWT
+    contains two dots (RFC 7515, section 3.1) or four dots (RFC 7516, section 3.1).
     """
     dots = text.count(".", start, end)
     is_wrapped = False
@@ -125,7 +125,7 @@ def bearers_in(text: str, lowered: str) -> list[Interval]:
 
     Args:
         text: The text to search.
-        lowered: The result of `ascii_lower` for the same text.
+        lowered: The same text in lowercase, as returned by `ascii_lower`.
     """
     if "bearer" not in lowered:
         return []
@@ -136,7 +136,7 @@ _LOWER: Final = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 
 
 def ascii_lower(text: str) -> str:
-    """Return the text with ASCII letters in lowercase.
+    """Return the text with its ASCII letters in lowercase.
 
     Unlike ``str.lower``, this function never changes the text's length.
     """
@@ -144,7 +144,7 @@ def ascii_lower(text: str) -> str:
 
 
 def _is_jwt(text: str) -> bool:
-    """Return whether a string is a complete or truncated JWT, as opposed to other base64-encoded JSON."""
+    """Return whether a string is a complete or truncated JWT rather than other base64-encoded JSON."""
     segments = [segment for segment in _pad.sub("", text).split(".") if segment]
     if len(segments) > 1 and len(segments[1]) >= 10:
         return True
@@ -157,7 +157,7 @@ def _is_jwt(text: str) -> bool:
 
 
 def looks_secret(value: str) -> bool:
-    """Return whether a value looks like a credential, as opposed to a number, words, a constant, or code."""
+    """Return whether a value looks like a credential rather than a number, words, a constant, or code."""
     value = value.strip()
     if (credentials := _after_scheme(value)) is not None:
         value = credentials[1]
@@ -175,7 +175,7 @@ def looks_secret(value: str) -> bool:
 
 # A shorter token could match text that operators need to read.
 _MIN_CREDENTIAL_LENGTH: Final = 20
-# Text is considered random if its unreadable runs contain at least this many characters.
+# Text is considered random if its unreadable runs contain at least this many characters in total.
 _MIN_RANDOM: Final = 12
 _CACHED: Final = 512
 
@@ -191,9 +191,10 @@ _is_ulid = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}").fullmatch
 _MAX_SUFFIX: Final = 13
 _MAX_NAME: Final = 64
 # The first 40 characters of a JWT's encoded claims always look random. In a test with 30,000 sets of claims, including
-# short claims and claims that consisted of words, `is_random` returned true for each set.
+# short claims and claims that consisted of words, `is_random` returned ``True`` for every set.
 _MIN_CLAIMS: Final = 40
-# The maximum number of characters to check. Every token is checked, and callers choose the length of their tokens.
+# The maximum number of characters to check. This limit is necessary because every token is checked and callers choose
+# the length of their tokens.
 _MAX_CHECKED: Final = 512
 
 
@@ -261,7 +262,7 @@ def is_nothing(value: str) -> bool:
 
 
 def is_words(value: str) -> bool:
-    """Return whether a value consists of words, common separators, and, optionally, short numbers."""
+    """Return whether a value consists only of words, short numbers, and common separators."""
     return _is_words(value) is not None
 
 
@@ -275,8 +276,8 @@ def _is_bearer(match: re.Match[str], text: str) -> bool:
         return False  # "Bearer " + token
     name = value.rstrip("=.,")
     is_quoted = before in ("'", '"') and after[:1] in ("'", '"', "\\")
-    # If the match is quoted or is the whole text, any value except a placeholder or a short single word ("Bearer
-    # token") is masked.
+    # If the match is quoted or is the entire text, the value is masked unless it is a placeholder or a short single
+    # word ("Bearer token").
     is_alone = match.span() == (0, len(text)) or is_quoted
     if name.lower() in _AUTH_PARAMETERS or not _is_bearer_value(name, is_alone=is_alone):
         return False

@@ -1,17 +1,17 @@
 """Create records that are redacted on first access.
 
-Redacting a span's contents is the most expensive part of redaction, and the thread that ends a span is usually still
-processing a request. A batch processor queues the record without reading the contents, so the record is redacted in the
+Redacting a span's contents is the most expensive redaction step, and the thread that ends a span is usually still
+processing a request. A batch processor queues the record without reading its contents, so the record is redacted in the
 exporter's thread. If a processor reads the record immediately, the record is redacted immediately.
 
-Invariants:
+This module maintains the following invariants:
 
 * A record's attributes never contain raw content. Reading any field that can contain text redacts the entire record.
   After redaction, the record is an ordinary instance of the SDK's own class.
 * If a field is set before redaction, the new value is also redacted.
 * The known tokens are collected in the thread that creates the record, while the record's context is current.
 * Records do not use locks, because a lock could remain locked in a forked child process. If two threads read a record
-  simultaneously, both threads redact the record, with the same result.
+  simultaneously, both threads redact it and produce the same result.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class DeferredRecord:
 
 
 class _Changes(DeferredRecord):
-    """A raw record whose fields were set before redaction, and the fields' new values."""
+    """A raw record and the new values of the fields that were set before redaction."""
 
     __slots__ = ("fields",)
 
@@ -56,7 +56,9 @@ class _Changes(DeferredRecord):
 
 
 class _RedactOnAccess:
-    """A descriptor that redacts the record when its field is read. Until then, the descriptor stores assigned values.
+    """A descriptor that redacts the entire record when the descriptor's field is read.
+
+    Until the record is redacted, the descriptor stores any value that is assigned to the field.
 
     Each field has its own descriptor, because a single ``__getattr__`` would make every access to an existing attribute
     ten times slower.
@@ -86,17 +88,18 @@ class _RedactOnAccess:
 def deferred_class(
     base: type, fields: Iterable[str], finish: Callable[[Any, dict[str, Any]], Any], plain: Iterable[str] = ()
 ) -> type:
-    """Return the class for records that have not been redacted yet.
+    """Return a subclass of *base* for records that have not been redacted yet.
 
     The code that creates an instance must set `DEFERRED` on the instance.
 
     Args:
-        base: The SDK class of a redacted record.
-        fields: The names of the fields in a *base* instance.
-        finish: A function that returns a redacted *base* instance. The arguments are the `DEFERRED` value and a
-            dictionary of the fields that were set before redaction. The function must not raise exceptions, and must be
+        base: The SDK class of the redacted records.
+        fields: The names of the fields in *base* instances.
+        finish: A function that returns a redacted *base* instance. The function receives the `DEFERRED` value and a
+            dictionary of the fields that were set before redaction. The function must not raise exceptions and must be
             safe to call twice.
-        plain: The names of fields that do not contain text. The code that creates an instance sets these fields.
+        plain: The names of fields that do not contain text. The code that creates an instance must also set these
+            fields.
     """
 
     def redact_now(record: Any) -> None:

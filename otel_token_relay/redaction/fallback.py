@@ -1,8 +1,8 @@
-"""Wrap processors and exporters through public methods, as a fallback for an SDK without a conversion point.
+"""Wrap processors and exporters through public methods if the SDK's conversion points cannot be used.
 
 The `otel-token-relay check` command reports whether this fallback is used. The fallback has two limitations. Processors
-that were registered earlier are not wrapped. Metrics are redacted only on export, so each token still creates a
-separate time series.
+and exporters that were registered earlier are not wrapped. Metrics are redacted only on export, so each token still
+creates a separate time series.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def patch_spans(module: ModuleType, scrubber: Scrubber, patches: Patches) -> Non
 
     def build(original: Function) -> Function:
         def add_span_processor(self: Any, span_processor: Any) -> None:
-            # `processors` requires the SDK, which might be imported later than this module.
+            # The `processors` module requires the SDK, which might be imported later than this module.
             from otel_token_relay.redaction.processors import wrapped
 
             original(self, wrapped(span_processor, scrubber))

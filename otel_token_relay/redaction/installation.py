@@ -39,8 +39,8 @@ class Signal:
         patch: A function that hooks the conversion point.
         try_out: A function that runs the self-test and returns whether the test token was redacted.
         public_module: The SDK module that contains the public methods for the fallback.
-        fall_back: A function that hooks the public methods instead of the conversion point. ``None`` if the signal has
-            no fallback.
+        fall_back: A function that hooks the public methods instead of the conversion point, or ``None`` if the signal
+            has no fallback.
     """
 
     name: str
@@ -159,7 +159,7 @@ def stop() -> None:
 
 
 def states() -> dict[str, str]:
-    """Return each signal's status: how the signal is redacted, or why the signal is not redacted.
+    """Return each signal's status, which describes how the signal is redacted or why it is not redacted.
 
     Shared components are included only if they are not hooked.
     """

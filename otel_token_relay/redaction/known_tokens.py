@@ -1,22 +1,25 @@
-"""Decide which tokens to search for in each record: the tokens from the record's own request, and remembered tokens.
+"""Decide which tokens to search for in each record.
 
-A span can end long after the request's context is gone, and a log record can be created in a thread that never had the
+A record is searched for the tokens from its own request and for remembered tokens from other requests.
+
+A span can end long after its request's context is gone, and a log record can be created in a thread that never had the
 context. In such cases, tokens are looked up by trace or by thread.
 
-Callers choose their tokens and can choose their trace IDs, so not every token is remembered:
+Callers choose their tokens and can choose their trace IDs, so only some tokens are remembered. The following rules
+apply:
 
 * A record's *own* tokens are masked even if they are plain words. These tokens include the token that is bound in the
   record's context (while the lease is open) and any tokens that were obtained in exchange for the bound token during
-  the request. Tokens that were bound when the record's span started, or while that span was current, are also the
-  record's own tokens.
+  the request. Tokens that were bound when the record's span started or while it was current are also the record's own
+  tokens.
 * Other records are searched only for *remembered* tokens. A token is remembered if it looks like a credential (see
   `looks_like_credential`) or if a verifier has accepted it. Remembered tokens are looked up by trace, by thread, or
   among the most recent tokens that were bound without a trace. In other records, only some parts of a remembered token
   are masked; see `token_search`.
 * A request's unused credentials (`otel_token_relay.unused_credentials`) are treated like the request's token, but they
-  never displace other tokens.
+  never evict other tokens.
 
-Lookups do not acquire a lock, because they run during exports and collections, while the SDK holds its own locks.
+Lookups do not acquire a lock, because they run during exports and collections, when the SDK holds its own locks.
 Updates acquire a reentrant lock, because a finalizer that ends a span can run at any time, even while its thread holds
 the lock.
 """
@@ -69,18 +72,18 @@ class RememberedTokens:
 
     ``recent_traces`` and ``older_traces`` contain each trace's tokens. ``_without_trace`` contains the most recent
     tokens that were bound while no span was current. ``_of_thread`` contains the tokens that each thread bound most
-    recently. ``_verified`` contains the tokens that a verifier accepted. A token whose lease is open is displaced last;
-    see `recent_tokens`. Unused credentials are added to a trace or a thread only if there is room, and never displace
+    recently. ``_verified`` contains the tokens that a verifier accepted. A token whose lease is open is evicted last;
+    see `recent_tokens`. Unused credentials are added to a trace or a thread only if there is room, and never evict
     tokens. Each record is searched for its own tokens, for unused credentials, and for the following remembered tokens:
 
-    ======================== ================================== ====================================================
+    ======================== ================================== ======================================================
     signal                   remembered tokens                  reason
-    ======================== ================================== ====================================================
-    span at start            none; its own token and unused     other records of the trace may contain them
+    ======================== ================================== ======================================================
+    span at start            none; its own token and unused     other records of the trace might contain them
                              credentials are added to its trace
-    span at end              its trace's tokens; if none are    the token may have been bound elsewhere in the trace
+    span at end              its trace's tokens; if none are    the token might have been bound elsewhere in the trace
                              known, its thread's tokens         or while the span's attributes were set
-    span at first access     its trace's tokens, read again     a token may have been bound since the span ended
+    span at first access     its trace's tokens, read again     a token might have been bound since the span ended
     log record, measurement, its trace's tokens; if the trace   a server writes its access log after the request, in
     `RedactingFilter`        is forgotten, the credentials on   the same thread but without the request's trace
                              its span; if it has neither
@@ -96,7 +99,7 @@ class RememberedTokens:
     instrument at creation                                      is kept, so only remembered tokens are masked
     resource, scope,         none                               a caller must not be able to mask a service's names
     instrument at export
-    ======================== ================================== ====================================================
+    ======================== ================================== ======================================================
 
     Args:
         traces: The minimum number of traces to remember. The maximum is twice that number, because traces are stored in
@@ -137,7 +140,7 @@ class RememberedTokens:
         return looks_like_credential(value) or value in self._verified
 
     def remember_verified(self, value: str) -> None:
-        """Record that a verifier has accepted a token so that the token can be remembered from now on."""
+        """Record that a verifier has accepted a token so that it can be remembered from now on."""
         with self._lock:
             self._verified.add(value)
 
@@ -201,7 +204,7 @@ class RememberedTokens:
     def of_thread(self) -> KnownTokens:
         """Return the tokens that this thread bound most recently.
 
-        A server can log a request after the request has ended and the request's trace is no longer current.
+        A server can log a request after the request has ended and its trace is no longer current.
         """
         own = self._of_thread.__dict__
         if not own:
@@ -218,7 +221,7 @@ class RememberedTokens:
     def of_trace(self, trace_id: int) -> KnownTokens:
         """Return a trace's tokens.
 
-        If the trace is in the older generation, the next update moves the trace to the recent generation.
+        If the trace is in the older generation, the next update moves it to the recent generation.
         """
         known = self.recent_traces.get(trace_id)
         if known is not None:
@@ -274,7 +277,10 @@ def stop_listening() -> None:
 
 
 def _trace_id_of(span: Any) -> int:
-    """Return a span's trace ID, or 0 if the trace ID is missing or not an integer, as in tests with fake spans."""
+    """Return a span's trace ID, or 0 if the ID is missing or is not an integer.
+
+    The ID can be missing in tests with fake spans, for example.
+    """
     if span is None:
         return 0
     try:
@@ -315,7 +321,7 @@ def _remember_verified(token: BearerToken) -> None:
 
 
 def _add_to_span(span: Any, value: str) -> None:
-    """Store a token on a recording span, because the span can outlive thousands of traces."""
+    """Store a token on a recording span, because the span's trace might be forgotten before the span ends."""
     if not span.is_recording():
         return
     held = getattr(span, HELD, None)
@@ -338,7 +344,7 @@ def _hold_words(span: Any, words: tuple[str, ...]) -> None:
 
 
 def _with_words(known: KnownTokens, words: tuple[str, ...]) -> KnownTokens:
-    """Return a record's known tokens, with *words* added to its own tokens."""
+    """Return a record's known tokens with *words* added to the record's own tokens."""
     return known_with_remembered(tuple(dict.fromkeys((*known.values, *words))), known.remembered)
 
 
@@ -353,7 +359,7 @@ def note_start(span: Any, context: Context | None) -> None:
 
 
 def hold_unused(span: Any, context: Context) -> None:
-    """Store a context's unused credentials on a starting SDK span, and add them to the span's trace."""
+    """Store a context's unused credentials on an SDK span that is starting, and add them to the span's trace."""
     if words := _unused_words(context):
         REMEMBERED.remember_unused(span._context.trace_id, words)
         _hold_words(span, words)
@@ -366,10 +372,13 @@ def _unused_words(context: Context) -> tuple[str, ...]:
 
 
 def hold_token(span: Any, token: Any, trace_id: int) -> None:
-    """Store a `BearerToken` on a starting SDK span. If the token can be remembered, add it to the span's trace."""
+    """Store a `BearerToken` on an SDK span that is starting.
+
+    If the token can be remembered, add it to the span's trace.
+    """
     known = REMEMBERED.recent_traces.get(trace_id)
-    # Usually, the token's request has not ended, and the trace has only this token. This code runs for each span, so it
-    # avoids function calls. Sharing the object speeds up the comparison in `tokens_of_span`.
+    # Usually, the token's request has not ended, and the trace contains only this token. This code runs for each span,
+    # so it avoids function calls. Sharing the object speeds up the comparison in `tokens_of_span`.
     lease, value = token.lease, token._value
     if known is not None and known.values == (value,) and (lease is None or lease._deadline == _NO_DEADLINE):
         span._token_relay_known = known
@@ -412,11 +421,11 @@ def with_later_tokens(known: KnownTokens, trace_id: int | None) -> KnownTokens:
 
 
 def tokens_in_context(context: Context, trace_id: int | None = None) -> KnownTokens:
-    """Return a context's tokens: the token that is bound in the context, and the tokens from the context's trace.
+    """Return the token that is bound in a context and the tokens from the context's trace.
 
     Args:
         context: The context that contains the token and the span.
-        trace_id: The trace ID. By default, the trace ID of the span in *context* is used.
+        trace_id: The trace ID. The default is the trace ID of the span in *context*.
     """
     if UNUSED_KEY in context:
         words = _unused_words(context)
@@ -442,8 +451,8 @@ def tokens_in_context(context: Context, trace_id: int | None = None) -> KnownTok
     known = REMEMBERED.recent_traces.get(trace_id) or REMEMBERED.of_trace(trace_id)
     if known is NOTHING:
         if isinstance(held := getattr(span, HELD, None), KnownTokens):
-            # The span might have outlived its remembered trace. Plain words that are stored on the span as tokens are
-            # masked only in the span.
+            # The trace might already have been forgotten. Tokens on the span that do not look like credentials are
+            # masked only in the span itself.
             known = known_from(*filter(looks_like_credential, held.values))
         elif token is None:
             return NOTHING
@@ -453,7 +462,7 @@ def tokens_in_context(context: Context, trace_id: int | None = None) -> KnownTok
 def lasting_tokens() -> KnownTokens:
     """Return the tokens to mask in an object that outlives the current request.
 
-    The result contains only the current context's tokens that can be remembered.
+    The result contains only the tokens from the current context and trace that can be remembered.
     """
     context = get_current()
     token: Any = context.get(TOKEN_KEY)
@@ -467,7 +476,7 @@ def lasting_tokens() -> KnownTokens:
 
 
 def _combine(held: KnownTokens, token: BearerToken | None, of_trace: KnownTokens) -> KnownTokens:
-    """Return a record's known tokens: the tokens from its span, its context, and its trace."""
+    """Return the known tokens from a record's span, context, and trace."""
     own, remembered = held.values, of_trace.values
     if token is not None and _is_own(token):
         own = tuple(dict.fromkeys((*own, *token.reveal_all())))

@@ -33,12 +33,12 @@ Clean = Callable[[Any], Any]
 class RedactingFilter(logging.Filter):
     """A filter that masks tokens in a handler's records.
 
-    The filter does not change the number of arguments, numeric arguments, or the mappings' classes. The access logs of
-    uvicorn, gunicorn, and hypercorn depend on these properties. If an object's string representation contains a token,
-    the object is replaced with the masked string.
+    Where possible, the filter preserves the number of arguments, the values of numeric arguments, and the classes of
+    mapping arguments. The access logs of uvicorn, gunicorn, and hypercorn depend on this behavior. If an object's
+    string representation contains a token, the object is replaced with the masked string.
 
-    On Python 3.11, a filter cannot replace a record. The record itself is therefore modified, and subsequent handlers
-    also receive the masked record.
+    On Python 3.11, a filter cannot replace a record, so this filter modifies the record itself. Subsequent handlers
+    therefore also receive the masked record.
 
     Args:
         settings: The settings to use. By default, the filter uses the installed settings, or the settings from the
@@ -68,10 +68,10 @@ class RedactingFilter(logging.Filter):
 
 
 def _wiped(record: logging.LogRecord) -> dict[str, Any]:
-    """Return the attributes of a record without its data.
+    """Return new attribute values that do not contain the record's data.
 
-    Some formatters, such as uvicorn's, unpack a fixed number of arguments. For this reason, the arguments are kept, and
-    the message consumes them without displaying them.
+    Some formatters, such as uvicorn's, unpack a fixed number of arguments. The number of arguments is therefore
+    preserved, and the message formats each argument as an empty string.
     """
     args = record.args if isinstance(record.args, tuple) else ()
     extras = {name: FAILED for name in record.__dict__ if name not in _STANDARD}
@@ -125,8 +125,8 @@ def _changed_together(message: Any, args: Any, clean_message: Any, clean_args: A
     Args:
         message: The original message.
         args: The original arguments.
-        clean_message: The separately masked message.
-        clean_args: The separately masked arguments.
+        clean_message: The message, which was masked separately from the arguments.
+        clean_args: The arguments, which were masked separately from the message.
         clean: A function that masks the tokens in a value.
     """
     if not args:
@@ -144,7 +144,7 @@ def _changed_together(message: Any, args: Any, clean_message: Any, clean_args: A
             masked: Any = _with_items(clean_args, {key: mask(arg) for key, arg in items.items()}, clean)
             if _is_clean(message, masked, clean):
                 return {"msg": message, "args": masked}
-        # Some mappings return values other than their stored items. With such a mapping, only the formatted message can
+        # Some mappings return values other than their stored items. For such a mapping, only the formatted message can
         # be masked.
         return {"msg": clean_text, "args": None}
     args = tuple(_masked_part(arg, text, clean_text) for arg in clean_args)
@@ -187,7 +187,7 @@ class _MaskedItems(dict[Any, Any]):
 
 
 def _with_items(mapping: Any, items: Any, clean: Clean) -> Any:
-    """Return a copy of a mapping argument with different items and the same behavior.
+    """Return a copy of a mapping argument with different items but the same behavior.
 
     In some servers' access logs, the argument is a ``dict`` subclass whose ``__getitem__`` returns ``-`` for missing
     keys.
@@ -223,8 +223,7 @@ def _changed_traceback(record: logging.LogRecord, clean: Clean) -> dict[str, Any
         text = _exceptions.formatException(record.exc_info)
     if not text or (new := clean(text)) is text:
         return {}
-    # A formatter uses `exc_text` if this attribute is set. Otherwise, the formatter would format the exception and
-    # print the token.
+    # If `exc_text` is set, a formatter uses it. Otherwise, the formatter formats the exception and prints the token.
     return {"exc_text": new, "exc_info": None}
 
 

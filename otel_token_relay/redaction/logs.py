@@ -1,8 +1,8 @@
 """Redact log records when a processor converts them into records for an exporter.
 
-``ReadableLogRecord.__init__`` runs once for each processor, in the thread that emits the log record. During this call,
-the hook only collects the known tokens. The readable record is created and redacted on first access, so it includes
-attributes that other processors have added by then. The application's own record is not modified.
+``ReadableLogRecord.__init__`` runs once for each processor, in the thread that emits the log record. When ``__init__``
+is called, the hook only collects the known tokens. The readable record is created and redacted on first access, so it
+includes attributes that other processors have added by then. The application's own record is not modified.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
 
 
 def tokens_of_record(record: Any) -> KnownTokens:
-    """Return a log record's known tokens: the tokens from its trace and the token in its context."""
+    """Return the known tokens from a log record's trace and context."""
     return tokens_in_context(record.context or get_current(), record.trace_id)
 
 

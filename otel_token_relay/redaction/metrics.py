@@ -18,8 +18,8 @@ from otel_token_relay.redaction.records import clean_resource, clean_scope, gath
 from otel_token_relay.redaction.scrubber import FAILED, Scrubber
 from otel_token_relay.redaction.token_search import NOTHING, KnownTokens
 
-# A check's result is not cached if the measurement has more attributes than this, because a measurement with so many
-# attributes is unlikely to recur.
+# If a measurement has more attributes than this limit, the result of the check is not cached, because such a
+# measurement is unlikely to recur.
 _MAX_ROW: Final = 20
 _MAX_ROWS: Final = 64
 
@@ -64,10 +64,10 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
 
 
 def is_known_clean(attributes: Any, scrubber: Scrubber, known: KnownTokens) -> bool:
-    """Return whether an earlier check found that the same attributes are clean."""
+    """Return whether an earlier check found the same attributes to be clean."""
     try:
         return (scrubber, *attributes, *attributes.values()) in known.clean_rows
-    except TypeError:  # an attribute's value, such as a list, is not hashable
+    except TypeError:  # an attribute's value (for example, a list) is not hashable
         return False
 
 
@@ -106,7 +106,10 @@ def clean_collected(data: Any, scrubber: Scrubber) -> Any:
 
 
 def wiped(data: Any) -> Any:
-    """Remove all text except the data points' attributes, which are already clean."""
+    """Remove the text from collected metrics that cannot be redacted.
+
+    The data points' attributes are kept, because they are already clean.
+    """
     return dataclasses.replace(
         data,
         resource_metrics=[

@@ -1,6 +1,6 @@
-"""A redacting span processor and a redacting span exporter, for pipelines that the application builds itself.
+"""A redacting span processor and exporter for pipelines that the application builds itself.
 
-Use these classes if the SDK must not be patched, or for spans that bypass the conversion point. If redaction is
+Use these classes if the SDK must not be patched or if some spans bypass the conversion point. If redaction is
 installed, spans are already clean when these classes receive them.
 """
 
@@ -65,10 +65,10 @@ class RedactingSpanProcessor(SpanProcessor):
 class RedactingSpanExporter(SpanExporter):
     """A span exporter that passes redacted spans to another exporter.
 
-    An exporter does not run in the request's context, so it looks up opaque tokens by trace. An opaque token
-    is found only if it was bound (by `use_token`, a server boundary, or ``extract``) while one of the trace's spans was
-    current, or if it is among the most recent tokens bound without a span. `RedactingSpanProcessor` does not have this
-    limitation, because the processor also runs when a span starts.
+    An exporter does not run in the request's context, so it looks up opaque tokens by trace. An opaque token is found
+    only if it was bound (by `use_token`, a server boundary, or ``extract``) while one of the trace's spans was current
+    or if it is among the most recent tokens bound without a span. `RedactingSpanProcessor` does not have this
+    limitation, because it also runs when a span starts.
 
     Args:
         exporter: The exporter that sends the spans.

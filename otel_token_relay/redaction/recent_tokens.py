@@ -1,7 +1,7 @@
-"""Keep the most recent tokens in bounded collections, without letting callers displace each other's tokens.
+"""Keep the most recent tokens in bounded collections without letting callers evict each other's tokens.
 
 A caller can send any number of made-up tokens. If only the most recent tokens were kept, a caller could cause redaction
-to forget the token of a request that is still being processed. Tokens that are in use are therefore displaced last.
+to forget the token of a request that is still being processed. Tokens that are in use are therefore evicted last.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _MIN_TO_SWEEP: Final = 256
 
 
 class TokensInUse:
-    """The values of tokens whose leases are open. Threads and finalizers can use an instance without a lock.
+    """The values of tokens whose leases are open. Threads and finalizers can use an instance without acquiring a lock.
 
     Instances hold weak references, so a lease that never ends does not keep a token alive. A token is in use only while
-    a context or a request refers to the token.
+    a context or a request refers to it.
     """
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class TokensInUse:
         self._max_count = _MIN_TO_SWEEP
 
     def __contains__(self, value: object) -> bool:
-        # For speed, this loop does not call `_is_open`, because the loop runs for every token that might be displaced.
+        # For speed, this loop does not call `_is_open`. The loop runs for every token that might be evicted.
         for reference in self._tokens.get(value, ()):  # type: ignore[call-overload]  # any object
             token: BearerToken | None = reference()
             if token is not None and (lease := token.lease) is not None and lease.is_open:
@@ -77,7 +77,7 @@ def _is_open(reference: weakref.ref[BearerToken]) -> bool:
 
 
 def within_limit(values: tuple[str, ...], limit: int, in_use: Container[str]) -> tuple[str, ...]:
-    """Return the values after removing the oldest values in excess of *limit*.
+    """Remove the oldest values in excess of *limit*, and return the remaining values.
 
     Values that are not in use are removed first, and the newest value is never removed. Values in use can exceed the
     limit by up to `MAX_IN_USE`.
@@ -91,11 +91,12 @@ def within_limit(values: tuple[str, ...], limit: int, in_use: Container[str]) ->
 
 
 class RecentTokens:
-    """The most recently added tokens, in order. Threads and finalizers can use an instance without a lock.
+    """The most recently added tokens, from oldest to newest. Threads and finalizers can use an instance without
+    acquiring a lock.
 
     Args:
         limit: The maximum number of tokens that are not in use.
-        in_use: The tokens to displace last.
+        in_use: The tokens to evict last.
         max_in_use: The maximum number of additional tokens to keep because they are in use.
     """
 
@@ -109,9 +110,9 @@ class RecentTokens:
         return value in self._values
 
     def values(self) -> tuple[str, ...]:
-        """Return the tokens, from oldest to newest.
+        """Return the tokens from oldest to newest.
 
-        A token that is in use moves to the end instead of being displaced.
+        A token that is in use moves to the end instead of being evicted.
         """
         return tuple(self._values.copy())
 
@@ -134,7 +135,7 @@ class RecentTokens:
         return True
 
     def add_if_room(self, value: str) -> bool:
-        """Add a token unless it would displace another token. Return whether the token was added."""
+        """Add a new token if no other token must be evicted to make room. Return whether the token was added."""
         if value in self._values or len(self._values) >= self._limit:
             return False
         self._values[value] = None

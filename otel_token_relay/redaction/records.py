@@ -112,7 +112,7 @@ def _clean_static(original: Any, scrubber: Scrubber, gather: Gather, fields: tup
     strings: list[str] = []
     cleaned = original
     if gather(original, scrubber, strings, NOTHING) or scrubber.is_suspect("\0".join(strings), NOTHING):
-        cleaned = copy.copy(original)  # bypasses the constructor, which masks this context's tokens
+        cleaned = copy.copy(original)  # bypasses the constructor, which masks the current context's tokens
         cleaned._attributes = clean_attributes(original._attributes, scrubber, NOTHING)
         for name in fields:
             setattr(cleaned, name, scrubber.clean(getattr(original, name), NOTHING))
@@ -123,12 +123,12 @@ def _clean_static(original: Any, scrubber: Scrubber, gather: Gather, fields: tup
 
 
 def gather_resource(resource: Any, scrubber: Scrubber, strings: list[str], known: KnownTokens) -> bool:
-    """Append all strings in a resource to *strings*, and return whether its keys or structure are suspect."""
+    """Append a resource's strings to *strings*, and return whether its keys or structure are suspect."""
     strings.append(str(resource.schema_url or ""))
     return scrubber.gather(plain(resource.attributes), strings, known)
 
 
 def gather_scope(scope: Any, scrubber: Scrubber, strings: list[str], known: KnownTokens) -> bool:
-    """Append all strings in a scope to *strings*, and return whether its keys or structure are suspect."""
+    """Append a scope's strings to *strings*, and return whether its keys or structure are suspect."""
     strings += (str(scope.name), str(scope.version or ""), str(scope.schema_url or ""))
     return bool(scope.attributes) and scrubber.gather(plain(scope.attributes), strings, known)

@@ -3,13 +3,13 @@
 This module does not depend on OpenTelemetry, a clock, or settings.
 
 Nearly all telemetry is clean, so redaction has two stages. `Scrubber.is_suspect` checks all of a record's strings in
-one pass, with a few substring tests before any regular expression. The thorough stage runs only if the record is
-suspect, and processes the entire record. The thorough stage guarantees the following:
+one pass. The check runs a few substring tests before any regular expression. The thorough stage runs only on suspect
+records and processes the entire record. The thorough stage guarantees the following:
 
 * No run of 17 characters (`token_search.LONGEST_SURVIVOR` + 1) from a record's own token remains unmasked, regardless
   of quoting. Runs of unreserved characters are the same in URLs, JSON, HTML, and ``repr``. A token's other encodings
   are searched for in the same way as the token itself.
-* For a remembered token, this guarantee applies only to the token's random parts, not to words in the token.
+* Only the random parts of a remembered token are masked in the same way. Words in the token can remain unmasked.
 * The mask is constant and reveals neither the replaced text nor its length.
 * A clean value is returned as the same object, and redaction is idempotent.
 """
@@ -29,13 +29,13 @@ from otel_token_relay.redaction.unknown_tokens import OAUTH_CONTEXT_KEYS, OAUTH_
 
 FAILED: Final = "[REDACTION FAILED]"
 
-# A string longer than 64 KiB is masked entirely if the string might contain a known token. Searching 64 KiB for the
-# parts of one token takes about 10 ms.
+# A string longer than 64 KiB is masked entirely if it might contain a known token. Searching 64 KiB for the parts of
+# one token takes about 10 ms.
 _MAX_SEARCHED: Final = 65_536
 # A suspect string longer than 8 MiB is masked entirely. Searching 1 MiB by pattern takes about 100 ms.
 _MAX_READ_BY_RULE: Final = 8_388_608
 
-# The maximum nesting depth, and the maximum number of nested values. Meaningful telemetry does not exceed these limits.
+# The maximum nesting depth and the maximum number of nested values. Meaningful telemetry does not exceed these limits.
 # Values beyond these limits are masked.
 _MAX_DEPTH: Final = 48
 _MAX_NODES: Final = 50_000
@@ -66,7 +66,7 @@ class Scrubber:
 
     Args:
         keys: The keys whose values are always masked. Matching ignores case, and ``-`` is equivalent to ``_``. A key
-            also matches the last part of a dotted key: ``x-api-key`` matches ``http.request.header.x_api_key``.
+            also matches the end of a dotted key. For example, ``x-api-key`` matches ``http.request.header.x_api_key``.
         headers: The names of headers that contain tokens. Header names are matched in the same way as *keys*, but
             numeric values are not masked.
     """
@@ -81,7 +81,7 @@ class Scrubber:
         """Return whether a record might contain a token. The check is fast but can produce false positives.
 
         Args:
-            joined: All of the record's strings, separated by ``NUL``.
+            joined: All of the record's strings, separated by NUL characters.
             known: The record's known tokens.
         """
         if may_have_jwt(joined):
@@ -90,7 +90,7 @@ class Scrubber:
         return bool(known.needles_in(lowered)) or self._unknown.may_be_labeled_in(lowered)
 
     def gather(self, values: Mapping[str, Any], strings: list[str], known: KnownTokens) -> bool:
-        """Append all strings in a mapping to *strings*, and return whether its keys or structure are suspect."""
+        """Append a mapping's strings to *strings*, and return whether its keys or structure are suspect."""
         suspect = not self.known_keys.issuperset(values) and self._gather_keys(values, strings, known)
         for value in values.values():
             kind = type(value)
@@ -103,12 +103,12 @@ class Scrubber:
     def gather_value(
         self, value: Any, strings: list[str], known: KnownTokens, nodes: Iterator[int] | None = None, depth: int = 0
     ) -> bool:
-        """Append all strings in any value to *strings*, and return whether its keys or structure are suspect.
+        """Append a value's strings to *strings*, and return whether its keys or structure are suspect.
 
         *nodes* is an iterator that yields one item for each value that can still be visited.
         """
-        # The type is checked instead of ``__class__``, because a proxy object can imitate another object's
-        # ``__class__``.
+        # The code checks ``type(value)`` instead of ``value.__class__``, because a proxy object can return a different
+        # class as its ``__class__``.
         kind = type(value)
         if issubclass(kind, str):
             strings.append(str.__str__(value))
@@ -127,10 +127,10 @@ class Scrubber:
             children = value
             suspect = _is_pair(value) and self.names.kind_of(_text_of(value[0])) > Kind.HARMLESS
             if len(value) > 1:
-                # A token can be split across the elements at any position.
+                # A token can be split across elements at any position.
                 strings.append("".join([_text_of(item) for item in children if issubclass(type(item), _TEXTS)]))
         else:
-            # Exporters convert any other object to a string.
+            # Exporters convert all other objects to strings.
             strings.append(str(value))
             return False
         if depth >= _MAX_DEPTH:
@@ -157,7 +157,7 @@ class Scrubber:
                 suspect = True
             else:
                 strings.append(key)
-                # Subclasses of `str` are excluded, because a subclass can define its own comparison.
+                # Subclasses of `str` are excluded, because they can override comparison methods.
                 if (
                     type(key) is str
                     and len(key) <= _MAX_ORDINARY
@@ -246,7 +246,7 @@ class _Cleaning:
         return self._object(value)
 
     def _text(self, text: str) -> str:
-        # Text beyond the limit is masked, because searching such text would take seconds.
+        # Text beyond the limit is masked, because searching it would take seconds.
         if self._characters < 0:
             return MASK
         self._characters -= _TEXT_OVERHEAD + (len(text) if len(text) <= _MAX_SEARCHED else len(text) // 8)
@@ -282,7 +282,7 @@ class _Cleaning:
         return cleaned if changed else values
 
     def _is_labeled(self, name: str, value: object) -> bool:
-        """Return whether a value is a credential based on the adjacent name, as in a list of headers."""
+        """Return whether a value next to a name is a credential, as in a list of headers."""
         kind = self._scrubber.names.kind_of(name)
         if kind is Kind.CONFIGURED:
             return True
@@ -341,7 +341,7 @@ def _mask_all(value: Any, *, numbers_too: bool, depth: int) -> Any:
 
 
 def _stands_in(value: Any, kind: Kind) -> bool:
-    """Return whether a sensitive key's value is a placeholder for the secret or a description of the secret."""
+    """Return whether a sensitive key's value is only a placeholder or a description."""
     if type(value) is str:
         return is_stand_in(value)
     if type(value) in (list, tuple):
@@ -350,7 +350,7 @@ def _stands_in(value: Any, kind: Kind) -> bool:
 
 
 def _is_credential(key: str, value: object, values: Mapping[Any, Any]) -> bool:
-    """Return whether an ambiguous key's value is a credential, based on the value or on the mapping's other keys."""
+    """Return whether an ambiguous key's value is a credential, based on the value and the mapping's other keys."""
     strings = [item for item in (value if type(value) in (list, tuple) else (value,)) if type(item) is str]  # type: ignore[attr-defined]
     if any(looks_secret(text) for text in strings):
         return True

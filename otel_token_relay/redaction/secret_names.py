@@ -1,9 +1,9 @@
-"""A table of names that identify secrets, for attribute keys, header names, parameters, and labels in text.
+"""A table of the attribute keys, header names, parameter names, and text labels that identify secrets.
 
-`SecretNames.kind_of` treats a name the same way regardless of where the name occurs. Matching ignores case. Words can
-be joined by ``_`` or ``-``, written in camelCase, or concatenated: ``access_token``, ``Access-Token``, ``accessToken``,
-and ``accesstoken`` are equivalent. A name from the table also matches the end of a longer name, such as
-``x_forwarded_access_token``.
+`SecretNames.kind_of` treats a name the same way regardless of where it occurs. Matching ignores case. The words in a
+name can be joined by ``_`` or ``-``, written in camelCase, or concatenated. For example, ``access_token``,
+``Access-Token``, ``accessToken``, and ``accesstoken`` are equivalent. A name from the table also matches the end of a
+longer name, such as ``x_forwarded_access_token``.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from typing import Final, NamedTuple
 
 
 class Kind(IntEnum):
-    """What a name indicates about its value."""
+    """An indication of whether a name's value is a secret."""
 
     ORDINARY = 0
     """The name is not in the table."""
     HARMLESS = 1
     """The name resembles a secret's name, but the value (for example, a pagination token) is not a secret."""
     ALONE = 2
-    """Like `WEAK`, but the name must not be part of a longer name: ``country_code`` is not a secret."""
+    """Like `WEAK`, but the name must not be part of a longer name. For example, a ``country_code`` is not a secret."""
     WEAK = 3
     """The value is a secret if it looks like a credential."""
     STRONG = 4
     """The value is a secret, even if it does not look like a credential."""
     HEADER = 5
-    """The value is an HTTP request's credentials, optionally preceded by a scheme name (RFC 9110, section 11.6.2)."""
+    """The value contains HTTP credentials, optionally preceded by a scheme name (RFC 9110, section 11.6.2)."""
     CONFIGURED = 6
     """The value is always a secret, because a setting lists the name."""
 
@@ -38,8 +38,8 @@ class Row(NamedTuple):
 
     Attributes:
         source: The specification, provider, or project that uses these names or considers their values secret.
-        kind: What the names indicate about their values.
-        names: The names, in lowercase, with spaces between words and commas between names.
+        kind: The kind that applies to all of the names.
+        names: A comma-separated list of lowercase names, with spaces between words.
     """
 
     source: str
@@ -110,7 +110,7 @@ TABLE: Final = (
 )
 
 _MAX_WORDS: Final = max(len(name.split()) for row in TABLE for name in row.names.split(","))
-# Matches the positions at which words begin in camelCase.
+# Matches the positions where words begin in a camelCase name.
 _humps = re.compile("(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _MAX_LABEL: Final = 128
 
@@ -153,16 +153,19 @@ def _ends() -> set[str]:
 
 
 BUILT_IN_PATTERN: Final = _any_of(_ends()).replace("_", "[_-]?")
-"""A pattern that matches the end of every built-in name in lowercase text, except harmless names."""
+"""A pattern for lowercase text.
+
+The pattern matches the end of every built-in name that identifies a secret.
+"""
 
 
 class SecretNames:
-    """The names of secrets in one configuration. Instances are immutable and therefore thread-safe.
+    """The names that identify secrets in one configuration. Instances are immutable and therefore thread-safe.
 
     Args:
-        keys: The configured names, such as ``x-api-key``. A configured name matches an entire name, or the end of a
-            longer name after a dot, as in ``http.request.header.x_api_key``.
-        headers: The names of headers that contain tokens. Header names match in the same way as *keys*.
+        keys: The configured names, such as ``x-api-key``. A configured name matches the entire name or the part of a
+            longer name that follows a dot, as in ``http.request.header.x_api_key``.
+        headers: The names of headers that contain tokens. Header names are matched in the same way as *keys*.
     """
 
     def __init__(self, keys: Iterable[str] = (), headers: Iterable[str] = ()) -> None:
@@ -171,9 +174,12 @@ class SecretNames:
         self._ends = tuple("." + name for name in self._configured)
         names = sorted(self._configured, key=len, reverse=True)
         self.pattern: str = "|".join([*(re.escape(name).replace("_", "[_-]") for name in names), BUILT_IN_PATTERN])
-        """A pattern that matches the end of every name in lowercase text, except harmless names."""
+        """A pattern for lowercase text.
+
+        The pattern matches the end of every name that identifies a secret.
+        """
         self.words: tuple[str, ...] = tuple({max(re.split("[_-]", name), key=len) for name in names})
-        """If lowercase text contains none of these words, the text does not contain a configured name."""
+        """If lowercase text contains none of these words, it does not contain a configured name."""
 
     def kind_of(self, name: str) -> Kind:
         """Return the kind of a key, a header name, a parameter, or a label."""
@@ -200,9 +206,10 @@ class SecretNames:
 
 
 def normalize(name: str) -> str:
-    """Return a name in lowercase, with ``_`` instead of ``-``.
+    """Return a name in lowercase with hyphens replaced by underscores.
 
-    The access log formats of Apache, gunicorn, and hypercorn refer to a header as ``{authorization}i``.
+    If a name begins with a brace, only the text in the braces is used. For example, the access log formats of Apache,
+    gunicorn, and hypercorn refer to a header as ``{authorization}i``.
     """
     name = name.strip()
     if name[:1] == "{":

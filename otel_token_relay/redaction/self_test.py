@@ -134,7 +134,7 @@ def is_caught_in_instruments() -> bool:
 
 
 def _is_caught_while_bound(build: Callable[[str], str]) -> bool:
-    """Return whether *build* masks the test token while the token is bound but not remembered."""
+    """Return whether *build* masks the test token while it is bound but not remembered."""
     token = f"self-test-{secrets.token_hex(24)}"
     attached = otel_context.attach(Context({TOKEN_KEY: BearerToken(token)}))
     try:

@@ -1,10 +1,10 @@
 """Redact spans when the SDK converts live spans into the records that processors and exporters receive.
 
-``Span._readable_span`` runs once for each span, in the thread that ends the span, before any processor receives the
-span. During this call, the hook only collects the known tokens. The record is created and redacted on first access,
-which happens in the exporter's thread if a batch processor is used. The record is a new object in which values that
-contain tokens are replaced. The live span, the application's events and links, and the propagated trace state are not
-modified.
+``Span._readable_span`` runs once for each span. The method runs in the thread that ends the span, before any processor
+receives the span. When the method is called, the hook only collects the known tokens. The record is created and
+redacted on first access, which happens in the exporter's thread if a batch processor is used. The record is a new
+object in which values that contain tokens are replaced. The live span, the application's events and links, and the
+propagated trace state are not modified.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
                         or known is not REMEMBERED.recent_traces.get(context[_TRACE_ID])
                     ):
                         known = tokens_of_span(self, context[_TRACE_ID])
-                    # The SDK's own conversion is also deferred, because an ended span's fields no longer change.
+                    # The SDK's own conversion is also deferred, because the fields of an ended span no longer change.
                     deferred: Any = object.__new__(deferred_span)
                     # Set the fields in `_PLAIN`.
                     deferred._context = context
@@ -170,8 +170,8 @@ def redacted(span: Any, scrubber: Scrubber, otherwise: KnownTokens = NOTHING) ->
 def is_suspect(span: Any, scrubber: Scrubber, known: KnownTokens) -> bool:
     """Return whether a span's own data requires the thorough redaction stage.
 
-    This function runs for every span that is read. For speed, the function does not call the methods of the SDK's
-    containers, which are written in Python and sometimes acquire a lock.
+    This function runs for every span that is read. For speed, it does not call the methods of the SDK's containers,
+    which are written in Python and sometimes acquire a lock.
     """
     strings: list[str] = []
     name = span._name
@@ -293,7 +293,7 @@ def wipe(span: Any) -> None:
 
 
 def trace_id_of(context: Any) -> int:
-    """Return a span context's trace ID, or 0 if the trace ID is not an integer."""
+    """Return a span context's trace ID, or 0 if the ID cannot be read or is not an integer."""
     return _number(context, "trace_id")
 
 

@@ -1,7 +1,7 @@
 """Recognize text that appears in place of a secret: placeholders, other tools' masks, messages, schemas, and code.
 
-Only a value that consists entirely of such text remains unmasked. These functions are pure, and their running time is
-linear in the length of the text.
+A value remains unmasked only if it consists entirely of such text. The functions in this module are pure, and their
+running time is linear in the length of the text.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from otel_token_relay.redaction.credential_patterns import is_nothing, is_random
 
 _MAX_LENGTH: Final = 160
 
-# Matches words without digits in the delimiters that templates, shells, documentation, and other scrubbers use.
+# Matches words without digits between the delimiters that templates, shells, documentation, and other scrubbers use.
 _NAME: Final = r"[A-Za-z]{1,24}(?:[ _.\-][A-Za-z]{1,24}){0,6}"
 _is_placeholder = re.compile(
     rf"\$?\{{ ?{_NAME} ?\}}|\$?\{{\{{ ?\.?{_NAME} ?\}}\}}|<{_NAME}>|%\({_NAME}\)s|%{_NAME}%"
     r"|\$\{\w{1,40}\}|\$\([A-Za-z_]{1,40}\)"
     r"|\[(?i:redacted|filtered|hidden|masked|scrubbed|removed|secure)\]"
 ).fullmatch
-# Matches relative paths, and names that the IETF registers (RFC 3553).
+# Matches relative paths and the URNs that are registered for IETF protocol parameters (RFC 3553).
 _is_locator = re.compile(
     r"urn:ietf:params:[a-z0-9:._\-]{1,100}"
     r"|(?:\.{1,2}|~)(?:/\.?[A-Za-z_\-]{2,40}){1,12}(?:\.[a-z]{1,8})?"
@@ -51,7 +51,7 @@ _VERBS: Final = frozenset(
         "expired",
     ]
 )
-# A message about a value contains only these words and short numbers.
+# A message about a value can contain only these words and short numbers.
 _MESSAGE: Final = _VERBS | frozenset(
     [
         "a",
@@ -168,7 +168,7 @@ _MESSAGE: Final = _VERBS | frozenset(
     ]
 )
 
-# Keywords from JSON Schema (sections 6 and 9) and OpenAPI (section 4.8.24). Only the ``default`` keyword contains a
+# Keywords from JSON Schema (sections 6 and 9) and OpenAPI (section 4.8.24). Only the ``default`` keyword can contain a
 # value.
 _IN_SCHEMAS: Final = frozenset(
     [
@@ -250,8 +250,8 @@ def is_stand_in(value: str) -> bool:
 def _is_about_a_value(text: str) -> bool:
     """Return whether the text is a message such as ``must be 8 characters``.
 
-    Every word must be in a fixed list of words. Only one in 100 million passphrases that consist of four random words
-    from a list of 7,776 words meets this condition.
+    Every word must be in a fixed list of words. Only one in 100 million random four-word passphrases from a 7,776-word
+    list meets this condition.
     """
     if _is_message(text) is None:
         return False
@@ -312,6 +312,6 @@ def end_of_call(text: str, start: int, end: int) -> int | None:
 
 
 def is_call_without_secret(call: str) -> bool:
-    """Return whether a call contains no string literals except names, as in ``os.getenv("API_KEY")``."""
+    """Return whether every string literal in a call is a name or a placeholder, as in ``os.getenv("API_KEY")``."""
     strings = [first or second for first, second in _LITERALS.findall(call)]
     return all(_is_literal_name(text) is not None or is_stand_in(text) for text in strings)

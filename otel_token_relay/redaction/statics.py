@@ -1,10 +1,10 @@
 """Redact resources, scopes, and instruments, which are created once and exported with every request's records.
 
-An application can create such an object during a request and include the request's token in the name. The current
-context's remembered tokens are therefore masked permanently when the object is created. Existing and exported objects
-are not searched for known tokens. Otherwise, a caller could mask the name of a service, a scope, or a metric. As in all
-records, unknown tokens that match a pattern (JWTs, ``Bearer …``, and the values of sensitive keys) are masked in the
-exported copy.
+An application can create such an object during a request and include the request's token in the object's name. The
+current context's remembered tokens are therefore masked permanently when the object is created. Existing and exported
+objects are not searched for known tokens, because a caller could otherwise mask the name of a service, a scope, or a
+metric. As in all records, unknown tokens that match a pattern (JWTs, ``Bearer …``, and the values of sensitive keys)
+are masked in the exported copy.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def patch_instruments(module: ModuleType, scrubber: Scrubber, patches: Patches) 
     def build(original: Function) -> Function:
         def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
             original(self, *args, **kwargs)
-            # The mask is set after the constructor has run, because the constructor would reject the mask as a name.
+            # The mask is set after the constructor has run, because the constructor would reject it as a name.
             before = (self.name, self.unit, self.description)
             self.name, self.unit, self.description = _clean(before, scrubber)
 

@@ -1,16 +1,17 @@
 """Find known tokens, in whole or in part, in any encoding.
 
-`KnownTokens` contains the tokens to search for in one record: the tokens from the record's own request, and the tokens
-that are remembered from other requests.
+`KnownTokens` contains the tokens to search for in one record. The tokens are from the record's own request or are
+remembered from other requests.
 
 Callers choose their tokens, so the search for remembered tokens is restricted. Every part of a record's own tokens is
-found, even if the part is a plain word. A part of a remembered token is found only if other requests cannot contain
-that part by chance. The part must therefore look random as it is written in the text (see `is_random`). If a token
-contains a service name, or consists of a mixed-case name, that name is not masked in other requests' telemetry.
+found, even if the part is a plain word. A part of a remembered token is found only if other requests are unlikely to
+contain that part by chance. The part must therefore look random as it is written in the text (see `is_random`). If a
+remembered token contains a service name or consists of a mixed-case name, that name is not masked in other requests'
+telemetry.
 
-The search covers the plain token and its base64 encodings. Text in other encodings is decoded first. If a string
-contains an encoded part of a token, the entire string is masked, because the exact positions of the token's characters
-are unknown.
+The search covers the plain token and its base64 encodings. Text in other encodings is decoded before it is searched. If
+a string contains an encoded part of a token, the entire string is masked, because the exact positions of the token's
+characters are unknown.
 """
 
 from __future__ import annotations
@@ -38,14 +39,14 @@ _CACHED_INDEXES: Final = 32
 _UNRESERVED: Final = re.compile(r"[a-z0-9_.~\-]+")
 ANY_BEARER: Final = "bearer"
 
-# Matches a line break, plain or escaped once or twice, and the indentation of the next line.
+# Matches a line break and the indentation of the next line. The line break can be escaped once or twice.
 _LINE_BREAK: Final = re.compile(r"(?:\r?\n|(?:\\{1,2}r)?\\{1,2}n)[ \t]*")
 _JSON_ESCAPE: Final = re.compile(r"\\u00([0-9A-Fa-f]{2})")
 # The maximum number of characters that an escape can insert between two parts of a token.
 _MAX_GAP: Final = 4
 
 LONGEST_SURVIVOR: Final = 16
-"""The maximum number of consecutive characters of a known token that can remain unmasked."""
+"""The maximum number of consecutive characters from a known token that can remain unmasked."""
 
 
 class _Part(NamedTuple):
@@ -66,10 +67,10 @@ class _Index(NamedTuple):
     """The parts of one token and of its base64 encodings, for searching lowercase text.
 
     Attributes:
-        ngrams: Maps each part of `size` characters to the encoding that contains the part, and to the part's position
-            in the encoding. Every run of 17 characters of the token contains such a part. A lookup at each position in
-            the text therefore finds every such run.
-        size: `_NGRAM_LENGTH`, or the length of a shorter token.
+        ngrams: A dictionary whose keys are parts that are `size` characters long. Each value contains an encoding and
+            the part's position in it. Every run of 17 characters in the token contains such a part. A lookup at each
+            position in the text therefore finds every such run.
+        size: The length of each part, which is `_NGRAM_LENGTH` or, for a shorter token, the length of the token.
     """
 
     ngrams: dict[str, tuple[str, int]]
@@ -110,10 +111,10 @@ class KnownTokens:
     Attributes:
         values: The tokens from the record's own request or, in `RememberedTokens`, the tokens from a trace.
         remembered: The tokens that are remembered from other requests.
-        needles: Lowercase strings. If lowercase text contains none of the needles, the text does not contain a known
-            token or ``Bearer …``.
-        clean_rows: Measurement attributes that were found to be clean, as tuples of the scrubber, all keys, and all
-            values. The tuples are stored here so that they are discarded together with the tokens.
+        needles: Lowercase strings. If lowercase text contains none of the needles, it does not contain a known token or
+            ``Bearer …``.
+        clean_rows: Measurement attributes that were found to be clean. Each tuple contains the scrubber, all keys, and
+            all values. The tuples are stored here so that they are discarded together with the tokens.
     """
 
     def __init__(self, values: tuple[str, ...] = (), remembered: tuple[str, ...] = ()) -> None:
@@ -121,7 +122,7 @@ class KnownTokens:
         self.remembered: tuple[str, ...] = remembered
         self.clean_rows: set[tuple[Any, ...]] = set()
 
-    # Computed on first use, because the telemetry from many requests is never read.
+    # The needles are computed on first use, because the telemetry from many requests is never read.
     @cached_property
     def needles(self) -> tuple[str, ...]:
         found = [needle for value in (*self.values, *self.remembered) for needle in _needles_of(value)]
@@ -155,7 +156,10 @@ class KnownTokens:
         return found
 
     def intervals_in(self, text: str) -> list[Interval]:
-        """Return the start and end positions of all parts of tokens, sorted and without overlaps."""
+        """Return the start and end positions of all token parts in the text.
+
+        The intervals are sorted and do not overlap.
+        """
         if len(text) < _MIN_TOKEN_LENGTH or not (self.values or self.remembered):
             return []
         parts = self._find(text)
@@ -216,7 +220,7 @@ def known_from(*values: str) -> KnownTokens:
 
 @lru_cache(maxsize=_CACHED)
 def known_with_remembered(values: tuple[str, ...], remembered: tuple[str, ...]) -> KnownTokens:
-    """Return the known tokens for a record: its own tokens (*values*) and *remembered* tokens. Results are cached."""
+    """Combine a record's own tokens (*values*) with *remembered* tokens. Results are cached."""
     if remembered:
         return KnownTokens(values, remembered)
     return known_from(*values) if values else NOTHING

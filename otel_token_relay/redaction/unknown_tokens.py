@@ -4,7 +4,7 @@ A label is a name from `secret_names` that precedes a value. The search supports
 that is common in telemetry: URLs, forms, JSON, ``repr``, header lines, XML, multipart bodies, pairs such as ``(key='…',
 value='…')``, and nested combinations of these notations.
 
-The running time is linear in the length of the text, for three reasons. Nested repetitions cannot match the same
+The running time is linear in the length of the text for three reasons. Nested repetitions cannot match the same
 characters in two ways, the search never reads beyond the end of an unmasked value, and users cannot supply patterns.
 
 Operators tend to disable rules that produce false positives, so each rule requires more than a keyword. For example,
@@ -67,12 +67,12 @@ _previous_word = re.compile(r"([A-Za-z0-9]{1,32}) \Z").search
 _VALUE: Final = re.compile(
     r"(?:%(?!22|26|27|2[36]|25(?:22|26|27))[0-9A-Fa-f]{2}|\\[/u]|[^\s\"'\\&<>{}\[\](),;%\#\0|])++"
 )
-# A value in plain quotes ends at the closing quote, even if the value contains characters that tokens cannot contain.
+# A value in plain quotes ends at the closing quote, even if it contains characters that tokens cannot contain.
 _QUOTED: Final = {
     '"': re.compile(r'(?:\\.|[^"\\])*+', re.DOTALL),
     "'": re.compile(r"(?:\\.|[^'\\])*+", re.DOTALL),
 }
-# Matches the rest of a header line. Quotes are included only around a parameter's value (RFC 9110, section 11.2).
+# Matches the rest of a header line. Quotes are matched only around a parameter's value (RFC 9110, section 11.2).
 _LINE: Final = re.compile(r"(?:=\"[^\"\r\n]*+\"|[^\r\n\"'\\\0<>\[\]])*+")
 # Patterns for an authentication scheme's name and for the text after the name, in plain text or in a URL.
 _scheme = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,31}+").match
@@ -117,7 +117,8 @@ _NAMES_OF_VALUES: Final = frozenset(
 _BEFORE_CODE: Final = ("", "(", " ", ",", "{", "\n", "\t")
 _IN_URLS: Final = ("?", "&", "#", ";")
 
-# If one of these parameters occurs in the same string or mapping as ``code``, the code is an OAuth authorization code.
+# If one of these parameters occurs in the same string or mapping as ``code``, the code is considered an OAuth
+# authorization code.
 _OAUTH_CONTEXT: Final = ("state=", "grant_type", "redirect_uri", "client_id", "session_state", "code_verifier", "iss=")
 OAUTH_CONTEXT_KEYS: Final = frozenset(name.rstrip("=") for name in _OAUTH_CONTEXT)
 OAUTH_NAMES: Final = frozenset({"code", "assertion"})
@@ -145,10 +146,10 @@ _WORDS: Final = (
 
 
 class UnknownTokens:
-    """The search for unknown tokens with one configuration. This class is thread-safe.
+    """A search for unknown tokens that uses one configuration. This class is thread-safe.
 
     Args:
-        names: The names of secrets.
+        names: The names that identify secrets.
     """
 
     def __init__(self, names: SecretNames) -> None:
@@ -193,7 +194,7 @@ class UnknownTokens:
         )
 
     def intervals_in(self, text: str) -> list[Interval]:
-        """Return the start and end positions of likely credentials. The intervals are not sorted, and can be nested."""
+        """Return the start and end positions of likely credentials. The intervals are not sorted and can be nested."""
         found = jwts_in(text)
         lowered = ascii_lower(text)
         if self.may_be_labeled_in(lowered):
@@ -263,7 +264,7 @@ def _begin_of_label(text: str, begin: int) -> int:
 
 
 def _scheme_at(text: str, start: int) -> tuple[re.Match[str] | None, re.Match[str] | None]:
-    """Return the matches for an authentication scheme's name and for the gap after the name."""
+    """Return the matches for an authentication scheme's name and for the gap after it."""
     scheme = _scheme(text, start)
     return scheme, None if scheme is None else _after_scheme(text, scheme.end())
 
@@ -396,7 +397,7 @@ class _Value:
         return first.span() if looks_secret(first[0]) else None
 
     def _is_next_name(self, value: str, end: int) -> bool:
-        """Return whether a value is the next name in a list of columns or grants, as opposed to the value in a pair."""
+        """Return whether a value is the next name in a list of columns or grants rather than the value in a pair."""
         if _before_member_value(self._text, end) is not None:
             return True  # {"name": "DB_PASSWORD", "valueFrom": …}
         if _is_snake_case(value) is None:

@@ -12,7 +12,7 @@ from otel_token_relay.redaction.scrubber import FAILED
 
 _T = TypeVar("_T")
 
-# `listen` counts its calls, so this module must call `listen` only once.
+# Each call to `listen` must be undone separately, so this module calls `listen` only once.
 _listen_once = cache(listen)
 _scrubber_in_force = ScrubberInForce(None)
 
@@ -20,9 +20,9 @@ _scrubber_in_force = ScrubberInForce(None)
 def redact(value: _T) -> _T:
     """Return a value with its tokens replaced by ``[REDACTED]``, or the same object if it contains no tokens.
 
-    Use this function in loguru patchers, structlog processors, and Sentry's ``before_send``. The function masks the
-    tokens from the current context and trace, and tokens that match a pattern. The function uses the installed
-    settings, or the settings from the environment if none are installed. The ``redaction`` setting is ignored.
+    Use this function in loguru patchers, structlog processors, and Sentry's ``before_send``. The function masks tokens
+    that match a pattern and tokens from the current context and trace. The function uses the installed settings, or the
+    settings from the environment if none are installed. The ``redaction`` setting is ignored.
 
     Args:
         value: A string, bytes, a sequence, a mapping, or a nested combination of these types. If the string
