@@ -7,13 +7,14 @@ import json
 import pytest
 
 from otel_token_relay import Settings
+from otel_token_relay.configured_authenticator import DenyAll
 from tests.servers.connections import (
     check_an_open_connection_binds_no_token_after_uninstall,
     check_each_request_has_its_own_token,
 )
 from tests.support.enforcement import FaultyAuthenticator, application_reached, bearer, settings_for
 from tests.support.issuers import Issuer, wait_until
-from tests.support.protected_servers import HOOKED, reached
+from tests.support.protected_servers import HOOKED, reached, serving_behind
 from tests.support.served import parse_reply
 from tests.support.servers import SERVERS, Server
 
@@ -100,4 +101,15 @@ def test_tornado_streams_no_body_past_an_authenticator_with_a_bug() -> None:
     with HOOKED["Tornado"](Settings(), FaultyAuthenticator()) as server:
         assert server.send_raw(request).status == 503
 
+    assert application_reached() == []
+
+
+@pytest.mark.parametrize("path", ["/", "/streamed"])
+def test_the_hook_of_the_handler_rejects_a_request_if_the_server_is_not_hooked(path: str) -> None:
+    """The error response is written without the handler's own methods, also if the handler streams its body."""
+    request = b"POST %s HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 5\r\n\r\nhello" % path.encode()
+    with serving_behind(DenyAll(Settings()), "Tornado") as server:
+        reply = server.send_raw(request)
+
+    assert (reply.status, json.loads(reply.body)) == (503, {"error": "temporarily_unavailable"})
     assert application_reached() == []

@@ -4,6 +4,7 @@ import contextvars
 import gc
 import io
 import threading
+import time
 from wsgiref.util import FileWrapper
 
 import pytest
@@ -14,13 +15,17 @@ from opentelemetry.instrumentation.wsgi import OpenTelemetryMiddleware, wsgi_get
 
 from otel_token_relay import Settings, TokenRelayPropagator, current_token, install, uninstall, use_token
 from otel_token_relay.boundary import BOUNDARY_KEY
+from otel_token_relay.configured_authenticator import build_authenticator
 from otel_token_relay.patching import Patches
 from otel_token_relay.runtime import Runtime
 from otel_token_relay.servers import wsgi
 from otel_token_relay.servers.wsgi import EnclosedApp, TokenRelayMiddleware, patch
+from otel_token_relay.stream_limits import seconds_left
 from tests.support import apps
 from tests.support.apps import NONE
 from tests.support.servers import get, serve_wsgi
+from tests.support.telemetry import recording
+from tests.support.tokens import AUDIENCE, claims, make_token
 
 A, B = "token-of-a", "token-of-b"
 ENDED = '[["none", "lease_ended"]]'
@@ -536,3 +541,112 @@ def test_an_unchanged_environ_is_joined_without_being_read_again(outer, inner, m
 
     assert read(outer(app), environ(A)).split() == [A, A]
     assert located == [1]
+
+
+@pytest.fixture
+def verifying(issuer):
+    """Install verification of the issuer's tokens, except on two paths."""
+    build_authenticator.cache_clear()
+    excluded = ("/healthz", "/caf\N{LATIN SMALL LETTER E WITH ACUTE}", "/public/*")
+    install(
+        Settings(
+            verify="enforce",
+            issuers=(issuer.url,),
+            audience=(AUDIENCE,),
+            verify_exclude=excluded,
+            verify_streams="exp",
+        )
+    )
+    yield issuer
+    uninstall()
+    build_authenticator.cache_clear()
+
+
+def status_of(path="/", token=None, **parts):
+    """Return the status of the response to one request; the application responds with 204."""
+    statuses = []
+
+    def app(environment, start):
+        start("204 No Content", [])
+        return []
+
+    EnclosedApp(app)(environ(token, PATH_INFO=path, **parts), lambda status, headers: statuses.append(status[:3]))
+    return int(statuses[0])
+
+
+def test_a_rejected_request_gets_the_error_response(verifying):
+    """The response to HEAD has the same headers as the response to GET, but no body."""
+    responses = []
+
+    def refused(method):
+        return EnclosedApp(listing)(environ(REQUEST_METHOD=method), lambda *response: responses.append(response))
+
+    body, empty = refused("GET"), refused("HEAD")
+    (status, headers), head = responses
+    assert status == "401 Unauthorized"
+    assert dict(headers)["Content-Length"] == str(len(body[0])) != "0"
+    assert dict(headers)["WWW-Authenticate"].startswith("Bearer")
+    assert (head, empty) == ((status, headers), [b""])
+    assert status_of(token=make_token(claims(verifying.url))) == 204
+
+
+def test_a_rejected_request_is_recorded_as_the_server_received_it(verifying, monkeypatch):
+    """The span of a rejected request has its method, path, and status, and continues the caller's trace."""
+    traceparent = "00-aaaabbbbccccddddeeeeffff00001111-2222333344445555-01"
+    with recording(monkeypatch) as telemetry:
+        assert status_of("/me", SCRIPT_NAME="/api", REQUEST_METHOD="DELETE", HTTP_TRACEPARENT=traceparent) == 401
+        (span,) = telemetry.server_spans
+
+    assert (span.name, span.attributes["url.path"], span.attributes["http.scheme"]) == ("DELETE", "/api/me", "http")
+    assert span.attributes["http.status_code"] == 401
+    assert f"{span.context.trace_id:x}" == "aaaabbbbccccddddeeeeffff00001111"
+
+
+def test_exclusions_apply_to_the_decoded_path_below_the_mount_point(verifying):
+    """An exclusion does not apply if a header might have set the mount point."""
+    assert status_of("/healthz") == 204
+    assert status_of("/caf\u00c3\u00a9") == 204
+    assert status_of("/caf") == status_of("") == 401
+    assert status_of("/healthz", SCRIPT_NAME="/api") == 204
+    assert status_of("/healthz", SCRIPT_NAME="/api", HTTP_X_SCRIPT_NAME="/api") == 401
+
+
+def test_a_preflight_request_needs_no_token(verifying):
+    """A request with a body is not a preflight request."""
+    preflight = {"HTTP_ORIGIN": "https://a.example", "HTTP_ACCESS_CONTROL_REQUEST_METHOD": "PUT"}
+    assert status_of(REQUEST_METHOD="OPTIONS", **preflight) == 204
+    assert status_of(REQUEST_METHOD="OPTIONS", CONTENT_LENGTH="5", **preflight) == 401
+    assert status_of(REQUEST_METHOD="OPTIONS") == 401
+
+
+def test_an_enclosed_application_has_the_attributes_of_the_original():
+    """An application is not enclosed a second time."""
+    enclosed = wsgi.enclose(listing)
+    assert wsgi.enclose(enclosed) is enclosed
+    assert enclosed.__name__ == "listing"
+    with pytest.raises(AttributeError, match="missing"):
+        _ = enclosed.missing
+
+
+@pytest.mark.parametrize(
+    ("content_type", "expected"),
+    [("text/event-stream", ""), ("Text/Event-Stream; charset=utf-8", ""), ("text/plain", "ab"), (None, "ab")],
+)
+def test_an_event_stream_ends_with_its_token(verifying, monkeypatch, content_type, expected):
+    """Other responses continue, and the application's iterable is closed in both cases."""
+    monkeypatch.setattr(seconds_left, "__defaults__", (lambda: time.time() + 7200,))
+    closed = []
+
+    class Body:
+        def __iter__(self):
+            return iter((b"a", b"b"))
+
+        def close(self):
+            closed.append(True)
+
+    def app(environment, start):
+        start("200 OK", [] if content_type is None else [("Content-Type", content_type)])
+        return Body()
+
+    assert read(EnclosedApp(app), environ(make_token(claims(verifying.url)))) == expected
+    assert closed == [True]
