@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import socket
+import time
+from typing import Any
 
 import pytest
+import tornado.web
 
 from otel_token_relay import Settings
+from otel_token_relay.boundary import Boundary
 from otel_token_relay.configured_authenticator import DenyAll
+from otel_token_relay.stream_limits import seconds_left
 from tests.servers.connections import (
     check_an_open_connection_binds_no_token_after_uninstall,
     check_each_request_has_its_own_token,
 )
 from tests.support.enforcement import FaultyAuthenticator, application_reached, bearer, settings_for
 from tests.support.issuers import Issuer, wait_until
-from tests.support.protected_servers import HOOKED, reached, serving_behind
+from tests.support.protected_servers import HOOKED, installed, reached, run_tornado, serving_behind
 from tests.support.served import parse_reply
 from tests.support.servers import SERVERS, Server
+from tests.support.telemetry import recording
 
 pytestmark = pytest.mark.usefixtures("forget")
 
@@ -112,4 +120,58 @@ def test_the_hook_of_the_handler_rejects_a_request_if_the_server_is_not_hooked(p
         reply = server.send_raw(request)
 
     assert (reply.status, json.loads(reply.body)) == (503, {"error": "temporarily_unavailable"})
+    assert application_reached() == []
+
+
+def test_an_event_stream_ends_with_its_token(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The handler is canceled, and the client receives what was written before that."""
+    monkeypatch.setattr(seconds_left, "__defaults__", (lambda: time.time() + 7200,))
+
+    class Stream(tornado.web.RequestHandler):
+        async def get(self) -> None:
+            self.set_header("Content-Type", "text/event-stream")
+            self.write(b"data: 1\n\n")
+            await self.flush()
+            await asyncio.Event().wait()
+
+    request = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nAuthorization:" + bearer(issuer) + b"\r\n\r\n"
+    settings = settings_for(issuer, verify_streams="exp")
+    with installed(settings, None), run_tornado(tornado.web.Application([("/", Stream)])) as server:
+        reply = server.send_raw(request)
+
+    assert reply.status == 200
+    assert reply.body == b"data: 1\n\n"
+
+
+def test_a_rejected_request_is_recorded_without_its_query(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The span has the method, path, and status, and the query is omitted, because it might contain a token."""
+    with recording(monkeypatch) as telemetry, HOOKED["Tornado"](settings_for(issuer), None) as server:
+        assert server.send(target="/me?access_token=secret").status == 401
+        (span,) = telemetry.server_spans
+
+    assert (span.name, span.attributes["url.path"], span.attributes["http.status_code"]) == ("GET", "/me", 401)
+    assert "secret" not in str(dict(span.attributes))
+
+
+def test_the_lease_ends_if_the_client_disconnects_or_the_request_is_rejected(
+    issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The handler of such a request never runs, so the connection ends the lease."""
+    opened: list[Boundary] = []
+
+    class Recorded(Boundary):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            opened.append(self)
+
+    monkeypatch.setattr("otel_token_relay.servers.tornado.Boundary", Recorded)
+    head = b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 5\r\nAuthorization:"
+    with HOOKED["Tornado"](settings_for(issuer), None) as server:
+        with socket.create_connection(("127.0.0.1", server.port)) as client:
+            client.sendall(head + bearer(issuer) + b"\r\n\r\n")
+            wait_until(lambda: bool(opened and opened[0].admitted_by))
+        assert server.send_raw(head + bearer(issuer, aud="other") + b"\r\n\r\nhello").status == 401
+        wait_until(lambda: not any(boundary.token and boundary.token.lease.is_open for boundary in opened))
+
+    assert len(opened) == 2
     assert application_reached() == []

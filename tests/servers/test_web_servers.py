@@ -26,6 +26,9 @@ import pytest
 
 from otel_token_relay import Settings, install, uninstall
 from otel_token_relay.installation import hook_states
+from otel_token_relay.patching import Patches
+from otel_token_relay.runtime import Runtime
+from otel_token_relay.servers import web_servers
 from tests.support.apps import NONE, seen
 from tests.support.enforcement import settings_for
 from tests.support.issuers import Issuer, wait_until
@@ -382,3 +385,20 @@ def test_a_running_server_follows_the_settings_in_force(issuer: Issuer, name: st
         assert kept.call("/token").status in ((200, 401) if name == "tornado callback" else (401,))
         assert [kept.call("/token").status, get(port, "/token").status] == [401, 401]
         assert kept.call("/token", token).text == get(port, "/token", token).text == token
+
+
+def test_granians_applications_are_enclosed_before_they_are_adapted() -> None:
+    """Granian's own functions receive the enclosed application and return their own result."""
+    module = types.ModuleType("granian.server.mp")
+    for name in web_servers._GRANIAN_ADAPTERS:
+        setattr(module, name, lambda callback, target: (callback, target))
+    patches = Patches()
+    web_servers.patch_granian(module, Runtime(Settings()), patches)
+
+    def app(*_: object) -> None: ...
+
+    for name in web_servers._GRANIAN_ADAPTERS:
+        enclosed, target = getattr(module, name)(app, "target")
+        assert (type(enclosed).__name__, target) == ("EnclosedApp", "target")
+    patches.undo()
+    assert getattr(module, name)(app, "target") == (app, "target")
