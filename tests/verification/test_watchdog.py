@@ -121,4 +121,4 @@ def test_the_process_has_one_shared_watchdog() -> None:
         wait_until(lambda: bool(calls))
 
     assert shared() is shared()
-    wait_until(lambda: not shared()._is_running)
+    wait_until(lambda: not shared()._is_running, 60)
