@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import pickle
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from otel_token_relay.destinations import Destination
 from otel_token_relay.errors import ConfigurationError
 from otel_token_relay.relay import Relay
-from otel_token_relay.settings import VARIABLES, Settings
+from otel_token_relay.settings import VARIABLES, Settings, is_resource
 
 PREFIX = "OTEL_PYTHON_TOKEN_RELAY_"
 
@@ -291,3 +292,130 @@ def test_never_warns_if_other_ports_get_the_token(text: str, count: int) -> None
     warnings = Settings.from_env({PREFIX + "DESTINATIONS": text}).warnings
 
     assert sum("excludes only one port" in warning for warning in warnings) == count
+
+
+ISSUER = "https://idp.example"
+CLIENT = {"CLIENT_ID": "orders", "CLIENT_SECRET": "s3cret-of-orders"}
+
+
+def test_code_takes_precedence_over_a_section_and_a_section_over_the_environment() -> None:
+    """The value of each setting comes from the first source that contains it."""
+    environ = {VARIABLES[name].name: "4" for name in ("max_age", "linger", "min_ttl")}
+
+    settings = Settings.load(environ, code=Settings(max_age=1), passed={"max_age": 2, "linger": 2})
+
+    assert (settings.max_age, settings.linger, settings.min_ttl) == (1, 2, 4)
+    assert settings.given == {"max_age", "linger", "min_ttl"}
+    assert settings.problems == ()
+
+
+def test_a_problem_in_a_section_is_reported_with_its_path() -> None:
+    """A problem in a section that the application has loaded is reported with the path of the key."""
+    settings = Settings.load({}, passed={"destinations": ["https://a/path", "https://b"]})
+
+    assert [str(entry) for entry in settings.destinations] == ["https://b"]
+    (problem,) = settings.problems
+    assert problem.startswith("propagator.composite[].token_relay.destinations: ")
+    assert [str(origin) for origin in settings.refused] == ["https://a"]
+
+
+@pytest.mark.parametrize("other", ["off", "report", "optional", "enforce"])
+def test_the_strictest_source_wins(other: Any) -> None:
+    """The strictest source applies: ``optional`` is stricter than ``report`` and less strict than ``enforce``."""
+    order = ["off", "report", "optional", "enforce"]
+    for mode in order:
+        loaded = Settings.load({PREFIX + "VERIFY": mode}, code=Settings(verify=other))
+        assert loaded.verify == max(mode, other, key=order.index)
+        assert loaded.rejects is (loaded.verify in ("optional", "enforce"))
+
+
+@pytest.mark.parametrize(
+    ("variables", "problem"),
+    [
+        pytest.param(
+            {"TOKEN_ENDPOINT": "https://idp.example/token"} | CLIENT, None, id="token endpoint without an issuer"
+        ),
+        pytest.param({"ISSUERS": ISSUER} | CLIENT, None, id="endpoint from the metadata"),
+        pytest.param(
+            {"ISSUERS": ISSUER, "EXCHANGE_GRANT": "off"} | CLIENT, f"{PREFIX}EXCHANGE_GRANT is off", id="grant is off"
+        ),
+        pytest.param(
+            {
+                "ISSUERS": ISSUER,
+                "EXCHANGE_ACTOR": "client",
+                "DESTINATIONS": "https://billing;audience=billing;grant=on-behalf-of",
+            }
+            | CLIENT,
+            f"{PREFIX}EXCHANGE_ACTOR cannot be used with the on-behalf-of grant",
+            id="actor of the wrong grant",
+        ),
+        pytest.param(
+            CLIENT,
+            f"neither {PREFIX}TOKEN_ENDPOINT nor {PREFIX}ISSUERS has a valid value",
+            id="no authorization server",
+        ),
+        pytest.param(
+            {"TOKEN_ENDPOINT": "https://idp.example/token"},
+            f"this service has no credential: {PREFIX}CLIENT_ID has no valid value",
+            id="token endpoint without a credential",
+        ),
+        pytest.param(
+            {"ISSUERS": ISSUER},
+            f"this service has no credential: {PREFIX}CLIENT_ID has no valid value",
+            id="issuer without a credential",
+        ),
+        pytest.param(
+            {"ISSUERS": "acme.com", "JWKS_URI": "https://idp.example/jwks"} | CLIENT,
+            f"{PREFIX}TOKEN_ENDPOINT has no valid value, and acme.com has no metadata that could contain it",
+            id="issuer without metadata",
+        ),
+        pytest.param(
+            {"ISSUERS": ISSUER, "CLIENT_ID": "orders"},
+            f"{PREFIX}CLIENT_SECRET cannot be used: ",
+            id="incomplete credential",
+        ),
+        pytest.param(
+            {"ISSUERS": f"{ISSUER},https://b.example", "TOKEN_ENDPOINT": "https://idp.example/token"} | CLIENT,
+            f"{PREFIX}TOKEN_ENDPOINT cannot be used: token_endpoint requires exactly one issuer",
+            id="one token endpoint for two issuers",
+        ),
+    ],
+)
+def test_the_reason_why_tokens_cannot_be_exchanged(variables: dict[str, str], problem: str | None) -> None:
+    """The reason why tokens cannot be exchanged contains the variable to correct and never the secret."""
+    found = from_env(**variables).exchange_problem
+
+    if problem is None:
+        assert found is None
+    else:
+        assert found is not None
+        assert found.startswith(problem)
+        assert "s3cret" not in found
+
+
+def test_the_only_issuer_receives_the_endpoint_and_the_credential() -> None:
+    """The only issuer receives the endpoint and the credential that are configured globally."""
+    settings = from_env(ISSUERS=ISSUER, TOKEN_ENDPOINT="https://idp.example/token", **CLIENT)
+
+    (issuer,) = settings.trusted_issuers
+    assert (issuer.issuer, issuer.token_endpoint) == (ISSUER, "https://idp.example/token")
+    assert issuer.client == settings.client_credential
+    assert from_env(ISSUERS=ISSUER).client_credential is None
+
+
+@pytest.mark.parametrize(
+    ("url", "is_accepted"),
+    [
+        ("https://orders.example", True),
+        ("https://orders.example/api", True),
+        ("http://127.0.0.1:8080/api", True),
+        ("http://orders.example", False),
+        ("https://orders.example?a=b", False),
+        ("https://orders.example#a", False),
+        ("https://orders.example/.well-known/oauth-protected-resource", False),
+        (None, False),
+    ],
+)
+def test_the_url_of_a_protected_resource(url: Any, is_accepted: bool) -> None:
+    """A protected resource is identified by an https URL without a query or fragment, not by its metadata's URL."""
+    assert is_resource(url) is is_accepted

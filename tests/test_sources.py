@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from otel_token_relay.configuration_file import ConfigurationFile, Section
 from otel_token_relay.origin import OriginPattern
 from otel_token_relay.settings import READER, VARIABLES, Settings
-from otel_token_relay.sources import PREFIX, STRICTNESS, Source, describe_overridden, merge
+from otel_token_relay.sources import PREFIX, STRICTNESS, Source, are_given, describe_overridden, merge
 
 A = OriginPattern.parse("https://a")
 
@@ -70,6 +70,16 @@ def test_an_invalid_header_removes_the_destinations_unless_another_source_replac
 
     assert merge([listed, invalid]).values["destinations"] == ()
     assert merge([listed, source("file", header="x-token"), invalid]).values["destinations"] == ("https://a",)
+
+
+def test_a_setting_is_given_if_any_source_contains_it() -> None:
+    """A setting is given if any source contains a value for it, even an invalid one."""
+    sources = [Source("code"), READER.read_environment({PREFIX + "LINGER": "soon", PREFIX + "MAX_AGE": "5"})]
+
+    assert are_given("max_age", sources)
+    assert are_given("linger", sources)
+    assert not are_given("destinations", sources)
+    assert not are_given("max_age", [])
 
 
 # Names

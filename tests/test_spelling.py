@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from otel_token_relay.spelling import nearest, resembles
+from otel_token_relay.spelling import hint, nearest, resembles
 
 
 def distance(left: str, right: str) -> int:
@@ -84,3 +84,12 @@ def test_the_nearest_name_is_found(name: str, meant: str | None) -> None:
 def test_of_two_equally_near_names_the_first_is_returned() -> None:
     """If two names are equally close, the first is returned, so the result does not depend on a set's order."""
     assert nearest("axxb", ["axxc", "axxd"]) == "axxc"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("heeder", "; did you mean header?"), ("VERIF", "; did you mean verify?"), ("color", ""), ("", "")],
+)
+def test_a_message_suggests_the_name_that_was_meant(name: str, text: str) -> None:
+    """A message suggests the closest name, and suggests nothing if no name is close enough."""
+    assert f"unknown key{hint(name, ['header', 'verify', 'log'])}" == f"unknown key{text}"

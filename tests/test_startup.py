@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -34,6 +35,8 @@ ENFORCE = {
     "OTEL_PYTHON_TOKEN_RELAY_ISSUERS": "https://issuer.example",
     "OTEL_PYTHON_TOKEN_RELAY_AUDIENCE": "this-service",
 }
+# The file cannot be imported from a wheel, because the wheel contains it only under its name in site-packages.
+STARTUP = runpy.run_path(str(FILES["_otel_token_relay_startup.py"]))
 NO_EXPORTERS = {f"OTEL_{signal}_EXPORTER": "none" for signal in ("TRACES", "METRICS", "LOGS")}
 SETTINGS = {**ENFORCE, **NO_EXPORTERS, **instrumentations(), "PYTHONPATH": ""}
 LOADED = "import sys; print(*sorted(name for name in sys.modules if name.partition('.')[0] in {names}))"
@@ -138,7 +141,37 @@ def test_a_server_refuses_although_opentelemetry_fails(python: Path, variables: 
 def test_every_hooked_server_and_framework_is_a_trigger() -> None:
     """Every hooked server and framework is a trigger of the finder, which cannot import the table of hooks."""
     roots = {hook.module.partition(".")[0] for hook in SERVER_HOOKS} - {"opentelemetry"}
-    assert roots == runpy.run_path(str(FILES["_otel_token_relay_startup.py"]))["TRIGGERS"]
+    assert roots == STARTUP["TRIGGERS"]
+
+
+@pytest.fixture
+def finder(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The finder of a process in which the package cannot start."""
+    found = STARTUP["ServerFinder"]()
+    monkeypatch.setattr(sys, "meta_path", [found, *sys.meta_path])
+    monkeypatch.setitem(sys.modules, "otel_token_relay.installation", None)
+    return found
+
+
+def test_the_finder_starts_the_package_once(finder: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """The finder ignores all modules before the first server, finds no module, and reports a failure only once."""
+    assert finder.find_spec("json") is finder.find_spec("flask.json") is None
+    assert sys.meta_path[0] is finder
+    assert capsys.readouterr().err == ""
+
+    assert finder.find_spec("flask") is finder.find_spec("uvicorn") is None
+
+    assert finder not in sys.meta_path
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("otel-token-relay: requests are NOT verified: ModuleNotFoundError: ")
+
+
+def test_a_failure_stops_no_import_if_it_cannot_be_reported(finder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A startup failure stops no import if standard error is missing, as in a daemon."""
+    monkeypatch.setattr(sys, "stderr", None)
+
+    assert finder.find_spec("flask") is None
+    assert finder not in sys.meta_path
 
 
 @settings(deadline=None, max_examples=300)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import queue
+import socket
+import socketserver
 import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import thread as futures_thread
+from multiprocessing.pool import ThreadPool
 
 import pytest
 from opentelemetry.instrumentation.threading import ThreadingInstrumentor
@@ -17,6 +22,8 @@ from tests.support.processes import INSTRUMENT, instrumentations
 
 LISTED = Settings(destinations=("https://a",))
 ALICE = "alice-token-0001"
+BOB = "bob-token-0000001"
+PATIENCE = 20
 
 DISABLED = "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS"
 PROPAGATOR = {"OTEL_PROPAGATORS": "tracecontext,baggage,token_relay"}
@@ -211,3 +218,89 @@ def test_a_failure_is_reported_once_and_the_relay_works(monkeypatch, caplog):
             assert current_token().reveal() == ALICE
 
     assert caplog.text.count("cannot carry tokens into threads") == 1
+
+
+def shown(*_):
+    """Return the value of the current token."""
+    token = current_token()
+    return token and token.reveal()
+
+
+def test_a_task_of_a_thread_pool_has_its_submitters_token_and_a_callback_has_none():
+    """A task has its submitter's token, and the pool's own threads lack the token of the request that created it."""
+    seen = queue.SimpleQueue()
+    install(LISTED)
+    with use_token(ALICE), ThreadPool(1) as pool:
+        with use_token(BOB):
+            results = [pool.apply(shown), *pool.map(shown, [1]), *pool.imap(shown, [1]), *pool.starmap(shown, [(1,)])]
+            pool.apply_async(int, callback=lambda _: seen.put(shown()))
+            assert seen.get(timeout=PATIENCE) is None
+        with use_token(None):
+            results.append(pool.apply(shown))
+        pool.close()
+        pool.join()
+
+    assert results == [BOB, BOB, BOB, BOB, None]
+
+
+def test_a_joblib_call_has_the_token_of_its_own_request():
+    """Every task of a joblib call has the caller's token, including tasks that an earlier task's thread submits."""
+    joblib = pytest.importorskip("joblib")
+    install(LISTED)
+    with use_token(ALICE), joblib.Parallel(2, backend="threading", pre_dispatch=1) as parallel:
+        with use_token(BOB):
+            seen = parallel(joblib.delayed(shown)() for _ in range(12))
+        own = parallel(joblib.delayed(shown)() for _ in range(12))
+
+    assert (seen, own) == ([BOB] * 12, [ALICE] * 12)
+
+
+def test_a_server_that_a_request_starts_has_no_token():
+    """A socket server that a request starts has no token, because its clients are unrelated to that request."""
+    seen = queue.SimpleQueue()
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self):
+            seen.put(shown())
+
+    install(LISTED)
+    with socketserver.TCPServer(("127.0.0.1", 0), Handler) as server, use_token(ALICE):
+        server.timeout = PATIENCE
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        with socket.create_connection(server.server_address, timeout=PATIENCE):
+            thread.join(PATIENCE)
+        assert shown() == ALICE
+
+    assert seen.get(timeout=1) is None
+
+
+@pytest.mark.parametrize("runs_before", [False, True], ids=["new loop", "loop that ran before the installation"])
+def test_an_abandoned_asynchronous_generator_is_closed_without_a_token(runs_before):
+    """An abandoned asynchronous generator is closed without the token of the request that happens to be running."""
+    seen = []
+
+    async def pages(closed):
+        try:
+            yield shown()
+        finally:
+            seen.append(shown())
+            closed.set()
+
+    async def main():
+        if runs_before:
+            install(LISTED)
+        closed = asyncio.Event()
+        with use_token(ALICE):
+            generator = pages(closed)
+            seen.append(await anext(generator))
+        with use_token(BOB):
+            del generator
+            await asyncio.wait_for(closed.wait(), PATIENCE)
+            seen.append(shown())
+
+    if not runs_before:
+        install(LISTED)
+    asyncio.run(main())
+
+    assert seen == [ALICE, None, BOB]

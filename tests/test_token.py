@@ -5,8 +5,11 @@ import copy
 import hashlib
 import json
 import logging
+import os
 import pickle
 import string
+import warnings
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -190,3 +193,60 @@ def test_no_public_member_shows_the_value() -> None:
     digests = [hashlib.sha256(value.encode()).digest() for value in ("a-token-that-must-not-be-shown",)]
     assert "must-not-be-shown" not in repr(shown)
     assert not any(value in digests for value in shown.values())
+
+
+def test_only_a_method_returns_the_value() -> None:
+    """The value can be read, together with the values of the tokens that were obtained in exchange for the token."""
+    token = BearerToken.from_parsed("abcdefghijkl", lease=Lease())
+    assert token == BearerToken("abcdefghijkl")
+    assert token.is_usable
+    assert token.reveal() == "abcdefghijkl"
+    assert token.reveal_all() == ("abcdefghijkl",)
+
+    token.obtained = {1: SimpleNamespace(token=BearerToken("exchanged-token"))}
+
+    assert token.reveal_all() == ("abcdefghijkl", "exchanged-token")
+    token.lease.end()
+    assert not token.is_usable
+
+
+def test_the_digest_is_that_of_the_value() -> None:
+    """The digest is the SHA-256 digest of the value, so equal tokens share a cache entry."""
+    expected = hashlib.sha256(b"abcdefghijkl").digest()
+    token = BearerToken("abcdefghijkl")
+
+    assert token.digest() == token.digest() == expected
+    assert token.rebind(lease=Lease()).digest() == expected
+
+
+def test_a_verified_token_has_the_claims_and_the_expiration_time_of_its_verification() -> None:
+    """A verified token has its verification's claims and expiration time, which a copy for another lease keeps."""
+    token = BearerToken(jwt({"exp": 10, "sub": "mallory"}))
+    assert (token.claims, token.verification, token.expires_at) == (None, None, 10.0)
+    verification = SimpleNamespace(claims={"sub": "alice"}, expires_at=20.0, is_still_valid=lambda: True)
+
+    token.mark_verified(verification)
+
+    for marked in (token, token.rebind(lease=None)):
+        assert marked.verification is verification
+        assert (marked.claims, marked.expires_at) == ({"sub": "alice"}, 20.0)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_forked_child_cannot_use_the_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A forked child cannot use its parent's token, even if it has the same process ID, but it can use its own."""
+    pid = os.getpid()
+    monkeypatch.setattr(os, "getpid", lambda: pid)
+    token = BearerToken("abcdefghijkl", lease=Lease())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # other tests might have left threads
+        child = os.fork()
+    if child == 0:
+        is_correct = False
+        try:
+            is_correct = not token.is_own_process and not token.is_usable and BearerToken("abcdefghijkl").is_usable
+        finally:
+            os._exit(0 if is_correct else 1)
+
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert token.is_usable

@@ -8,7 +8,7 @@ import pytest
 
 from otel_token_relay import Settings
 from otel_token_relay.token import BearerToken, Lease
-from otel_token_relay.unused_credentials import UnusedCredentials, find_unused
+from otel_token_relay.unused_credentials import UnusedCredentials, find_unused, may_have_unused
 
 TOKEN = "tGzv3JOkF0XG5Qx2TlKWIA.k9_Zr-71bLxYqHs4"
 
@@ -73,3 +73,36 @@ def test_credentials_are_neither_printed_nor_pickled() -> None:
     assert TOKEN not in f"{unused!r} {unused!s} {unused.__getstate__()!r}"
     with pytest.raises(TypeError):
         pickle.dumps(unused)
+
+
+def test_credentials_are_in_use_until_the_request_ends() -> None:
+    """Credentials are in use until the request's lease ends, and indefinitely if the end of the request is unknown."""
+    lease = Lease()
+    unused, endless = UnusedCredentials((TOKEN,), lease), UnusedCredentials((TOKEN,), None)
+    assert unused.is_open
+    assert endless.is_open
+
+    lease.end()
+
+    assert not unused.is_open
+    assert endless.is_open
+
+
+@pytest.mark.parametrize(
+    ("sources", "is_present", "token", "expected"),
+    [
+        pytest.param(("authorization",), False, None, False, id="no credentials"),
+        pytest.param(("authorization",), True, TOKEN, False, id="used credentials"),
+        pytest.param(("authorization",), True, None, True, id="rejected credentials"),
+        pytest.param(("x-token",), True, TOKEN, True, id="Authorization is not a source header"),
+        pytest.param(("x-token", "authorization"), True, TOKEN, True, id="several source headers"),
+        pytest.param(("x-token",), False, None, True, id="only Authorization might be present"),
+    ],
+)
+def test_only_some_requests_are_searched(
+    sources: tuple[str, ...], is_present: bool, token: str | None, expected: bool
+) -> None:
+    """A request is searched only if its credentials were rejected or if a header can remain unread."""
+    found = BearerToken(token) if token else None
+
+    assert may_have_unused(Settings(source_headers=sources), is_present=is_present, token=found) is expected

@@ -6,8 +6,9 @@ import logging
 from typing import Any
 
 import pytest
+from opentelemetry import trace
 
-from otel_token_relay import verifications
+from otel_token_relay import operator_log, verifications
 from otel_token_relay.rate_limits import RateLimit
 from otel_token_relay.verifications import COUNTER_NAME, VerificationRecorder
 from tests.support.telemetry import Telemetry, recording
@@ -122,3 +123,35 @@ def test_broken_telemetry_is_harmless(monkeypatch: pytest.MonkeyPatch, broken: s
 
     recorder.prepare() if broken == "logger" else None
     recorder.record("refused", "expired")
+
+
+@pytest.mark.parametrize(
+    ("mode", "cause"),
+    [("decisions", ' cause="The value of aud is wrong."'), ("debug", ' cause="The token has billing."')],
+)
+def test_the_decision_log_has_a_line_for_each_verification(
+    capsys: pytest.CaptureFixture[str], mode: str, cause: str
+) -> None:
+    """The decision log has one line for each verification with the request's trace, and values only in debug mode."""
+    recorder = VerificationRecorder("report")
+    span = trace.NonRecordingSpan(trace.SpanContext(0xABC, 1, is_remote=True))
+    operator_log.follow(mode)
+    try:
+        recorder.record("accepted")
+        with trace.use_span(span):
+            recorder.record(
+                "refused",
+                "wrong_audience",
+                lambda: "The value of aud is wrong.",
+                claim="aud",
+                details=lambda: "The token has billing.",
+            )
+    finally:
+        operator_log.follow("")
+    recorder.record("accepted")
+
+    lines = [line.partition(" otel-token-relay ")[2] for line in capsys.readouterr().err.splitlines()]
+    assert [line for line in lines if line.startswith("verification=")] == [
+        "verification=accepted",
+        f"verification=reported reason=wrong_audience claim=aud trace_id={'0' * 29}abc{cause}",
+    ]

@@ -20,13 +20,14 @@ from urllib3.util import Retry
 from otel_token_relay import Reason, use_token
 from otel_token_relay.errors import TokenUnavailable
 from otel_token_relay.testing import RecordedDecisions, ThirdParty, installed_relay
+from otel_token_relay.testkit import mocks
 
 LISTED = "https://profile-service/me"
 OTHER = "https://other.example/me"
 TOKEN = "callers-token"
 SENT = f"Bearer {TOKEN}"
 
-pytestmark = pytest.mark.token_relay(destinations=["https://profile-service", "https://required;required"])
+relays = pytest.mark.token_relay(destinations=["https://profile-service", "https://required;required"])
 
 
 class Mock:
@@ -67,6 +68,7 @@ def mock(request: pytest.FixtureRequest) -> Iterator[Mock]:
 # Headers that mocks see
 
 
+@relays
 def test_the_mock_sees_the_header(mock: Mock, recorded_decisions: RecordedDecisions) -> None:
     """The mock sees the token only at a listed destination, and the application's request is unchanged."""
     mock.get(LISTED)
@@ -81,6 +83,7 @@ def test_the_mock_sees_the_header(mock: Mock, recorded_decisions: RecordedDecisi
     assert recorded_decisions.reasons(OTHER) == ["destination_not_listed"]
 
 
+@relays
 def test_a_signed_url_is_left_alone(mock: Mock, recorded_decisions: RecordedDecisions) -> None:
     """The mock sees a signed URL, whose query is the credential, without a token."""
     mock.get(LISTED)
@@ -91,6 +94,7 @@ def test_a_signed_url_is_left_alone(mock: Mock, recorded_decisions: RecordedDeci
     assert recorded_decisions.reasons(LISTED) == ["explicit_credential"]
 
 
+@relays
 def test_an_explicit_credential_is_left_alone(mock: Mock, recorded_decisions: RecordedDecisions) -> None:
     """A header, `auth=`, or user info in the URL is sent as the application chose it, in one line."""
     mock.get(LISTED)
@@ -105,6 +109,7 @@ def test_an_explicit_credential_is_left_alone(mock: Mock, recorded_decisions: Re
     assert recorded_decisions.reasons(LISTED) == ["explicit_credential"] * 2
 
 
+@relays
 def test_the_application_gets_what_the_mock_adds_to_its_request() -> None:
     """The application gets what the mock adds to its request, such as the parsed parameters of `responses`."""
     with responses.RequestsMock() as mocked, use_token(TOKEN):
@@ -117,6 +122,7 @@ def test_the_application_gets_what_the_mock_adds_to_its_request() -> None:
         assert "Authorization" not in request.headers
 
 
+@relays
 def test_each_redirect_is_decided_alone(mock: Mock) -> None:
     """The header does not follow a redirect to a different host, and is added again after a redirect back."""
     mock.get(LISTED, status=302, headers={"Location": OTHER})
@@ -129,6 +135,7 @@ def test_each_redirect_is_decided_alone(mock: Mock) -> None:
     assert [one.request.headers.get("Authorization") for one in [*response.history, response]] == [None, None, None]
 
 
+@relays
 def test_a_request_object_is_used_by_two_callers(mock: Mock) -> None:
     """A prepared request that is sent again contains only the token of its second caller."""
     mock.get(LISTED)
@@ -142,6 +149,7 @@ def test_a_request_object_is_used_by_two_callers(mock: Mock) -> None:
     assert mock.seen() == ["Bearer first", "Bearer second", None]
 
 
+@relays
 def test_callers_in_threads_keep_their_tokens(mock: Mock) -> None:
     """Two concurrent callers in threads never see each other's tokens."""
     mock.get(LISTED)
@@ -163,6 +171,7 @@ def test_callers_in_threads_keep_their_tokens(mock: Mock) -> None:
         assert request.headers["Authorization"] == f"Bearer {request.headers['Caller']}"
 
 
+@relays
 def test_a_required_destination_fails_as_in_production(mock: Mock, recorded_decisions: RecordedDecisions) -> None:
     """Without a token, a call to a required destination raises an error before the mock sees the call."""
     mock.get("https://required/")
@@ -173,6 +182,7 @@ def test_a_required_destination_fails_as_in_production(mock: Mock, recorded_deci
     assert recorded_decisions.reasons("https://required") == ["no_boundary"]
 
 
+@relays
 def test_a_call_without_a_response_fails_without_the_token(mock: Mock) -> None:
     """The error for a call without a mocked response does not contain the token, so error trackers do not get it."""
     unanswered = (requests.ConnectionError, requests_mock_library.NoMockAddress)
@@ -184,6 +194,7 @@ def test_a_call_without_a_response_fails_without_the_token(mock: Mock) -> None:
     assert TOKEN not in str(failed.value)
 
 
+@relays
 def test_the_end_of_the_relay_is_the_end_of_the_header(mock: Mock, third_party: Callable[[], ThirdParty]) -> None:
     """After `uninstall`, and outside the block, the mock sees the request as the application sends it."""
     mock.get(LISTED)
@@ -196,6 +207,7 @@ def test_the_end_of_the_relay_is_the_end_of_the_header(mock: Mock, third_party: 
 
 
 @pytest.mark.token_relay(header="X-Caller", on_conflict="replace")
+@relays
 def test_the_header_is_the_one_of_the_settings(mock: Mock) -> None:
     """A custom header contains the token without `Bearer`, and `replace` replaces the application's header."""
     mock.get(LISTED)
@@ -210,6 +222,7 @@ def test_the_header_is_the_one_of_the_settings(mock: Mock) -> None:
 # Requests that pass through the mock
 
 
+@relays
 def test_what_responses_lets_pass_is_decided_by_the_real_hook(
     third_party: Callable[[], ThirdParty],
     token_relay: Callable[..., Any],
@@ -228,6 +241,7 @@ def test_what_responses_lets_pass_is_decided_by_the_real_hook(
     assert recorded_decisions.reasons(other.url) == ["destination_not_listed"]
 
 
+@relays
 def test_what_requests_mock_lets_pass_is_decided_by_the_real_hook(
     third_party: Callable[[], ThirdParty],
     token_relay: Callable[..., Any],
@@ -245,6 +259,7 @@ def test_what_requests_mock_lets_pass_is_decided_by_the_real_hook(
     assert recorded_decisions.reasons(other.url) == ["destination_not_listed"]
 
 
+@relays
 def test_a_retry_of_responses_carries_the_header(recorded_decisions: RecordedDecisions) -> None:
     """A request that `responses` repeats as urllib3 would also contains the header."""
     with responses.RequestsMock() as mocked, use_token(TOKEN), requests.Session() as session:
@@ -260,6 +275,7 @@ def test_a_retry_of_responses_carries_the_header(recorded_decisions: RecordedDec
 
 
 @responses.activate
+@relays
 def test_decorated_tests_see_the_header() -> None:
     """Tests with the `responses.activate` decorator, which starts after the fixtures, see the header."""
     responses.get(LISTED, match=[responses.matchers.header_matcher({"Authorization": SENT})])
@@ -269,6 +285,7 @@ def test_decorated_tests_see_the_header() -> None:
     assert responses.calls[0].request.headers["Authorization"] == SENT
 
 
+@relays
 def test_the_fixture_of_requests_mock_sees_the_header(requests_mock: requests_mock_library.Mocker) -> None:
     """With requests-mock's fixture, the header can be a condition of a response."""
     requests_mock.get(LISTED, request_headers={"Authorization": SENT})
@@ -279,10 +296,23 @@ def test_the_fixture_of_requests_mock_sees_the_header(requests_mock: requests_mo
     assert requests_mock.last_request.headers["Authorization"] == SENT
 
 
+def test_mocks_that_started_earlier_see_the_header() -> None:
+    """A mock that starts before the relay is installed, and ends after it, sees the header."""
+    with responses.RequestsMock() as mocked:
+        mocked.get(LISTED)
+        with installed_relay(destinations=[LISTED.removesuffix("/me")]), use_token(TOKEN):
+            requests.get(LISTED, timeout=9)
+        with installed_relay(destinations=["https://else.example"]), use_token(TOKEN):
+            requests.get(LISTED, timeout=9)
+
+        assert [call.request.headers.get("Authorization") for call in mocked.calls] == [SENT, None]
+
+
 # httpx
 
 
 @pytest.mark.parametrize("using", ["httpcore", "httpx"])
+@relays
 def test_respx_sees_the_header(using: str, recorded_decisions: RecordedDecisions) -> None:
     """respx, which replaces connection pools or uses `httpx.MockTransport`, sees the header without help."""
     with respx.mock(using=using) as router, use_token(TOKEN):
@@ -294,6 +324,7 @@ def test_respx_sees_the_header(using: str, recorded_decisions: RecordedDecisions
     assert recorded_decisions.reasons(LISTED) == [str(Reason.RELAYED)]
 
 
+@relays
 def test_pytest_httpx_sees_the_header(httpx_mock: Any, recorded_decisions: RecordedDecisions) -> None:
     """pytest-httpx sees the header, because the relay is installed around its methods."""
     httpx_mock.add_response(url=LISTED, match_headers={"Authorization": SENT})
@@ -310,6 +341,7 @@ def test_pytest_httpx_sees_the_header(httpx_mock: Any, recorded_decisions: Recor
 
 
 @pytest.mark.anyio
+@relays
 async def test_pytest_httpx_sees_the_header_of_asynchronous_clients(httpx_mock: Any) -> None:
     """pytest-httpx also sees the header for `httpx.AsyncClient`."""
     httpx_mock.add_response(url=LISTED)
@@ -321,6 +353,7 @@ async def test_pytest_httpx_sees_the_header_of_asynchronous_clients(httpx_mock: 
 
 
 @pytest.mark.httpx_mock(should_mock=lambda request: request.url.host != "127.0.0.1")
+@relays
 def test_what_pytest_httpx_lets_pass_has_one_decision(
     httpx_mock: Any,
     third_party: Callable[[], ThirdParty],
@@ -335,3 +368,28 @@ def test_what_pytest_httpx_lets_pass_has_one_decision(
 
     assert listed.requests[0].authorization == SENT
     assert recorded_decisions.reasons(listed.url) == ["relayed"]
+
+
+# Hooks
+
+
+def test_nothing_stays_wrapped() -> None:
+    """After the block, the libraries have their original methods, even if a mock ended before or within the block."""
+    own = (responses.RequestsMock.unbound_on_send, HTTPAdapter.send, HTTPAdapter.add_headers)
+    own_of_requests_mock = requests_mock_library.Adapter.send
+    before = responses.RequestsMock(assert_all_requests_are_fired=False)
+    before.start()
+    with mocks.visible_to_mocks():
+        before.stop()
+        assert responses.RequestsMock.unbound_on_send is not own[0]
+        assert requests_mock_library.Adapter.send is not own_of_requests_mock
+
+    assert (responses.RequestsMock.unbound_on_send, HTTPAdapter.send, HTTPAdapter.add_headers) == own
+    assert requests_mock_library.Adapter.send is own_of_requests_mock
+
+
+def test_a_library_that_cannot_be_wrapped_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If a library's method is missing, a warning is emitted, so no test silently lacks the header."""
+    monkeypatch.delattr(responses.RequestsMock, "unbound_on_send")
+    with pytest.warns(RuntimeWarning, match="mocks of responses do not receive the header"), mocks.visible_to_mocks():
+        pass

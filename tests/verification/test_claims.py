@@ -20,6 +20,7 @@ from otel_token_relay.verification.claims import (
     check_type,
     check_values,
     read_scopes,
+    without_nulls,
 )
 from tests.support.json_values import json_values
 
@@ -285,3 +286,17 @@ def test_any_claims_are_accepted_or_rejected(changes: dict[str, Any], is_complet
     except TokenRejected:
         return
     assert all(isinstance(scope, str) and scope for scope in scopes)
+
+
+def test_a_claim_with_a_null_value_counts_as_missing() -> None:
+    """A claim whose value is null counts as missing, because some issuers send null instead of omitting a claim."""
+    generic = Rules(audience=("profile-service",), profile="generic")
+    sent = COMPLETE | {"nbf": None, "sub": None, "cnf": None, "roles": []}
+
+    check_claims(without_nulls(sent), generic, now=NOW)
+
+    assert without_nulls(sent) == {name: value for name, value in COMPLETE.items() if name != "sub"} | {"roles": []}
+    assert without_nulls(COMPLETE) == COMPLETE
+    with pytest.raises(TokenRejected) as rejected:
+        check_claims(without_nulls(COMPLETE | {"exp": None}), generic, now=NOW)
+    assert (rejected.value.reason, rejected.value.claim) == ("missing_claim", "exp")

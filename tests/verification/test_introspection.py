@@ -43,6 +43,13 @@ def test_opaque_token_is_introspected(issuer: Issuer) -> None:
     assert "the-callers-own-token" not in issuer.seen[0]
 
 
+def test_introspection_shows_its_endpoint_and_no_credential(issuer: Issuer) -> None:
+    """The `repr` of an introspection contains the endpoint, but not the credential that it sends."""
+    introspection = opaque_verifier(issuer)._introspection
+
+    assert repr(introspection) == f"Introspection('{issuer.url}/introspect')"
+
+
 def test_audience_may_be_left_to_the_server(issuer: Issuer) -> None:
     """Without an audience, the server determines which service can introspect which token."""
     issuer.introspect = lambda token: active(aud=...)

@@ -9,7 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from otel_token_relay.errors import ConfigurationError
-from otel_token_relay.verification.metadata import check_issuer, fresh_seconds, metadata_urls, problem_with_metadata
+from otel_token_relay.verification.metadata import (
+    check_issuer,
+    describe_status,
+    fresh_seconds,
+    metadata_urls,
+    problem_with_metadata,
+)
 from tests.support.json_values import json_values
 
 
@@ -151,3 +157,18 @@ def test_https_is_never_downgraded_to_plain_http() -> None:
     document = {"issuer": issuer, "jwks_uri": "http://keycloak/jwks"}
 
     assert problem_with_metadata(document, issuer, ("keycloak",)) is not None
+
+
+@pytest.mark.parametrize(
+    ("status", "text"),
+    [
+        (404, "status 404"),
+        (503, "status 503"),
+        (302, "status 302; redirects are not followed"),
+        (308, "status 308; redirects are not followed"),
+        (201, "status 201"),
+    ],
+)
+def test_a_message_about_a_redirect_says_that_it_is_not_followed(status: int, text: str) -> None:
+    """A message contains the unexpected status, and explains that a redirect is not followed."""
+    assert describe_status(status) == text

@@ -312,15 +312,6 @@ def test_only_the_entry_with_a_plain_http_endpoint_is_refused() -> None:
     assert Settings(issuers=(bad,), plaintext_issuers=("keys.example",)).issuers == (bad,)
 
 
-@pytest.mark.parametrize("other", ["off", "report", "optional", "enforce"])
-def test_the_strictest_source_wins(other: Any) -> None:
-    """The strictest source applies: ``optional`` is stricter than ``report`` and less strict than ``enforce``."""
-    order = ["off", "report", "optional", "enforce"]
-    for mode in order:
-        loaded = Settings.load({f"{PREFIX}VERIFY": mode}, code=Settings(verify=other))
-        assert loaded.verify == max(mode, other, key=order.index)
-
-
 def test_a_token_file_needs_one_issuer() -> None:
     """A token file requires exactly one issuer, so the token is not sent to an unintended issuer."""
     both = "https://idp.example,https://b.example"

@@ -10,6 +10,7 @@ import anyio
 import pytest
 
 from otel_token_relay.errors import ConfigurationError
+from otel_token_relay.issuers import TrustedIssuer
 from otel_token_relay.verification import AsyncTokenVerifier, KeysUnavailable, TokenRejected, TokenVerifier
 from tests.support.introspection import active, asked, both_verifier, opaque_verifier
 from tests.support.issuers import Issuer, issuing, wait_until
@@ -253,6 +254,40 @@ def test_the_client_is_found_under_the_names_of_common_issuers(
     verifier = TokenVerifier([issuer.url], AUDIENCE, profile="generic")
 
     assert verifier.verify(make_token(claims(issuer.url, **changes))).client_id == client_id
+
+
+@pytest.mark.parametrize(
+    ("changes", "subject", "identity"),
+    [
+        pytest.param({"sub": "alice"}, "alice", "alice", id="user"),
+        pytest.param({"sub": ...}, None, "client:web", id="machine"),
+        pytest.param({"sub": None, "client_id": ..., "azp": "web"}, None, "client:web", id="machine with null"),
+        pytest.param({"sub": "client:web"}, "client:web", "subject:client:web", id="a user with the machine's name"),
+        pytest.param({"sub": "subject:x"}, "subject:x", "subject:subject:x", id="a user with that prefix"),
+        pytest.param({"sub": ..., "preferred_username": "bob"}, None, "", id="user without a subject"),
+        pytest.param({"sub": ..., "sid": "session"}, None, "", id="session without a subject"),
+    ],
+)
+def test_no_token_has_the_identity_of_another_one(
+    issuer: Issuer, changes: dict[str, Any], subject: str | None, identity: str
+) -> None:
+    """A machine's identity differs from every user's, and a user without a subject has none."""
+    verified = TokenVerifier([issuer.url], AUDIENCE, profile="generic").verify(
+        make_token(claims(issuer.url, **changes), typ="JWT")
+    )
+
+    assert verified.subject == subject
+    assert verified.identity == identity
+    assert verified.client_id == "web"
+
+
+@pytest.mark.parametrize("kind", [TokenVerifier, AsyncTokenVerifier], ids=["sync", "async"])
+def test_a_verifier_lists_the_issuers_that_it_trusts(kind: type[TokenVerifier | AsyncTokenVerifier]) -> None:
+    """A verifier lists the issuers that it trusts, and none if it only introspects tokens."""
+    own = TrustedIssuer(issuer="acme.com", jwks_uri="https://idp.example/jwks")
+
+    assert kind(["https://a.example", own], AUDIENCE).issuers == ("https://a.example", "acme.com")
+    assert kind([], AUDIENCE, introspection_endpoint="https://a.example/introspect").issuers == ()
 
 
 @pytest.mark.parametrize(

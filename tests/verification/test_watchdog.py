@@ -10,7 +10,7 @@ import weakref
 
 import pytest
 
-from otel_token_relay.verification.watchdog import Watchdog
+from otel_token_relay.verification.watchdog import Watchdog, shared
 from tests.support.issuers import wait_until
 
 NAME = "token-relay-watchdog"
@@ -112,3 +112,13 @@ def test_without_a_thread_the_block_runs_all_the_same(watchdog: Watchdog, monkey
             pass
     with watchdog.watching(soon(), lambda: calls.append("late")):
         wait_until(lambda: bool(calls))
+
+
+def test_the_process_has_one_shared_watchdog() -> None:
+    """All callers share one watchdog, which also calls functions when their deadlines pass."""
+    calls: list[str] = []
+    with shared().watching(soon(), lambda: calls.append("late")):
+        wait_until(lambda: bool(calls))
+
+    assert shared() is shared()
+    wait_until(lambda: not shared()._is_running, 60)
