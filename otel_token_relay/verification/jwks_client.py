@@ -54,7 +54,7 @@ MAX_WAITING: Final = 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyTimes:
-    """The time limits of a key source, in seconds.
+    """The time limits, in seconds, of a key source.
 
     Attributes:
         cooldown: The minimum time between two fetches for unknown ``kid`` values, and the minimum time before a failed
@@ -260,7 +260,7 @@ class KeySource:
         self._accept(keys, fresh_seconds(response.headers))
 
     def _warn_about(self, keys: KeySet) -> None:
-        """Log a warning when the unusable keys change, unless none of these keys are for signatures."""
+        """Log a warning when the unusable keys change, unless `NOT_FOR_SIGNATURES` is their only problem."""
         if keys.skipped == self._reported:
             return
         self._reported = keys.skipped

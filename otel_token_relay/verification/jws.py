@@ -131,7 +131,7 @@ def parse_jws(token: str, *, max_length: int) -> Jws:
 
     Args:
         token: The token as received.
-        max_length: The maximum length, in characters, of the token. Longer tokens are rejected before parsing.
+        max_length: The maximum length, in characters, of the token. Longer tokens are rejected without being parsed.
 
     Raises:
         TokenRejected: The token is too long or malformed, or ``alg`` is not a string. The reason is ``too_long``,

@@ -36,7 +36,7 @@ _NOT_A_JWT: Final = (
 def find_malformation(token: str) -> tuple[str, str] | None:
     """Return the problem and the recommended action, or ``None`` if the token is a well-formed JWS.
 
-    This function checks the rules whose violation causes `jws.parse_jws` to reject a token as ``malformed``.
+    This function checks for the problems that cause `jws.parse_jws` to reject a token as ``malformed``.
     """
     if problem := _find_foreign_characters(token):
         return problem

@@ -18,7 +18,7 @@ from otel_token_relay.origin import Origin, is_trustworthy
 # The tenant placeholder in Microsoft Entra's metadata and in the ``issuer`` member of Entra's keys.
 TENANT_IN_METADATA: Final = "{tenantid}"
 
-# The default freshness lifetime of keys, and the limits for a lifetime that is specified in a response.
+# The default freshness lifetime for keys, and the limits for the lifetime that a response specifies.
 DEFAULT_FRESH_SECONDS: Final = 300.0
 MIN_FRESH_SECONDS: Final = 30.0
 MAX_FRESH_SECONDS: Final = 24 * 3600.0
@@ -32,7 +32,7 @@ def check_issuer(issuer: object, plaintext_hosts: Collection[str] = ()) -> str:
 
     Args:
         issuer: The issuer.
-        plaintext_hosts: The hosts for which plain HTTP is allowed, each with an optional port.
+        plaintext_hosts: The hosts, each with an optional port, for which plain HTTP is allowed.
 
     Raises:
         ConfigurationError: The issuer has a query or a fragment, or is not an HTTPS URL. An HTTP URL is also accepted
@@ -47,7 +47,7 @@ def check_issuer(issuer: object, plaintext_hosts: Collection[str] = ()) -> str:
 
 
 def metadata_urls(issuer: str) -> tuple[str, str]:
-    """Return the two possible URLs of an issuer's metadata.
+    """Return the two possible metadata URLs for an issuer.
 
     OpenID Connect appends the well-known path to the issuer's path. RFC 8414 inserts the well-known path before the
     issuer's path.
@@ -82,7 +82,7 @@ def problem_with_metadata(
     Args:
         document: The metadata document.
         issuer: The issuer, as configured.
-        plaintext_hosts: The hosts for which plain HTTP is allowed, each with an optional port. A plain HTTP URL on one
+        plaintext_hosts: The hosts, each with an optional port, for which plain HTTP is allowed. A plain HTTP URL on one
             of these hosts is trusted only if it has the same origin as the issuer.
         name: The name of the member that contains the URL.
     """

@@ -1,4 +1,4 @@
-"""The identity of a verified request, for use in applications."""
+"""The identity of a verified request, which applications can use."""
 
 from __future__ import annotations
 

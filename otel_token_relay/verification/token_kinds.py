@@ -30,8 +30,8 @@ class Marker(NamedTuple):
             ``nonce``, which some providers copy into access tokens.
         is_closed: Whether an unknown value of the first member indicates a different kind of token. If false, unknown
             values are ignored, because applications might use the member for other purposes.
-        accepted: The values that the provider uses in access tokens, with the provider's spelling. Messages list these
-            values. If *is_closed* is true, these values are accepted even if they do not identify a kind.
+        accepted: The values that the provider uses in access tokens. Messages list these values with the provider's
+            spelling. If *is_closed* is true, these values are accepted even if they do not identify a kind.
     """
 
     provider: str
@@ -155,7 +155,7 @@ MARKERS: Final[tuple[Marker, ...]] = (
 
 
 class Kinds(NamedTuple):
-    """The markers that a token's members match.
+    """The markers that match a token's members.
 
     Attributes:
         access: A marker that indicates an access token, or ``None``. An explicit marker takes precedence.

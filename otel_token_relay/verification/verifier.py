@@ -191,8 +191,8 @@ class VerifierCore:
         cache_size: The maximum number of cached verification results. If the value is 0, results are not cached.
         cache_seconds: The maximum time, in seconds, that a verification result is cached. The result also becomes
             invalid when the token expires, the keys change, or the introspection response expires.
-        cooldown: The minimum time, in seconds, between two fetches for unknown keys, and before a failed fetch is
-            retried.
+        cooldown: The minimum time, in seconds, between two fetches for unknown keys and before a retry of a failed
+            fetch.
         timeout: The maximum time, in seconds, that a request waits for keys or for an introspection response.
         max_stale: The maximum time, in seconds, that stale keys remain in use while the issuer is down.
         jwks_token_file: A file that contains the bearer token for fetching the issuer's metadata and keys. If this
@@ -576,7 +576,8 @@ def _check_sources(issuers: Sequence[TrustedIssuer], rules: Rules, endpoint: str
     if not issuers and endpoint is None:
         raise ConfigurationError("issuers", "expected at least one issuer or an introspection endpoint")
     if not rules.audience and any(not issuer.audience for issuer in issuers):
-        # The audience is required (RFC 9068, section 4). Otherwise, tokens for other services would be accepted.
+        # The audience is required (RFC 9068, section 4). Without an audience, tokens for other services would be
+        # accepted.
         raise ConfigurationError("audience", "expected this service's name as it appears in aud")
     if len(issuers) > 1 and rules.audience_claim != "aud":
         raise ConfigurationError("audience_claim", "any claim other than aud requires a single issuer")
