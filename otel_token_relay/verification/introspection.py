@@ -48,13 +48,13 @@ _LOOKUP_WORKERS: Final = 8
 _REFRESH_WORKERS: Final = 4
 _PROBE_SECONDS: Final = 1.0
 
-# These 4xx statuses indicate a problem with this service's credential, URL, or request rate, not with the token.
+# These 4xx statuses indicate a problem with this service's credential, URL, or request rate rather than with the token.
 # Source: RFC 7662, section 2.3; RFC 6750, section 3.1; RFC 6585, section 4.
 _NOT_ABOUT_TOKEN: Final = frozenset({401, 403, 404, 405, 407, 408, 429})
 
 
 class _TokenRefused(FetchFailed):
-    """An error that is raised if the server refuses to introspect a token."""
+    """An error that is raised when the server refuses to introspect a token."""
 
 
 class IntrospectionResult(NamedTuple):
@@ -62,8 +62,9 @@ class IntrospectionResult(NamedTuple):
 
     Attributes:
         claims: The members of the response, or ``None`` if the token is not active.
-        until: The monotonic time when the result expires, in seconds.
-        refresh_at: The monotonic time after which using the result triggers a background refresh, in seconds.
+        until: The monotonic time, in seconds, when the result expires.
+        refresh_at: The monotonic time, in seconds, after which the next use of the result triggers a background
+            refresh.
     """
 
     claims: Mapping[str, Any] | None
@@ -75,10 +76,10 @@ class Introspection:
     """One server's introspection endpoint. An instance can be shared by threads, tasks, and event loops.
 
     Args:
-        endpoint: The endpoint's URL, which must be accepted by the HTTP client.
-        client: This service's credential for the endpoint, or ``None`` if the endpoint does not require a credential.
+        endpoint: The endpoint's URL, which the HTTP client must accept.
+        client: This service's credential for the endpoint, or ``None`` if the endpoint does not require one.
         issuer: The issuer that the endpoint belongs to, or ``None`` if the issuer is unknown.
-        timeout: The maximum time to wait for a response, in seconds.
+        timeout: The maximum time, in seconds, to wait for a response.
         size: The maximum number of active results to cache. The same limit applies to inactive results.
         http: The client that sends the requests, or ``None`` to use the default client.
     """
@@ -103,7 +104,7 @@ class Introspection:
         self._active: Cache[IntrospectionResult] = Cache(size)
         # Separate caches prevent invalid tokens from evicting active tokens.
         self._inactive: Cache[IntrospectionResult] = Cache(size)
-        # The earliest time to retry the lookup of each token whose lookup failed.
+        # The earliest retry time for each token whose lookup failed.
         self._failed: Cache[float] = Cache(size)
         self._breaker = CircuitBreaker(monotonic)
         self._warn_at = float("-inf")
@@ -127,7 +128,8 @@ class Introspection:
 
         Args:
             key: The token's digest.
-            token: The token. If this argument is passed, a result that expires soon is refreshed in the background.
+            token: The token. If the token is passed and the result is due for a refresh, the refresh starts in the
+                background.
         """
         result = self._active.get(key) or self._inactive.get(key)
         now = self._monotonic()
@@ -142,7 +144,7 @@ class Introspection:
         """Start a lookup, or join a pending lookup of the same token.
 
         Returns:
-            The future to wait for. The future's result is ``None`` if the lookup fails.
+            The future to wait for, whose result is ``None`` if the lookup fails.
 
         Raises:
             KeysUnavailable: The endpoint is down, the last lookup of this token failed recently, or too many lookups
@@ -174,7 +176,7 @@ class Introspection:
         try:
             pool.executor.submit(self._run, pool, key, token, future, deadline)
         except RuntimeError:  # no thread can be started, because the process has reached its thread limit or is exiting
-            # Cancel the call, because the executor might have queued the call despite the error.
+            # Cancel the call, because the executor might have queued it despite the error.
             if future.cancel():
                 self._cancel(pool, key)
                 raise KeysUnavailable from None
@@ -198,7 +200,7 @@ class Introspection:
         return self._lookups if self._refreshes.is_busy and not self._lookups.is_busy else self._refreshes
 
     def _postpone_refresh(self, key: bytes) -> None:
-        """Postpone the next refresh of *key* after a refresh has been dropped.
+        """Postpone the next refresh of *key* after a refresh was dropped.
 
         Call this method only from the thread that owns the current lookup of *key*. Any other thread might overwrite a
         newer result.
@@ -244,7 +246,7 @@ class Introspection:
         _log(level, "introspection failed: %s", error)
 
     def _probe(self) -> bool:
-        """Return whether the lookup of a random token succeeds. A random token is inactive (RFC 7662, section 2.2)."""
+        """Return whether a lookup of a random token succeeds. The token should be inactive (RFC 7662, section 2.2)."""
         try:
             self._introspect(secrets.token_urlsafe(32), min(self._timeout, _PROBE_SECONDS))
         except _TokenRefused:
@@ -273,7 +275,7 @@ class Introspection:
     def _store(self, key: bytes, claims: Mapping[str, Any] | None) -> IntrospectionResult:
         now = self._monotonic()
         if claims is None:
-            # Store the new result before removing the old result to ensure that a result is always available.
+            # Store the new result before removing the old one so that a result is always available.
             until = now + NEGATIVE_REUSE_SECONDS
             result = IntrospectionResult(None, until, until)
             self._inactive.put(key, result)
@@ -307,7 +309,7 @@ def build_request(
 
 
 def read_response(body: bytes) -> Mapping[str, Any] | None:
-    """Return the members of the response, or ``None`` if the token is not active (RFC 7662, section 2.2).
+    """Return the members of the introspection response, or ``None`` if the token is not active (RFC 7662, section 2.2).
 
     Raises:
         FetchFailed: The response is not a JSON object with a boolean ``active`` member.

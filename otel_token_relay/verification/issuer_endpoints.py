@@ -46,11 +46,11 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IssuerReport:
-    """A report about the responses from one issuer's endpoints.
+    """A report on the responses from one issuer's endpoints.
 
     Attributes:
         issuer: The issuer, as configured.
-        endpoints: The reports, in the order in which the verifier queries the endpoints.
+        endpoints: The endpoint reports, in the order in which a verifier queries the endpoints.
     """
 
     issuer: str
@@ -76,7 +76,7 @@ class IssuerReport:
 
     @property
     def clock_difference(self) -> float | None:
-        """The first known clock difference in the endpoint reports, or ``None`` if all are unknown."""
+        """The first known clock difference in the endpoint reports, or ``None`` if none is known."""
         return next((r.clock_difference for r in self.endpoints if r.clock_difference is not None), None)
 
 
@@ -97,20 +97,20 @@ def ask_issuers(
     Args:
         issuers: The trusted issuers. The sequence is empty if tokens are verified only by introspection.
         algorithms: The accepted algorithms.
-        jwks_uri: The key set's URL, or ``None`` to read the URL from the metadata. If this argument is set, there must
-            be exactly one issuer.
-        introspection_endpoint: The introspection endpoint. The request introspects a random token. If this argument is
-            set, there must be at most one issuer.
+        jwks_uri: The key set's URL, or ``None`` to read it from the metadata. If this argument is set, *issuers* must
+            contain exactly one issuer.
+        introspection_endpoint: The URL of the introspection endpoint. The request introspects a random token. If this
+            argument is set, *issuers* must contain at most one issuer.
         client: This service's credential for the introspection endpoint.
         jwks_token_file: A file that contains the token for fetching the issuer's keys. See `KeyCredential`. If this
-            argument is set, there must be exactly one issuer.
-        timeout: The maximum total duration of all requests, in seconds. The default value is the same as the
-            verifier's.
+            argument is set, *issuers* must contain exactly one issuer.
+        timeout: The maximum total duration, in seconds, of all requests. The default value is the same as for a
+            verifier.
         http: The client that sends the requests, or ``None`` to use the default client.
-        now: A callable that returns the current time, in seconds since the epoch.
+        now: A callable that returns the current time as seconds since the epoch.
 
     Raises:
-        ConfigurationError: The arguments conflict with each other. The rules are the same as for a verifier.
+        ConfigurationError: The arguments conflict with each other. The same rules apply to a verifier's arguments.
     """
     deadline = time.monotonic() + timeout
     until = deadline - _REPORTING_SECONDS
@@ -138,7 +138,7 @@ def ask_issuers(
 
 
 def describe_keys(keys: KeySet) -> str:
-    """Describe the usable keys and their algorithms, and the unusable keys and their problems."""
+    """Describe the usable keys with their algorithms and the unusable keys with their problems."""
     algorithms: dict[str | None, list[str]] = {}
     for kid, algorithm in keys.uses:
         algorithms.setdefault(kid, []).append(algorithm)
@@ -149,7 +149,7 @@ def describe_keys(keys: KeySet) -> str:
 
 
 class InThread(Generic[_Result]):
-    """A function call in a daemon thread."""
+    """A function call that runs in a daemon thread."""
 
     def __init__(self, function: Callable[[], _Result]) -> None:
         self._result: _Result | None = None
@@ -162,9 +162,9 @@ class InThread(Generic[_Result]):
         self._thread.start()
 
     def result(self, deadline: float) -> _Result | None:
-        """Wait for the result until the monotonic time *deadline*.
+        """Wait until the function finishes or the monotonic time *deadline* is reached, and return the result.
 
-        Return ``None`` if the function has raised an exception or is still running.
+        Return ``None`` if the function raised an exception or is still running.
         """
         self._thread.join(max(0.0, deadline - time.monotonic()))
         return self._result
@@ -172,14 +172,14 @@ class InThread(Generic[_Result]):
 
 @dataclass(slots=True)
 class _Inquiry:
-    """The requests to one issuer.
+    """The requests to one issuer's endpoints.
 
     Attributes:
         issuer: The issuer, or ``None`` if tokens are verified only by introspection.
         endpoint: The introspection endpoint, or ``None`` if tokens are not introspected.
         client: This service's credential for the introspection endpoint.
         algorithms: The accepted algorithms.
-        deadline: The monotonic time by which all requests must finish, in seconds.
+        deadline: The monotonic time, in seconds, by which all requests must finish.
     """
 
     issuer: TrustedIssuer | None
@@ -196,8 +196,10 @@ class _Inquiry:
         return str(self.endpoint) if self.issuer is None else self.issuer.issuer
 
     def run(self) -> IssuerReport:
-        """Query the endpoints in the same order as a verifier does, but request both metadata documents
-        simultaneously."""
+        """Query the endpoints and return the reports in the order in which a verifier queries the endpoints.
+
+        Both metadata documents are requested simultaneously.
+        """
         introspection = None if self.endpoint is None else InThread(self._ask_introspection)
         reports = [] if self.issuer is None else self._ask_for_keys(self.issuer)
         if introspection is not None:
@@ -222,7 +224,7 @@ class _Inquiry:
             return [self._fetch(self._key_set(issuer.jwks_uri))]
         running = [(endpoint, InThread(partial(self._fetch, endpoint))) for endpoint in self._metadata()]
         metadata, keys = [self._wait(*running[0])], []
-        # If the first metadata request receives no response, the verifier does not send the second request.
+        # If the first metadata request receives no response, a verifier does not send the second request.
         if metadata[0].state == "problem":
             metadata.append(self._wait(*running[1]))
         jwks_uri = next((report.found for report in metadata if report.found is not None), None)
@@ -240,7 +242,7 @@ class _Inquiry:
         return metadata + keys
 
     def timed_out(self) -> IssuerReport:
-        """Return the report for an issuer whose requests exceeded the deadline."""
+        """Return the report for an issuer whose requests did not finish before the deadline."""
         if self.issuer is None:
             endpoint = Endpoint("introspection", self._name, _examine_introspection)
         else:
@@ -251,7 +253,7 @@ class _Inquiry:
         return IssuerReport(issuer=self._name, endpoints=tuple(endpoints))
 
     def _fetch(self, endpoint: Endpoint) -> EndpointReport:
-        """Fetch metadata or keys with the token from the issuer's configured token file."""
+        """Fetch metadata or keys with the token from the issuer's token file, if one is configured."""
         try:
             authorization = KeyCredential.of(self.issuer).header_for(endpoint.url)
         except FetchFailed as error:
@@ -318,7 +320,7 @@ def _examine_introspection(response: Response) -> Finding:
 
 
 def _read_document(response: Response) -> Claims | str:
-    """Return the response's JSON object, or a description of the problem."""
+    """Return the JSON object from the response, or a description of the problem."""
     problem = problem_with_status(response)
     if problem is not None:
         return problem

@@ -1,7 +1,7 @@
 """Published keys, each restricted to a single algorithm.
 
-A `Key` is used only for one issuer, one ``kid``, and one algorithm, which must be compatible with the key's type and
-curve. The algorithm is determined by the key and the configured list, and never by the token.
+A `Key` is used for only one issuer, one ``kid``, and one algorithm, which must be compatible with the key's type and
+curve. The algorithm depends on the key and on the configured list, and never on the token.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from otel_token_relay.algorithms import KEY_TYPES
 from otel_token_relay.errors import ConfigurationError
 
 # RFC 7518, sections 6.2.1 and 6.3.1; RFC 8037, section 2. Private members are deliberately omitted, because PyJWT would
-# build a private key from these members.
+# build a private key from them.
 _PUBLIC_MEMBERS: Final = {"RSA": ("kty", "n", "e"), "EC": ("kty", "crv", "x", "y"), "OKP": ("kty", "crv", "x")}
 
-# The problem with a key that is published for a different purpose, such as encryption. Such keys alone do not trigger a
-# warning.
+# The problem that is reported for a key with a purpose other than signatures, such as encryption. If all unusable keys
+# have this problem, no warning is logged.
 NOT_FOR_SIGNATURES: Final = "not for signatures"
 
-# Check the characters, because Python's decoder also accepts whitespace and other characters.
+# Check the characters, because Python's decoder accepts invalid characters, such as whitespace.
 _is_base64url = re.compile(r"[A-Za-z0-9_-]+", re.ASCII).fullmatch
 
-# The maximum length of an RSA modulus (8192 bits) in base64url characters. Verification with a longer modulus takes too
-# long.
+# The maximum length, in base64url characters, of an RSA modulus (8192 bits). Verification with a longer modulus takes
+# too long.
 _MAX_MODULUS_LENGTH: Final = 1366
 
 
@@ -51,7 +51,7 @@ def check_algorithms(names: Sequence[str]) -> frozenset[str]:
             # With a symmetric algorithm, the public key would be the secret, so an attacker could sign tokens.
             raise ConfigurationError("algorithms", f"unsupported algorithm; expected one of {', '.join(KEY_TYPES)}")
     allowed = frozenset(names)
-    # RFC 9864, section 4.1: Ed25519 is the new name of EdDSA with the Ed25519 curve.
+    # Ed25519 is the new name for EdDSA with the Ed25519 curve (RFC 9864, section 4.1).
     return allowed | {"Ed25519"} if "EdDSA" in allowed else allowed
 
 
@@ -59,8 +59,8 @@ class Key(NamedTuple):
     """A public key and PyJWT's implementation of the key's algorithm.
 
     Attributes:
-        issuer: The issuer in the key's ``issuer`` member, which is used by Microsoft Entra. The value is ``None`` if
-            the key does not have this member.
+        issuer: The value of the key's ``issuer`` member, which Microsoft Entra uses, or ``None`` if the key does not
+            have this member.
     """
 
     algorithm: Algorithm
@@ -68,7 +68,7 @@ class Key(NamedTuple):
     issuer: str | None = None
 
     def verifies(self, signing_input: bytes, signature: bytes) -> bool:
-        """Return whether the signature was created with this key."""
+        """Return whether the signature is valid for this key."""
         try:
             return self.algorithm.verify(signing_input, self.material, signature)
         except Exception:  # cryptography raises various errors for malformed signatures
@@ -90,7 +90,7 @@ class SkippedKey(NamedTuple):
 
 
 class KeySet:
-    """One issuer's usable keys. Instances are immutable: if the issuer's keys change, a new instance is created.
+    """One issuer's usable keys. Instances are immutable. If the issuer's keys change, a new instance is created.
 
     Attributes:
         contents: A value that identifies the keys. Key sets with equal contents are interchangeable.
@@ -112,7 +112,7 @@ class KeySet:
 
     @property
     def uses(self) -> tuple[KeyUse, ...]:
-        """The permitted uses of the keys, in the order of the key set."""
+        """The permitted uses of the keys, in the same order as in the key set."""
         return tuple(KeyUse(kid, algorithm) for kid, algorithm in self._by_use)
 
     @classmethod
@@ -120,8 +120,7 @@ class KeySet:
         """Parse a JWK set and skip keys that cannot or must not be used to verify tokens.
 
         The skipped keys are encryption keys, keys that do not match a configured algorithm, keys that are too short or
-        malformed, and keys with an ambiguous ``kid``. A ``kid`` is ambiguous if several different keys have the same
-        ``kid``.
+        malformed, and keys with an ambiguous ``kid``. A ``kid`` is ambiguous if two or more different keys share it.
 
         Raises:
             ValueError: The document is not a JWK set.
@@ -159,7 +158,7 @@ class KeySet:
         return cls(by_use, frozenset(contents), skipped)
 
     def find(self, kid: str | None, algorithm: str) -> tuple[Key, ...]:
-        """Return the keys that match a token header. Multiple keys can match only if *kid* is ``None``."""
+        """Return the keys that match a token header. Different public keys can match only if *kid* is ``None``."""
         return self._by_use.get((kid, algorithm), ())
 
     def knows(self, kid: str | None) -> bool:
@@ -167,7 +166,7 @@ class KeySet:
         return kid in self._kids
 
     def describe_skipped(self) -> str:
-        """List each problem with the number of affected keys, or return an empty string if all keys are usable."""
+        """Return each problem and the number of affected keys, or an empty string if all keys are usable."""
         counts = Counter(problem for _, problem in self.skipped)
         return ", ".join(f"{count} {problem}" for problem, count in counts.items())
 
@@ -175,7 +174,7 @@ class KeySet:
         return len(self.contents)
 
 
-# The length of a coordinate in octets (RFC 7518, section 6.2.1.2).
+# The length, in octets, of a coordinate on each curve (RFC 7518, section 6.2.1.2).
 _COORDINATES: Final = {"P-256": 32, "P-384": 48, "P-521": 66, "secp256k1": 32}
 _NUMBERS: Final = ("n", "e", "x", "y")
 
@@ -183,7 +182,7 @@ _NUMBERS: Final = ("n", "e", "x", "y")
 def _normalize(jwk: object) -> object:
     """Convert a nonconforming but unambiguous key to the format that RFC 7518 requires.
 
-    Some issuers send empty values or null for missing members, add padding to base64url values, use the base64
+    Some issuers send empty values or null instead of omitting members, add padding to base64url values, use the base64
     alphabet, add leading zero octets to the numbers in RSA keys, or omit leading zero octets from coordinates.
     """
     if not isinstance(jwk, dict):
@@ -209,7 +208,7 @@ def _normalize_number(text: str, name: str, jwk: Mapping[str, Any]) -> str:
 
 
 def _split(members: Sequence[Any]) -> tuple[list[Mapping[str, Any]], list[SkippedKey]]:
-    """Separate public signature keys from all other members of the key set."""
+    """Separate public keys for signatures from all other entries in the key set."""
     usable, skipped = [], []
     for member in members:
         problem = _problem_with(member)
@@ -239,7 +238,7 @@ def _identity(jwk: Mapping[str, Any]) -> object:
 
 
 def _algorithms_of(jwk: Mapping[str, Any]) -> frozenset[str]:
-    """Return the key's ``alg`` or, if the key has no ``alg``, all algorithms for the key's type and curve."""
+    """Return the algorithms that the key's type, curve, and ``alg`` allow."""
     kind = (jwk["kty"], None if jwk["kty"] == "RSA" else jwk.get("crv"))
     fitting = frozenset(name for name, kinds in KEY_TYPES.items() if kind in kinds)
     if "alg" not in jwk:
@@ -262,7 +261,7 @@ def _build(jwk: Mapping[str, Any], name: str) -> Key | str:
         material = algorithm.from_jwk(public)
         if algorithm.check_key_length(material) is not None:
             return "too short"
-    except Exception:  # skip the key after any error
+    except Exception:  # skip the key if any error occurs
         return "malformed"
     issuer = jwk.get("issuer")
     return Key(algorithm, material, issuer if isinstance(issuer, str) else None)

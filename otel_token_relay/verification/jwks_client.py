@@ -2,14 +2,14 @@
 
 Invariants:
 
-* A request with a known key never waits. The lock is held only during assignments, and never during a fetch. Each fetch
-  runs in a background thread and is shared by all waiting callers.
+* A request whose token has a known key never waits. The lock is held only during assignments, never during a fetch.
+  Each fetch runs in a background thread and is shared by all waiting callers.
 * Forged tokens cannot block all of a server's threads. A request with an unknown ``kid`` waits only for a fetch that
   started recently, and the number of waiting requests is limited.
 * Unknown ``kid`` values and endpoint failures trigger at most one fetch per cooldown period. An attacker can easily
   forge ``kid`` values, and forged values must not increase the load on the issuer.
-* If the issuer is down, the issuer's keys can be used for an additional *max_stale* seconds. Stale keys prevent an
-  outage but must not be used indefinitely.
+* If the issuer is down, its keys can be used for an additional *max_stale* seconds. Stale keys prevent an outage but
+  must not be used indefinitely.
 * A source without keys raises `KeysUnavailable` within *timeout* seconds, because requests with tokens from other
   issuers might be waiting for a thread. If the last fetch failed, the source raises the error much sooner.
 """
@@ -44,20 +44,20 @@ from otel_token_relay.verification.metadata import (
 
 _logger = logging.getLogger("otel_token_relay")
 
-# The maximum number of seconds that a request waits for a key that might not exist. This time is longer than the
-# typical duration of a fetch but short enough for a server with few threads.
+# The maximum number of seconds that a request waits for a key that might not exist. The limit is longer than a typical
+# fetch but short enough for a server with few threads.
 PATIENCE_SECONDS: Final = 1.0
-# The maximum number of requests that can wait at the same time. The limit is necessary because requests that wait on an
-# event loop use memory but do not use threads.
+# The maximum number of requests that can wait at the same time. The limit is necessary because requests that are
+# waiting on an event loop use memory but not threads.
 MAX_WAITING: Final = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyTimes:
-    """The time limits of a key source, in seconds.
+    """The time limits, in seconds, of a key source.
 
     Attributes:
-        cooldown: The minimum time between two fetches for an unknown ``kid``, and the minimum time before a failed
+        cooldown: The minimum time between two fetches for unknown ``kid`` values, and the minimum time before a failed
             fetch is retried.
         timeout: The maximum duration of a refresh, including discovery. A request never waits longer than this time,
             and waits this long only if the source has no keys.
@@ -80,7 +80,7 @@ class _Flight:
 
     Attributes:
         end: A future that is done when the fetch has succeeded or failed.
-        started: The start time in seconds, according to `time.monotonic`, which tests do not replace.
+        started: The start time, in seconds, from `time.monotonic`, which tests do not replace.
         waiting: The total number of callers that have joined the fetch.
     """
 
@@ -99,7 +99,7 @@ class KeySource:
     Args:
         issuer: The issuer, exactly as it appears in the ``iss`` claim.
         algorithms: The accepted algorithms.
-        jwks_uri: The key set's URL, or ``None`` to read the URL from the issuer's metadata.
+        jwks_uri: The key set's URL, or ``None`` to read it from the issuer's metadata.
         credential: The token for fetching the metadata and the keys, or ``None`` if no token is required.
         http: The client that sends the requests, or ``None`` to use the default client.
     """
@@ -115,7 +115,7 @@ class KeySource:
         http: HttpClient | None = None,
         monotonic: Clock = time.monotonic,
     ) -> None:
-        # If the key set's URL is configured, the issuer is only a name that does not have to be a URL.
+        # If the key set's URL is configured, the issuer is only a name and does not have to be a URL.
         self._http = shared_client() if http is None else http
         self.issuer: str = issuer if jwks_uri is not None else check_issuer(issuer, self._http.plaintext_hosts)
         self._algorithms = algorithms
@@ -134,7 +134,7 @@ class KeySource:
         call_in_child(self, KeySource._start_over)
 
     def _start_over(self) -> None:
-        # This method is also called in a forked child, which does not have the thread of a running fetch. The lock
+        # This method is also called in a forked child, where the thread of a running fetch does not exist. The lock
         # might be held by a thread that does not exist in the child.
         self._lock = threading.RLock()
         if self._flight is not None:
@@ -170,7 +170,7 @@ class KeySource:
         """Return the fetch to wait for if a token's ``kid`` is unknown.
 
         Returns:
-            The fetch, or ``None`` during the cooldown. During the cooldown, the key is treated as nonexistent.
+            The fetch, or ``None`` during the cooldown, when the key is treated as nonexistent.
 
         Raises:
             KeysUnavailable: The current fetch, which might return the key, is taking too long or has too many waiting
@@ -196,11 +196,11 @@ class KeySource:
         return Wait(flight.end, max(remaining, 0.0))
 
     def unavailable(self) -> KeysUnavailable:
-        """Build the error for a caller that has waited unsuccessfully."""
+        """Build the error for a caller that waited but did not receive the key."""
         return KeysUnavailable(max(1.0, self._next_after_failure - self._monotonic()))
 
     def _launch(self) -> _Flight:
-        """Return the current fetch, or start a new fetch."""
+        """Return the current fetch, or start a new one."""
         with self._lock:
             if self._flight is not None:
                 return self._flight
@@ -260,7 +260,7 @@ class KeySource:
         self._accept(keys, fresh_seconds(response.headers))
 
     def _warn_about(self, keys: KeySet) -> None:
-        """Log a warning when the set of unusable keys changes, unless the set contains only encryption keys."""
+        """Log a warning when the unusable keys change, unless `NOT_FOR_SIGNATURES` is their only problem."""
         if keys.skipped == self._reported:
             return
         self._reported = keys.skipped
@@ -272,7 +272,7 @@ class KeySource:
     def _accept(self, keys: KeySet, fresh: float) -> None:
         now = self._monotonic()
         if self._keys is None or self._keys.contents != keys.contents:
-            # Replacing the object invalidates the cached verifications, which refer to the old object.
+            # Replacing the key set invalidates the cached verification results, which refer to the old key set.
             self._keys = keys
         # Refresh the keys well before they expire. The random factor prevents a service's instances from refreshing the
         # keys simultaneously.

@@ -1,8 +1,8 @@
-"""Parse a compact JWS and its JSON strictly.
+"""Parse a compact JWS and its JSON objects strictly.
 
 If two programs parse the same token differently, an attacker can exploit the difference. Such differences can result
-from duplicate member names, numbers written as strings, and UTF-16. For this reason, a token is parsed strictly before
-any other rule is checked. The size and the nesting depth are limited before the JSON is parsed.
+from duplicate member names, numbers written as strings, and UTF-16 encoding. For this reason, a token is parsed
+strictly before any other rule is checked. The size and the nesting depth are checked before the JSON is parsed.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ Claims = dict[str, Any]
 MAX_DEPTH: Final = 32
 MAX_INTEGER_DIGITS: Final = 20
 
-# RFC 7515, section 7.1: a JWS has three base64url parts that are separated by dots. RFC 7515, section 2: base64url
-# values do not have padding.
+# A JWS has three base64url parts that are separated by dots (RFC 7515, section 7.1). Base64url values do not have
+# padding (RFC 7515, section 2).
 _segments = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)", re.ASCII).fullmatch
 
 # C0 and C1 control characters, DEL, and the Unicode line and paragraph separators. Names that contain these characters
-# could forge log lines or break a header.
+# could be used to forge log lines or break a header.
 has_control_character: Callable[[str], re.Match[str] | None] = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]").search
 
 
@@ -58,7 +58,7 @@ def _read_float(text: str) -> float:
 
 def _read_object(pairs: list[tuple[str, Any]]) -> Claims:
     members = dict(pairs)
-    # RFC 7515, section 4, and RFC 7519, section 4: duplicate names must be rejected.
+    # Duplicate names must be rejected (RFC 7515, section 4; RFC 7519, section 4).
     if len(members) != len(pairs):
         raise ValueError("duplicate member name")
     return members
@@ -72,8 +72,8 @@ _decode = json.JSONDecoder(
 ).decode
 
 
-# The closing quote is optional to prevent backtracking. With a required quote, an unclosed string with many escaped
-# quotes would be scanned again from each quote, which could take almost a second.
+# The closing quote is optional to prevent backtracking. If the closing quote were required, an unclosed string with
+# many escaped quotes would be scanned again from each quote, which could take almost a second.
 _strings = re.compile(r'"(?:[^"\\]|\\.)*"?', re.DOTALL)
 
 
@@ -89,7 +89,7 @@ def _depth(text: str) -> int:
 
 
 def parse_object(data: bytes) -> Claims:
-    """Parse a UTF-8 JSON object with unique member names, finite numbers, and a limited depth.
+    """Parse a UTF-8 JSON object with unique member names, finite numbers, and a limited nesting depth.
 
     Raises:
         ValueError: The data is invalid. The error message describes the problem without quoting the data.
@@ -131,7 +131,7 @@ def parse_jws(token: str, *, max_length: int) -> Jws:
 
     Args:
         token: The token as received.
-        max_length: The maximum length of the token, in characters. Longer tokens are rejected before parsing.
+        max_length: The maximum length, in characters, of the token. Longer tokens are rejected without being parsed.
 
     Raises:
         TokenRejected: The token is too long or malformed, or ``alg`` is not a string. The reason is ``too_long``,
@@ -164,15 +164,15 @@ def _check_header(header: Claims) -> None:
         raise TokenRejected("algorithm_not_allowed")
     kid = header.get("kid", "-")
     is_named = isinstance(kid, str) and kid != "" and not has_control_character(kid)
-    # RFC 7515, section 4.1.11: a token with an unsupported critical extension must be rejected. This package does not
-    # support any critical extensions. RFC 7797: "b64" requires "crit".
+    # A token with an unsupported critical extension must be rejected (RFC 7515, section 4.1.11). This package does not
+    # support any critical extensions. The "b64" member requires the "crit" member (RFC 7797, section 6).
     is_critical = "crit" in header or "b64" in header
     if is_critical or not is_named or not isinstance(header.get("typ", "JWT"), str):
         raise TokenRejected("malformed")
 
 
 def looks_like_jws(token: str) -> bool:
-    """Return whether *token* has three parts and the first part is a JSON object with an ``alg`` member."""
+    """Return whether *token* has three parts, the first of which is a JSON object with an ``alg`` member."""
     match = _segments(token)
     if match is None:
         return False
@@ -183,7 +183,7 @@ def looks_like_jws(token: str) -> bool:
 
 
 def copy_json(value: Any) -> Any:
-    """Return a deep copy of a JSON value so that one request cannot change the claims of a different request."""
+    """Return a deep copy of a JSON value so that requests cannot change each other's claims."""
     if isinstance(value, dict):
         return {name: copy_json(member) for name, member in value.items()}
     if isinstance(value, list):

@@ -16,12 +16,13 @@ _MAX_BYTES: Final = 64 * 1024
 class KeyCredential:
     """A bearer token that is stored in a file.
 
-    The file is read on each use, because the token is replaced long before it expires and the keys are rarely fetched.
+    The file is read for each request, because the token is replaced long before it expires. The overhead is small,
+    because keys are rarely fetched.
 
     Args:
-        path: The path to the file. If the path is empty, no token is sent.
+        path: The path to the file. If the path is empty, requests are sent without a token.
         urls: The URLs that an operator has configured. The token is sent only to the origins of these URLs, and only
-            over HTTPS. For this reason, an issuer's metadata cannot redirect the token to a different server.
+            over HTTPS. This restriction prevents an issuer's metadata from redirecting the token to a different server.
     """
 
     def __init__(self, path: str, urls: Iterable[str | None] = ()) -> None:

@@ -1,6 +1,6 @@
 """Describe why a token is malformed.
 
-A description never contains any part of the token, but can include a position, a number, or a type of character.
+A description can include a position, a number, or a type of character, but never any part of the token.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _NOT_A_JWT: Final = (
 def find_malformation(token: str) -> tuple[str, str] | None:
     """Return the problem and the recommended action, or ``None`` if the token is a well-formed JWS.
 
-    This function checks the same rules in the same order as `jws.parse_jws`.
+    This function checks for the problems that cause `jws.parse_jws` to reject a token as ``malformed``.
     """
     if problem := _find_foreign_characters(token):
         return problem

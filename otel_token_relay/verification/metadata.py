@@ -18,7 +18,7 @@ from otel_token_relay.origin import Origin, is_trustworthy
 # The tenant placeholder in Microsoft Entra's metadata and in the ``issuer`` member of Entra's keys.
 TENANT_IN_METADATA: Final = "{tenantid}"
 
-# The default freshness lifetime of keys, and the limits for a lifetime that is specified in a response.
+# The default freshness lifetime for keys, and the limits for the lifetime that a response specifies.
 DEFAULT_FRESH_SECONDS: Final = 300.0
 MIN_FRESH_SECONDS: Final = 30.0
 MAX_FRESH_SECONDS: Final = 24 * 3600.0
@@ -32,7 +32,7 @@ def check_issuer(issuer: object, plaintext_hosts: Collection[str] = ()) -> str:
 
     Args:
         issuer: The issuer.
-        plaintext_hosts: The hosts for which plain HTTP is allowed, each with an optional port.
+        plaintext_hosts: The hosts, each with an optional port, for which plain HTTP is allowed.
 
     Raises:
         ConfigurationError: The issuer has a query or a fragment, or is not an HTTPS URL. An HTTP URL is also accepted
@@ -47,12 +47,13 @@ def check_issuer(issuer: object, plaintext_hosts: Collection[str] = ()) -> str:
 
 
 def metadata_urls(issuer: str) -> tuple[str, str]:
-    """Return the two possible metadata URLs.
+    """Return the two possible metadata URLs for an issuer.
 
     OpenID Connect appends the well-known path to the issuer's path. RFC 8414 inserts the well-known path before the
     issuer's path.
 
-    For an issuer that accepts any Microsoft Entra tenant, this function returns the URLs of the ``common`` endpoint.
+    If the issuer contains a placeholder for the Microsoft Entra tenant, this function returns the URLs of the
+    ``common`` endpoint.
     """
     parts = urlsplit(issuer.replace(TENANT, "common"))
     path = parts.path.rstrip("/")
@@ -74,16 +75,16 @@ def problem_with_metadata(
     """Return the reason why the metadata or the URL in the metadata cannot be trusted, or ``None`` if both can be
     trusted.
 
-    RFC 8414, section 3.3: the issuer in the document must be identical to the configured issuer. Otherwise, an attacker
-    who controls a different path on the issuer's host could make this service trust the attacker's keys. The returned
-    reason does not quote the document.
+    The issuer in the document must be identical to the configured issuer (RFC 8414, section 3.3). Otherwise, an
+    attacker who controls a different path on the issuer's host could make this service trust the attacker's keys. The
+    returned reason does not quote the document.
 
     Args:
         document: The metadata document.
         issuer: The issuer, as configured.
-        plaintext_hosts: The hosts for which plain HTTP is allowed, each with an optional port. A document can contain a
-            plain HTTP URL on one of these hosts only if the URL has the same origin as the issuer.
-        name: The member that contains the URL.
+        plaintext_hosts: The hosts, each with an optional port, for which plain HTTP is allowed. A plain HTTP URL on one
+            of these hosts is trusted only if it has the same origin as the issuer.
+        name: The name of the member that contains the URL.
     """
     problem = _problem_with_name(document, issuer)
     if problem is not None:
@@ -98,8 +99,8 @@ def _problem_with_name(document: Mapping[str, Any], issuer: str) -> str | None:
     named = document.get("issuer")
     if not isinstance(named, str):
         return "the document does not specify an issuer"
-    # The metadata for the ``common`` endpoint contains a placeholder. Source: Microsoft, "OpenID Connect on the
-    # Microsoft identity platform".
+    # The metadata for the ``common`` endpoint contains a placeholder for the tenant. Source: Microsoft, "OpenID Connect
+    # on the Microsoft identity platform".
     if named != issuer.replace(TENANT, TENANT_IN_METADATA):
         difference = describe_difference(issuer, named)
         return "the document specifies a different issuer" + (f" ({difference})" if difference else "")
@@ -113,7 +114,7 @@ def _is_secure(url: str, issuer: str, plaintext_hosts: Collection[str]) -> bool:
 
 
 def fresh_seconds(headers: Mapping[str, str]) -> float:
-    """Return a response's freshness lifetime in seconds, within fixed limits (RFC 9111, sections 4.2 and 5.2.2)."""
+    """Return a response's freshness lifetime in seconds, within a fixed range (RFC 9111, sections 4.2 and 5.2.2)."""
     control = headers.get("cache-control", "")
     if _forbids_reuse(control):
         return MIN_FRESH_SECONDS

@@ -1,4 +1,4 @@
-"""The identity of a verified request, for use in applications."""
+"""The identity of a verified request, which applications can use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from otel_token_relay.verification.verifier import VerifiedToken
 
 
 class Principal:
-    """A request's identity. The class has the attributes of a user object in Starlette and similar frameworks.
+    """A request's identity. An instance has the attributes of a user object in Starlette and similar frameworks.
 
     Attributes:
         token: The verified token, or ``None`` if the request was accepted without a token.
@@ -46,7 +46,7 @@ class Principal:
 
     @property
     def claims(self) -> Mapping[str, Any]:
-        """The verified claims. The mapping is read-only, and is empty if the request has no token."""
+        """The verified claims. The mapping is read-only and is empty if the request has no token."""
         return {} if self.token is None else self.token.claims
 
     @property
@@ -56,7 +56,7 @@ class Principal:
 
     @property
     def display_name(self) -> str:
-        """An alias of `identity`."""
+        """An alias for `identity`."""
         return self.identity
 
     def __repr__(self) -> str:
@@ -86,7 +86,7 @@ def principal_of(request: MutableMapping[str, Any]) -> Principal:
 
 
 def challenges_of(request: MutableMapping[str, Any]) -> Challenges:
-    """Return the error responses of the last authenticator that accepted this request."""
+    """Return the error responses from the last authenticator that accepted this request."""
     boundary: Boundary | None = request.get(BOUNDARY_KEY)
     admitted_by = () if boundary is None else boundary.admitted_by
     return next(

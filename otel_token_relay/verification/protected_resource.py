@@ -17,7 +17,7 @@ from otel_token_relay.settings import RESOURCE_RULE, is_resource
 
 WELL_KNOWN: Final = "/.well-known/oauth-protected-resource"
 
-# The document is public, and browser-based clients fetch the document with a custom header.
+# The document is public, and browser-based clients fetch it with a custom header.
 _FOR_BROWSERS: Final = (("Access-Control-Allow-Origin", "*"),)
 _FOR_PREFLIGHT: Final = (
     *_FOR_BROWSERS,
@@ -27,10 +27,10 @@ _FOR_PREFLIGHT: Final = (
 
 
 class ProtectedResource:
-    """A resource's metadata document and the paths that serve the document.
+    """A resource's metadata document and the paths at which it is served.
 
     Args:
-        identifier: The URL that clients use, such as ``https://mcp.example/mcp``.
+        identifier: The URL that clients use for the resource, such as ``https://mcp.example/mcp``.
         authorization_servers: The issuers of the resource's tokens.
         scopes: The scopes that the metadata lists as supported.
 

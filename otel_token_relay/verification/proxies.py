@@ -1,4 +1,4 @@
-"""Determine the proxy for a request from the environment variables.
+"""Determine from environment variables which proxy to use for a request.
 
 Only HTTPS requests use a proxy, so this module reads only ``https_proxy`` and ``no_proxy``. Plain HTTP is used only for
 loopback addresses and for hosts that an operator has listed.
@@ -42,7 +42,7 @@ def proxy_for(origin: Origin, environ: Mapping[str, str]) -> Proxy | None:
     """Return the proxy for requests to *origin*, or ``None`` to connect directly.
 
     Raises:
-        ValueError: The proxy URL is invalid. The message does not contain any part of the URL except for the scheme.
+        ValueError: The proxy URL is invalid. The scheme is the only part of the URL that the message can contain.
     """
     if origin.scheme != "https" or origin.is_loopback:
         return None
@@ -92,7 +92,7 @@ def _split_port(entry: str) -> tuple[str, str | None]:
 
 
 def _read(environ: Mapping[str, str], name: str) -> str:
-    # The lowercase variable overrides the uppercase variable even if the lowercase variable is empty.
+    # An empty lowercase variable also overrides the uppercase variable.
     return (environ[name] if name in environ else environ.get(name.upper(), "")).strip()
 
 

@@ -1,4 +1,4 @@
-"""Record the selected claims of verified tokens as attributes of the SERVER span.
+"""Record the selected claims from verified tokens as attributes of the SERVER span.
 
 Middleware in the application runs within the SERVER span, but the server boundary runs before the span starts. If the
 span already exists when a token is verified, the claims are recorded immediately. Otherwise, the claims are recorded
@@ -28,7 +28,8 @@ class SpanClaimsInForce:
     """The claims that are selected in the current settings.
 
     Args:
-        settings: A callable that returns the current settings. The settings can be installed later.
+        settings: A callable that returns the current settings. The settings can be installed after the instance is
+            created.
     """
 
     def __init__(self, settings: SettingsInForce) -> None:
@@ -49,7 +50,7 @@ _MAX_ACTORS: Final = 10
 
 
 def actors_of(claims: Mapping[str, Any]) -> list[str]:
-    """Return up to ten actors that act on behalf of the subject, starting with the current actor.
+    """Return the identifiers of up to ten actors that act on behalf of the subject, starting with the current actor.
 
     An actor is identified by ``sub`` or, if ``sub`` is missing, by ``client_id``. The list ends before the first actor
     without an identifier.
@@ -85,7 +86,7 @@ class SpanClaims:
         return cls(settings.span_claims) if settings.span_claims else None
 
     def describe(self, verification: Verification, span: trace.Span) -> None:
-        """Record the selected claims in *span*, except for claims whose values are not valid attribute values.
+        """Record the selected claims in *span*, and skip claims whose values are not valid attribute values.
 
         The ``act`` claim is recorded as a list of actors. See `actors_of`.
         """
@@ -98,13 +99,13 @@ class SpanClaims:
                 span.set_attribute(attribute, value)
 
     def describe_current(self, verification: Verification) -> None:
-        """Record the selected claims in the current span if the span is a SERVER span."""
+        """Record the selected claims in the current span if it is a SERVER span."""
         span = trace.get_current_span()
         if span.is_recording() and getattr(span, "kind", None) is trace.SpanKind.SERVER:
             self.describe(verification, span)
 
     def attach(self) -> None:
-        """Add the span processor to the current tracer provider if the tracer provider is from the SDK."""
+        """Add the span processor to the current tracer provider if it supports span processors."""
         provider = trace.get_tracer_provider()
         add = getattr(provider, "add_span_processor", None)
         if add is not None and provider is not self._attached_to:

@@ -1,7 +1,7 @@
 """The TLS contexts of an HTTP client.
 
-Each client certificate has a separate context to ensure that the certificate is presented only with the intended
-requests. An additional context does not present a client certificate.
+Each client certificate has a separate context to ensure that it is presented only for the intended requests. Requests
+without a client certificate use an additional context.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _MAX_CONTEXTS: Final = 32
 
 
 class TlsContexts:
-    """TLS contexts that are rebuilt when a file changes. This class is thread-safe.
+    """TLS contexts, each of which is rebuilt when one of its files changes. This class is thread-safe.
 
     Args:
         ca_file: A PEM file that contains the trusted CA certificates. If this argument is ``None``, the contexts trust
@@ -30,7 +30,8 @@ class TlsContexts:
         self._contexts: dict[tuple[str, str | None] | None, tuple[object, ssl.SSLContext]] = {}
 
     def context(self, certificate: ClientCertificate | None = None) -> ssl.SSLContext:
-        """Return the context that presents *certificate*. If *certificate* is ``None``, no certificate is presented.
+        """Return a context that presents *certificate*. If *certificate* is ``None``, the context does not present a
+        certificate.
 
         Raises:
             FetchFailed: A certificate file or key file cannot be used.
@@ -41,8 +42,8 @@ class TlsContexts:
             known = self._contexts.get(key)
             if known is not None and known[0] == version:
                 return known[1]
-            # The context is cached, because loading the certificate store takes about 20 ms. OpenSSL uses
-            # SSL_CERT_FILE.
+            # The context is cached, because loading the certificate store takes about 20 ms. OpenSSL reads the
+            # SSL_CERT_FILE variable.
             context = ssl.create_default_context(cafile=self._ca_file)
         except (OSError, ValueError):
             raise FetchFailed("the CA certificates cannot be read", "not_configured") from None

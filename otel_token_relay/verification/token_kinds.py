@@ -1,8 +1,8 @@
 """Determine a token's kind from the members of the token or its introspection response.
 
-An issuer uses the same keys to sign access tokens, ID tokens, refresh tokens, and other JWTs. Only RFC 9068 requires a
-distinct type for access tokens. `MARKERS` lists the members that common providers use to distinguish kinds of tokens.
-To support an additional provider, add an entry to `MARKERS`.
+An issuer typically uses the same keys to sign access tokens, ID tokens, refresh tokens, and other JWTs. Only RFC 9068
+requires a distinct type for access tokens. `MARKERS` lists the members that common providers use to distinguish between
+kinds of tokens. To support an additional provider, add an entry to `MARKERS`.
 
 The providers document the member names publicly.
 """
@@ -16,22 +16,22 @@ TokenKind = Literal["access", "ID", "refresh", "other"]
 
 
 class Marker(NamedTuple):
-    """An entry of `MARKERS`.
+    """An entry in `MARKERS`.
 
     Attributes:
         provider: The name of the provider or specification.
-        members: The members that must all be present. Messages mention only the first member.
+        members: The members, all of which must be present. Messages mention only the first member.
         kind: The kind of token that has these members, or ``None`` if the value of the first member determines the
             kind.
         source: The document that describes these members.
-        has_value: A callable that returns whether the value of the first member matches this marker, or ``None`` if any
-            value matches.
+        has_value: A callable that checks whether the value of the first member matches this marker. If this attribute
+            is ``None``, any value matches.
         is_statement: Whether the marker explicitly identifies an access token. Such a marker takes precedence over
             ``nonce``, which some providers copy into access tokens.
         is_closed: Whether an unknown value of the first member indicates a different kind of token. If false, unknown
             values are ignored, because applications might use the member for other purposes.
-        accepted: The values in access tokens, as spelled by the provider. Messages list these values. If *is_closed* is
-            true, these values are accepted even if they do not identify a kind.
+        accepted: The values that the provider uses in access tokens. Messages list these values with the provider's
+            spelling. If *is_closed* is true, these values are accepted even if they do not identify a kind.
     """
 
     provider: str
@@ -44,7 +44,7 @@ class Marker(NamedTuple):
     accepted: tuple[str, ...] = ()
 
     def kind_of(self, claims: Mapping[str, Any]) -> TokenKind | None:
-        """Return the kind of token that this marker indicates, or ``None`` if the marker does not apply."""
+        """Return the kind of token that this marker indicates, or ``None`` if the marker does not match."""
         if not all(claims.get(name) is not None for name in self.members):
             return None
         value = claims[self.members[0]]
@@ -65,7 +65,7 @@ _WORDS: Final[Mapping[str, TokenKind]] = {
     **dict.fromkeys(("id", "idtoken", "idt", "identity", "identitytoken"), "ID"),
     **dict.fromkeys(("refresh", "refreshtoken", "rt", "offline", "offlinetoken"), "refresh"),
 }
-"""The kind of token for each word that providers use, as normalized by `_normalize`."""
+"""A mapping from normalized words (see `_normalize`) to kinds of tokens."""
 
 
 def _is_scope(value: object) -> bool:
@@ -104,7 +104,7 @@ def _access(
 
 
 MARKERS: Final[tuple[Marker, ...]] = (
-    # The value of any of these members determines the kind of token.
+    # The value of each of these members determines the kind of token.
     _names("Keycloak", "typ", "Keycloak: TokenUtil (Bearer, ID, Refresh, Offline, Logout)", "Bearer", "JWT", "at+jwt"),
     _names("Amazon Cognito", "token_use", "Cognito: Verifying JSON web tokens; Hydra: introspection", "access"),
     _names("RFC 7662", "token_type", "RFC 7662, section 2.2; djangorestframework-simplejwt", "Bearer", "access", "JWT"),
@@ -155,7 +155,7 @@ MARKERS: Final[tuple[Marker, ...]] = (
 
 
 class Kinds(NamedTuple):
-    """The markers that a token's members match.
+    """The markers that match a token's members.
 
     Attributes:
         access: A marker that indicates an access token, or ``None``. An explicit marker takes precedence.
@@ -179,7 +179,7 @@ _MARKERS_OF: Final = _by_first_member()
 
 
 def read_kinds(claims: Mapping[str, Any]) -> Kinds:
-    """Find the markers in the members of a token or an introspection response."""
+    """Find the markers that match the members of a token or an introspection response."""
     access = statement = foreign = foreign_kind = nonce = None
     for name in claims:
         for marker in _MARKERS_OF.get(name, ()):
@@ -198,8 +198,8 @@ def read_kinds(claims: Mapping[str, Any]) -> Kinds:
     return Kinds(statement or access, foreign, foreign_kind)
 
 
-# Source: OpenID Connect Core, sections 2 and 5.1; OpenID Connect Front-Channel Logout, section 3 (sid); claim
-# references of Keycloak, Microsoft Entra, and Cognito.
+# Source: OpenID Connect Core, sections 2 and 5.1; OpenID Connect Front-Channel Logout, section 3 (sid); the Keycloak,
+# Microsoft Entra, and Cognito claim references.
 _OF_USERS: Final = (
     *("preferred_username", "username", "cognito:username", "upn", "unique_name", "email", "name", "given_name"),
     *("family_name", "nickname", "phone_number", "auth_time", "amr", "nonce", "sid", "session_state", "session_id"),
@@ -207,5 +207,5 @@ _OF_USERS: Final = (
 
 
 def names_user(claims: Mapping[str, Any]) -> bool:
-    """Return whether a token without ``sub`` might represent a user instead of a client."""
+    """Return whether a token without ``sub`` might represent a user rather than a client."""
     return any(claims.get(name) is not None for name in _OF_USERS)

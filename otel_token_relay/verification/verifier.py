@@ -1,9 +1,9 @@
 """Verify an access token's issuer, signature, audience, lifetime, and revocation status.
 
 A verifier parses the token (`jws`), finds the trusted issuer, gets the issuer's keys (`jwks_client`), and checks the
-signature and the claims (`claims`). If an endpoint is configured, the verifier introspects the token. Finally, the
-verifier calls the revocation hook. `TokenVerifier` blocks the thread while it waits, and `AsyncTokenVerifier` blocks
-only the task.
+signature and the claims (`claims`). If an introspection endpoint is configured, the verifier introspects the token.
+Finally, the verifier calls the revocation hook. While waiting, `TokenVerifier` blocks the thread, but
+`AsyncTokenVerifier` blocks only the task.
 """
 
 from __future__ import annotations
@@ -68,9 +68,9 @@ class _Accepted(NamedTuple):
     """A verification result that is shared by all requests with the same token.
 
     Attributes:
-        source: The source of *keys*, or ``None`` if no signature was checked.
+        source: The source of *keys*, or ``None`` if the signature was not checked.
         keys: The keys that were used to check the signature.
-        until: The monotonic time when the result expires, in seconds.
+        until: The monotonic time, in seconds, when the result expires.
         introspection: The endpoint that introspected the token, or ``None`` if the token was not introspected.
         introspected: The introspection response.
     """
@@ -87,11 +87,11 @@ class _Accepted(NamedTuple):
 
 
 class VerifiedToken:
-    """A verified access token from one request. This object contains the claims but not the token.
+    """A verified access token from one request. This object contains the token's claims but not the token itself.
 
     Attributes:
         scopes: The token's scopes (RFC 6749, section 3.3).
-        expires_at: The ``exp`` claim in seconds since the epoch, or ``None`` if the introspection response does not
+        expires_at: The ``exp`` claim as seconds since the epoch, or ``None`` if the introspection response does not
             contain ``exp``.
         issuer: The ``iss`` claim, or ``None`` if the introspection response does not contain ``iss``.
     """
@@ -115,7 +115,7 @@ class VerifiedToken:
 
     @property
     def subject(self) -> str | None:
-        """The user or service that the token represents (the ``sub`` claim), or ``None``."""
+        """The ``sub`` claim (the user or service that the token represents), or ``None`` if it is missing."""
         return self._shared.get("sub")
 
     @property
@@ -138,7 +138,7 @@ class VerifiedToken:
         return "" if client is None or names_user(self._shared) else f"client:{client}"
 
     def is_still_valid(self) -> bool:
-        """Check without waiting whether the token is still valid. If the status is unknown, return ``False``."""
+        """Check, without waiting, whether the token is still valid. If the status is unknown, return ``False``."""
         try:
             return self._is_valid()
         except Exception:  # the token's status is unknown if the revocation hook fails
@@ -154,24 +154,24 @@ class VerifierCore:
     Args:
         issuers: The trusted issuers. Each issuer is a `TrustedIssuer` or a name that exactly matches the ``iss`` claim.
             An issuer's keys can verify only tokens from the same issuer. If an issuer is not an HTTPS URL or a loopback
-            HTTP URL, the URL of the issuer's keys must be configured. Use
-            ``https://login.microsoftonline.com/{tid}/v2.0`` to accept any Microsoft Entra tenant except the tenant for
-            personal accounts.
+            HTTP URL, the URL of its keys must be configured. Use ``https://login.microsoftonline.com/{tid}/v2.0`` to
+            accept any Microsoft Entra tenant except the tenant for personal accounts.
         audience: One or more names that identify this service in the ``aud`` claim.
         algorithms: The accepted signature algorithms, which must be asymmetric (RFC 8725, section 3.1).
         profile: The profile of the accepted tokens. Use ``rfc9068`` for access tokens that comply with RFC 9068,
             ``generic`` for issuers that do not send a ``typ`` of ``at+jwt``, or ``id-token`` for providers whose
             clients send ID tokens to APIs.
-        leeway: The maximum difference between the issuer's clock and the service's clock, in seconds.
-        jwks_uri: The key set's URL, or ``None`` to read the URL from the issuer's metadata. If this argument is set,
-            there must be exactly one issuer.
+        leeway: The maximum difference, in seconds, between the issuer's clock and this service's clock.
+        jwks_uri: The key set's URL, or ``None`` to read it from the issuer's metadata. If this argument is set,
+            *issuers* must contain exactly one issuer.
         introspection_endpoint: The URL of the introspection endpoint (RFC 7662). If this argument is set, every token
-            is introspected, and there must be at most one issuer. If *issuers* is empty, tokens are verified only by
-            introspection. Otherwise, the signature and claims of JWTs are verified first. A response is reused for at
-            most 60 seconds.
+            is introspected, and *issuers* must contain at most one issuer. If *issuers* is empty, tokens are verified
+            only by introspection. Otherwise, the signature and claims of JWTs are verified first. A response is reused
+            for at most 60 seconds.
         client_id: This service's client ID for the introspection endpoint.
         client_secret: This service's client secret for the introspection endpoint, or a callable that returns the
-            secret. Instead of *client_secret*, one of the following arguments can be specified. See `ClientCredential`.
+            secret. To use a different type of credential, specify one of the following arguments instead. See
+            `ClientCredential`.
         client_secret_file: A file that contains the client secret.
         client_key_file: A file that contains the private key for signing client assertions.
         client_key_id: The ``kid`` in the header of client assertions.
@@ -183,32 +183,32 @@ class VerifierCore:
             value other than ``aud`` requires the ``generic`` profile and at most one issuer.
         tenants: The accepted Microsoft Entra tenants. If the sequence is empty, any tenant is accepted.
         is_revoked: A callable that receives the verified claims and returns whether the token has been revoked. The
-            verifier calls this callable when a token is used, and at each hop that relays the token. The callable must
-            return immediately and must not perform I/O, because it also runs on event loops.
+            verifier calls this callable for each request with a valid token and at each hop that relays the token. The
+            callable must return immediately and must not perform I/O, because it also runs on event loops.
         scope_claims: The names of the claims that contain scopes. The scopes from all of these claims are combined. Use
-            dots to specify nested members.
-        max_length: The maximum length of a token, in characters. Longer tokens are rejected.
+            dots to separate the names of nested members.
+        max_length: The maximum length, in characters, of a token. Longer tokens are rejected.
         cache_size: The maximum number of cached verification results. If the value is 0, results are not cached.
-        cache_seconds: The maximum time that a verification result is cached, in seconds. The result also becomes
+        cache_seconds: The maximum time, in seconds, that a verification result is cached. The result also becomes
             invalid when the token expires, the keys change, or the introspection response expires.
-        cooldown: The minimum time between two fetches for an unknown key, and the minimum time before a failed fetch is
-            retried, in seconds.
-        timeout: The maximum time that a request waits for keys or for an introspection response, in seconds.
-        max_stale: The maximum time that stale keys remain in use while the issuer is down, in seconds.
+        cooldown: The minimum time, in seconds, between two fetches for unknown keys and before a retry of a failed
+            fetch.
+        timeout: The maximum time, in seconds, that a request waits for keys or for an introspection response.
+        max_stale: The maximum time, in seconds, that stale keys remain in use while the issuer is down.
         jwks_token_file: A file that contains the bearer token for fetching the issuer's metadata and keys. If this
-            argument is set, there must be exactly one issuer. The token is sent only over HTTPS, and only to the origin
-            of the issuer or of *jwks_uri*.
+            argument is set, *issuers* must contain exactly one issuer. The token is sent only over HTTPS, and only to
+            the origin of the issuer or of *jwks_uri*.
         http: The client that sends requests to issuers, or ``None`` to use a client that trusts the system's CA
             certificates.
-        now: A callable that returns the current time, in seconds since the epoch.
-        monotonic: A callable that returns the time of a monotonic clock, in seconds.
+        now: A callable that returns the current time as seconds since the epoch.
+        monotonic: A callable that returns the time, in seconds, of a monotonic clock.
 
     Raises:
         ConfigurationError: An argument is invalid. The error identifies the argument.
         TypeError: An argument is unknown. The error suggests an argument with a similar name.
     """
 
-    # `__new__` accepts any arguments so that the error can suggest the correct argument.
+    # `__new__` accepts any arguments so that the error message can suggest the correct name.
     def __new__(cls, *args: object, **options: object) -> Self:
         known = inspect.signature(cls.__init__).parameters
         for name in options.keys() - known.keys():
@@ -355,7 +355,7 @@ class VerifierCore:
             return None
         if accepted.introspection is not None:
             result = accepted.introspection.cached(key, token)
-            # If there is a newer response, the token must be verified again, because the newer response might be more
+            # If a newer response is available, the token must be verified again, because that response might be more
             # restrictive.
             if result is None or result.claims is None or result.claims is not accepted.introspected:
                 return None
@@ -439,7 +439,7 @@ class VerifierCore:
         if jws.header["alg"] not in self._algorithms:
             raise TokenRejected("algorithm_not_allowed", "alg")
         claims = without_nulls(jws.claims)
-        # The issuer is not verified yet. The claim is used only to select a trusted issuer.
+        # The issuer has not been verified yet. The claim is used only to select a trusted issuer.
         issuer = claims.get("iss")
         if issuer is None:
             raise TokenRejected("missing_claim", "iss")
@@ -468,7 +468,7 @@ class VerifierCore:
                 raise source.unavailable()
         kid = jws.header.get("kid")
         if not keys.knows(kid) or (kid is None and not _verifies(jws, keys.find(kid, jws.header["alg"]))):
-            # The issuer might have new keys. A forged kid is still unknown after the fetch.
+            # The issuer might have new keys. A forged kid remains unknown after the fetch.
             wait = source.wait_for_unknown()
             if wait is not None:
                 yield wait
@@ -522,7 +522,7 @@ class VerifierCore:
             rules: The rules that the members must satisfy.
             issuer: The verified issuer of a JWT, or ``None`` for an opaque token.
         """
-        # Some servers send null for members with unknown values.
+        # Some servers send null for members whose values are unknown.
         claims = without_nulls(dict(introspected))
         foreign = read_kinds(claims).foreign
         if foreign is not None:
@@ -576,7 +576,8 @@ def _check_sources(issuers: Sequence[TrustedIssuer], rules: Rules, endpoint: str
     if not issuers and endpoint is None:
         raise ConfigurationError("issuers", "expected at least one issuer or an introspection endpoint")
     if not rules.audience and any(not issuer.audience for issuer in issuers):
-        # RFC 9068, section 4: the audience is required. Otherwise, tokens for other services would be accepted.
+        # The audience is required (RFC 9068, section 4). Without an audience, tokens for other services would be
+        # accepted.
         raise ConfigurationError("audience", "expected this service's name as it appears in aud")
     if len(issuers) > 1 and rules.audience_claim != "aud":
         raise ConfigurationError("audience_claim", "any claim other than aud requires a single issuer")

@@ -1,8 +1,8 @@
 """Use a single thread to call functions when their deadlines pass.
 
 Almost every watch ends before its deadline. Starting a ``threading.Timer`` for each watch would take longer than the
-rest of the request. The thread starts with the first watch and exits after the last watch has ended. The thread sleeps
-until the earliest deadline, but for at most a few seconds. A watch that ends early does not wake up the thread.
+rest of the request. The thread starts with the first watch and exits after the last watch ends. The thread sleeps until
+the earliest deadline, but never for more than a few seconds. A watch that ends early does not wake up the thread.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ class Watchdog:
         self._numbers = itertools.count()
         self._is_running = False
         self._wakes_at = 0.0
-        self._tidy_at = 0.0  # the next time to remove the entries of ended watches
+        self._tidy_at = 0.0  # when the entries of ended watches are next removed
 
     @contextlib.contextmanager
     def watching(self, deadline: float, call: Callable[[], None]) -> Generator[None, None, None]:
-        """Call *call* in a different thread if the ``with`` block has not ended by the monotonic time *deadline*.
+        """Call *call* in the watchdog's thread if the ``with`` block has not ended by the monotonic time *deadline*.
 
-        The call can still occur shortly after the ``with`` block has ended.
+        The call might still occur shortly after the ``with`` block has ended.
         """
         held: list[Callable[[], None] | None] = [call]
         with self._changed:
@@ -57,7 +57,7 @@ class Watchdog:
         try:
             yield
         finally:
-            held[0] = None  # release the callable's objects before the deadline
+            held[0] = None  # release the callable without waiting for the deadline
 
     def _run(self) -> None:
         while True:

@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 class WorkerPool:
     """A thread pool and the number of calls that are running or waiting.
 
-    The owner must hold a lock to access the pool, and must update and limit the number of calls.
+    The owner must hold a lock while accessing the pool, and must update and limit the number of calls.
 
     Args:
-        name: A word to include in the names of the threads.
+        name: A word to include in the thread names.
         workers: The maximum number of threads.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""`BearerAuthMiddleware` for WSGI applications (Flask, Django, Falcon, and more) and a scope check for views."""
+"""`BearerAuthMiddleware` and a scope check for views in WSGI frameworks such as Flask, Django, and Falcon."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class BearerAuthMiddleware:
         settings: The settings that specify the token headers. The middleware uses these settings only if no outer
             boundary has read the headers. If this argument is ``None``, the middleware uses the installed settings or,
             if no settings are installed, the settings from the environment.
-        options: Options for `BearerAuthenticator`: ``realm``, ``required_scopes``, ``any_scopes``, ``exclude``,
-            ``resource_metadata``, ``acr_values``, and ``max_age``.
+        options: The `BearerAuthenticator` options, which are ``realm``, ``required_scopes``, ``any_scopes``,
+            ``exclude``, ``resource_metadata``, ``acr_values``, and ``max_age``.
 
     Raises:
         ConfigurationError: An option is invalid. The error identifies the option.
@@ -64,7 +64,7 @@ class Response(NamedTuple):
     Attributes:
         body: The response body.
         status: The status code, which is 401 or 403.
-        headers: All headers, including the challenge.
+        headers: All response headers, including the challenge.
     """
 
     body: bytes
@@ -73,13 +73,13 @@ class Response(NamedTuple):
 
 
 def refuse_without(environ: Environ, *scopes: str) -> Response | None:
-    """Return an error response if the caller's token lacks any of *scopes*; otherwise, return ``None``::
+    """Return an error response if the caller's token does not contain all *scopes*; otherwise, return ``None``::
 
         if refusal := refuse_without(request.environ, "profiles:read"):
             return refusal
 
     Args:
-        environ: The WSGI environ: Flask's ``request.environ`` or Django's ``request.META``.
+        environ: The WSGI environ, which is ``request.environ`` in Flask and ``request.META`` in Django.
         scopes: The required scopes, which are listed in the challenge (RFC 6750, section 3.1). If no scopes are
             specified, every valid token is accepted.
 
