@@ -15,8 +15,7 @@ from otel_token_relay.origin import ANY_HOST, ANY_PORT, Origin, OriginPattern
 
 # Redirects can point to arbitrary origins, so the number and length of cached origins are limited.
 _CACHED_ORIGINS: Final = 4096
-# The longest host has 253 characters plus a trailing dot (RFC 1035, section 2.3.4), and the longest scheme is
-# ``https``.
+# The longest host has 253 characters plus a trailing dot (RFC 1035, section 2.3.4), and the longest scheme is https.
 _MAX_LENGTH: Final = 260
 
 
@@ -65,9 +64,7 @@ class RelayPolicy:
         return None if origin is None else self.match(origin)
 
     def match(self, origin: Origin) -> Destination | None:
-        """Return the entry that allows a token to be sent to *origin*, or ``None`` if sending a token there is not
-        allowed.
-        """
+        """Return the entry that allows a token to be sent to *origin*, or ``None`` if sending is not allowed."""
         pattern = self.deciding_pattern(origin)
         return None if pattern is None else self._by_pattern[pattern]
 

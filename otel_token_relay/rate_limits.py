@@ -20,8 +20,7 @@ class _Window:
 
 
 class RateLimit:
-    """A limit on the number of events for each key in each period. A key's period starts with the first event for the
-    key.
+    """A limit on the number of events for each key in each period. A key's period starts with its first event.
 
     Instances are thread-safe. For speed, events are counted without a lock, so simultaneous events from multiple
     threads might occasionally exceed the limit.
