@@ -6,7 +6,7 @@ exists, `warn` writes warnings to standard error itself.
 
 The ``decisions`` mode writes one line for each decision. The ``debug`` mode also writes this package's log records.
 Both modes ignore the application's logging configuration. Lines never contain tokens. This package logs only origins,
-settings, and values from closed sets. In ``debug`` mode, it also logs masked claim values from rejected tokens.
+settings, values from closed sets, and, in ``debug`` mode, masked claim values from rejected tokens.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ _MAX_LENGTH: Final = 260
 
 
 class RelayPolicy:
-    """An allow-list for finding the entry that applies to an origin. Instances are immutable and thread-safe.
+    """An allow-list that determines which entry applies to an origin. Instances are immutable and thread-safe.
 
     If multiple entries match, the most specific entry applies. An exact host takes precedence over wildcards, a longer
     wildcard takes precedence over a shorter one, and ``*`` has the lowest precedence. For the same host, an entry for a

@@ -101,7 +101,7 @@ class TokenRelayPropagator(TextMapPropagator):
         * If the carrier does not contain credentials, the binding does not change in the request's own thread and
           asyncio task. As a result, a job that runs within the request has the caller's token. A background consumer
           that the request starts does not have the token.
-        * If the boundary has rejected the request's credentials, no token is bound.
+        * If the boundary has rejected the request's credentials, this method does not bind a token.
 
         If a message outside a boundary does not contain credentials, the service can still act on its own behalf (see
         `is_unserved`). An HTTP request without credentials is treated as a request from an anonymous caller.

@@ -1,4 +1,4 @@
-"""Record the SERVER span and duration of requests that never reach the application or its instrumentation.
+"""Record the SERVER spans and durations of requests that are refused before they reach the application.
 
 Invariants:
 

@@ -263,7 +263,7 @@ class Relay:
         if self.is_closed:
             return None
         current = get_current()
-        # This check runs for every hop. For speed, it does not call `is_suppressed`.
+        # This check runs for every hop, so it avoids the slower call to `is_suppressed`.
         if current.get(SUPPRESS_KEY) or current.get(OLD_SUPPRESS_KEY):
             return None
         if context is None:
@@ -453,7 +453,7 @@ class Relay:
         Args:
             url: The URL, as passed to a client.
             without_user: Whether to assume that no request is being served. Otherwise, the caller's token is assumed to
-                be ordinary and unexpired and, if this service verifies tokens, verified.
+                be ordinary and unexpired. If this service verifies tokens, the token is also assumed to be verified.
         """
         read = read_url(url)
         if read.origin is None:
@@ -791,7 +791,7 @@ class Exchange(Generic[Sent]):
         return self._fail(failure or _NOT_CONFIGURED)
 
     def _finish(self, obtained: Obtained) -> Sent | None:
-        """Check the tokens again, because the caller's request might have ended. Then complete the decision."""
+        """Complete the decision after checking the tokens again, because the caller's request might have ended."""
         if self._relay.is_closed:
             return None
         hop = self._hop(obtained)
