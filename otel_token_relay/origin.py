@@ -4,7 +4,7 @@ An `Origin` consists of a scheme, a host, and a port (RFC 6454, section 4). Host
 A-labels (RFC 5890), and without a trailing dot. IP addresses are stored in canonical form, without brackets.
 
 Attackers exploit URLs that two parsers interpret differently, such as ``http://good\\@evil/``. For this reason,
-`Origin.of` accepts only a target that a client has already parsed and will connect to. `Origin.parse` accepts URLs that
+`Origin.of` accepts only targets that a client has already parsed and will connect to. `Origin.parse` accepts URLs that
 no client has parsed, but rejects ambiguous URLs.
 """
 
@@ -40,7 +40,7 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL).fullmatch
 
 
 def normalize_host(host: str) -> str | None:
-    """Return *host* in canonical form, or ``None`` if *host* is invalid.
+    """Return *host* in canonical form, or ``None`` if it is invalid.
 
     Args:
         host: A host name or IP address in ASCII. Brackets around an IPv6 address are optional.
@@ -50,7 +50,7 @@ def normalize_host(host: str) -> str | None:
     host = host.lower()
     if ":" in host or host.startswith("["):
         bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-        # Reject zone IDs (RFC 6874). A zone ID identifies a local network interface, and clients disagree on the
+        # Reject zone IDs (RFC 6874). A zone ID identifies a local network interface, and clients disagree on its
         # syntax.
         address = None if "%" in bare or ":" not in bare else address_of(bare)
         return None if address is None else str(address)
@@ -72,7 +72,7 @@ def address_of(host: str) -> IPv4Address | IPv6Address | None:
 
 
 def _to_ascii(host: str) -> str | None:
-    """Return *host* with Unicode labels encoded as A-labels, or ``None`` if *host* cannot be encoded."""
+    """Return *host* with Unicode labels encoded as A-labels, or ``None`` if it cannot be encoded."""
     if host.isascii():
         return host
     # Import idna only when needed. The import takes 10 ms and uses 2 MB of memory, and most deployments have no Unicode
@@ -98,13 +98,13 @@ class Origin(NamedTuple):
 
         Args:
             scheme: ``http``, ``https``, ``ws``, or ``wss`` (case-insensitive).
-            host: The host that the client passes to the resolver, in ASCII. Unicode names are rejected. Clients encode
-                such names according to different standards (IDNA 2003, IDNA 2008, or UTS 46), so only the client's own
-                result is reliable.
+            host: The ASCII host name or IP address that the client passes to the resolver. Unicode names are rejected.
+                Clients encode such names according to different standards (IDNA 2003, IDNA 2008, or UTS 46), so only
+                the client's own encoding is reliable.
             port: The port; ``None`` for the scheme's default port.
 
         Returns:
-            The origin, or ``None`` if the target is not an HTTP origin.
+            The origin, or ``None`` if the target does not have a valid HTTP origin.
         """
         wire_scheme = _SCHEMES.get(scheme.lower())
         wire_host = normalize_host(host)
@@ -139,7 +139,7 @@ class Origin(NamedTuple):
 
     @property
     def is_secure(self) -> bool:
-        """Whether https or a loopback host protects traffic from attackers on the network."""
+        """Whether traffic is protected from network attackers, either by HTTPS or because it stays on this machine."""
         return self.scheme == "https" or self.is_loopback
 
     def __str__(self) -> str:
@@ -151,7 +151,7 @@ def is_trustworthy(url: str, plaintext_hosts: Collection[str] = ()) -> bool:
 
     Args:
         url: The URL.
-        plaintext_hosts: The hosts, each with an optional port, that the operator trusts over plain http.
+        plaintext_hosts: The hosts, each with an optional port, that the operator trusts over plain HTTP.
     """
     origin = Origin.parse(url)
     return (
@@ -163,7 +163,7 @@ def is_trustworthy(url: str, plaintext_hosts: Collection[str] = ()) -> bool:
 
 
 def is_listed(origin: Origin | OriginPattern, hosts: Collection[str]) -> bool:
-    """Return whether *hosts* contains the origin's host, alone or with the origin's port. Subdomains do not match.
+    """Return whether *hosts* contains the origin's host, with or without the origin's port. Subdomains do not match.
 
     For a pattern that matches any port, *hosts* must contain the host without a port.
     """
@@ -226,7 +226,7 @@ class OriginPattern(NamedTuple):
 
     @classmethod
     def find(cls, text: str) -> OriginPattern | None:
-        """Parse a pattern, or return ``None`` if the pattern is invalid."""
+        """Parse a pattern, or return ``None`` if it is invalid."""
         with suppress(ValueError):
             return cls.parse(text)
         return None

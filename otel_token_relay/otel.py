@@ -1,8 +1,7 @@
 """The private OpenTelemetry APIs that the core uses.
 
-The core uses private OpenTelemetry APIs only in this module, so this module is the only core module to check after an
-OpenTelemetry upgrade. The adapters for clients, servers, and redaction use private APIs of the libraries that they
-adapt.
+This is the only core module that uses private OpenTelemetry APIs, so it is the only one to check after an OpenTelemetry
+upgrade. The adapters for clients, servers, and redaction use the private APIs of the libraries that they adapt.
 """
 
 from __future__ import annotations
@@ -23,10 +22,10 @@ from opentelemetry.propagators.textmap import TextMapPropagator
 _logger = logging.getLogger("otel_token_relay")
 
 SPAN_KEY: Final = next(iter(trace.set_span_in_context(trace.INVALID_SPAN, Context())))
-"""The key for the span in a context.
+"""The context key for the current span.
 
 Looking up this key is faster than calling `opentelemetry.trace.get_current_span`, which checks the span's type against
-an abstract class. The type check takes longer than the rest of an unrecorded hop.
+an abstract class. The type check takes longer than all other work for an unrecorded hop.
 """
 
 # Exporters and other telemetry code set these keys for their own calls. The HTTP-only key is not included, because
@@ -38,7 +37,7 @@ OLD_SUPPRESS_KEY: Final = "suppress_instrumentation"
 def is_suppressed(context: Context) -> bool:
     """Return whether *context* belongs to telemetry code, whose requests get no token and are not recorded.
 
-    An exporter might run while its provider holds a lock. Recording the exporter's request would then cause a deadlock.
+    An exporter might run while its provider holds a lock. Recording the exporter's request could then cause a deadlock.
     """
     return bool(context.get(SUPPRESS_KEY) or context.get(OLD_SUPPRESS_KEY))
 
@@ -55,10 +54,10 @@ _setter: CodeType | None = None
 def set_strings(span: Any, strings: dict[str, str]) -> None:
     """Set span attributes whose keys and values are non-empty strings.
 
-    The SDK validates each key and value in Python and acquires two locks for each attribute, which takes as long as the
-    rest of a hop. For speed, this function writes the attributes directly while holding the SDK's lock. This function
-    calls ``set_attribute`` instead if the attributes might exceed the span's limits or if that method has been
-    replaced.
+    The SDK validates each key and value in pure Python and acquires two locks for each attribute, which takes as long
+    as all other work for a hop. For speed, this function writes the attributes directly while holding the SDK's lock.
+    This function calls ``set_attribute`` instead if the attributes might exceed the span's limits or if that method has
+    been replaced.
     """
     try:
         if span.set_attribute.__code__ is (_setter or _find_setter()):
@@ -69,14 +68,16 @@ def set_strings(span: Any, strings: dict[str, str]) -> None:
                     if span._end_time is None:
                         held.update(strings)
                 return
-    except AttributeError:  # the span is not from the SDK, or the SDK's internals have changed
+    except AttributeError:  # the SDK did not create the span, or its internals have changed
         pass
     for key, text in strings.items():
         span.set_attribute(key, text)
 
 
 def _find_setter() -> CodeType | None:
-    """Return the method's code object, or ``None`` if the SDK is not imported or the method has been replaced."""
+    """Return the code object of the SDK's own `Span.set_attribute` method, or ``None`` if the SDK is not imported or
+    the method has been replaced.
+    """
     global _setter
     sdk: Any = sys.modules.get("opentelemetry.sdk.trace")
     if sdk is None:
@@ -107,7 +108,7 @@ _reset: Final[Callable[[Any], None]] = otel_context.detach if _variable is None 
 
 
 def detach(attached: Any) -> None:
-    """Detach a context. Log any error instead of raising it, as ``opentelemetry.context.detach`` does."""
+    """Detach a context. Like ``opentelemetry.context.detach``, log any error instead of raising it."""
     try:
         _reset(attached)
     except Exception:  # for example, an event loop can close a coroutine in a different task

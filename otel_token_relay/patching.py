@@ -1,12 +1,11 @@
 """Install and remove the innermost wrapper of a method.
 
-Instrumentation wraps the same methods and must see the request without the token, regardless of the installation order.
-Instrumentation uses wrapt proxies. The function inside a proxy can be replaced, so our wrapper is always the innermost
-one.
+Instrumentation also wraps the methods that this package wraps, and it must see the request without the token,
+regardless of the installation order. Instrumentation uses wrapt proxies. The function inside a proxy can be replaced,
+so our wrapper is always the innermost one.
 
 Our wrappers are plain functions, not wrapt proxies, because a call through a proxy is many times slower. In addition,
-opentelemetry-instrumentation's ``unwrap`` removes the outermost proxy, even if a different library installed that
-proxy.
+opentelemetry-instrumentation's ``unwrap`` removes the outermost proxy, even if a different library installed it.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ MISSING: Final = object()
 
 
 class _EnclosedAttribute:
-    """A descriptor that returns an enclosed value, but stores the original value where the class would store it.
+    """A descriptor that returns an enclosed value but stores the original value where the class would store it.
 
     Args:
         stored: The class's original attribute: a slot, a default value, or `MISSING`.
@@ -108,8 +107,8 @@ class Patches:
             name: The method's name.
             build: A function that returns a wrapper for the original function.
             parameters: The parameters that the original function must have; ``None`` if the wrapper accepts any
-                arguments. Explicit parameters are faster: passing ``*args, **kwargs`` would take longer than the rest
-                of most wrappers.
+                arguments. Explicit parameters are faster, because passing ``*args, **kwargs`` takes longer than the
+                rest of most wrappers.
 
         Raises:
             AttributeError: *owner* does not define *name* itself, or the function has different parameters.
@@ -133,15 +132,14 @@ class Patches:
         enclose: Callable[[Any], Any],
         is_ready: Callable[[Any], bool] = lambda instance: True,
     ) -> None:
-        """Replace the value that code reads from an instance attribute with ``enclose(value)``. The stored values do
-        not change.
+        """Make an instance attribute return ``enclose(value)`` when it is read. The stored values do not change.
 
         The change also affects existing instances and values that are assigned later.
 
         Args:
             owner: The class whose instances have the attribute.
             name: The attribute's name.
-            enclose: A function that returns the enclosed value for an original value.
+            enclose: A function that accepts an original value and returns the enclosed value.
             is_ready: A function that returns whether an instance should already return the enclosed value.
 
         Raises:
@@ -156,7 +154,7 @@ class Patches:
         self._done.append((owner, name, previous, replacement))
 
     def override(self, owner: type, name: str, build: Callable[[Function], Function]) -> None:
-        """Wrap a method of *owner*, even if the method is inherited from a class that cannot be modified.
+        """Wrap a method of *owner*, even if it is inherited from a class that cannot be modified.
 
         Raises:
             AttributeError: *owner* has no method with this name.
@@ -170,7 +168,9 @@ class Patches:
         self._done.append((owner, name, MISSING, replacement))
 
     def undo(self) -> None:
-        """Remove every wrapper. A wrapper that is inside another library's plain function remains but does nothing."""
+        """Remove every wrapper. A wrapper that is inside another library's plain function remains in place but does
+        nothing.
+        """
         while self._done:
             owner, name, original, replacement = self._done.pop()
             if isinstance(replacement, _EnclosedAttribute):

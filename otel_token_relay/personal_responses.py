@@ -6,11 +6,11 @@ the token after every cache has processed the request, so caches see identical r
 token. To prevent caches from sharing personal responses among callers, the relay applies these rules:
 
 1. The client's hook marks each personal response and sets its ``Cache-Control`` header to ``no-store`` (RFC 9111,
-   section 5.2.2.5). This header is sufficient for every cache that complies with the RFC, whether or not the relay has
-   a hook for that cache.
+   section 5.2.2.5). This header is sufficient for any cache that complies with the RFC, whether or not the relay has a
+   hook for it.
 2. The hook for a supported cache prevents the cache from storing marked responses, regardless of their headers. The
-   hook also prevents the cache from responding to requests that might be sent with a token, even with responses that
-   are not personal.
+   hook also prevents the cache from using any stored response, even one that is not personal, for a request that might
+   be sent with a token.
 3. If the client's own code calls a supported cache directly, the hook also restores the original ``Cache-Control``
    header. Otherwise, the calling code might be an unsupported cache, so the header remains ``no-store``.
 
@@ -45,8 +45,8 @@ Marker = Callable[[Any], Any]
 
 
 def marker(protects: bool, mark: Callable[[Any], None]) -> Marker:
-    """Return a function that marks and returns a response. Clients call the returned function for each personal
-    response.
+    """Return a function that marks and returns a response. The client's hook calls the returned function for each
+    personal response.
     """
 
     def mark_safely(response: Any) -> Any:
@@ -119,7 +119,7 @@ def is_personal_httpx(response: Any) -> bool:
 
 
 def restore_httpx(response: Any) -> Any:
-    """Restore the headers of an httpx or httpx2 response if the response is marked, and return the response."""
+    """If an httpx or httpx2 response is marked, restore its headers. Return the response."""
     lines = response.extensions.get(MARK)
     if lines is not None and response.headers.get(CACHE_CONTROL) == NO_STORE:
         restored: list[tuple[bytes, bytes]] = []
@@ -135,7 +135,7 @@ def is_personal(response: Any) -> bool:
 
 
 def restore(response: Any) -> Any:
-    """Restore the headers of a urllib3 or requests response and its preceding redirects, and return the response."""
+    """Restore the headers of a urllib3 or requests response and its preceding redirects. Return the response."""
     for one in _with_history(response):
         if (mark := _mark_of(one)) is not None:
             for holder in (one, getattr(one, "raw", None)):
@@ -145,7 +145,7 @@ def restore(response: Any) -> Any:
 
 
 def hide(response: Any) -> Any:
-    """Undo the effect of `restore` on a requests response, and return the response."""
+    """Undo the effect of `restore` on a requests response. Return the response."""
     for one in _with_history(response):
         if _mark_of(one) is not None:
             one.headers[CACHE_CONTROL] = one.raw.headers[CACHE_CONTROL] = NO_STORE
@@ -155,7 +155,7 @@ def hide(response: Any) -> Any:
 def is_called_by(clients: Mapping[str, Sequence[str]], depth: int) -> bool:
     """Return whether the function *depth* frames above the calling function is a method of a client's own class.
 
-    The application's own subclasses are excluded, because these subclasses might be caches.
+    The application's own subclasses are excluded, because they might be caches.
 
     Args:
         clients: A mapping from the modules that define the methods to the packages that define the client's own

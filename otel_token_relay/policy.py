@@ -1,4 +1,4 @@
-"""The allow-list: only listed destinations receive the token.
+"""An allow-list of the destinations that can receive a token.
 
 A lookup checks the exact host and, if the list contains wildcards, one pattern for each label in the host. The lookup
 time does not depend on the number of entries.
@@ -13,28 +13,28 @@ from typing import Final
 from otel_token_relay.destinations import Destination
 from otel_token_relay.origin import ANY_HOST, ANY_PORT, Origin, OriginPattern
 
-# Redirects can introduce arbitrary origins, so the number and length of cached origins are limited.
+# Redirects can point to arbitrary origins, so the number and length of cached origins are limited.
 _CACHED_ORIGINS: Final = 4096
 # The longest host has 253 characters plus a trailing dot (RFC 1035, section 2.3.4), and the longest scheme is https.
 _MAX_LENGTH: Final = 260
 
 
 class RelayPolicy:
-    """An allow-list that finds the entry for an origin. Instances are immutable and thread-safe.
+    """An allow-list that determines which entry applies to an origin. Instances are immutable and thread-safe.
 
     If multiple entries match, the most specific entry applies. An exact host takes precedence over wildcards, a longer
     wildcard takes precedence over a shorter one, and ``*`` has the lowest precedence. For the same host, an entry for a
-    specific port takes precedence over an entry for any port. If the most specific entry has ``;never``, no token is
+    specific port takes precedence over an entry for any port. If the most specific entry has ``;never``, tokens are not
     sent to the origin.
 
     Args:
         destinations: The allow-list entries.
-        refused: Patterns for origins that receive no token, even if a broader entry matches.
+        refused: Patterns for origins that must not receive tokens, even if a broader entry matches.
 
     Attributes:
         entries: The entries, keyed by pattern, including entries with ``;never``.
         refused: The refused patterns.
-        is_empty: Whether no origin may receive a token.
+        is_empty: Whether the policy prevents all origins from receiving tokens.
         has_required: Whether any entry has ``;required``.
         has_exchanged: Whether any entry requires a token exchange.
         has_retry: Whether any entry allows requests to be retried.
@@ -52,11 +52,11 @@ class RelayPolicy:
         self.has_exchanged: bool = any(d.needs_exchange for d in self.entries.values())
         self.has_retry: bool = any(d.retry == "idempotent" for d in self.entries.values())
         self.has_own: bool = any(d.without_user is not None for d in self.entries.values())
-        # A client passes the same scheme, host, and port for every hop to the same server.
+        # A client passes the same scheme, host, and port for every hop to a server, so the results are cached.
         self._remembered = lru_cache(maxsize=_CACHED_ORIGINS)(self._find)
 
     def find(self, scheme: str, host: str, port: int | None) -> Destination | None:
-        """Return the entry for the server to which a client will connect, or ``None``; see `Origin.of`."""
+        """Return the entry that allows a token to be sent to a client's target, or ``None``; see `Origin.of`."""
         return None if len(scheme) + len(host) > _MAX_LENGTH else self._remembered(scheme, host, port)
 
     def _find(self, scheme: str, host: str, port: int | None) -> Destination | None:
@@ -64,12 +64,12 @@ class RelayPolicy:
         return None if origin is None else self.match(origin)
 
     def match(self, origin: Origin) -> Destination | None:
-        """Return the entry that allows a token to be sent to *origin*, or ``None`` if no token may be sent."""
+        """Return the entry that allows a token to be sent to *origin*, or ``None`` if sending is not allowed."""
         pattern = self.deciding_pattern(origin)
         return None if pattern is None else self._by_pattern[pattern]
 
     def deciding_entry(self, origin: Origin) -> Destination | None:
-        """Return the most specific entry that matches *origin*. Entries with ``;never`` are included."""
+        """Return the most specific entry that matches *origin*, even if the entry has ``;never``."""
         pattern = self.deciding_pattern(origin)
         return None if pattern is None or pattern in self.refused else self.entries[pattern]
 

@@ -2,7 +2,7 @@
 
 ``extract`` binds a request's token to the context. ``inject`` writes the token only if the application specifies the
 destination with `to_destination` and the policy allows that destination. Instrumentation for HTTP clients, message
-brokers, and serverless functions calls ``inject(carrier)`` without a destination, and such a call writes nothing. For
+brokers, and serverless functions calls ``inject(carrier)`` without a destination, and such calls write nothing. For
 supported HTTP clients, hooks write the token instead.
 """
 
@@ -58,7 +58,7 @@ class TokenRelayPropagator(TextMapPropagator):
     """A propagator that carries the caller's bearer token in the OpenTelemetry context.
 
     Args:
-        settings: ``None`` to use the installed settings or, if there are none, the environment variables.
+        settings: The settings; ``None`` to use the installed settings or, if there are none, the environment variables.
         relay: The relay that makes decisions about outgoing requests; ``None`` to create a relay with *settings* or, if
             *settings* is also ``None``, to use the installed relay.
     """
@@ -91,19 +91,19 @@ class TokenRelayPropagator(TextMapPropagator):
         context: Context | None = None,
         getter: Getter[CarrierT] = default_getter,
     ) -> Context:
-        """Bind the carrier's token, or bind ``None`` if the carrier contains no token.
+        """Bind the carrier's token, or bind ``None`` if the carrier does not contain a token.
 
         This method always sets the context key to ensure that no token from a different request remains. Within a
         server boundary, these rules apply:
 
         * An ASGI scope or WSGI environ is not read again, because the boundary has already read the credentials.
         * If the carrier contains the request's own token, the binding and its lease do not change.
-        * If the carrier contains no credentials, the binding does not change in the request's own thread and asyncio
-          task. As a result, a job that runs within the request has the caller's token. A background consumer that the
-          request starts does not have the token.
-        * If the boundary has rejected the request's credentials, no token is bound.
+        * If the carrier does not contain credentials, the binding does not change in the request's own thread and
+          asyncio task. As a result, a job that runs within the request has the caller's token. A background consumer
+          that the request starts does not have the token.
+        * If the boundary has rejected the request's credentials, this method does not bind a token.
 
-        If a message outside a boundary contains no credentials, the service can still act on its own behalf (see
+        If a message outside a boundary does not contain credentials, the service can still act on its own behalf (see
         `is_unserved`). An HTTP request without credentials is treated as a request from an anonymous caller.
 
         Args:
@@ -150,11 +150,11 @@ class TokenRelayPropagator(TextMapPropagator):
         context: Context | None = None,
         setter: Setter[CarrierT] = default_setter,
     ) -> None:
-        """Write the token if *context* specifies a destination that may receive the token; see `to_destination`.
+        """Write the token if *context* specifies a destination that may receive it; see `to_destination`.
 
-        A destination in the *current* context is ignored, even if *context* inherits this destination. Some
-        instrumentation passes a context that is derived from the current context. Without this rule, every broker and
-        third party would receive the token.
+        A destination in the *current* context is ignored, even if *context* inherits it. Some instrumentation passes a
+        context that is derived from the current context. Without this rule, brokers and third parties would also
+        receive the token.
         """
         if context is None or DESTINATION_KEY not in context:
             self._warn_once(context)
@@ -164,7 +164,7 @@ class TokenRelayPropagator(TextMapPropagator):
             return
         value = self.relay.decide((carrier, destination), _target_of, _has_header, context, may_block=False)
         if isinstance(value, Exchange):
-            # Running the exchange would block the event loop, so give up if an event loop is running.
+            # Running the exchange would block the event loop, so give up if one is running.
             value = value.run() if running_loop() is None else value.give_up()
         if value is None or (self.relay.settings.on_conflict == "replace" and not _drop(carrier, self.relay.header)):
             return
@@ -183,7 +183,7 @@ class TokenRelayPropagator(TextMapPropagator):
 
 
 def _read(getter: Getter[Any], carrier: Any, name: str) -> Sequence[str]:
-    """Return every value of a header, even if a case-sensitive carrier capitalizes the header's name."""
+    """Return every value of a header, even if a case-sensitive carrier capitalizes its name."""
     if _is_default(type(getter)):
         values: list[str] = []
         for key in getter.keys(carrier):
@@ -205,8 +205,8 @@ def _is_request(carrier: object) -> bool:
 def _has_host(getter: Getter[Any], carrier: Any) -> bool:
     """Return whether a carrier, such as an AWS Lambda event, contains HTTP request headers.
 
-    Anyone can send an HTTP request, so the service must not act on its own behalf. Messages from a broker do not
-    contain HTTP request headers.
+    Anyone can send an HTTP request, so the service must not act on its own behalf for such a carrier. Messages from a
+    broker do not contain HTTP request headers.
     """
     try:
         # The client controls the keys, so convert only keys of the right length to lowercase.
@@ -262,7 +262,9 @@ def _has_header(target: tuple[Any, NamedUrl], name: str) -> HasHeader:
 
 
 def _drop(carrier: Any, name: str) -> bool:
-    """Remove a header, regardless of case, to prevent duplicate headers. Return whether the removal succeeded."""
+    """Remove a header, regardless of the case of its name, to prevent duplicate headers. Return whether the removal
+    succeeded.
+    """
     try:
         for key in [key for key in _names(carrier) if _is_header(key, name)]:
             del carrier[key]

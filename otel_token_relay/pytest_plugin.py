@@ -33,8 +33,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_pycollect_makeitem(collector: pytest.Module | pytest.Class, name: str, obj: object) -> None:
-    """Apply the ``token_relay`` fixture to each test function that has the marker or inherits the marker from its class
-    or module.
+    """Apply the ``token_relay`` fixture to each test function that has the marker or inherits it from its class or
+    module.
     """
     if collector.istestfunction(obj, name):
         own: list[pytest.Mark] = getattr(obj, "pytestmark", [])
@@ -77,7 +77,7 @@ def token_relay(request: pytest.FixtureRequest) -> Iterator[InstalledRelay]:
 
 @pytest.fixture
 def recorded_decisions(token_relay: InstalledRelay) -> Iterator[RecordedDecisions]:
-    """Record the relay's decisions and the verification results during the test, oldest first."""
+    """Record the relay's decisions and verification results during the test in chronological order."""
     from otel_token_relay.testing import recording
 
     with recording() as records:
@@ -86,7 +86,7 @@ def recorded_decisions(token_relay: InstalledRelay) -> Iterator[RecordedDecision
 
 @pytest.fixture
 def third_party() -> Iterator[Callable[[], ThirdParty]]:
-    """Return a function that starts a loopback server, which records incoming requests and runs until the test ends."""
+    """Return a function that starts a loopback server that records incoming requests and runs until the test ends."""
     from otel_token_relay.testing import third_party
 
     with ExitStack() as running:

@@ -1,4 +1,4 @@
-"""The closed set of reasons for a decision. The values must not change, because operators base alerts on them."""
+"""The closed set of reasons for decisions. The values must not change, because operators base alerts on them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 
 class Reason(Enum):
-    """The reason that a token was or was not relayed, or that an incoming request has no usable token.
+    """The reason why a token was relayed or withheld, or why an incoming request does not have a usable token.
 
     Attributes:
         meaning: A description of what happened.
@@ -120,7 +120,7 @@ class Reason(Enum):
         " token and is not recorded.",
         "Nothing.",
     )
-    # Incoming credentials: the request being served has no usable token.
+    # The request being served does not have a usable token.
     ABSENT = (
         "absent",
         "The request has none of the source headers, or the header's scheme is not Bearer.",

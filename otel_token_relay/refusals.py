@@ -1,12 +1,12 @@
-"""Record the SERVER span and duration of requests that never reach the application or its instrumentation.
+"""Record the SERVER spans and durations of requests that are refused before they reach the application.
 
 Invariants:
 
 * Each refused request has at most one SERVER span and is counted at most once. If instrumentation encloses the
   boundary, the instrumentation records the span and metrics, and this module only adds attributes to the span.
   Otherwise, this module records both the span and the metrics.
-* As with an accepted request, the caller can choose the span's parent only through the global propagator. The parent is
-  never a different request's span, even if such a span is current on a connection that serves multiple requests.
+* As with an accepted request, the caller can choose the span's parent only through the global propagator. A different
+  request's span is never the parent, even if it is current because the requests share a connection.
 * The number of spans is limited, because any caller can cause refusals. The limit does not apply to metrics.
 * Attributes never contain header values, query strings, or unknown methods. Metrics never contain values that a caller
   can freely choose.
@@ -40,16 +40,16 @@ _logger = logging.getLogger("otel_token_relay")
 # The maximum number of spans per second for each reason.
 SPANS_PER_SECOND: Final = 10
 
-# This environment variable selects the attribute and metric names that OpenTelemetry's instrumentation uses: old names,
-# new names (`http`), or both (`http/dup`). This module uses the same names to ensure that dashboards include refused
-# requests.
+# This environment variable selects the attribute and metric names that OpenTelemetry's instrumentation uses: the old
+# names, the new names (`http`), or both (`http/dup`). This module uses the same names to ensure that dashboards include
+# refused requests.
 OPT_IN_VARIABLE: Final = "OTEL_SEMCONV_STABILITY_OPT_IN"
 
 # Sources: RFC 9110, section 9.1; RFC 5789; RFC 10008. OpenTelemetry's instrumentation uses the same list.
 _METHODS: Final = frozenset(("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "QUERY"))
 _SCHEMES: Final = frozenset(("http", "https", "ws", "wss"))
 
-# The histogram bucket boundaries that the semantic conventions recommend, in seconds.
+# The histogram bucket boundaries, in seconds, that the semantic conventions recommend.
 _SECONDS_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 
 ValuesOf = Callable[[str], Sequence[str | bytes]]
@@ -60,11 +60,11 @@ class HttpRequest(NamedTuple):
     """A refused HTTP request, as the server received it.
 
     Attributes:
-        method: The method; GET for a WebSocket handshake.
-        path: The path, including the mount point. This module removes any query or authority.
+        method: The HTTP method, which is GET for a WebSocket handshake.
+        path: The path, including the mount point. If the value is an absolute URL, this module records only its path.
         scheme: The scheme, which must not come from a header.
         values_of: A function that returns the values of the header with the given lowercase name.
-        status: The status code, if it differs from the error response's status code.
+        status: The status code, if it differs from that of the error response.
     """
 
     method: str
@@ -133,7 +133,7 @@ def prepare() -> None:
 
 
 class RefusalRecorder:
-    """A recorder of refused requests that uses the OpenTelemetry API. Instances are thread-safe."""
+    """A recorder that reports refused requests through the OpenTelemetry API. Instances are thread-safe."""
 
     def __init__(self) -> None:
         self._spans = RateLimit(SPANS_PER_SECOND, 1.0)
@@ -168,7 +168,7 @@ class RefusalRecorder:
             ended_at, seconds = time.time_ns(), _seconds_since_arrival(context)
             request = describe()
             described = _describe(request, error_response)
-            # Discard the rest of the context, because the span and baggage might belong to a different request.
+            # Discard the rest of the context, because its span and baggage might belong to a different request.
             context = Context({key: context[key] for key in (TOKEN_KEY, REFUSED_KEY, UNUSED_KEY) if key in context})
             if self._spans.admit(str(attributes[REASON_ATTRIBUTE])) is not None:
                 with _harmless("a refused request has no span"):
@@ -223,7 +223,7 @@ def _span_around(context: Context) -> trace.Span | None:
     if not span_context.is_valid or span_context.is_remote:
         return None
     if getattr(span, "end_time", None) is not None:
-        return None  # this is the span of the previous request on this connection
+        return None  # the span belongs to the previous request on this connection
     kind = getattr(span, "kind", trace.SpanKind.SERVER)
     is_inner = kind is trace.SpanKind.INTERNAL and getattr(span, "parent", None) is not None
     return span if is_inner or kind is trace.SpanKind.SERVER else None
@@ -232,7 +232,7 @@ def _span_around(context: Context) -> trace.Span | None:
 def _has_tracer_provider() -> bool:
     """Return whether a tracer provider is configured. Without a provider, instrumentation cannot be detected.
 
-    Undetected instrumentation might already count the request, so this module must not count the request again.
+    Undetected instrumentation might already count the request, so this module must not count it again.
     """
     return not isinstance(trace.get_tracer_provider(), (trace.ProxyTracerProvider, trace.NoOpTracerProvider))
 
@@ -244,8 +244,8 @@ def _seconds_since_arrival(context: Context) -> float:
 
 
 class _HeaderGetter(Getter[ValuesOf]):
-    """A getter that reads headers only by name. Some propagators list all header names to find baggage, which is not
-    needed here.
+    """A getter that reads headers only by name. Some propagators list all header names to find baggage, but baggage is
+    not needed here.
     """
 
     def get(self, carrier: ValuesOf, key: str) -> list[str] | None:
@@ -260,7 +260,7 @@ _GETTER: Final = _HeaderGetter()
 
 
 def _extract(request: HttpRequest | GrpcCall, context: Context) -> Context:
-    """Return *context*, extended with the values that the global propagator reads from the request."""
+    """Return *context* extended with the values that the global propagator reads from the request."""
     # Import `opentelemetry.propagate` only when needed, because that module might still be importing this package.
     from opentelemetry import propagate
 
@@ -277,7 +277,7 @@ def _record_span(
     ended_at: int,
     seconds: float,
 ) -> Context:
-    """Record the SERVER span, and return a context that contains the span."""
+    """Record the SERVER span, and return a context that contains it."""
     span = trace.get_tracer("otel_token_relay").start_span(
         name,
         context=parent,
@@ -303,7 +303,7 @@ class _Described(NamedTuple):
 def _describe(request: HttpRequest | GrpcCall, error_response: ErrorResponse) -> _Described:
     if isinstance(request, GrpcCall):
         service, _, method = request.method.removeprefix("/").rpartition("/")
-        # OpenTelemetry's gRPC server instrumentation uses the same attributes and records no metrics.
+        # OpenTelemetry's gRPC server instrumentation uses the same attributes and does not record metrics.
         return _Described(
             request.method,
             {
@@ -339,7 +339,9 @@ def _durations_in_force() -> tuple[_Duration, ...]:
 
 
 def _path_of(target: str) -> str:
-    """Return the path of a request target (RFC 9112, section 3.2), without any query, username, or host."""
+    """Return a request target's path (RFC 9112, section 3.2). Remove the user info, host, and query from an absolute
+    URL. A target that starts with a slash contains only a path, because adapters have already removed the query.
+    """
     if target.startswith("/"):
         return target
     return urlsplit(target).path

@@ -4,12 +4,13 @@ This module makes all decisions. Adapters report each request's target and wheth
 Adapters then write the header value that `Relay.decide` returns. In two cases, `Relay.decide` returns an object
 instead:
 
-* A `Hop`, if the request might still wait for a connection. The adapter calls `Hop.confirm` when the request is sent.
+* A `Hop`, if the request might still have to wait for a connection. The adapter calls `Hop.confirm` when the request is
+  sent.
 * An `Exchange`, if a token for the destination must be obtained first and the adapter runs on an event loop, which must
   not be blocked. The adapter awaits `Exchange.run_async`, which returns the header value or a `Hop`.
 
 A `TokenSource` provides tokens for individual destinations. This module does not import any token source, because token
-sources require an extra.
+sources require a package extra.
 """
 
 from __future__ import annotations
@@ -67,9 +68,9 @@ class Obtained(NamedTuple):
 
     Attributes:
         token: The token. If the token was obtained in exchange for the caller's token, both tokens have the same lease.
-        result: How the token was obtained: from the cache, by a request for this hop, or by a request for a concurrent
-            hop.
-        until: The time after which the token must not be sent, in seconds on the monotonic clock.
+        result: Whether the token was obtained from the cache, by a request for this hop, or by a request for a
+            concurrent hop.
+        until: The time, in seconds on the monotonic clock, after which the token must not be sent.
     """
 
     token: BearerToken
@@ -94,7 +95,7 @@ class TokenSource(Protocol):
     """A source of tokens for individual destinations. `otel_token_relay.exchange.tokens` implements this protocol."""
 
     def cached(self, caller: BearerToken | None, destination: Destination) -> Obtained | None:
-        """Return a cached token, or ``None`` if no token is cached.
+        """Return a cached token, or ``None`` if there is none.
 
         Args:
             caller: The caller's token, which the relay has checked; ``None`` for the service's own token.
@@ -121,8 +122,7 @@ class TokenSource(Protocol):
 
         Returns:
             The new token, or ``None`` if the request must not be sent again. A retry is useless if the new token is
-            identical to the rejected token, or if the destination has just rejected the new token in a different
-            request.
+            identical to the rejected one or if the destination has just rejected the new token in a different request.
 
         Raises:
             ExchangeFailed: No token could be obtained from the authorization server.
@@ -147,7 +147,7 @@ class Relay:
 
     Args:
         settings: The settings.
-        source: The source of tokens for individual destinations; ``None`` if no such tokens can be obtained.
+        source: The source of tokens for individual destinations; ``None`` if such tokens cannot be obtained.
         now: A function that returns the current wall-clock time, in seconds since the epoch.
         monotonic: A function that returns the time on a monotonic clock, in seconds.
 
@@ -249,8 +249,8 @@ class Relay:
                 name, regardless of the header's case. The function returns ``"fixed"`` if the request has a credential
                 that the adapter cannot replace, such as a signed URL.
             context: The context that contains the token; ``None`` for the current context.
-            is_final: ``False`` if the request might still wait before it is sent, for example, for a connection. In
-                that case, the returned `Hop` records the decision to send a token.
+            is_final: ``False`` if the request might still have to wait before it is sent (for example, for a
+                connection). In that case, the returned `Hop` records the decision to send a token.
             may_block: ``False`` on an event loop. In that case, the returned `Exchange` obtains any token that is not
                 cached.
 
@@ -263,7 +263,7 @@ class Relay:
         if self.is_closed:
             return None
         current = get_current()
-        # This check runs first for every hop, so it does not call `is_suppressed`, which would be slower.
+        # This check runs for every hop, so it avoids the slower call to `is_suppressed`.
         if current.get(SUPPRESS_KEY) or current.get(OLD_SUPPRESS_KEY):
             return None
         if context is None:
@@ -301,13 +301,13 @@ class Relay:
         self._record(reason, context, destination, target)
         if reason is Reason.NO_BOUNDARY and destination is not None:
             self._warn_once(destination)
-        # A request with its own credential does not need a token, so `;required` does not block the request.
+        # A request with its own credential does not need a token, so `;required` does not block it.
         if destination is not None and destination.required and reason is not Reason.EXPLICIT_CREDENTIAL:
             raise TokenUnavailable(reason, str(destination))
         return None
 
     async def prepare_hop(self, target: Target, *, has_header: HasHeader) -> None:
-        """Obtain the token for a hop ahead of time, for a client that cannot wait while it calls `decide`.
+        """Obtain a hop's token in advance for a client that cannot wait when it calls `decide`.
 
         Args:
             target: The target to which the request will be sent.
@@ -331,9 +331,9 @@ class Relay:
             _logger.debug("no token could be obtained in advance: %s", type(error).__name__)
 
     def may_send(self, url: str, has_header: Callable[[str], bool]) -> bool:
-        """Return whether a request to *url* might be sent with a token, without making or recording a decision.
+        """Return whether a request to *url* might be sent with a token. This method does not make or record a decision.
 
-        Cache hooks call this method, because caches must not return a cached response for such a request. If *url*
+        Cache hooks call this method, because caches must not return a stored response for such a request. If *url*
         cannot be parsed, the result is ``True``.
 
         Args:
@@ -360,9 +360,7 @@ class Relay:
         return destination is not None and (has_token or destination.without_user is not None)
 
     def _may_ignore(self, reason: Reason, context: Context) -> bool:
-        """Return whether no decision is necessary for a hop without a token. If the hop only needs to be recorded,
-        record the hop.
-        """
+        """Return whether a hop without a token needs no decision. If the hop only needs to be recorded, record it."""
         will_warn = reason is Reason.NO_BOUNDARY and not (self._has_warned or binding.has_bound or self.policy.is_empty)
         if self.policy.has_required or will_warn:
             return False
@@ -442,20 +440,20 @@ class Relay:
     def _reason_not_to_exchange(self, token: BearerToken) -> Reason | None:
         if self._source is None:
             return Reason.EXCHANGE_FAILED
-        # Anyone can send a fabricated token, and each exchange requires a request with this service's credential.
+        # Anyone can send a fabricated token, and each exchange uses this service's credential to send a request.
         is_checked = token.verification is not None or self.settings.exchange_unverified
         return None if is_checked else Reason.NOT_VERIFIED
 
     def explain(self, url: str, *, without_user: bool = False) -> Explanation:
         """Return the decision for a request to *url*. The same rules apply as for a hop.
 
-        The request is assumed to have only the credentials in the URL: user info, which most clients send as a header,
-        or a signature.
+        The request is assumed to have no credentials other than a signature or user info in the URL. Most clients send
+        user info as a header.
 
         Args:
             url: The URL, as passed to a client.
             without_user: Whether to assume that no request is being served. Otherwise, the caller's token is assumed to
-                be an ordinary, unexpired, and verified token.
+                be ordinary and unexpired. If this service verifies tokens, the token is also assumed to be verified.
         """
         read = read_url(url)
         if read.origin is None:
@@ -492,7 +490,7 @@ class Relay:
 
 
 class AssumedVerification:
-    """The verification of a sample token that is only assumed to be verified, for use in explanations."""
+    """The assumed verification of the sample token that an explanation uses."""
 
     claims: Mapping[str, object] = MappingProxyType({})
     expires_at: float | None = None
@@ -587,7 +585,7 @@ class Hop:
             Whether the token may be sent. If not, the adapter must remove the header from the request.
 
         Raises:
-            TokenUnavailable: The destination requires a token, but the token may no longer be sent.
+            TokenUnavailable: The destination requires a token, but this hop's token may no longer be sent.
         """
         relay = self._relay
         if relay.is_closed:
@@ -671,7 +669,7 @@ class Hop:
             self._settle(is_accepted)
 
     def _wanted(self, challenges: Iterable[str]) -> tuple[TokenSource, BearerToken, Rejection] | None:
-        """Return the arguments for renewing the token, or ``None`` if the token must not be renewed."""
+        """Return the arguments for renewing the token, or ``None`` if it must not be renewed."""
         relay, obtained = self._relay, self._obtained
         try:
             rejection = read_rejection(challenges)
@@ -716,7 +714,7 @@ class Hop:
 
 
 class Exchange(Generic[Sent]):
-    """A hop whose token must be obtained first, either in exchange for the caller's token or for the service itself.
+    """A hop whose token must first be obtained, either in exchange for the caller's token or for the service itself.
 
     Args:
         relay: The relay that made the decision.
@@ -747,7 +745,7 @@ class Exchange(Generic[Sent]):
         self._is_final = is_final
 
     def cached(self) -> Sent | None:
-        """Complete the decision with a cached token, or return ``None`` if no token is cached."""
+        """Complete the decision with a cached token, or return ``None`` if there is none."""
         source = self._relay._source
         try:
             found = None if source is None else source.cached(self._caller, self._destination)
@@ -793,7 +791,7 @@ class Exchange(Generic[Sent]):
         return self._fail(failure or _NOT_CONFIGURED)
 
     def _finish(self, obtained: Obtained) -> Sent | None:
-        """Check the tokens again, because the caller's request might have ended. Then complete the decision."""
+        """Complete the decision after checking the tokens again, because the caller's request might have ended."""
         if self._relay.is_closed:
             return None
         hop = self._hop(obtained)

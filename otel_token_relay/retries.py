@@ -8,7 +8,7 @@ Both of the following conditions must be true:
   claims challenge is also accepted. This challenge has ``error="insufficient_claims"`` and ``claims``, a base64-encoded
   JSON object that the client includes in its request for a new token.
 
-Challenges with invalid syntax are ignored. This module performs no I/O and uses no third-party libraries.
+Header lines with invalid syntax are ignored. This module performs no I/O and uses no third-party libraries.
 
 Sources: RFC 9110, section 11.6.1; https://learn.microsoft.com/entra/identity-platform/claims-challenge
 """
@@ -41,10 +41,11 @@ _escapes: Final = re.compile(r"\\(.)", re.DOTALL)
 
 
 class Rejection(NamedTuple):
-    """A token rejection, as indicated by a response.
+    """A destination's rejection of a token.
 
     Attributes:
-        claims: The claims that the new token must have, as JSON text; ``None`` if the response does not specify claims.
+        claims: The JSON text of the claims that the new token must have; ``None`` if the response does not specify
+            claims.
         needs_claims: Whether a new token without these claims would also be rejected.
     """
 
@@ -122,5 +123,5 @@ def _decode_claims(encoded: str) -> str | None:
 
 
 def _reject(constant: str) -> None:
-    """Reject ``NaN`` and ``Infinity``, which are not valid JSON but are accepted by Python's parser."""
+    """Reject ``NaN`` and ``Infinity``, which are not valid JSON but which Python's parser accepts."""
     raise ValueError("not JSON")
