@@ -1,12 +1,12 @@
 """Messages that operators see even if the application's logging configuration would discard them.
 
-`opentelemetry-instrument` adds a handler that sends log records to an exporter, even if no exporter is configured.
-Python writes warnings to standard error only if no handlers exist, so OpenTelemetry's handler would hide the warnings.
-If no other handler exists, `warn` writes warnings to standard error itself.
+`opentelemetry-instrument` adds a handler for OpenTelemetry log export, even if no exporter is configured. Python writes
+warnings to standard error only if no handlers exist, so OpenTelemetry's handler would hide them. If no other handler
+exists, `warn` writes warnings to standard error itself.
 
 The ``decisions`` mode writes one line for each decision. The ``debug`` mode also writes this package's log records.
-Both modes ignore the application's logging configuration. Lines never contain tokens, because this package logs only
-origins, settings, and values from closed sets.
+Both modes ignore the application's logging configuration. Lines never contain tokens. This package logs only origins,
+settings, values from closed sets, and, in ``debug`` mode, masked claim values.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _logger: Final = logging.getLogger("otel_token_relay")
 
 
 def warn(message: str, *args: object) -> None:
-    """Log a warning. If operators would not see the logged warning, also write the warning to standard error. This
-    function never raises an exception.
+    """Log a warning. If operators would not see the logged warning, also write it to standard error. This function
+    never raises an exception.
 
     Args:
         message: A format string.
@@ -47,7 +47,7 @@ def warn(message: str, *args: object) -> None:
 
 
 def _is_shown() -> bool:
-    """Return whether Python's last-resort handler or a handler outside OpenTelemetry writes warnings."""
+    """Return whether Python's last-resort handler or a handler other than OpenTelemetry's writes warnings."""
     if _logger.disabled:  # `logging.config` disables existing loggers by default
         return False
     logger: logging.Logger | None = _logger
@@ -94,11 +94,10 @@ class DecisionLog:
         self._limit = RateLimit(MAX_LINES_PER_SECOND, 1.0, clock)
 
     def write(self, **fields: str | Callable[[], str | None] | None) -> None:
-        """Write one line with the *fields* that have a value. This method never raises an exception.
+        """Write one line with the *fields* that have values. This method never raises an exception.
 
         Args:
-            fields: The values, or functions that return the values. The functions are not called if the line is
-                skipped.
+            fields: The values, or functions that return them. The functions are not called if the line is skipped.
         """
         try:
             skipped = self._limit.admit("")
@@ -142,8 +141,7 @@ decisions: DecisionLog | None = None
 
 
 shows_values: bool = False
-"""Whether lines can contain claim values from unverified tokens. Such values are masked and escaped.
-"""
+"""Whether lines can contain claim values from unverified tokens. The claim values are masked and escaped."""
 
 
 def follow(mode: str) -> None:

@@ -40,7 +40,7 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL).fullmatch
 
 
 def normalize_host(host: str) -> str | None:
-    """Return *host* in canonical form, or ``None`` if *host* is invalid.
+    """Return *host* in canonical form, or ``None`` if it is invalid.
 
     Args:
         host: A host name or IP address in ASCII. Brackets around an IPv6 address are optional.
@@ -50,7 +50,7 @@ def normalize_host(host: str) -> str | None:
     host = host.lower()
     if ":" in host or host.startswith("["):
         bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-        # Reject zone IDs (RFC 6874). A zone ID identifies a local network interface, and clients disagree on the
+        # Reject zone IDs (RFC 6874). A zone ID identifies a local network interface, and clients disagree on its
         # syntax.
         address = None if "%" in bare or ":" not in bare else address_of(bare)
         return None if address is None else str(address)
@@ -64,7 +64,7 @@ def normalize_host(host: str) -> str | None:
 
 
 def address_of(host: str) -> IPv4Address | IPv6Address | None:
-    """Parse *host* as an IP address without brackets. Return ``None`` if *host* is not an IP address."""
+    """Parse *host* as an IP address without brackets. Return ``None`` if it is not an IP address."""
     try:
         return IPv6Address(host) if ":" in host else IPv4Address(host)
     except AddressValueError:
@@ -72,7 +72,7 @@ def address_of(host: str) -> IPv4Address | IPv6Address | None:
 
 
 def _to_ascii(host: str) -> str | None:
-    """Return *host* with Unicode labels encoded as A-labels, or ``None`` if *host* cannot be encoded."""
+    """Return *host* with Unicode labels encoded as A-labels, or ``None`` if it cannot be encoded."""
     if host.isascii():
         return host
     # Import idna only when needed. The import takes 10 ms and uses 2 MB of memory, and most deployments have no Unicode
@@ -99,8 +99,8 @@ class Origin(NamedTuple):
         Args:
             scheme: ``http``, ``https``, ``ws``, or ``wss`` (case-insensitive).
             host: The host that the client passes to the resolver, in ASCII. Unicode names are rejected. Clients encode
-                such names according to different standards (IDNA 2003, IDNA 2008, or UTS 46), so only the client's own
-                result is reliable.
+                Unicode names according to different standards (IDNA 2003, IDNA 2008, or UTS 46), so only the client's
+                own result is reliable.
             port: The port; ``None`` for the scheme's default port.
 
         Returns:
@@ -226,7 +226,7 @@ class OriginPattern(NamedTuple):
 
     @classmethod
     def find(cls, text: str) -> OriginPattern | None:
-        """Parse a pattern, or return ``None`` if the pattern is invalid."""
+        """Parse a pattern, or return ``None`` if it is invalid."""
         with suppress(ValueError):
             return cls.parse(text)
         return None

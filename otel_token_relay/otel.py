@@ -26,7 +26,7 @@ SPAN_KEY: Final = next(iter(trace.set_span_in_context(trace.INVALID_SPAN, Contex
 """The key for the span in a context.
 
 Looking up this key is faster than calling `opentelemetry.trace.get_current_span`, which checks the span's type against
-an abstract class. The type check takes longer than the rest of an unrecorded hop.
+an abstract class. The type check takes longer than all other processing of an unrecorded hop.
 """
 
 # Exporters and other telemetry code set these keys for their own calls. The HTTP-only key is not included, because
@@ -36,7 +36,7 @@ OLD_SUPPRESS_KEY: Final = "suppress_instrumentation"
 
 
 def is_suppressed(context: Context) -> bool:
-    """Return whether *context* belongs to telemetry code, whose requests get no token and are not recorded.
+    """Return whether *context* belongs to telemetry code, whose requests are sent without a token and are not recorded.
 
     An exporter might run while its provider holds a lock. Recording the exporter's request would then cause a deadlock.
     """
@@ -55,10 +55,10 @@ _setter: CodeType | None = None
 def set_texts(span: Any, texts: dict[str, str]) -> None:
     """Set span attributes whose keys and values are non-empty strings.
 
-    The SDK validates each key and value in Python and acquires two locks for each attribute, which takes as long as the
-    rest of a hop. For speed, this function writes the attributes directly while holding the SDK's lock. This function
-    calls ``set_attribute`` instead if the attributes might exceed the span's limits or if that method has been
-    replaced.
+    The SDK validates each key and value in Python and acquires two locks for each attribute, which takes as long as all
+    other processing of a hop. For speed, this function writes the attributes directly while holding the SDK's lock.
+    This function calls ``set_attribute`` instead if the attributes might exceed the span's limits or if that method has
+    been replaced.
     """
     try:
         if span.set_attribute.__code__ is (_setter or _find_setter()):
@@ -93,9 +93,9 @@ def parts_of(propagator: TextMapPropagator) -> list[TextMapPropagator]:
     return [propagator] if parts is None else list(parts)
 
 
-# OpenTelemetry's context functions make additional calls to access a context variable. Every request and every hop uses
-# these functions several times, so this module accesses the variable directly unless OTEL_PYTHON_CONTEXT selects a
-# different runtime context.
+# OpenTelemetry's context functions make additional calls to access a context variable and are called several times for
+# every request and every hop. For speed, this module accesses the variable directly unless OTEL_PYTHON_CONTEXT selects
+# a different runtime context.
 _runtime_context: Final = getattr(otel_context, "_RUNTIME_CONTEXT", None)
 _variable: Final[Any] = (
     getattr(_runtime_context, "_current_context", None) if type(_runtime_context) is ContextVarsRuntimeContext else None

@@ -1,4 +1,4 @@
-"""Install and remove the innermost wrapper of a method.
+"""Install and remove a method's innermost wrapper.
 
 Instrumentation wraps the same methods and must see the request without the token, regardless of the installation order.
 Instrumentation uses wrapt proxies. The function inside a proxy can be replaced, so our wrapper is always the innermost
@@ -26,7 +26,7 @@ Proxy: Final[Any] = getattr(wrapt, "BaseObjectProxy", wrapt.ObjectProxy)
 
 
 def layers_of(function: Any) -> Iterator[tuple[Any, Any]]:
-    """Yield each layer of a wrapped function, from outermost to innermost, with the proxy that wraps the layer.
+    """Yield each layer of a wrapped function, from outermost to innermost, with the proxy that wraps it.
 
     The outermost layer is yielded with ``None`` instead of a proxy. The innermost layer is the first layer that is not
     a proxy.
@@ -42,7 +42,7 @@ MISSING: Final = object()
 
 
 class _EnclosedAttribute:
-    """A descriptor that returns an enclosed value, but stores the original value where the class would store it.
+    """A descriptor that returns an enclosed value but stores the original value where the class would store it.
 
     Args:
         stored: The class's original attribute: a slot, a default value, or `MISSING`.
@@ -108,8 +108,8 @@ class Patches:
             name: The method's name.
             build: A function that returns a wrapper for the original function.
             parameters: The parameters that the original function must have; ``None`` if the wrapper accepts any
-                arguments. Explicit parameters are faster: passing ``*args, **kwargs`` would take longer than the rest
-                of most wrappers.
+                arguments. Explicit parameters are faster, because passing ``*args, **kwargs`` would take longer than
+                everything else that most wrappers do.
 
         Raises:
             AttributeError: *owner* does not define *name* itself, or the function has different parameters.
@@ -156,7 +156,7 @@ class Patches:
         self._done.append((owner, name, previous, replacement))
 
     def override(self, owner: type, name: str, build: Callable[[Function], Function]) -> None:
-        """Wrap a method of *owner*, even if the method is inherited from a class that cannot be modified.
+        """Wrap a method of *owner*, even if it is inherited from a class that cannot be modified.
 
         Raises:
             AttributeError: *owner* has no method with this name.
@@ -170,7 +170,7 @@ class Patches:
         self._done.append((owner, name, MISSING, replacement))
 
     def undo(self) -> None:
-        """Remove every wrapper. A wrapper that is inside another library's plain function remains but does nothing."""
+        """Remove every wrapper. A wrapper inside another library's plain function remains in place but does nothing."""
         while self._done:
             owner, name, original, replacement = self._done.pop()
             if isinstance(replacement, _EnclosedAttribute):

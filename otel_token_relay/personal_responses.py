@@ -8,9 +8,9 @@ token. To prevent caches from sharing personal responses among callers, the rela
 1. The client's hook marks each personal response and sets its ``Cache-Control`` header to ``no-store`` (RFC 9111,
    section 5.2.2.5). This header is sufficient for every cache that complies with the RFC, whether or not the relay has
    a hook for that cache.
-2. The hook for a supported cache prevents the cache from storing marked responses, regardless of their headers. The
-   hook also prevents the cache from responding to requests that might be sent with a token, even with responses that
-   are not personal.
+2. The hook for a supported cache prevents the cache from storing marked responses, regardless of their headers. If a
+   request might be sent with a token, the hook also prevents the cache from returning any stored response, even one
+   that is not personal.
 3. If the client's own code calls a supported cache directly, the hook also restores the original ``Cache-Control``
    header. Otherwise, the calling code might be an unsupported cache, so the header remains ``no-store``.
 
@@ -119,7 +119,7 @@ def is_personal_httpx(response: Any) -> bool:
 
 
 def restore_httpx(response: Any) -> Any:
-    """Restore the headers of an httpx or httpx2 response if the response is marked, and return the response."""
+    """Restore the headers of an httpx or httpx2 response if it is marked, and return the response."""
     lines = response.extensions.get(MARK)
     if lines is not None and response.headers.get(CACHE_CONTROL) == NO_STORE:
         restored: list[tuple[bytes, bytes]] = []
@@ -155,7 +155,7 @@ def hide(response: Any) -> Any:
 def is_called_by(clients: Mapping[str, Sequence[str]], depth: int) -> bool:
     """Return whether the function *depth* frames above the calling function is a method of a client's own class.
 
-    The application's own subclasses are excluded, because these subclasses might be caches.
+    The application's own subclasses are excluded, because they might be caches.
 
     Args:
         clients: A mapping from the modules that define the methods to the packages that define the client's own

@@ -1,4 +1,4 @@
-"""The allow-list: only listed destinations receive the token.
+"""The allow-list of destinations that can receive tokens.
 
 A lookup checks the exact host and, if the list contains wildcards, one pattern for each label in the host. The lookup
 time does not depend on the number of entries.
@@ -24,17 +24,17 @@ class RelayPolicy:
 
     If multiple entries match, the most specific entry applies. An exact host takes precedence over wildcards, a longer
     wildcard takes precedence over a shorter one, and ``*`` has the lowest precedence. For the same host, an entry for a
-    specific port takes precedence over an entry for any port. If the most specific entry has ``;never``, no token is
+    specific port takes precedence over an entry for any port. If the most specific entry has ``;never``, tokens are not
     sent to the origin.
 
     Args:
         destinations: The allow-list entries.
-        refused: Patterns for origins that receive no token, even if a broader entry matches.
+        refused: Patterns for origins that must not receive tokens, even if a broader entry matches.
 
     Attributes:
         entries: The entries, keyed by pattern, including entries with ``;never``.
         refused: The refused patterns.
-        is_empty: Whether no origin may receive a token.
+        is_empty: Whether no origin is allowed to receive a token.
         has_required: Whether any entry has ``;required``.
         has_exchanged: Whether any entry requires a token exchange.
         has_retry: Whether any entry allows requests to be retried.

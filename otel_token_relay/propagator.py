@@ -1,9 +1,9 @@
 """The OpenTelemetry propagator for the caller's token.
 
-``extract`` binds a request's token to the context. ``inject`` writes the token only if the application specifies the
-destination with `to_destination` and the policy allows that destination. Instrumentation for HTTP clients, message
-brokers, and serverless functions calls ``inject(carrier)`` without a destination, and such a call writes nothing. For
-supported HTTP clients, hooks write the token instead.
+``extract`` binds a request's token to the context. ``inject`` writes the token only if the application specifies a
+destination with `to_destination` and the policy allows it. Instrumentation for HTTP clients, message brokers, and
+serverless functions calls ``inject(carrier)`` without a destination, and such a call writes nothing. For supported HTTP
+clients, hooks write the token instead.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class TokenRelayPropagator(TextMapPropagator):
         context: Context | None = None,
         getter: Getter[CarrierT] = default_getter,
     ) -> Context:
-        """Bind the carrier's token, or bind ``None`` if the carrier contains no token.
+        """Bind the carrier's token, or bind ``None`` if the carrier does not contain one.
 
         This method always sets the context key to ensure that no token from a different request remains. Within a
         server boundary, these rules apply:
@@ -103,8 +103,9 @@ class TokenRelayPropagator(TextMapPropagator):
           request starts does not have the token.
         * If the boundary has rejected the request's credentials, no token is bound.
 
-        If a message outside a boundary contains no credentials, the service can still act on its own behalf (see
-        `is_unserved`). An HTTP request without credentials is treated as a request from an anonymous caller.
+        If a message without credentials is received outside a server boundary, the service can still act on its own
+        behalf (see `is_unserved`). An HTTP request without credentials is treated as a request from an anonymous
+        caller.
 
         Args:
             context: The context to extend; ``None`` to extend an empty context.
@@ -150,11 +151,11 @@ class TokenRelayPropagator(TextMapPropagator):
         context: Context | None = None,
         setter: Setter[CarrierT] = default_setter,
     ) -> None:
-        """Write the token if *context* specifies a destination that may receive the token; see `to_destination`.
+        """Write the token if *context* specifies a destination that may receive it; see `to_destination`.
 
-        A destination in the *current* context is ignored, even if *context* inherits this destination. Some
-        instrumentation passes a context that is derived from the current context. Without this rule, every broker and
-        third party would receive the token.
+        A destination in the *current* context is ignored, even if *context* inherits it. Some instrumentation passes a
+        context that is derived from the current context. Without this rule, every broker and third party would receive
+        the token.
         """
         if context is None or DESTINATION_KEY not in context:
             self._warn_once(context)
@@ -183,7 +184,7 @@ class TokenRelayPropagator(TextMapPropagator):
 
 
 def _read(getter: Getter[Any], carrier: Any, name: str) -> Sequence[str]:
-    """Return every value of a header, even if a case-sensitive carrier capitalizes the header's name."""
+    """Return every value of a header, even if a case-sensitive carrier capitalizes its name."""
     if _is_default(type(getter)):
         values: list[str] = []
         for key in getter.keys(carrier):

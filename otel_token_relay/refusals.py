@@ -2,9 +2,9 @@
 
 Invariants:
 
-* Each refused request has at most one SERVER span and is counted at most once. If instrumentation encloses the
-  boundary, the instrumentation records the span and metrics, and this module only adds attributes to the span.
-  Otherwise, this module records both the span and the metrics.
+* Each refused request has at most one SERVER span and is counted at most once. If instrumentation wraps the boundary,
+  the instrumentation records the span and metrics, and this module only adds attributes to the span. Otherwise, this
+  module records both the span and the metrics.
 * As with an accepted request, the caller can choose the span's parent only through the global propagator. The parent is
   never a different request's span, even if such a span is current on a connection that serves multiple requests.
 * The number of spans is limited, because any caller can cause refusals. The limit does not apply to metrics.
@@ -122,7 +122,7 @@ def record(
         describe: A function that returns a description of the request. The function may raise an exception, because the
             server's data might be invalid.
         is_at_server: Whether the boundary is at the point where the server calls its application. Instrumentation
-            cannot enclose such a boundary, so any current span belongs to a different request.
+            cannot wrap such a boundary, so any current span belongs to a different request.
     """
     _recorder.record(error_response, context, describe, is_at_server)
 
@@ -211,7 +211,7 @@ def _harmless(message: str) -> Generator[None, None, None]:
 
 
 def _span_around(context: Context) -> trace.Span | None:
-    """Return the current span if it belongs to instrumentation that encloses the boundary; otherwise, return ``None``.
+    """Return the current span if it belongs to instrumentation that wraps the boundary; otherwise, return ``None``.
 
     An unsampled span does not have a kind or an end time. An in-process client's span is ignored. The root span that
     was current when the application started the server is also ignored.
@@ -223,7 +223,7 @@ def _span_around(context: Context) -> trace.Span | None:
     if not span_context.is_valid or span_context.is_remote:
         return None
     if getattr(span, "end_time", None) is not None:
-        return None  # this is the span of the previous request on this connection
+        return None  # this is the previous request's span on this connection
     kind = getattr(span, "kind", trace.SpanKind.SERVER)
     is_inner = kind is trace.SpanKind.INTERNAL and getattr(span, "parent", None) is not None
     return span if is_inner or kind is trace.SpanKind.SERVER else None
@@ -232,7 +232,7 @@ def _span_around(context: Context) -> trace.Span | None:
 def _has_tracer_provider() -> bool:
     """Return whether a tracer provider is configured. Without a provider, instrumentation cannot be detected.
 
-    Undetected instrumentation might already count the request, so this module must not count the request again.
+    Undetected instrumentation might already count the request, so this module must not count it again.
     """
     return not isinstance(trace.get_tracer_provider(), (trace.ProxyTracerProvider, trace.NoOpTracerProvider))
 
@@ -277,7 +277,7 @@ def _record_span(
     ended_at: int,
     seconds: float,
 ) -> Context:
-    """Record the SERVER span, and return a context that contains the span."""
+    """Record the SERVER span, and return a context that contains it."""
     span = trace.get_tracer("otel_token_relay").start_span(
         name,
         context=parent,

@@ -67,8 +67,8 @@ class Obtained(NamedTuple):
 
     Attributes:
         token: The token. If the token was obtained in exchange for the caller's token, both tokens have the same lease.
-        result: How the token was obtained: from the cache, by a request for this hop, or by a request for a concurrent
-            hop.
+        result: How the token was obtained: from the cache, through a request for this hop, or through a request for a
+            concurrent hop.
         until: The time after which the token must not be sent, in seconds on the monotonic clock.
     """
 
@@ -94,7 +94,7 @@ class TokenSource(Protocol):
     """A source of tokens for individual destinations. `otel_token_relay.exchange.tokens` implements this protocol."""
 
     def cached(self, caller: BearerToken | None, destination: Destination) -> Obtained | None:
-        """Return a cached token, or ``None`` if no token is cached.
+        """Return a cached token, or ``None`` if there is none.
 
         Args:
             caller: The caller's token, which the relay has checked; ``None`` for the service's own token.
@@ -249,10 +249,9 @@ class Relay:
                 name, regardless of the header's case. The function returns ``"fixed"`` if the request has a credential
                 that the adapter cannot replace, such as a signed URL.
             context: The context that contains the token; ``None`` for the current context.
-            is_final: ``False`` if the request might still wait before it is sent, for example, for a connection. In
-                that case, the returned `Hop` records the decision to send a token.
-            may_block: ``False`` on an event loop. In that case, the returned `Exchange` obtains any token that is not
-                cached.
+            is_final: ``False`` if the request might still wait before it is sent, for example, for a connection. The
+                returned `Hop` then records the decision to send a token.
+            may_block: ``False`` on an event loop. The returned `Exchange` then obtains any token that is not cached.
 
         Returns:
             The header value to write, a `Hop`, or an `Exchange`; ``None`` to leave the request unchanged.
@@ -301,13 +300,13 @@ class Relay:
         self._record(reason, context, destination, target)
         if reason is Reason.NO_BOUNDARY and destination is not None:
             self._warn_once(destination)
-        # A request with its own credential does not need a token, so `;required` does not block the request.
+        # A request with its own credential does not need a token, so `;required` does not block it.
         if destination is not None and destination.required and reason is not Reason.EXPLICIT_CREDENTIAL:
             raise TokenUnavailable(reason, str(destination))
         return None
 
     async def prepare_hop(self, target: Target, *, has_header: HasHeader) -> None:
-        """Obtain the token for a hop ahead of time, for a client that cannot wait while it calls `decide`.
+        """Obtain the token for a hop in advance, for a client that cannot wait during its call to `decide`.
 
         Args:
             target: The target to which the request will be sent.
@@ -361,7 +360,7 @@ class Relay:
 
     def _may_ignore(self, reason: Reason, context: Context) -> bool:
         """Return whether no decision is necessary for a hop without a token. If the hop only needs to be recorded,
-        record the hop.
+        record it.
         """
         will_warn = reason is Reason.NO_BOUNDARY and not (self._has_warned or binding.has_bound or self.policy.is_empty)
         if self.policy.has_required or will_warn:
@@ -447,10 +446,10 @@ class Relay:
         return None if is_checked else Reason.NOT_VERIFIED
 
     def explain(self, url: str, *, without_user: bool = False) -> Explanation:
-        """Return the decision for a request to *url*. The same rules apply as for a hop.
+        """Return the decision for a request to *url*. The rules are the same as for a hop.
 
-        The request is assumed to have only the credentials in the URL: user info, which most clients send as a header,
-        or a signature.
+        The request's only credentials are assumed to be those in the URL. The URL can contain a signature or user info,
+        which most clients send as a header.
 
         Args:
             url: The URL, as passed to a client.
@@ -492,7 +491,7 @@ class Relay:
 
 
 class AssumedVerification:
-    """The verification of a sample token that is only assumed to be verified, for use in explanations."""
+    """The verification that an explanation assumes for a sample token."""
 
     claims: Mapping[str, object] = MappingProxyType({})
     expires_at: float | None = None
@@ -584,7 +583,7 @@ class Hop:
         attempt is a separate hop.
 
         Returns:
-            Whether the token may be sent. If not, the adapter must remove the header from the request.
+            Whether the token may be sent. If ``False``, the adapter must remove the header from the request.
 
         Raises:
             TokenUnavailable: The destination requires a token, but the token may no longer be sent.
