@@ -5,8 +5,7 @@ Instrumentation uses wrapt proxies. The function inside a proxy can be replaced,
 one.
 
 Our wrappers are plain functions, not wrapt proxies, because a call through a proxy is many times slower. In addition,
-opentelemetry-instrumentation's ``unwrap`` removes the outermost proxy, even if a different library installed that
-proxy.
+opentelemetry-instrumentation's ``unwrap`` removes the outermost proxy, even if a different library installed it.
 """
 
 from __future__ import annotations

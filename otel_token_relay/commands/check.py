@@ -233,7 +233,7 @@ def _differing(environ: Mapping[str, str], settings: Settings) -> Iterator[Setti
     for name, variable in VARIABLES.items():
         value = getattr(settings, name)
         found = [source for source in sources if name in source.values]
-        # The strictest value of a protective setting takes effect, even if a later source contains that value.
+        # The strictest value of a protective setting takes effect, even if it is set in a lower-priority source.
         source = next((source for source in found if source.values[name] == value), found[0] if found else None)
         if source is not None and (value != getattr(default, name) or name in source.invalid):
             yield Setting(variable.name, conceal(_shown(value)), source.name, name in source.invalid)

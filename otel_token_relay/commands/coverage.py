@@ -126,13 +126,13 @@ def try_caches() -> list[Library]:
 
 
 def _try_patch(hook: Hook, runtime: Runtime | None) -> str | None:
-    """Apply and remove *hook*, and return the error message.
+    """Apply and remove *hook*, and return any error message.
 
     Return ``None`` if the hook works or if the module cannot be imported.
     """
     _import(hook.module)
     module = sys.modules.get(hook.module)
-    # For example, a module in hishel cannot be imported if the module's HTTP client is not installed.
+    # For example, a module in hishel cannot be imported if its HTTP client is not installed.
     if module is None or runtime is None:
         return None
     patches = Patches()
@@ -173,7 +173,7 @@ def version_of(distribution: str) -> str | None:
 
 
 def has_module(name: str) -> bool:
-    """Return whether a module is installed, without importing the module's package."""
+    """Return whether a module is installed, without importing its package."""
     root, *rest = name.split(".")
     # Use only PathFinder, because other finders can have side effects. For example, this package's own finder starts
     # verification before a server is imported.

@@ -94,13 +94,13 @@ def explain(
     as_json: bool = False,
     is_online: bool = False,
 ) -> int:
-    """Print the decision for each URL and the reason for the decision.
+    """Print the decision for each URL, along with the reason.
 
     Args:
         urls: The URLs that the application passes to its client.
         environ: The environment variables that contain the settings.
         pid: The ID of the process to which *environ* belongs, or ``None`` for the current process.
-        without_user: Whether to explain calls that the service makes while not handling a request.
+        without_user: Whether to explain calls that the service makes while it is not handling a request.
         as_json: Whether to print JSON.
         is_online: Whether to obtain tokens from the authorization server, in exchange for a token from standard input
             if necessary.

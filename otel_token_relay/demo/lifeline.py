@@ -9,7 +9,7 @@ The program must be the leader of a process group (``start_new_session=True``). 
 kills every process in the group. The guard ignores the signals that ask a program to exit, so the parent must send
 SIGKILL to the group at the end.
 
-This module imports nothing else from this package, because additional imports would take longer than the script itself.
+This module does not import the rest of this package, because the imports would take longer than the script itself.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _ABOVE_ALL_FDS = 1 << 16
 
 
 def tie(command: Sequence[str], lifeline: int) -> list[str]:
-    """Return a command that runs *command* until the process with the pipe's write end exits.
+    """Return a command that runs *command* until the process that keeps the pipe's write end open exits.
 
     Args:
         lifeline: The pipe's read end, which the program must inherit (``pass_fds``). Only the parent may keep the

@@ -24,7 +24,8 @@ class StartFailed(Exception):
 
 
 class Signals:
-    """A context manager that raises an exception when a termination signal arrives, except while `held` defers signals.
+    """A context manager that raises an exception when a termination signal arrives, except while `held` is deferring
+    signals.
 
     ``SIGINT`` raises `KeyboardInterrupt`; the other signals raise `SystemExit`. Only the first signal
     raises an exception, because a second signal must not interrupt the cleanup.
@@ -73,14 +74,14 @@ class Signals:
 
 
 class Processes:
-    """A context manager that starts programs and kills the programs' process groups when the block ends.
+    """A context manager that starts programs and kills their process groups when the block ends.
 
     The process groups are also killed if this process is killed; see `otel_token_relay.demo.lifeline`.
 
     Args:
         folder: The folder for each program's output files, ``NAME.out`` and ``NAME.err``.
-        signals: The `Signals` object that defers signals while a program starts. Without this object, a
-            signal could arrive before the program is recorded.
+        signals: The `Signals` object that defers signals while a program starts. A signal must not interrupt `start`
+            before the program is recorded.
     """
 
     def __init__(self, folder: Path, signals: Signals) -> None:
@@ -157,7 +158,7 @@ class Processes:
 
 @contextmanager
 def temporary_folder(signals: Signals) -> Generator[Path, None, None]:
-    """Create a temporary folder, and remove the folder when the block ends. Signals do not interrupt these operations.
+    """Create a temporary folder, and remove it when the block ends. Signals do not interrupt these operations.
 
     Raises:
         StartFailed: The folder cannot be created.

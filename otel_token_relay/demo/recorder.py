@@ -130,6 +130,6 @@ def read_token(token: bytes) -> SeenToken:
 
 
 def build() -> Recorder:
-    """Return a recorder that wraps the application in `APP_VARIABLE`, for ``uvicorn --factory``."""
+    """Return a recorder that wraps the application specified by `APP_VARIABLE`, for use with ``uvicorn --factory``."""
     app = import_from_string(os.environ[APP_VARIABLE])
     return Recorder(app, os.environ[NAME_VARIABLE], os.environ[NOTES_VARIABLE])

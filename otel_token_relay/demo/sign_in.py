@@ -1,6 +1,6 @@
 """Sign demo users in and out by sending the requests that a browser would send.
 
-Source: RFC 6749, section 4.1; RFC 7636, section 4; RFC 7009.
+Sources: RFC 6749, section 4.1; RFC 7636, section 4; RFC 7009.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def sign_in(
 
 
 def sign_out(issuer: str, token: str, *, client_id: str = CLIENT_ID) -> None:
-    """Revoke an access token on behalf of the client that received the token.
+    """Revoke an access token on behalf of the client that received it.
 
     Raises:
         RuntimeError: The authorization server rejected the request. The error message does not quote the response.

@@ -1,8 +1,8 @@
 """Implement token exchange (RFC 8693), which Authlib does not support, for the demo's authorization server.
 
-A service exchanges an access token that the service has received for a token with a different audience. Both tokens
-have the same subject. If the service sends its own access token as ``actor_token``, the issued token's ``act`` claim
-identifies the service.
+A service exchanges an access token that it has received for a token with a different audience. Both tokens have the
+same subject. If the service sends its own access token as ``actor_token``, the issued token's ``act`` claim identifies
+the service.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _TYPES: Final = (ACCESS_TOKEN, "urn:ietf:params:oauth:token-type:jwt")
 
 
 class InvalidTargetError(OAuth2Error):
-    """The error for a request that specifies an unknown service (RFC 8693, section 2.2.2)."""
+    """An error raised if a request specifies an unknown service (RFC 8693, section 2.2.2)."""
 
     error: str | None = "invalid_target"
 
@@ -42,7 +42,7 @@ class Exchange(NamedTuple):
 
     Attributes:
         subject: The ``sub`` claim.
-        actor: The ``act`` claim, or ``None`` to omit the claim.
+        actor: The ``act`` claim, or ``None`` to omit it.
         scope: The space-separated scopes.
     """
 
@@ -65,8 +65,8 @@ def read_exchange(
         form: The request's parameters.
         client_id: The authenticated client.
         audiences: The values of the ``audience`` and ``resource`` parameters.
-        services: The names of the services for which tokens can be issued. A service's URI is ``https://`` plus the
-            service's name.
+        services: The names of the services for which tokens can be issued. A service's URI is its name prefixed with
+            ``https://``.
         find_token: A callable that finds an issued access token by its value. The callable returns ``None`` for an
             invalid token.
 

@@ -76,7 +76,7 @@ class Trace:
 
     Attributes:
         trace_id: The sanitized trace ID.
-        user: The caller's name, or an empty string if the recording does not contain the name.
+        user: The caller's name, or an empty string if the recording does not contain it.
         hidden: The number of hops in this trace that the picture omits.
         notes: Notes about this trace, one sentence each.
     """
@@ -180,7 +180,7 @@ class _ReceiverNames:
         self._served = {(span.trace_id, span.parent_id): span for span in reversed(served)}
 
     def server_span(self, span: Span) -> Span | None:
-        """Return the receiving server's span, or ``None`` if the recording does not contain that span."""
+        """Return the receiving server's span, or ``None`` if the recording does not contain it."""
         return self._served.get((span.trace_id, span.span_id))
 
     def name_of(self, span: Span) -> str:

@@ -19,7 +19,7 @@ from otel_token_relay.demo.lifeline import tie
 from otel_token_relay.demo.sign_in import sign_in, sign_out
 from otel_token_relay.token import BearerToken
 
-# These packages are required to run the server and to verify the server's tokens.
+# These packages are required to run the server and to verify its tokens.
 _NEEDED: Final = ("authlib", "cryptography", "flask", "joserfc", "jwt", "urllib3")
 
 

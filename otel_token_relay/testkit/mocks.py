@@ -1,4 +1,4 @@
-"""Make the relay's header visible to mocks that replace the code in which the relay adds the header.
+"""Make the relay's header visible to mocks that replace the code in which the relay adds it.
 
 ``responses`` and ``requests-mock`` replace the Requests library's transport adapter. The adapter calls urllib3,
 which the relay hooks, so mocked requests do not reach the hook. Within `visible_to_mocks`, the installed relay makes a
@@ -70,7 +70,7 @@ def _patch_responses(module: ModuleType, patches: Patches) -> None:
 
     def build_add_headers(original: Function) -> Function:
         def add_headers(self: Any, request: Any, **kwargs: Any) -> Any:
-            # The real adapter calls this method before it sends a request that the mock has passed to the adapter.
+            # The real adapter calls this method before it sends a request that the mock has passed to it.
             sent = _sent.get()
             if sent is not None and sent.shown is request:
                 sent.is_passed_on = True
@@ -148,7 +148,7 @@ def _decide(respond: Callable[[Any], Any], request: Any) -> Any:
 
 
 def _recording_later(relay: Relay) -> tuple[Relay, list[tuple[Any, ...]]]:
-    """Return a copy of the relay that collects its records in a list, and return the list."""
+    """Return a copy of the relay that collects its records in a list, and also return that list."""
     records: list[tuple[Any, ...]] = []
     later: Any = copy.copy(relay)
     later._record = lambda *record: records.append(record)
