@@ -1,8 +1,8 @@
 """Install and remove a method's innermost wrapper.
 
-Instrumentation wraps the same methods and must see the request without the token, regardless of the installation order.
-Instrumentation uses wrapt proxies. The function inside a proxy can be replaced, so our wrapper is always the innermost
-one.
+Instrumentation wraps the same methods as this package and must see the request without the token, regardless of the
+installation order. Instrumentation uses wrapt proxies. The function inside a proxy can be replaced, so our wrapper is
+always the innermost one.
 
 Our wrappers are plain functions, not wrapt proxies, because a call through a proxy is many times slower. In addition,
 opentelemetry-instrumentation's ``unwrap`` removes the outermost proxy, even if a different library installed it.

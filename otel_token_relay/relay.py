@@ -9,7 +9,7 @@ instead:
   not be blocked. The adapter awaits `Exchange.run_async`, which returns the header value or a `Hop`.
 
 A `TokenSource` provides tokens for individual destinations. This module does not import any token source, because token
-sources require an extra.
+sources require an optional extra.
 """
 
 from __future__ import annotations
@@ -448,8 +448,8 @@ class Relay:
     def explain(self, url: str, *, without_user: bool = False) -> Explanation:
         """Return the decision for a request to *url*. The rules are the same as for a hop.
 
-        The request's only credentials are assumed to be those in the URL. The URL can contain a signature or user info,
-        which most clients send as a header.
+        The request's only credentials are assumed to be those in the URL. The URL can contain a signature or user info.
+        Most clients send user info as a header.
 
         Args:
             url: The URL, as passed to a client.
@@ -637,7 +637,7 @@ class Hop:
     def again(self, challenges: Iterable[str]) -> Hop | None:
         """Obtain a new token after a 401 response if `may_repeat` returned ``True``. This method blocks.
 
-        If the result is ``None``, the application gets the first response, so that response must still be readable.
+        If the result is ``None``, the application receives the first response, so that response must still be readable.
         Otherwise, the adapter sends the request with the returned hop and calls that hop's `settle` method, even if the
         request fails. This method never raises an exception.
 
@@ -715,7 +715,7 @@ class Hop:
 
 
 class Exchange(Generic[Sent]):
-    """A hop whose token must be obtained first, either in exchange for the caller's token or for the service itself.
+    """A hop for which a token must first be obtained (an exchanged token or the service's own token).
 
     Args:
         relay: The relay that made the decision.

@@ -81,7 +81,7 @@ def join_hops(calls: Iterable[Call], spans: Iterable[dict[str, Any]], notes: Ite
     """Match the spans and notes of *calls*.
 
     Returns:
-        The hops in chronological order, or ``None`` if the span or note of a hop is still missing.
+        The hops in chronological order, or ``None`` if a hop's span or note is still missing.
     """
     by_trace = {call.trace_id: call for call in calls}
     sent = {}
