@@ -97,8 +97,7 @@ class DecisionLog:
         """Write one line with the *fields* that have non-empty values. This method never raises an exception.
 
         Args:
-            fields: The values, or functions that return the values. The functions are not called if the line is
-                skipped.
+            fields: The values, or functions that return them. The functions are not called if the line is skipped.
         """
         try:
             skipped = self._limit.admit("")
@@ -142,8 +141,7 @@ decisions: DecisionLog | None = None
 
 
 shows_values: bool = False
-"""Whether lines can contain claim values from unverified tokens. Such values are masked and escaped.
-"""
+"""Whether lines can contain claim values from unverified tokens. The claim values are masked and escaped."""
 
 
 def follow(mode: str) -> None:

@@ -28,7 +28,7 @@ ANY_PORT: None = None
 _SCHEMES = {"http": "http", "https": "https", "ws": "http", "wss": "https"}
 
 # A label in a host name. RFC 952 does not allow underscores, but container networks assign names with underscores, and
-# all clients accept such names.
+# all clients accept them.
 _LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?", re.ASCII).fullmatch
 
 # If the last label of a host looks like a number, the host must be an IPv4 address (WHATWG URL, section 3.5). Clients
@@ -64,7 +64,7 @@ def normalize_host(host: str) -> str | None:
 
 
 def address_of(host: str) -> IPv4Address | IPv6Address | None:
-    """Parse *host* as an IP address without brackets. Return ``None`` if *host* is not an IP address."""
+    """Parse *host* as an IP address without brackets. Return ``None`` if it is not an IP address."""
     try:
         return IPv6Address(host) if ":" in host else IPv4Address(host)
     except AddressValueError:

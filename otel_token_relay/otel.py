@@ -35,7 +35,7 @@ OLD_SUPPRESS_KEY: Final = "suppress_instrumentation"
 
 
 def is_suppressed(context: Context) -> bool:
-    """Return whether *context* belongs to telemetry code, whose requests get no token and are not recorded.
+    """Return whether *context* belongs to telemetry code, whose requests are sent without a token and are not recorded.
 
     An exporter might run while its provider holds a lock. Recording the exporter's request could then cause a deadlock.
     """
@@ -94,9 +94,9 @@ def parts_of(propagator: TextMapPropagator) -> list[TextMapPropagator]:
     return [propagator] if parts is None else list(parts)
 
 
-# OpenTelemetry's context functions make additional calls to access a context variable. Every request and every hop uses
-# these functions several times, so this module accesses the variable directly unless OTEL_PYTHON_CONTEXT selects a
-# different runtime context.
+# OpenTelemetry's context functions make additional calls to access a context variable and are called several times for
+# every request and every hop. For speed, this module accesses the variable directly unless OTEL_PYTHON_CONTEXT selects
+# a different runtime context.
 _runtime_context: Final = getattr(otel_context, "_RUNTIME_CONTEXT", None)
 _variable: Final[Any] = (
     getattr(_runtime_context, "_current_context", None) if type(_runtime_context) is ContextVarsRuntimeContext else None

@@ -1,4 +1,4 @@
-"""Install and remove the innermost wrapper of a method.
+"""Install and remove a method's innermost wrapper.
 
 Instrumentation also wraps the methods that this package wraps, and it must see the request without the token,
 regardless of the installation order. Instrumentation uses wrapt proxies. The function inside a proxy can be replaced,
@@ -25,7 +25,7 @@ Proxy: Final[Any] = getattr(wrapt, "BaseObjectProxy", wrapt.ObjectProxy)
 
 
 def layers_of(function: Any) -> Iterator[tuple[Any, Any]]:
-    """Yield each layer of a wrapped function, from outermost to innermost, with the proxy that wraps the layer.
+    """Yield each layer of a wrapped function, from outermost to innermost, with the proxy that wraps it.
 
     The outermost layer is yielded with ``None`` instead of a proxy. The innermost layer is the first layer that is not
     a proxy.

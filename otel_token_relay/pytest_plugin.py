@@ -112,8 +112,8 @@ def authorization_server() -> Iterator[AuthorizationServer]:
 def as_caller(token_relay: InstalledRelay, authorization_server: AuthorizationServer) -> Callable[..., Caller]:
     """Return a function that signs in a user and returns a `Caller` with a new token.
 
-    For example, the block in ``with as_caller("alice"): ...`` runs as a request from Alice. The function has the same
-    parameters as `AuthorizationServer.token_for`.
+    For example, the block in ``with as_caller("alice"): ...`` runs as if it were handling a request from Alice. The
+    function has the same parameters as `AuthorizationServer.token_for`.
     """
     from otel_token_relay.testing import Caller
 

@@ -144,7 +144,7 @@ class Reason(Enum):
     )
 
     # Members are singletons, so hashing by identity is sufficient. Enum's own `__hash__` is a slow Python function, and
-    # every hop looks up its reason in a dictionary.
+    # the relay looks up each hop's reason in a dictionary.
     if TYPE_CHECKING:
 
         def __hash__(self) -> int: ...

@@ -445,7 +445,7 @@ class Relay:
         return None if is_checked else Reason.NOT_VERIFIED
 
     def explain(self, url: str, *, without_user: bool = False) -> Explanation:
-        """Return the decision for a request to *url*. The same rules apply as for a hop.
+        """Return the decision for a request to *url*. The rules are the same as for a hop.
 
         The request is assumed to have no credentials other than a signature or user info in the URL. Most clients send
         user info as a header.
@@ -582,7 +582,7 @@ class Hop:
         attempt is a separate hop.
 
         Returns:
-            Whether the token may be sent. If not, the adapter must remove the header from the request.
+            Whether the token may be sent. If ``False``, the adapter must remove the header from the request.
 
         Raises:
             TokenUnavailable: The destination requires a token, but this hop's token may no longer be sent.
@@ -636,7 +636,7 @@ class Hop:
     def again(self, challenges: Iterable[str]) -> Hop | None:
         """Obtain a new token after a 401 response if `may_repeat` returned ``True``. This method blocks.
 
-        If the result is ``None``, the application gets the first response, so that response must still be readable.
+        If the result is ``None``, the application receives the first response, so that response must still be readable.
         Otherwise, the adapter sends the request with the returned hop and calls that hop's `settle` method, even if the
         request fails. This method never raises an exception.
 

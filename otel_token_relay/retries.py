@@ -5,8 +5,8 @@ Both of the following conditions must be true:
 
 * The method is idempotent (RFC 9110, section 9.2.2). TRACE is excluded, because its response would contain the token.
 * The status is 401, and a Bearer challenge has ``error="invalid_token"`` (RFC 6750, section 3.1). Microsoft Entra's
-  claims challenge is also accepted. This challenge has ``error="insufficient_claims"`` and ``claims``, a base64-encoded
-  JSON object that the client includes in its request for a new token.
+  claims challenge, which has ``error="insufficient_claims"``, is also accepted. The challenge's ``claims`` parameter is
+  a base64-encoded JSON object that the client includes in its request for a new token.
 
 Header lines with invalid syntax are ignored. This module performs no I/O and uses no third-party libraries.
 

@@ -16,4 +16,4 @@ INTERRUPTED: Final = 130  # Shells report 128 plus the signal number; SIGINT is 
 
 
 class UsageError(Exception):
-    """An error in the command's arguments or input. The error message explains the problem but contains no token."""
+    """An error in the command's arguments or input. The message explains the problem but never contains tokens."""

@@ -94,7 +94,7 @@ def explain(
     as_json: bool = False,
     is_online: bool = False,
 ) -> int:
-    """Print the decision for each URL and the reason for the decision.
+    """Print the decision for each URL, along with the reason.
 
     Args:
         urls: The URLs that the application passes to its client.

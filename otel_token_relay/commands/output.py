@@ -43,7 +43,7 @@ def say(text: str = "", *, indent: int = 0) -> None:
 
 
 def emphasize(text: str) -> str:
-    """Return *text*, formatted in bold if standard output is a terminal and NO_COLOR is not set.
+    """Return *text* in bold if standard output is a terminal that supports bold text and NO_COLOR is not set.
 
     Do not pass the result to `say`, which escapes the formatting characters.
     """

@@ -25,7 +25,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(options: argparse.Namespace) -> int:
     """Run the ``picture`` command and return its exit status.
 
-    Error messages do not quote the file's name or contents, because either can contain a token.
+    Error messages do not quote the file's name or contents, because they can contain a token.
     """
     from otel_token_relay.pictures import mermaid, page, runs, spans
 

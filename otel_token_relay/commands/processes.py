@@ -12,7 +12,7 @@ from otel_token_relay.configuration_file import FILE_VARIABLE
 
 
 class ProcessUnreadable(UsageError):
-    """The error for a process whose environment cannot be read."""
+    """An error raised if a process's environment cannot be read."""
 
 
 def environment_of(pid: int | None) -> Mapping[str, str]:

@@ -18,19 +18,19 @@ _PREFIX: Final = re.compile(r"(?:authorization[ \t]*:[ \t]*)?bearer[ \t]+", re.I
 
 
 class NoToken(UsageError):
-    """The error for standard input that does not contain a usable token."""
+    """An error raised if standard input does not contain a usable token."""
 
 
 def read_token(command: str) -> tuple[str, list[str]]:
     """Read a token from standard input, and remove surrounding whitespace and the ``Bearer`` prefix.
 
-    If standard input is a terminal, the token is not displayed while the user types.
+    If standard input is a terminal, the token is not displayed while the user is typing.
 
     Args:
         command: The command that error messages suggest.
 
     Returns:
-        The token, and a note about each correction.
+        The token and a note about each correction.
 
     Raises:
         NoToken: The input is empty, too large, or truncated by the terminal.

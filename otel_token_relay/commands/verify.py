@@ -103,7 +103,7 @@ class Outcome:
         claims: The values of the requested claims that are present in the token.
         issuers: The responses from the issuers' endpoints.
         clock_difference: The number of seconds by which the issuer's clock is ahead of this machine's clock; ``None``
-            if the issuer or the issuer's time is unknown.
+            if the issuer or its time is unknown.
         advice: The recommended action.
         problems: Problems in the settings.
         notes: Notes about the input and the settings.
@@ -254,7 +254,7 @@ class _Verification:
         return "accepted", None, None, (f"exp: {describe_time(expires)}, {expires - time.time():.0f} s from now",)
 
     def _ask_issuers(self) -> InThread[tuple[IssuerReport, ...]] | None:
-        """Query the token's issuer, or all trusted issuers if the token's issuer is not trusted.
+        """Query the token's issuer, or all trusted issuers if that issuer is not trusted.
 
         Only introspection can verify a token that does not identify its issuer. If the token does not identify its
         issuer, query the issuers only if an introspection endpoint is configured.
@@ -287,7 +287,7 @@ class _Verification:
         return found
 
     def _conceal_report(self, report: IssuerReport) -> IssuerReport:
-        # The results can contain the issuer's key IDs. A forged token's signature can contain one of these IDs, so
+        # The results can contain the issuer's key IDs. A forged token can repeat one of these IDs in its signature, so
         # the results must also be concealed.
         endpoints = [
             replace(endpoint, result=self._concealment.text(endpoint.result, MAX_CLAIM_LENGTH))
@@ -299,7 +299,9 @@ class _Verification:
         return self._concealment.text(name, _MAX_NAME_LENGTH)
 
     def _conceal(self, value: Any) -> Any:
-        """Return a claim's value as concealed text, except for numbers and constants, which are returned unchanged."""
+        """Conceal a claim's value, and return it as text. Return a number, Boolean, or ``None`` unchanged if
+        concealment does not affect it.
+        """
         shown = self._concealment.value(value, MAX_CLAIM_LENGTH)
         is_plain = value is None or isinstance(value, (bool, int, float))
         return value if is_plain and shown == json.dumps(value) else shown

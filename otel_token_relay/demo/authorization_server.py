@@ -6,9 +6,9 @@ stores nothing on disk.
 
     python -m otel_token_relay.demo.authorization_server --port 9400
 
-Source: RFC 6749 (authorization code, refresh token, and client credentials), RFC 7636 (PKCE, S256
-only), RFC 9068 (JWT access tokens), RFC 8707 (``resource`` specifies the audience), RFC 8693 (token
-exchange), RFC 7662 (introspection), RFC 7009 (revocation), and RFC 8414 (metadata).
+Sources: RFC 6749 (authorization code, refresh token, and client credentials), RFC 7636 (PKCE, S256 only), RFC 9068 (JWT
+access tokens), RFC 8707 (``resource`` specifies the audience), RFC 8693 (token exchange), RFC 7662 (introspection), RFC
+7009 (revocation), and RFC 8414 (metadata).
 """
 
 # Authlib has no type hints, and its documented types differ from the types that pyright infers.

@@ -23,7 +23,7 @@ ANONYMOUS = "anonymous"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """A request from outside the demo's services. Each call starts a trace.
+    """A request from a client that is not one of the demo's services. Each call starts a trace.
 
     Attributes:
         user: The user who sends the request, or ``None`` for an anonymous caller.

@@ -25,7 +25,7 @@ _ABOVE_ALL_FDS = 1 << 16
 
 
 def tie(command: Sequence[str], lifeline: int) -> list[str]:
-    """Return a command that runs *command* until the process with the pipe's write end exits.
+    """Return a command that runs *command* until the process that keeps the pipe's write end open exits.
 
     Args:
         lifeline: The pipe's read end, which the program must inherit (``pass_fds``). Only the parent may keep the

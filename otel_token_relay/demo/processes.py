@@ -24,7 +24,8 @@ class StartFailed(Exception):
 
 
 class Signals:
-    """A context manager that raises an exception when a termination signal arrives, except while `held` defers signals.
+    """A context manager that raises an exception when a termination signal arrives, except while `held` is deferring
+    signals.
 
     ``SIGINT`` raises `KeyboardInterrupt`; the other signals raise `SystemExit`. Only the first signal
     raises an exception, because a second signal must not interrupt the cleanup.
@@ -177,9 +178,9 @@ def temporary_folder(signals: Signals) -> Generator[Path, None, None]:
 def keep_standard_streams_open() -> None:
     """Open the null device in place of each closed standard stream.
 
-    If a standard stream stayed closed, the next file or socket would get the stream's file descriptor, and a program
-    would use that file or socket as a standard stream. If standard output is closed, `sys.stdout` is ``None``, so this
-    function also replaces `sys.stdout`.
+    If a standard stream stayed closed, the next file or socket that is opened would get the stream's file descriptor. A
+    program would then use that file or socket as a standard stream. If standard output is closed, `sys.stdout` is
+    ``None``, so this function also replaces `sys.stdout`.
     """
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(fd, True)

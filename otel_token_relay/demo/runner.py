@@ -156,7 +156,7 @@ class Runner:
         self._processes.start(AUTHORIZATION_SERVER, command, _environment(), listener)
 
     def _start_application(self, name: str, listener: socket.socket, settings: Mapping[str, str] | None = None) -> None:
-        """Start an application, with OpenTelemetry instrumentation if the application has relay settings."""
+        """Start an application, with OpenTelemetry instrumentation if it has relay settings."""
         program = ["-m", "uvicorn"] if settings is None else ["-c", _INSTRUMENTED_UVICORN]
         command = [sys.executable, *program, "--fd", str(listener.fileno()), "--timeout-keep-alive", "60"]
         command += ["--factory", "otel_token_relay.demo.recorder:build"]
@@ -314,7 +314,8 @@ def _telemetry() -> dict[str, str]:
         "OTEL_METRICS_EXPORTER": "none",
         "OTEL_LOGS_EXPORTER": "none",
         "OTEL_BSP_SCHEDULE_DELAY": "50",
-        # These instrumentations would spend up to several seconds importing libraries that the demo does not use.
+        # These instrumentation packages would spend up to several seconds importing libraries that the demo does not
+        # use.
         "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": ",".join(sorted(others)),
     }
 

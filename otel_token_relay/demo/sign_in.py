@@ -1,6 +1,6 @@
 """Sign demo users in and out by sending the requests that a browser would send.
 
-Source: RFC 6749, section 4.1; RFC 7636, section 4; RFC 7009.
+Sources: RFC 6749, section 4.1; RFC 7636, section 4; RFC 7009.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ _TYPES: Final = (ACCESS_TOKEN, "urn:ietf:params:oauth:token-type:jwt")
 
 
 class InvalidTargetError(OAuth2Error):
-    """The error for a request that specifies an unknown service (RFC 8693, section 2.2.2)."""
+    """An error raised if a request specifies an unknown service (RFC 8693, section 2.2.2)."""
 
     error: str | None = "invalid_target"
 
@@ -42,7 +42,7 @@ class Exchange(NamedTuple):
 
     Attributes:
         subject: The ``sub`` claim.
-        actor: The ``act`` claim, or ``None`` to omit the claim.
+        actor: The ``act`` claim, or ``None`` to omit it.
         scope: The space-separated scopes.
     """
 

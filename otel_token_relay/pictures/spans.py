@@ -20,7 +20,7 @@ _OTHER_SIGNALS: Final = ("resourceLogs", "resource_logs", "resourceMetrics", "re
 
 
 class NotARecording(Exception):
-    """The error for a file that is not a recording. The message does not quote the file's contents."""
+    """An error raised if a file is not a recording. The message does not quote the file's contents."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +56,7 @@ class Recording:
     Attributes:
         spans: The spans in file order, without duplicates.
         skipped: The number of spans that were skipped because they have no identifiers or are duplicates.
-        is_cut: Whether the file is truncated, which can occur while an exporter is writing the file.
+        is_cut: Whether the file is truncated, which can occur while an exporter is writing it.
     """
 
     spans: tuple[Span, ...]

@@ -45,7 +45,7 @@ class AuthorizationServer:
     def token_for(
         self, user: str, *, audience: str | Sequence[str] = "profile-service", scope: str = "profile"
     ) -> BearerToken:
-        """Sign a user in, and return a new access token.
+        """Sign in a user, and return a new access token.
 
         Args:
             user: A name from *users*.

@@ -21,7 +21,7 @@ _open: Final[ContextVar[tuple[tuple[Boundary, Any], ...]]] = ContextVar("otel_to
 
 
 class CallerRefused(AssertionError):
-    """The error for a caller whose token is rejected when the settings require a verified token."""
+    """An error raised if the settings require a verified token and the caller's token is rejected."""
 
     def __init__(self, name: str, error_response: ErrorResponse) -> None:
         reason = error_response.reason or error_response.error
@@ -40,8 +40,8 @@ class Caller:
     """A user with a token.
 
     The code in a ``with`` or ``async with`` block runs as if it were handling a request from this caller. The installed
-    relay reads the token, verifies the token if the settings require verification, and ends the token's lease when the
-    block ends. Multiple blocks can use the same `Caller`, including concurrent blocks in different threads or tasks.
+    relay reads the token, verifies it if the settings require verification, and ends its lease when the block ends.
+    Multiple blocks can use the same `Caller`, including concurrent blocks in different threads or tasks.
 
     Attributes:
         name: The user's name.

@@ -44,7 +44,7 @@ class RecordedVerification:
 
     Attributes:
         outcome: ``accepted``, ``reported``, ``refused``, ``unavailable``, or ``excluded``.
-        reason: The reason that the request was not accepted, or ``None`` if the request was accepted.
+        reason: The reason that the request was not accepted, or ``None`` if it was accepted.
         claim: The claim that violates a rule, if exactly one claim does; otherwise, ``None``.
     """
 
@@ -96,7 +96,7 @@ class RecordedDecisions(Sequence[RecordedDecision]):
         return [decision.reason for decision in self._of(url)]
 
     def assert_sent(self, url: str) -> None:
-        """Fail unless at least one request was sent to *url*'s origin and every such request carried a token.
+        """Fail unless at least one request was sent to *url*'s origin and each of those requests carried a token.
 
         Raises:
             ValueError: *url* has no origin, or HTTP clients disagree about how to parse it.
@@ -107,7 +107,7 @@ class RecordedDecisions(Sequence[RecordedDecision]):
             raise AssertionError(self._explain(f"expected each request to {_shown(url)} to carry a token"))
 
     def assert_withheld(self, url: str, reason: str | None = None) -> None:
-        """Fail unless at least one request was sent to *url*'s origin and no such request carried a token.
+        """Fail unless at least one request was sent to *url*'s origin and none of those requests carried a token.
 
         Args:
             url: A URL with the destination's origin.
