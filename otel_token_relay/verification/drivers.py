@@ -19,7 +19,7 @@ _Result = TypeVar("_Result")
 
 
 class Wait(NamedTuple):
-    """A future to wait for and the maximum number of seconds to wait."""
+    """A future and the maximum number of seconds to wait for it."""
 
     future: Future[Any]
     seconds: float
