@@ -17,7 +17,7 @@ __all__ = ["BearerAuthMiddleware", "Principal", "principal_of"]
 class BearerAuthMiddleware:
     """ASGI middleware that accepts only requests with a valid bearer token.
 
-    The response to a rejected HTTP request has the status 400, 401, 403, or 503. A WebSocket connection without a valid
+    The response to a rejected HTTP request has status 400, 401, 403, or 503. A WebSocket connection without a valid
     token is rejected during the handshake. The middleware stores a `Principal` in ``scope["user"]`` and the token's
     scopes in ``scope["auth"]``, where Starlette's ``request.user`` and ``requires`` look for them.
 

@@ -66,7 +66,7 @@ class BearerAuthenticator:
             blocks an event loop.
         realm: The realm to send in every challenge, or ``None`` to use ``api``.
         required_scopes: The scopes that a token must have.
-        any_scopes: A list of scopes. A token must have at least one of them.
+        any_scopes: A list of scopes. A token must have at least one of these scopes.
         exclude: Paths that do not require a token. Each path is compared with the path that the application uses for
             routing, which does not include the mount point (``root_path``, ``SCRIPT_NAME``). Paths must match exactly,
             so ``/healthz`` does not match ``/healthz/`` or ``/healthz/deep``. To match all paths below ``/healthz/``,

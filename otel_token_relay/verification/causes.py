@@ -1,4 +1,4 @@
-"""Immutable types for a rejection's cause and for a verifier's acceptance criteria."""
+"""Immutable types for the cause of a rejection and the acceptance criteria of a verifier."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Cause:
         check: The name of the failed check (for example, ``signature``, ``length``, or the name of a claim or header
             member).
         problem: One sentence that states what was expected and what the token contains.
-        expected: The accepted values. The tuple is empty if the rule does not list any.
-        actual: The values in the token. The tuple is empty if the token does not contain any.
+        expected: The accepted values. The tuple is empty if the rule does not list any values.
+        actual: The values in the token. The tuple is empty if the token does not contain any values.
         advice: The recommended action, in one or two sentences.
     """
 

@@ -52,8 +52,8 @@ class Rules:
     """The rules that a token's claims must satisfy.
 
     Attributes:
-        audience: The accepted audiences. The ``aud`` claim must contain at least one of them. An empty tuple disables
-            the audience check, which is allowed only with introspection.
+        audience: The accepted audiences. The ``aud`` claim must contain at least one of these audiences. An empty tuple
+            disables the audience check, which is allowed only with introspection.
         profile: Use ``rfc9068`` for access tokens that comply with RFC 9068. Use ``generic`` for issuers that send a
             ``typ`` of ``JWT`` or no ``typ``, or that omit ``jti``, ``client_id``, or ``iat``. Use ``id-token`` for
             providers whose clients send ID tokens to APIs.

@@ -228,8 +228,8 @@ def _read(response: BaseHTTPResponse, deadline: float) -> Response:
         # The client does not accept compressed responses, because they could expand to any size.
         raise FetchFailed("unexpected Content-Encoding in the response")
     body = b""
-    # An empty read indicates the end of the body. urllib3 raises an exception if the body is shorter than the
-    # Content-Length header specifies.
+    # An empty read indicates the end of the body. If the body is shorter than the Content-Length header specifies,
+    # urllib3 raises an exception.
     while len(body) <= MAX_BODY_BYTES and (part := response.read(MAX_BODY_BYTES + 1, decode_content=False)):
         body += part
     if len(body) > MAX_BODY_BYTES:
