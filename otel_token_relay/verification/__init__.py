@@ -1,6 +1,6 @@
 """Verify incoming tokens. This package requires the ``verify`` extra.
 
-The package does not import PyJWT until a verifier or the authenticator is first accessed.
+The package does not import PyJWT until a class such as `TokenVerifier` or `BearerAuthenticator` is first accessed.
 """
 
 from __future__ import annotations

@@ -17,14 +17,14 @@ __all__ = ["BearerAuthMiddleware", "Principal", "principal_of"]
 class BearerAuthMiddleware:
     """ASGI middleware that accepts only requests with a valid bearer token.
 
-    The response to a rejected HTTP request has the status 400, 401, 403, or 503. A WebSocket connection without a valid
+    The response to a rejected HTTP request has status 400, 401, 403, or 503. A WebSocket connection without a valid
     token is rejected during the handshake. The middleware stores a `Principal` in ``scope["user"]`` and the token's
-    scopes in ``scope["auth"]``, where Starlette's ``request.user`` and ``requires`` look for these objects.
+    scopes in ``scope["auth"]``, where Starlette's ``request.user`` and ``requires`` look for them.
 
     Args:
         app: The ASGI 3 application.
-        verifier: A `TokenVerifier` or an `AsyncTokenVerifier`. The middleware does not block the event loop, regardless
-            of the verifier's class.
+        verifier: A `TokenVerifier` or an `AsyncTokenVerifier`. With either class, the middleware does not block the
+            event loop.
         authenticator: A custom `BearerAuthenticator` to use instead of *verifier* and *options*.
         settings: The settings that specify the token headers. The middleware uses these settings only if no outer
             boundary has read the headers. If this argument is ``None``, the middleware uses the installed settings or,

@@ -1,4 +1,4 @@
-"""Verify the token in each request, and build an error response for each rejected request.
+"""Verify the token in each request and build an error response for each rejected request.
 
 An authenticator works with any kind of server, either in middleware or at the server boundary. The boundary reads the
 headers and passes the credentials to the authenticator.
@@ -34,12 +34,12 @@ _logger = logging.getLogger("otel_token_relay")
 
 DEFAULT_REALM: Final = "api"
 
-# The explanations of these reasons do not contain any values from the token.
+# The explanations for these reasons do not contain any values from the token.
 _WITHOUT_VALUES: Final = frozenset({"absent", "malformed", "ambiguous", "too_long", "inactive", "revoked"})
 
 
 class Verifier(Protocol):
-    """A verifier from this package, or any other object with a ``verify`` method, which can be asynchronous."""
+    """A verifier from this package or any other object that has a synchronous or asynchronous ``verify`` method."""
 
     def verify(self, token: str) -> VerifiedToken | Awaitable[VerifiedToken]:
         """Return the verified token, or raise `TokenRejected` or `KeysUnavailable`."""
@@ -59,28 +59,29 @@ class AuthenticatorOptions(TypedDict, total=False):
 
 
 class BearerAuthenticator:
-    """An authenticator that accepts only requests whose token is valid and has the required scopes.
+    """An authenticator that accepts only requests with a valid token that has the required scopes.
 
     Args:
-        verifier: A `TokenVerifier` or an `AsyncTokenVerifier`. Either class works with any kind of server. The
-            authenticator never blocks an event loop.
+        verifier: A `TokenVerifier` or an `AsyncTokenVerifier`. Either class works with any kind of server and never
+            blocks an event loop.
         realm: The realm to send in every challenge, or ``None`` to use ``api``.
         required_scopes: The scopes that a token must have.
-        any_scopes: A list of scopes, at least one of which a token must have.
-        exclude: Paths that do not require a token. Each path must exactly match the path that the application uses for
-            routing, which excludes the mount point (``root_path``, ``SCRIPT_NAME``). For example, ``/healthz`` does not
-            match ``/healthz/`` or ``/healthz/deep``. To match all paths below ``/healthz/``, use ``/healthz/*``. For
-            gRPC, use full method names, such as ``/package.Service/Method``.
+        any_scopes: A list of scopes. A token must have at least one of these scopes.
+        exclude: Paths that do not require a token. Each path is compared with the path that the application uses for
+            routing, which does not include the mount point (``root_path``, ``SCRIPT_NAME``). Paths must match exactly,
+            so ``/healthz`` does not match ``/healthz/`` or ``/healthz/deep``. To match all paths below ``/healthz/``,
+            use ``/healthz/*``. For gRPC, use full method names, such as ``/package.Service/Method``.
         resource_metadata: The identifier of this protected resource (RFC 9728), which is the URL that clients use. If
             this argument is set, clients can fetch the resource's metadata without a token, and each challenge includes
             the metadata URL.
         acr_values: The accepted values of the token's ``acr`` claim (RFC 9470).
-        max_age: The maximum time since the user authenticated, in seconds (RFC 9470). The token's ``auth_time`` claim
+        max_age: The maximum time, in seconds, since the user authenticated (RFC 9470). The token's ``auth_time`` claim
             specifies when the user authenticated.
-        mode: If ``enforce``, requests without a valid token are rejected. If ``optional``, requests without a token are
-            also accepted. If ``report``, every request is accepted, and failed checks are only counted and logged.
+        mode: In ``enforce`` mode, requests without a valid token are rejected. In ``optional`` mode, requests without a
+            token are also accepted. In ``report`` mode, every request is accepted, and failed checks are only counted
+            and logged.
         span_claims: A callable that returns the claims to record as attributes of the SERVER span.
-        now: A callable that returns the current time, in seconds since the epoch.
+        now: A callable that returns the current time as seconds since the epoch.
 
     Raises:
         ConfigurationError: An option is invalid. The error identifies the option.
@@ -139,11 +140,11 @@ class BearerAuthenticator:
             else:
                 verified = cast("VerifiedToken", verifier.verify(token))
             return self._check_verified(credentials, verified)
-        except Exception as error:  # never accept a request because of a verifier error
+        except Exception as error:  # a verifier error must never cause a request to be accepted
             return self._reject_after(error, credentials)
 
     async def check_async(self, credentials: Credentials, path: RequestPath) -> ErrorResponse | None:
-        """Do the same as `check`, but without blocking the event loop."""
+        """Perform the same check as `check` without blocking the event loop."""
         if isinstance(credentials, Reason) or self._is_open(credentials, path):
             return self._respond_without_token(credentials, path)
         try:
@@ -204,7 +205,7 @@ class BearerAuthenticator:
             details = partial(self._explain, token, error.reason)
             return self._reject(self.challenges.invalid_token, error.reason, claim=error.claim, details=details)
         if not isinstance(error, KeysUnavailable):
-            # Log only the type, because the message of an unexpected error might contain the token.
+            # Log only the error's type, because the message of an unexpected error might contain the token.
             _logger.error("a verifier raised %s", type(error).__name__)
         retry_after = error.retry_after if isinstance(error, KeysUnavailable) else 1.0
         return self._reject(self.challenges.unavailable(retry_after), "unavailable", "unavailable")
@@ -223,8 +224,7 @@ class BearerAuthenticator:
         return None if self._mode == "report" else error_response.because(reason, claim)
 
     def _explain(self, token: BearerToken, reason: ExplainedReason, *, lacks_any: bool = False) -> str:
-        """Describe the expected and actual values, or return an empty string if a custom verifier rejected the
-        token."""
+        """Return a description of the expected and actual values, or an empty string for a custom verifier."""
         if not isinstance(self._verifier, VerifierCore):
             return ""
         required = sorted(self._required_scopes)
@@ -247,7 +247,7 @@ def verifier_from(settings: Settings, kind: type[Any] = TokenVerifier) -> Any:
         ConfigurationError: A setting that is required to verify tokens is missing.
     """
     if (missing := settings.missing_to_verify) != ():
-        # In the settings, unlike in code, an introspection endpoint requires an audience.
+        # An introspection endpoint requires an audience in the settings but not in code.
         raise ConfigurationError(missing[0], "expected a value")
     return kind(
         settings.issuers,

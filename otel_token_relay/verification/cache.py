@@ -16,10 +16,10 @@ def digest(token: str) -> bytes:
 
 
 class Cache(Generic[_Entry]):
-    """A least-recently-used cache that is thread-safe without a lock.
+    """A thread-safe, least-recently-used cache that does not use a lock.
 
-    Each step is a single dictionary operation. Another thread can remove an entry between two steps, but the only cost
-    of a lost entry is one more verification.
+    Each step is a single dictionary operation. Another thread can remove an entry between two steps, but a lost entry
+    costs only one additional verification.
     """
 
     __slots__ = ("_entries", "_size")
@@ -29,7 +29,7 @@ class Cache(Generic[_Entry]):
         self._entries: OrderedDict[bytes, _Entry] = OrderedDict()
 
     def get(self, key: bytes) -> _Entry | None:
-        """Return the entry for *key*, or ``None`` if the entry does not exist. Mark the entry as recently used."""
+        """Return the entry for *key*, or ``None`` if it does not exist. Mark the entry as recently used."""
         entry = self._entries.get(key)
         if entry is not None:
             with contextlib.suppress(KeyError):
@@ -37,7 +37,7 @@ class Cache(Generic[_Entry]):
         return entry
 
     def put(self, key: bytes, entry: _Entry) -> None:
-        """Store an entry, and evict the least recently used entries if the cache is full."""
+        """Store an entry. If the cache is full, evict the least recently used entries."""
         if self._size < 1:
             return
         self._entries[key] = entry
@@ -46,7 +46,7 @@ class Cache(Generic[_Entry]):
                 self._entries.popitem(last=False)
 
     def drop(self, key: bytes) -> None:
-        """Remove the entry for *key* if the entry exists."""
+        """Remove the entry for *key* if it exists."""
         self._entries.pop(key, None)
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""Immutable types for a rejection's cause and for a verifier's acceptance criteria."""
+"""Immutable types for the cause of a rejection and the acceptance criteria of a verifier."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ class Cause:
     """The reason for a token's rejection. All strings are printable ASCII.
 
     Attributes:
-        check: The name of the failed check: a claim, a header member, ``signature``, ``form``, or ``length``.
+        check: The name of the failed check (for example, ``signature``, ``length``, or the name of a claim or header
+            member).
         problem: One sentence that states what was expected and what the token contains.
         expected: The accepted values. The tuple is empty if the rule does not list any values.
-        actual: The values in the token. The tuple is empty if the token has no values.
+        actual: The values in the token. The tuple is empty if the token does not contain any values.
         advice: The recommended action, in one or two sentences.
     """
 
@@ -57,10 +58,10 @@ class Expectations:
         issuers: The trusted issuers.
         tenants: The accepted Microsoft Entra tenants. If the tuple is empty, any tenant is accepted.
         algorithms: The accepted values of ``alg``.
-        max_length: The maximum length of a token, in characters.
+        max_length: The maximum number of characters in a token.
         required_scopes: The scopes that every token must have.
         keys: The ``kid`` and ``alg`` of each of the issuer's keys, or ``None`` if the keys are unknown.
-        unusable_keys: The ``kid`` of each unusable key in the key set, and the reason why the key is unusable.
+        unusable_keys: The ``kid`` of each unusable key in the key set and the reason that the key cannot be used.
     """
 
     rules: Rules
@@ -74,14 +75,14 @@ class Expectations:
 
 
 def join_names(names: Iterable[str]) -> str:
-    """Join the names into a printable list, and truncate the list to this module's limits."""
+    """Join the names into a printable list. Omit or shorten names that exceed this module's limits."""
     names = list(names)
     shown = [shorten(escape(name), MAX_VALUE_LENGTH) for name in names[:MAX_VALUES]]
     return ", ".join([*shown, f"{len(names) - MAX_VALUES} more"] if len(names) > MAX_VALUES else shown)
 
 
 def describe_time(seconds: float) -> str:
-    """Format a UTC time as specified by RFC 3339. Return times before 1970 or after 9999 in seconds since the epoch."""
+    """Format a UTC time as specified by RFC 3339, or as seconds since the epoch if it is before 1970 or after 9999."""
     if not 0 <= seconds <= _LAST_DATE:
         return f"{seconds:.0f}"
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,6 +1,6 @@
 """Error responses for rejected requests. Most responses are built at startup.
 
-A response never contains any part of the request, such as the token, the token's claims, or the path.
+A response never contains any part of the request, such as the token, its claims, or the path.
 
 Source: RFC 6750, section 3; RFC 9728, section 5.1; RFC 9470, section 3; RFC 9110, section 15.5.2.
 """
@@ -15,8 +15,8 @@ from otel_token_relay.authentication import ErrorResponse
 from otel_token_relay.errors import ConfigurationError
 from otel_token_relay.reasons import Reason
 
-# RFC 6750, section 3: %x20-21 / %x23-5B / %x5D-7E, which excludes quotes and backslashes. RFC 6749, section 3.3: a
-# scope must not contain spaces.
+# RFC 6750, section 3, allows %x20-21 / %x23-5B / %x5D-7E, which excludes quotes and backslashes. According to RFC 6749,
+# section 3.3, a scope must not contain spaces.
 _is_quotable = re.compile(r"[\x20-\x21\x23-\x5B\x5D-\x7E]+", re.ASCII).fullmatch
 _is_scope = re.compile(r"[\x21\x23-\x5B\x5D-\x7E]+", re.ASCII).fullmatch
 
@@ -30,14 +30,15 @@ class Challenges:
     """The error responses for one protected resource.
 
     Args:
-        realm: The realm. Every challenge includes the realm, because ``Bearer`` alone is not a valid challenge (RFC
-            6750, section 3).
-        required_scopes: The required scopes. The challenge includes these scopes so that the client can request them.
-        any_scopes: A list of scopes. A token needs only one of these scopes, but the challenge includes all of them,
+        realm: The realm to include in every challenge. The ``Bearer`` scheme alone is not a valid challenge (RFC 6750,
+            section 3).
+        required_scopes: The scopes that a token must have. The challenge includes these scopes so that the client can
+            request them.
+        any_scopes: A list of scopes. A token needs only one of these scopes, but the challenge lists all of them,
             because a challenge cannot express alternatives.
-        resource_metadata: The URL of this resource's metadata (RFC 9728), or ``None`` to omit the URL.
+        resource_metadata: The URL of this resource's metadata (RFC 9728), or ``None`` to omit it.
         acr_values: The accepted authentication context class references (RFC 9470).
-        max_age: The maximum time since the user authenticated, in seconds (RFC 9470).
+        max_age: The maximum time, in seconds, since the user authenticated (RFC 9470).
 
     Raises:
         ConfigurationError: A value contains a character that is not allowed in a challenge.
@@ -63,7 +64,8 @@ class Challenges:
         self._end = [] if resource_metadata is None else [("resource_metadata", resource_metadata)]
         scopes = tuple(dict.fromkeys((*required_scopes, *any_scopes)))
         scope = [("scope", " ".join(scopes))] if scopes else []
-        # RFC 6750, section 3.1: if the request contains no token, the response must not include an error code.
+        # According to RFC 6750, section 3.1, the response must not include an error code if the request contains no
+        # token.
         self.unauthenticated: ErrorResponse = self._challenge(401, None, "unauthenticated", *scope)
         self.invalid_request: ErrorResponse = self._challenge(400, "invalid_request", "invalid_request")
         self.invalid_token: ErrorResponse = self._challenge(401, "invalid_token", "invalid_token", *scope)
@@ -84,7 +86,7 @@ class Challenges:
         return self._challenge(403, error, error, *([("scope", " ".join(scopes))] if scopes else []))
 
     def without_token(self, reason: Reason) -> ErrorResponse:
-        """Return the error response for a request whose headers do not contain a readable token."""
+        """Return the error response for a request whose headers do not contain a usable token."""
         if reason is Reason.ABSENT:
             return self.unauthenticated
         return self.invalid_token if reason is Reason.TOO_LONG else self.invalid_request

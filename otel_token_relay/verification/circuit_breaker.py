@@ -1,13 +1,14 @@
-"""A circuit breaker that distinguishes a failing endpoint from tokens that cause the endpoint to fail.
+"""A circuit breaker that distinguishes a failing endpoint from tokens that cause requests to fail.
 
 A caller can send any token, and an attacker might have tokens that cause the endpoint to return an error or close the
 connection. If such failures could open the circuit, the attacker could lock out all other callers. For this reason,
-failures alone never open the circuit. After several consecutive failures, the circuit breaker's owner probes the
-endpoint with a random token. The circuit opens only if the probe also fails.
+failures alone never open the circuit. After several consecutive failures, the object that owns the circuit breaker
+probes the endpoint with a random token. The circuit opens only if the probe also fails.
 
 * Closed: every call is allowed.
 * Open: no calls are allowed for `OPEN_SECONDS`.
-* Half-open: one call at a time is allowed until a call or a probe succeeds.
+* Half-open: one call at a time is allowed. The circuit closes after a successful call or probe and reopens after a
+  failed probe.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Final
 
 from otel_token_relay.token import Clock
 
-# The number of consecutive failures that trigger a probe of the endpoint.
+# The number of consecutive failures after which the endpoint is probed.
 FAILURES_BEFORE_PROBE: Final = 3
 OPEN_SECONDS: Final = 1.0
 
@@ -26,7 +27,7 @@ class CircuitBreaker:
     """A circuit breaker for one endpoint. This class is thread-safe.
 
     Args:
-        monotonic: A callable that returns the time of a monotonic clock, in seconds.
+        monotonic: A callable that returns the value, in seconds, of a monotonic clock.
     """
 
     def __init__(self, monotonic: Clock) -> None:
@@ -37,7 +38,8 @@ class CircuitBreaker:
         self.start_over()
 
     def start_over(self) -> None:
-        """Discard the records of running calls, because the calling threads do not exist in a forked child."""
+        """Discard the records of calls in progress. In a forked child, the threads that made these calls do not
+        exist."""
         self._lock = threading.RLock()
         self._half_open_call: bytes | None = None
         self._is_probing = False
@@ -68,14 +70,14 @@ class CircuitBreaker:
                 self._half_open_call = None
 
     def record_success(self) -> None:
-        """Close the circuit after a response, regardless of whether the token was valid."""
+        """Close the circuit after any response, even if the token is invalid."""
         with self._lock:
             self._failures = 0
             self._is_open = False
             self._half_open_call = None
 
     def record_failure(self, key: bytes) -> bool:
-        """Record a failure that either the endpoint or the token might have caused.
+        """Record a failure that might have been caused by either the endpoint or the token.
 
         Returns:
             Whether the caller must probe the endpoint and call `end_probe` afterward.

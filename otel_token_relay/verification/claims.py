@@ -1,4 +1,4 @@
-"""The rules for an access token's header and claims. The functions in this module have no side effects.
+"""The rules for a token's header and claims. The functions in this module have no side effects.
 
 First, `jws.parse_jws` parses the token. Then, the verifier checks the signature. Finally, the verifier calls
 `check_type` and `check_claims`. Until the signature is verified, the verifier must use only the ``iss`` claim, and only
@@ -17,12 +17,12 @@ from otel_token_relay.errors import ConfigurationError, TokenRejected
 from otel_token_relay.verification.jws import Claims, has_control_character
 from otel_token_relay.verification.token_kinds import read_kinds
 
-# RFC 7519, section 2: a NumericDate is the number of seconds since 1970. This limit corresponds to a date in the year
-# 36812.
+# RFC 7519, section 2, defines a NumericDate as the number of seconds since the start of 1970. This limit corresponds to
+# a date in the year 36812.
 MAX_NUMERIC_DATE: Final = 2**40
 
-# RFC 9068, section 4: "at+jwt" or "application/at+jwt". RFC 7515, section 4.1.9: media types are case-insensitive, and
-# "application/" can be omitted.
+# RFC 9068, section 4, requires "at+jwt" or "application/at+jwt". According to RFC 7515, section 4.1.9, media types are
+# case-insensitive, and "application/" can be omitted.
 _ACCESS_TOKEN_TYPES: Final = frozenset({"at+jwt", "application/at+jwt"})
 _PLAIN_TYPES: Final = frozenset({"jwt", "application/jwt"})
 ACCEPTED_TYPES: Final[Mapping[Profile, tuple[str, ...]]] = {
@@ -52,17 +52,17 @@ class Rules:
     """The rules that a token's claims must satisfy.
 
     Attributes:
-        audience: The accepted audiences. The ``aud`` claim must contain at least one of these audiences. If the tuple
-            is empty, the audience is not checked, which is allowed only with introspection.
+        audience: The accepted audiences. The ``aud`` claim must contain at least one of these audiences. An empty tuple
+            disables the audience check, which is allowed only with introspection.
         profile: Use ``rfc9068`` for access tokens that comply with RFC 9068. Use ``generic`` for issuers that send a
             ``typ`` of ``JWT`` or no ``typ``, or that omit ``jti``, ``client_id``, or ``iat``. Use ``id-token`` for
             providers whose clients send ID tokens to APIs.
-        leeway: The maximum difference between the issuer's clock and the service's clock, in seconds.
+        leeway: The maximum difference, in seconds, between the issuer's clock and the service's clock.
         scope_claims: The names of the claims that contain scopes. The scopes from all of these claims are combined. Use
-            dots to specify nested members, for example, ``realm_access.roles``.
-        audience_claim: The name of the claim that contains the audience, for issuers that do not send ``aud``. If a
-            token also has an ``aud`` claim, both claims must contain an accepted audience. Any value other than ``aud``
-            requires the ``generic`` profile.
+            dots to specify nested members (for example, ``realm_access.roles``).
+        audience_claim: The name of the claim that contains the audience. Change this value for issuers that do not send
+            ``aud``. If a token also has an ``aud`` claim, both claims must contain an accepted audience. Any value
+            other than ``aud`` requires the ``generic`` profile.
     """
 
     audience: tuple[str, ...]
@@ -86,11 +86,11 @@ class Rules:
     @property
     def required_claims(self) -> tuple[str, ...]:
         """The claims that every token must have. The ``generic`` profile also requires ``sub`` or a client ID."""
-        # The profile is ``generic`` if the audience claim is not ``aud``.
+        # If the audience claim is not ``aud``, the profile is always ``generic``.
         return _REQUIRED[self.profile] if self.audience_claim == "aud" else ("iss", "exp", self.audience_claim)
 
     def find_missing_claim(self, claims: Claims) -> str | None:
-        """Return the first required claim that is missing from the token, or ``None`` if all are present."""
+        """Return the name of the first missing claim, or ``None`` if all required claims are present."""
         for name in self.required_claims:
             if look_up(claims, name)[1] is None:
                 return name
@@ -133,7 +133,7 @@ def check_claims(claims: Claims, rules: Rules, *, now: float) -> frozenset[str]:
     """Check a token's claims after its signature and issuer have been verified.
 
     Args:
-        now: The current time in seconds since the epoch.
+        now: The current time as seconds since the epoch.
 
     Returns:
         The token's scopes.
@@ -150,7 +150,7 @@ def check_claims(claims: Claims, rules: Rules, *, now: float) -> frozenset[str]:
 
 
 def check_values(claims: Claims, rules: Rules, *, now: float) -> frozenset[str]:
-    """Check the claims that the token contains. Claims can be missing, except for a required audience."""
+    """Check the claims that the token contains. Only the audience, if required, must be present."""
     for name in NAMES:
         if name in claims:
             check_name(claims[name], name)
@@ -168,13 +168,13 @@ def check_values(claims: Claims, rules: Rules, *, now: float) -> frozenset[str]:
 
 
 def check_name(value: object, claim: str | None = None) -> None:
-    """Check a claim value that an application might use in logs, span attributes, or database keys."""
+    """Check that a claim value is safe for an application to use in logs, span attributes, or database keys."""
     if not isinstance(value, str) or not value or has_control_character(value):
         raise TokenRejected("invalid_claim", claim)
 
 
 def check_times(claims: Mapping[str, object], leeway: float, *, now: float) -> None:
-    """Check the ``exp``, ``nbf``, and ``iat`` claims that are present."""
+    """Check the ``exp``, ``nbf``, and ``iat`` claims if they are present."""
     dates = {}
     for name in ("exp", "nbf", "iat"):
         if name in claims:
@@ -183,7 +183,7 @@ def check_times(claims: Mapping[str, object], leeway: float, *, now: float) -> N
             if type(value) not in (int, float) or not 0 <= value < MAX_NUMERIC_DATE:  # type: ignore[operator]
                 raise TokenRejected("invalid_claim", name)
             dates[name] = value
-    # RFC 7519, section 4.1.4: the token must not be accepted at or after the time in ``exp``.
+    # According to RFC 7519, section 4.1.4, the token must not be accepted at or after the time in ``exp``.
     if "exp" in dates and now >= dates["exp"] + leeway:  # type: ignore[operator]
         raise TokenRejected("expired", "exp")
     for name in ("nbf", "iat"):
@@ -192,7 +192,7 @@ def check_times(claims: Mapping[str, object], leeway: float, *, now: float) -> N
 
 
 def check_audience(value: object, accepted: Sequence[str], claim: str = "aud") -> None:
-    """Check that the audience contains only strings and that at least one of these strings is in *accepted*."""
+    """Check that the audience contains only strings and that at least one of them is in *accepted*."""
     entries = [value] if isinstance(value, str) else value
     if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
         raise TokenRejected("missing_claim" if value is None else "invalid_claim", claim)
@@ -203,7 +203,7 @@ def check_audience(value: object, accepted: Sequence[str], claim: str = "aud") -
 def read_scopes(claims: Mapping[str, object], names: Sequence[str]) -> frozenset[str]:
     """Return the combined scopes from all claims in *names*.
 
-    Source: RFC 8693, section 4.2 (a space-separated string). Many issuers send a list instead.
+    Source: RFC 8693, section 4.2. The RFC requires a space-separated string, but many issuers send a list.
     """
     scopes: set[str] = set()
     for name in names:
@@ -219,7 +219,8 @@ def read_scopes(claims: Mapping[str, object], names: Sequence[str]) -> frozenset
 
 
 def look_up(claims: Mapping[str, object], name: str) -> tuple[bool, object]:
-    """Return whether the *name* claim exists and, if so, the claim's value. Dots in *name* refer to nested members."""
+    """Return whether the *name* claim exists and, if so, its value. Dots in *name* separate the names of nested
+    members."""
     if name in claims:
         return True, claims[name]
     value: object = claims

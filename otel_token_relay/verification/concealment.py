@@ -2,8 +2,8 @@
 
 The results contain no credentials, consist of printable ASCII characters, and have a limited length.
 
-A hostile token can contain a copy of its own encoded header in ``aud``, another caller's token in ``iss``, or terminal
-control sequences.
+A malicious token can contain a copy of its own encoded header in ``aud``, another caller's token in ``iss``, or
+terminal control sequences.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from otel_token_relay.printable import escape, shorten
 from otel_token_relay.redaction.scrubber import MASK, Scrubber
 from otel_token_relay.redaction.token_search import LONGEST_SURVIVOR, KnownTokens
 
-# The time required to search a value increases with the value's length, which callers control. For this reason, values
-# are truncated before the search. The searched text is longer than the displayed text, so credentials at the end of the
-# displayed text are still recognized.
+# Searching a value takes longer as its length increases, and callers control the length. For this reason, values are
+# truncated before they are searched. The searched text is longer than the displayed text, so credentials at the end of
+# the displayed text are still recognized.
 _MIN_SEARCHED: Final = 1024
 _SEARCHED_FOR_EACH_SHOWN: Final = 4
 _scrubber: Final = Scrubber()
 
 
 class Concealment:
-    """A filter that conceals credentials in one token's values. Use this class to print any value from the token.
+    """A filter that conceals credentials in the values of one token. Use this class whenever you print a value from the
+    token.
 
     Args:
         token: The token as received.
@@ -38,21 +39,22 @@ class Concealment:
     def text(self, text: str, limit: int) -> str:
         """Mask every credential in *text*, escape the text, and truncate the result to *limit* characters.
 
-        The result never contains 17 consecutive characters of the token, either in plain text or encoded.
+        The result never contains 17 or more consecutive characters of the token, whether in plain text or encoded.
         """
         # Search the escaped text again, because an escape sequence ends in letters and digits that might extend a
         # shorter run of characters from the token.
         searched = text[: max(_MIN_SEARCHED, _SEARCHED_FOR_EACH_SHOWN * limit)]
         escaped = escape(_scrubber.clean_text(searched, self._known))
-        # Escaping can expand one character to ten characters.
+        # Escaping can expand one character to as many as ten.
         return shorten(self._mask_runs(escaped[: _SEARCHED_FOR_EACH_SHOWN * limit + LONGEST_SURVIVOR]), limit)
 
     def value(self, value: Any, limit: int) -> str:
-        """Do the same as `text` for any JSON value. A value other than a string is first serialized as JSON."""
+        """Process a JSON value in the same way as `text`. A value that is not a string is first serialized as JSON."""
         return self.text(value if isinstance(value, str) else to_json(value), limit)
 
     def values(self, values: Iterable[Any], *, limit: int, count: int) -> tuple[str, ...]:
-        """Conceal the first *count* values. If there are more values, add the number of remaining values."""
+        """Conceal credentials in the first *count* values. If there are more values, append the number of remaining
+        values."""
         values = list(values)
         shown = [self.value(value, limit) for value in values[:count]]
         return (*shown, f"{len(values) - count} more") if len(values) > count else tuple(shown)
@@ -75,5 +77,5 @@ class Concealment:
 
 
 def to_json(value: Any) -> str:
-    """Serialize a value as JSON, even if JSON cannot represent all parts of the value."""
+    """Serialize a value as JSON. Replace each part that JSON cannot represent with the name of its type."""
     return json.dumps(value, default=lambda part: type(part).__name__)

@@ -19,14 +19,14 @@ _Result = TypeVar("_Result")
 
 
 class Wait(NamedTuple):
-    """A future to wait for, and the maximum number of seconds to wait."""
+    """A future and the maximum number of seconds to wait for it."""
 
     future: Future[Any]
     seconds: float
 
 
 def drive(core: Generator[Wait, None, _Result]) -> _Result:
-    """Run *core* in the current thread, and block the thread while *core* waits."""
+    """Run *core* in the current thread, which is blocked while *core* is waiting."""
     try:
         while True:
             wait = next(core)

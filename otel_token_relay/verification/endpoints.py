@@ -1,8 +1,8 @@
 """Send a request to an authorization server's endpoint and report the response.
 
-A report never quotes the response, except for ``kid`` values. A report contains only printable ASCII characters.
+Except for ``kid`` values, a report never quotes the response. A report contains only printable ASCII characters.
 
-To add a kind of endpoint, write a function that examines the endpoint's response, and pass the function to `ask` in an
+To add a kind of endpoint, write a function that examines the endpoint's response, and pass it to `ask` in an
 `Endpoint`. The `issuer_endpoints` module contains the functions for metadata, key sets, and introspection.
 """
 
@@ -24,13 +24,13 @@ from otel_token_relay.verification.metadata import describe_status
 EndpointKind = Literal["metadata", "key set", "introspection", "token"]
 EndpointState = Literal[
     "ok",
-    "unused",  # the endpoint cannot be used, but a different endpoint is used instead
-    "problem",  # the endpoint responds, but the response cannot be used
+    "unused",  # the endpoint cannot be used, but it is not needed
+    "problem",  # the response or the configuration cannot be used
     "no_response",
 ]
 
-# ``Date`` has a resolution of one second, and the response takes time to arrive, so smaller differences cannot be
-# measured.
+# The ``Date`` header has a resolution of one second, and the response takes time to arrive. Smaller differences cannot
+# be measured reliably.
 MIN_CLOCK_DIFFERENCE: Final = 2.0
 
 
@@ -42,9 +42,9 @@ class EndpointReport:
         kind: The kind of endpoint.
         url: The endpoint's URL.
         state: Whether the endpoint can be used.
-        result: A description of the response, or the reason why there was no response.
-        seconds: The duration of the request, in seconds.
-        clock_difference: The number of seconds by which the server's clock is ahead of this machine's clock. The number
+        result: A description of the response or, if no response was received, the reason.
+        seconds: The number of seconds that the request took.
+        clock_difference: The number of seconds by which the server's clock is ahead of this machine's clock. The value
             is negative if the server's clock is behind. The value is ``None`` if the response has no usable ``Date``
             header.
         found: The content of a usable response. The type depends on *kind*.
@@ -102,9 +102,9 @@ def ask(
 
     Args:
         endpoint: The endpoint. The HTTP client must accept the endpoint's URL.
-        timeout: The maximum duration of the request in seconds, excluding the DNS lookup.
+        timeout: The maximum number of seconds that the request can take, excluding the DNS lookup.
         http: The client that sends the request, or ``None`` to use the default client.
-        now: A callable that returns the current time, in seconds since the epoch.
+        now: A callable that returns the current time as seconds since the epoch.
     """
     client = shared_client() if http is None else http
     started, sent, difference = time.monotonic(), now(), None
@@ -133,7 +133,7 @@ def ask(
 
 
 def problem_with_status(response: Response) -> str | None:
-    """Describe the problem with a response's status, or return ``None`` if the status is 200."""
+    """Return a description of the problem with a response's status, or ``None`` if the status is 200."""
     return None if response.status == 200 else describe_status(response.status)
 
 
@@ -142,7 +142,7 @@ def read_clock_difference(response: Response, at: float) -> float | None:
 
     Args:
         response: The response. Only the ``Date`` and ``Age`` headers are used.
-        at: The time when the response was created, in seconds since the epoch, according to this machine's clock.
+        at: The time on this machine's clock when the response was created, as seconds since the epoch.
 
     Source: RFC 9110, section 6.6.1; RFC 9111, section 5.1.
     """
@@ -156,7 +156,7 @@ def read_clock_difference(response: Response, at: float) -> float | None:
 
 
 def describe_clock(difference: float | None) -> str | None:
-    """Describe the clock difference in a sentence, or return ``None`` if the difference is unknown."""
+    """Return a sentence that describes the clock difference, or ``None`` if the difference is unknown."""
     if difference is None:
         return None
     if abs(difference) < MIN_CLOCK_DIFFERENCE:

@@ -4,7 +4,7 @@ An explanation identifies the failed check and lists the expected values and the
 contain the values of ``iss``, ``aud``, ``typ``, ``alg``, ``kid``, scopes, and times. The `concealment` module processes
 every value, because the token is unverified. An explanation never contains the token or its signature.
 
-A token can also be rejected because of an introspection response, which is not available in this module. If the token
+A token can also be rejected because of an introspection response, which is not available to this module. If the token
 itself satisfies the rule, the explanation mentions the introspection response and does not contain any values.
 """
 
@@ -52,11 +52,11 @@ def explain(token: str, reason: ExplainedReason, expectations: Expectations, *, 
 
     Args:
         token: The token as received, without the ``Bearer`` prefix.
-        reason: The reason in the `TokenRejected` exception or in the 403 response.
+        reason: The reason from the `TokenRejected` exception or from the authenticator's error response.
         expectations: The verifier's acceptance criteria.
-        now: The time when the token was verified, in seconds since the epoch.
+        now: The time when the token was verified, as seconds since the epoch.
     """
-    # An explanation is written to the log, so an error in this function must not cause the request to fail.
+    # An explanation only helps with troubleshooting, so an error in this function must not cause the request to fail.
     with contextlib.suppress(Exception):
         if reason in _WITHOUT_CLAIMS:
             return _WITHOUT_CLAIMS[reason](token, expectations)
@@ -290,7 +290,7 @@ def _send(profile: Profile) -> str:
 
 
 _SEND_ACCESS_TOKEN: Final = "The caller must send its access token."
-# With these claims, the type check of the ``generic`` profile fails only because of the header.
+# With these claims, the ``generic`` profile's type check can fail only because of the header.
 _ACCESS_TOKEN: Final[Claims] = {"scope": ""}
 
 
@@ -304,7 +304,7 @@ def _explain_missing_claim(case: _Case) -> Cause | None:
     advice = "The issuer must add the missing claims, for example, with a claim mapper."
     if case.rules.profile == "rfc9068" and case.would_pass_as_generic() and "aud" not in missing:
         generic = f"et {env.OTEL_PYTHON_TOKEN_RELAY_PROFILE}=generic if this issuer does not follow RFC 9068."
-        # A user's token should have a subject, but a machine token does not need a subject.
+        # A user's token should have a subject, but a machine's token does not need one.
         advice = f"{advice} Alternatively, s{generic}" if "sub" in missing else f"S{generic}"
     return Cause(
         check="claims",
@@ -460,7 +460,8 @@ def _is_accepted_by(check: Callable[..., object]) -> Callable[..., bool]:
 
 
 def _describe_kind(value: Any) -> str:
-    """Describe the type of a claim's JSON value without including the value."""
+    """Return a description of the JSON type of a claim's value. The description does not include any text from the
+    token."""
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
     if isinstance(value, str):
@@ -506,7 +507,7 @@ def _of_response(check: str) -> Cause:
 
 
 _UNKNOWN: Final = Cause(check="token", problem="the token does not satisfy the rules", advice=_ASK_ISSUER)
-# The causes that cannot be determined from the token.
+# Causes that cannot be determined from the token alone.
 _ELSEWHERE: Final[dict[str, Cause]] = {
     "malformed": _of_response("form"),
     "algorithm_not_allowed": replace(

@@ -1,12 +1,13 @@
-"""FastAPI dependencies that return the principal of a verified request::
+"""FastAPI dependencies that return the principal of a verified request, as in this example::
 
     app.add_middleware(BearerAuthMiddleware, verifier=verifier)
 
     @app.get("/profiles/{user}")
     def show(user: str, caller: Annotated[Principal, Depends(require_scopes("profiles:read"))]): ...
 
-The dependencies do not verify tokens. The application must use `BearerAuthMiddleware` or verification at the server
-boundary. If a request has not been verified, the dependencies cause a server error and never accept the request.
+The dependencies do not verify tokens. The application must verify tokens with `BearerAuthMiddleware` or at the server
+boundary. If a request has not been verified, the dependencies raise `ConfigurationError` instead of accepting the
+request.
 
 A dependency must raise an exception to reject a request. FastAPI's default handler for `HTTPException` does not send
 this package's standard response body. For this reason, the dependencies raise a subclass of `HTTPException` and add a
@@ -38,7 +39,7 @@ __all__ = ["Principal", "current_principal", "require_any_scope", "require_scope
 
 
 class _BearerScheme(OAuth2):
-    """A dependency that returns the request's principal and is documented as the HTTP Bearer scheme in OpenAPI.
+    """A dependency that returns the request's principal and appears in OpenAPI documents as the HTTP Bearer scheme.
 
     The base class is `OAuth2`, because older FastAPI versions document scopes only for OAuth2 schemes.
     """
@@ -68,8 +69,8 @@ async def current_principal(
     """Return the request's principal. Use this dependency as ``Depends(current_principal)``.
 
     Raises:
-        HTTPException: The status is 401 if the request does not contain a valid token. The status is 403 if the token
-            lacks a scope that is required by ``Security(current_principal, scopes=[...])``.
+        HTTPException: The request does not contain a valid token (status 401), or the token lacks a scope that
+            ``Security(current_principal, scopes=[...])`` requires (status 403).
     """
     if not principal.scopes.issuperset(scopes.scopes):
         raise _build_error(request.scope, challenges_of(request.scope).build_insufficient_scope(scopes.scopes))
@@ -112,8 +113,8 @@ def require_any_scope(*scopes: str) -> Callable[..., Coroutine[Any, Any, Princip
 class _Rejected(HTTPException):
     """An exception that contains a complete error response.
 
-    The status and the ``WWW-Authenticate`` and ``Cache-Control`` headers are also set as attributes for the
-    application's own exception handlers.
+    For the application's own exception handlers, the exception's attributes also contain the status and the
+    ``WWW-Authenticate`` and ``Cache-Control`` headers.
     """
 
     def __init__(self, error_response: ErrorResponse) -> None:
@@ -133,7 +134,7 @@ _HANDLERS_KEY: Final = "starlette.exception_handlers"
 
 
 def _add_handler(scope: MutableMapping[str, Any]) -> None:
-    """Add the handler unless the application has its own handler.
+    """Add the handler unless the application has its own.
 
     If the scope does not contain any handlers, FastAPI sends its default response body.
     """
@@ -147,6 +148,6 @@ def _add_handler(scope: MutableMapping[str, Any]) -> None:
 
 async def _respond(request: HTTPConnection, error: _Rejected) -> Response:
     error_response = error.error_response
-    # RFC 9110, section 9.3.2: a response to HEAD has the same headers as a response to GET but does not have a body.
+    # According to RFC 9110, section 9.3.2, a response to HEAD has the same headers as a response to GET but no body.
     body = b"" if request.scope.get("method") == "HEAD" else error_response.body
     return Response(body, error_response.status, dict(error_response.headers))

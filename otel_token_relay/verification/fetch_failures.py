@@ -1,4 +1,4 @@
-"""Describe failed requests to issuers without quoting any text from outside this process."""
+"""Describe failed requests to issuers without quoting any text from external sources."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FetchCause = Literal[
     "timed_out",
     "connection_closed",  # the connection was closed before the complete response arrived
     "bad_response",  # a response arrived but cannot be used
-    "not_configured",  # a setting or the file that the setting specifies cannot be used
+    "not_configured",  # a setting, or the file that it specifies, cannot be used
 ]
 
 # These error codes are defined in OpenSSL's x509_vfy.h. OpenSSL's own messages can quote the certificate.
@@ -36,7 +36,8 @@ _CERTIFICATE_PROBLEMS: Final = {
     64: "the certificate is for a different IP address",
 }
 
-# Alerts about the client certificate (RFC 8446, section 6.2), as spelled by OpenSSL after the TLS version.
+# OpenSSL's names for alerts about the client certificate (RFC 8446, section 6.2), without the prefix for the TLS
+# version.
 _REFUSALS: Final = frozenset(
     {
         "BAD_CERTIFICATE",
@@ -51,7 +52,7 @@ _REFUSALS: Final = frozenset(
 
 
 class FetchFailed(Exception):
-    """An error that is raised if a usable response does not arrive in time. The message does not quote the response.
+    """An error that is raised if no usable response arrives in time. The message does not quote the response.
 
     Attributes:
         cause: The kind of failure.
@@ -66,12 +67,12 @@ class FetchFailed(Exception):
 
     @staticmethod
     def describe(error: Exception) -> str:
-        """Return a description of *error* that is safe to log. If the error is unexpected, return its class name."""
+        """Return a description of *error* that is safe to log. For an unexpected error, return its class name."""
         return str(error) if isinstance(error, FetchFailed) else type(error).__name__
 
 
 def is_lost(error: Exception) -> bool:
-    """Return whether the server closed the connection without sending any part of a response."""
+    """Return whether *error* indicates that the server closed the connection."""
     return isinstance(error, (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError))
 
 

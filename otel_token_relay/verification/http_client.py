@@ -1,9 +1,9 @@
 """The HTTP client for issuer metadata, key sets, introspection endpoints, and token endpoints.
 
 The client sends requests in an empty context, so the requests never carry a caller's token. Instrumentation is
-suppressed, so the package does not make relay decisions about these requests. The client does not follow redirects. The
-client requires HTTPS, except for loopback addresses and for hosts that an operator has listed. The duration of a
-request and the size of a response are limited.
+suppressed, so the package does not make relay decisions about these requests. The client does not follow redirects.
+Plain HTTP is allowed only for loopback addresses and for hosts that an operator has listed. The client limits the
+duration of each request and the size of each response.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class HttpClient:
     Args:
         ca_file: A PEM file that contains the trusted CA certificates. If this argument is ``None``, the client trusts
             the certificates in ``SSL_CERT_FILE`` or in the system's certificate store.
-        plaintext_hosts: The hosts for which plain HTTP is allowed, each with an optional port.
+        plaintext_hosts: The hosts, with optional ports, for which plain HTTP is allowed.
     """
 
     def __init__(self, *, ca_file: str | None = None, plaintext_hosts: Sequence[str] = ()) -> None:
@@ -63,11 +63,11 @@ class HttpClient:
         return isinstance(url, str) and is_trustworthy(url, self.plaintext_hosts)
 
     def check_url(self, setting: str, url: object) -> str:
-        """Return *url* if the client accepts the URL.
+        """Return *url* if the client accepts it.
 
         Raises:
-            ConfigurationError: The URL does not use HTTPS and plain HTTP to the host is not allowed, or different URL
-                parsers might interpret the URL differently.
+            ConfigurationError: The URL's scheme is not allowed for its host, or different URL parsers might interpret
+                the URL differently.
         """
         if not isinstance(url, str) or not self.accepts(url):
             raise ConfigurationError(
@@ -91,7 +91,7 @@ class HttpClient:
 
         Args:
             url: A URL for which `accepts` returns true.
-            timeout: The maximum duration of the whole request in seconds, excluding the DNS lookup.
+            timeout: The maximum number of seconds that the whole request can take, excluding the DNS lookup.
             form: The body of a POST request, which is sent as ``application/x-www-form-urlencoded``. If this argument
                 is ``None``, the client sends a GET request.
             authorization: The value of the ``Authorization`` header, or ``None`` to omit the header.
@@ -100,8 +100,8 @@ class HttpClient:
         Raises:
             FetchFailed: The request failed, or the response exceeds a limit.
         """
-        # Use an empty context instead of a copy. Instrumentation of threads and pools might have copied a caller's
-        # context, including the token, into this thread.
+        # Use an empty context instead of a copy of the current context. Instrumentation for threads and thread pools
+        # might have copied a caller's context, including the token, into this thread.
         return contextvars.Context().run(self._fetch, url, timeout, form, authorization, certificate)
 
     def close(self) -> None:
@@ -116,11 +116,11 @@ class HttpClient:
         authorization: str | None,
         certificate: ClientCertificate | None,
     ) -> Response:
-        # This import must not be at the top of the file. The module imports opentelemetry.propagate, which might be in
-        # the process of importing this package.
+        # This import must not be at the top of the file. The imported module imports opentelemetry.propagate, which
+        # might currently be importing this package.
         from opentelemetry.instrumentation.utils import suppress_instrumentation
 
-        if timeout <= 0:  # the caller has no time left
+        if timeout <= 0:  # the deadline has already passed
             raise FetchFailed("timed out", "timed_out")
         deadline = time.monotonic() + timeout
         origin = _origin_of(url, self.plaintext_hosts)
@@ -148,11 +148,11 @@ class HttpClient:
             return self._send(self._connection(route), request, deadline)
 
     def _send(self, connection: Connection, request: _Request, deadline: float) -> Response:
-        """Send *request* and keep the connection if the connection can be reused.
+        """Send *request* and keep the connection if it can be reused.
 
         Raises:
             _ConnectionLost: The server closed a reused connection.
-            FetchFailed: The response is missing or cannot be used.
+            FetchFailed: No usable response was received.
         """
         was_kept, has_begun, is_kept = not connection.is_closed, False, False
         try:
@@ -171,7 +171,7 @@ class HttpClient:
                 response = connection.getresponse()
                 has_begun = True
                 read = _read(response, deadline)
-                # `sock` is None if the connection is closed after the response.
+                # `sock` is None if the connection does not remain open after the response.
                 is_kept = read.status == 200 and response.closed and connection.sock is not None
         except FetchFailed:
             raise
@@ -195,7 +195,7 @@ class HttpClient:
 
 
 class _ConnectionLost(Exception):
-    """An error that is raised if the server closed a connection that was kept open for reuse."""
+    """An error that is raised if the server has closed a connection that was kept open for reuse."""
 
 
 class _Request(NamedTuple):
@@ -225,7 +225,7 @@ def _read(response: BaseHTTPResponse, deadline: float) -> Response:
     if not length.isdigit() or len(length) > 9 or int(length) > MAX_BODY_BYTES:
         raise FetchFailed(f"response larger than {MAX_BODY_BYTES} bytes")
     if response.headers.get("Content-Encoding", "identity").lower() != "identity":
-        # The client does not accept compressed responses, because a compressed response could expand to any size.
+        # The client does not accept compressed responses, because they could expand to any size.
         raise FetchFailed("unexpected Content-Encoding in the response")
     body = b""
     # An empty read indicates the end of the body. If the body is shorter than the Content-Length header specifies,

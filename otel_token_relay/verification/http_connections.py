@@ -1,17 +1,16 @@
-"""Connections to issuers, which are based on urllib3's connection classes.
+"""Connections to issuers. The connection classes extend urllib3's classes.
 
 Each request has a single deadline, and connections are kept open for reuse. This module does not use urllib3's
 connection pools, because a pool's timeout restarts whenever data is received. In addition, this package and
-instrumentation libraries add hooks to the pools, and these hooks must not process requests to issuers.
+instrumentation libraries add hooks to the pools. These hooks must not process requests to issuers.
 
 Invariants:
 
-* The connection is shut down at the deadline during every operation: connecting, waiting for a proxy's response to
-  CONNECT, performing a TLS handshake, sending, and receiving. The only exception is a DNS lookup, which cannot be
-  canceled.
+* The connection is shut down at the deadline, even while it is connecting, waiting for a proxy's response to CONNECT,
+  performing a TLS handshake, sending, or receiving. The only exception is a DNS lookup, which cannot be canceled.
 * A connection is reused only after a complete response with status 200. This rule prevents a response from being
   mistaken for the response to a different request.
-* A connection that presents a client certificate is used only for requests with that certificate.
+* A connection that presents a client certificate is used only for requests that specify that certificate.
 * A forked child does not use its parent's connections.
 """
 
@@ -33,7 +32,7 @@ from otel_token_relay.forks import call_in_child
 from otel_token_relay.verification import watchdog
 from otel_token_relay.verification.proxies import Proxy
 
-# The time after which servers close idle connections varies widely, and some firewalls drop idle connections silently.
+# Servers differ widely in how long they keep idle connections open, and some firewalls silently drop idle connections.
 IDLE_SECONDS: Final = 15.0
 # The maximum number of idle connections per route.
 MAX_IDLE: Final = 8
@@ -43,7 +42,7 @@ _QUICKACK: Final = getattr(socket, "TCP_QUICKACK", None)  # available only on Li
 
 
 class Route(NamedTuple):
-    """A connection's target and client certificate. Requests with the same route can reuse a connection."""
+    """A connection's target and client certificate. Requests with the same route can use the same connection."""
 
     scheme: str
     host: str
@@ -53,8 +52,8 @@ class Route(NamedTuple):
 
 
 class _Connection:
-    """The behavior that plain and TLS connections share. This class must precede urllib3's class in the list of
-    bases."""
+    """The behavior that plain and TLS connections share. This class must precede urllib3's class in the list of base
+    classes."""
 
     sock: Any
     timeout: Any
@@ -69,7 +68,7 @@ class _Connection:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         error: OSError = socket.gaierror(socket.EAI_NONAME, "no address")
         for index, (family, kind, protocol, _, address) in enumerate(found):
-            # Divide the remaining time among the addresses, because an address might not respond.
+            # Divide the remaining time among the addresses, because some addresses might not respond.
             seconds = self.remaining() / (len(found) - index)
             opened = socket.socket(family, kind, protocol)
             try:
@@ -112,9 +111,9 @@ class _Connection:
             yield
 
     def acknowledge_at_once(self) -> None:
-        """Acknowledge received data immediately until the operating system reverts this setting.
+        """Acknowledge received data immediately until the operating system resets this option.
 
-        Without this setting, a response on a reused connection is delayed by 40 ms if the server sends the headers and
+        Without this option, a response on a reused connection is delayed by 40 ms if the server sends the headers and
         the body separately.
         """
         if _QUICKACK is not None and self._line is not None:
@@ -177,7 +176,7 @@ def build_connection(
 
 
 class IdleConnections:
-    """The open connections that no request is using. This class is thread-safe."""
+    """The open connections that are not in use. This class is thread-safe."""
 
     def __init__(self) -> None:
         self._connections: dict[Route, list[Connection]] = {}
@@ -186,18 +185,18 @@ class IdleConnections:
 
     def _start_over(self) -> None:
         self._lock = threading.RLock()
-        # In a forked child, closing a socket only closes the child's file descriptor. Nothing is sent to the server.
+        # In a forked child, closing a socket closes only the child's file descriptor. Nothing is sent to the server.
         self.close()
 
     def take(self, route: Route) -> Connection | None:
-        """Remove and return an idle connection for *route*, or return ``None`` if no idle connection is available."""
+        """Remove and return an idle connection for *route*, or return ``None`` if none is available."""
         while True:
             with self._lock:
                 waiting = self._connections.get(route)
                 connection = waiting.pop() if waiting else None
             if connection is None:
                 return None
-            # If an idle connection has readable data, the server has closed the connection or sent unrequested data.
+            # If an idle connection has readable data, the server has closed the connection or sent unsolicited data.
             if time.monotonic() - connection.idle_since < IDLE_SECONDS and connection.is_connected:
                 return connection
             connection.discard()
