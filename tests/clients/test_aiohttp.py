@@ -16,7 +16,7 @@ import yarl
 from otel_token_relay import Settings, install, use_token
 from tests.support.clients import in_loop
 from tests.support.loopback import PLACEHOLDER, Party, Proxy, Status, party, trust
-from tests.support.rejecting_tokens import CONTENT, SENDERS, Guarded
+from tests.support.rejecting_tokens import Guarded, check_one_retry
 from tests.support.token_endpoint import Endpoint, Response, verified
 
 TOKEN = "aiohttp-sample-token"
@@ -220,17 +220,7 @@ def test_a_request_that_already_has_the_header_is_sent_as_it_is(listed: Party) -
 
 def test_a_rejected_request_is_sent_once_more(rejecting: Guarded) -> None:
     """The application sees only the second response, or the first response if the second token is rejected too."""
-    with use_token(verified(TOKEN)):
-        assert SENDERS["aiohttp"](rejecting.url, "PUT", "bytes") == (200, CONTENT)
-    assert rejecting.tokens == [f"{TOKEN}.1", f"{TOKEN}.2"]
-    assert [seen.body for seen in rejecting.seen] == [CONTENT, CONTENT]
-
-    rejecting.accepts, rejecting.error_body = (lambda token: False), b"x" * 10
-    with use_token(verified(f"{TOKEN}-again")):
-        assert SENDERS["aiohttp"](rejecting.url, "PUT", "bytes") == (401, rejecting.error_body)
-    with use_token(verified(f"{TOKEN}-post")):
-        assert SENDERS["aiohttp"](rejecting.url, "POST", "bytes") == (401, rejecting.error_body)
-    assert len(rejecting.tokens) == 2 + 2 + 1
+    check_one_retry("aiohttp", rejecting)
 
 
 def test_no_cache_stores_a_personal_response(listed: Party) -> None:

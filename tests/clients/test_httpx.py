@@ -22,8 +22,7 @@ from otel_token_relay.clients.httpx import _target_of_pooled
 from otel_token_relay.testing import assert_never_leaked
 from tests.support.clients import in_loop
 from tests.support.loopback import PLACEHOLDER, Party, Proxy, Status, party, trust
-from tests.support.rejecting_tokens import CONTENT, SENDERS, Guarded
-from tests.support.token_endpoint import verified
+from tests.support.rejecting_tokens import Guarded, check_one_retry
 
 TOKEN = "httpx-sample-token"
 LINE = [f"Bearer {TOKEN}"]
@@ -419,14 +418,4 @@ def test_httpx_keeps_the_encoding_of_the_headers() -> None:
 @pytest.mark.parametrize("sender", ["httpx", "httpx-async", "httpx2", "httpx2-async"])
 def test_a_rejected_request_is_sent_once_more(sender: str, rejecting: Guarded) -> None:
     """The application sees only the second response, or the first response if the second token is rejected too."""
-    with use_token(verified(TOKEN)):
-        assert SENDERS[sender](rejecting.url, "PUT", "bytes") == (200, CONTENT)
-    assert rejecting.tokens == [f"{TOKEN}.1", f"{TOKEN}.2"]
-    assert [seen.body for seen in rejecting.seen] == [CONTENT, CONTENT]
-
-    rejecting.accepts, rejecting.error_body = (lambda token: False), b"x" * 10
-    with use_token(verified(f"{TOKEN}-again")):
-        assert SENDERS[sender](rejecting.url, "PUT", "bytes") == (401, rejecting.error_body)
-    with use_token(verified(f"{TOKEN}-post")):
-        assert SENDERS[sender](rejecting.url, "POST", "bytes") == (401, rejecting.error_body)
-    assert len(rejecting.tokens) == 2 + 2 + 1
+    check_one_retry(sender, rejecting)

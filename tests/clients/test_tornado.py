@@ -10,8 +10,7 @@ from tornado.simple_httpclient import SimpleAsyncHTTPClient
 
 from otel_token_relay import Settings, install, use_token
 from otel_token_relay.testing import third_party
-from tests.support.rejecting_tokens import CONTENT, SENDERS, Guarded
-from tests.support.token_endpoint import verified
+from tests.support.rejecting_tokens import Guarded, check_one_retry
 
 ALICE = "alice-token-0001"
 BOB = "bob-token-0000001"
@@ -98,14 +97,4 @@ def test_a_queued_request_carries_no_token_after_its_lease_has_ended(relay, list
 
 def test_a_rejected_request_is_sent_once_more(rejecting: Guarded) -> None:
     """The application sees only the second response, or the first response if the second token is rejected too."""
-    with use_token(verified(ALICE)):
-        assert SENDERS["tornado"](rejecting.url, "PUT", "bytes") == (200, CONTENT)
-    assert rejecting.tokens == [f"{ALICE}.1", f"{ALICE}.2"]
-    assert [seen.body for seen in rejecting.seen] == [CONTENT, CONTENT]
-
-    rejecting.accepts, rejecting.error_body = (lambda token: False), b"x" * 10
-    with use_token(verified(f"{ALICE}-again")):
-        assert SENDERS["tornado"](rejecting.url, "PUT", "bytes") == (401, rejecting.error_body)
-    with use_token(verified(f"{ALICE}-post")):
-        assert SENDERS["tornado"](rejecting.url, "POST", "bytes") == (401, rejecting.error_body)
-    assert len(rejecting.tokens) == 2 + 2 + 1
+    check_one_retry("tornado", rejecting)

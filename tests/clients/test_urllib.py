@@ -17,8 +17,7 @@ from otel_token_relay import Settings, install, use_token
 from otel_token_relay.clients.urllib import Destinations
 from otel_token_relay.origin import Target
 from tests.support.loopback import PLACEHOLDER, Party, Proxy, party, unix_socket
-from tests.support.rejecting_tokens import CONTENT, SENDERS, Guarded
-from tests.support.token_endpoint import verified
+from tests.support.rejecting_tokens import Guarded, check_one_retry
 
 TOKEN = "urllib-sample-token"
 LINE = [f"Bearer {TOKEN}"]
@@ -238,17 +237,7 @@ def test_a_replaced_header_remains_on_the_request_of_the_caller(listed: Party) -
 
 def test_a_rejected_request_is_sent_once_more(rejecting: Guarded) -> None:
     """The application sees only the second response, or the first response if the second token is rejected too."""
-    with use_token(verified(TOKEN)):
-        assert SENDERS["urllib"](rejecting.url, "PUT", "bytes") == (200, CONTENT)
-    assert rejecting.tokens == [f"{TOKEN}.1", f"{TOKEN}.2"]
-    assert [seen.body for seen in rejecting.seen] == [CONTENT, CONTENT]
-
-    rejecting.accepts, rejecting.error_body = (lambda token: False), b"x" * 10
-    with use_token(verified(f"{TOKEN}-again")):
-        assert SENDERS["urllib"](rejecting.url, "PUT", "bytes") == (401, rejecting.error_body)
-    with use_token(verified(f"{TOKEN}-post")):
-        assert SENDERS["urllib"](rejecting.url, "POST", "bytes") == (401, rejecting.error_body)
-    assert len(rejecting.tokens) == 2 + 2 + 1
+    check_one_retry("urllib", rejecting)
 
 
 def test_no_cache_stores_a_personal_response(listed: Party) -> None:

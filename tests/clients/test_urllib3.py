@@ -24,7 +24,7 @@ from urllib3.http2.connection import HTTP2Connection
 from otel_token_relay import Settings, install, uninstall, use_token
 from otel_token_relay.clients.urllib3 import destinations
 from tests.support.loopback import PLACEHOLDER, Party, Proxy, Status, party, proxy, socks_proxy, trust, unix_socket
-from tests.support.rejecting_tokens import CONTENT, SENDERS, Guarded, turn_on
+from tests.support.rejecting_tokens import Guarded, check_one_retry, turn_on
 from tests.support.token_endpoint import Endpoint, verified
 
 TOKEN = "urllib3-sample-token"
@@ -415,17 +415,7 @@ def test_urllib3_1_26_is_hooked(monkeypatch: pytest.MonkeyPatch, listed: Party) 
 @pytest.mark.parametrize("sender", ["urllib3", "urllib3-stream", "requests"])
 def test_a_rejected_request_is_sent_once_more(sender: str, rejecting: Guarded) -> None:
     """The application sees only the second response, or the first response if the second token is rejected too."""
-    with use_token(verified(TOKEN)):
-        assert SENDERS[sender](rejecting.url, "PUT", "bytes") == (200, CONTENT)
-    assert rejecting.tokens == [f"{TOKEN}.1", f"{TOKEN}.2"]
-    assert [seen.body for seen in rejecting.seen] == [CONTENT, CONTENT]
-
-    rejecting.accepts, rejecting.error_body = (lambda token: False), b"x" * 10
-    with use_token(verified(f"{TOKEN}-again")):
-        assert SENDERS[sender](rejecting.url, "PUT", "bytes") == (401, rejecting.error_body)
-    with use_token(verified(f"{TOKEN}-post")):
-        assert SENDERS[sender](rejecting.url, "POST", "bytes") == (401, rejecting.error_body)
-    assert len(rejecting.tokens) == 2 + 2 + 1
+    check_one_retry(sender, rejecting)
 
 
 @pytest.mark.parametrize("size", [10, 1_000_000])

@@ -32,6 +32,7 @@ from otel_token_relay.servers.asgi import (
 from otel_token_relay.stream_limits import seconds_left
 from tests.support import apps
 from tests.support.apps import NONE
+from tests.support.enforcement import settings_for
 from tests.support.issuers import Issuer
 from tests.support.servers import get, serve_asgi
 from tests.support.telemetry import recording
@@ -649,15 +650,7 @@ def verifying(issuer: Issuer) -> Iterator[Issuer]:
     """Install verification of the issuer's tokens, except on two paths."""
     build_authenticator.cache_clear()
     excluded = ("/healthz", "/public/*")
-    install(
-        Settings(
-            verify="enforce",
-            issuers=(issuer.url,),
-            audience=(AUDIENCE,),
-            verify_exclude=excluded,
-            verify_streams="exp",
-        )
-    )
+    install(settings_for(issuer, verify_exclude=excluded, verify_streams="exp"))
     yield issuer
     uninstall()
     build_authenticator.cache_clear()

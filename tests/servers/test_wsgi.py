@@ -23,9 +23,10 @@ from otel_token_relay.servers.wsgi import EnclosedApp, TokenRelayMiddleware, pat
 from otel_token_relay.stream_limits import seconds_left
 from tests.support import apps
 from tests.support.apps import NONE
+from tests.support.enforcement import settings_for
 from tests.support.servers import get, serve_wsgi
 from tests.support.telemetry import recording
-from tests.support.tokens import AUDIENCE, claims, make_token
+from tests.support.tokens import claims, make_token
 
 A, B = "token-of-a", "token-of-b"
 ENDED = '[["none", "lease_ended"]]'
@@ -548,15 +549,7 @@ def verifying(issuer):
     """Install verification of the issuer's tokens, except on two paths."""
     build_authenticator.cache_clear()
     excluded = ("/healthz", "/caf\N{LATIN SMALL LETTER E WITH ACUTE}", "/public/*")
-    install(
-        Settings(
-            verify="enforce",
-            issuers=(issuer.url,),
-            audience=(AUDIENCE,),
-            verify_exclude=excluded,
-            verify_streams="exp",
-        )
-    )
+    install(settings_for(issuer, verify_exclude=excluded, verify_streams="exp"))
     yield issuer
     uninstall()
     build_authenticator.cache_clear()

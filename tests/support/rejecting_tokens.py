@@ -20,10 +20,10 @@ import urllib3
 from tornado.httpclient import HTTPRequest
 from tornado.simple_httpclient import SimpleAsyncHTTPClient
 
-from otel_token_relay import Settings, install
+from otel_token_relay import Settings, install, use_token
 from tests.support.clients import in_loop
 from tests.support.loopback import Party
-from tests.support.token_endpoint import SECRET, Endpoint
+from tests.support.token_endpoint import SECRET, Endpoint, verified
 
 INVALID = 'Bearer realm="r", error="invalid_token"'
 CONTENT = b'{"a": 1}'
@@ -304,3 +304,25 @@ SENDERS: dict[str, Callable[[str, str, Kind], Answer]] = {
     "aiohttp": lambda url, method, kind: in_loop(_aiohttp_once(url, method, kind)),
     "tornado": lambda url, method, kind: in_loop(_tornado_once(url, method, kind)),
 }
+
+
+def check_one_retry(sender: str, rejecting: Guarded) -> None:
+    """Check that the application sees only the second response, or the first response if a retry is not possible or
+    fails too.
+
+    Args:
+        sender: A key of `SENDERS`.
+        rejecting: A listed server that rejects the first token that is issued for it.
+    """
+    send = SENDERS[sender]
+    with use_token(verified("alice-token")):
+        assert send(rejecting.url, "PUT", "bytes") == (200, CONTENT)
+    assert rejecting.tokens == ["alice-token.1", "alice-token.2"]
+    assert [seen.body for seen in rejecting.seen] == [CONTENT, CONTENT]
+
+    rejecting.accepts = lambda token: False
+    with use_token(verified("bob-token")):
+        assert send(rejecting.url, "PUT", "bytes") == (401, rejecting.error_body)
+    with use_token(verified("carol-token")):
+        assert send(rejecting.url, "POST", "bytes") == (401, rejecting.error_body)
+    assert rejecting.tokens[2:] == ["bob-token.3", "bob-token.4", "carol-token.5"]
