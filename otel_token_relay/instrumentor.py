@@ -1,8 +1,8 @@
 """A no-op instrumentor that is registered as an ``opentelemetry_instrumentor`` entry point.
 
-In OpenTelemetry's configuration file, ``instrumentation/development.python.token_relay`` contains the relay's settings.
-`otel_token_relay.configuration_file` reads this section, but without an instrumentor named ``token_relay``,
-OpenTelemetry would log a warning that the section is skipped.
+In OpenTelemetry's configuration file, the ``instrumentation/development.python.token_relay`` section contains the
+relay's settings. `otel_token_relay.configuration_file` reads this section, but without an instrumentor named
+``token_relay``, OpenTelemetry would log a warning that the section is skipped.
 """
 
 from __future__ import annotations

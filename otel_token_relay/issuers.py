@@ -1,11 +1,11 @@
 """Validate and combine the settings for trusted issuers.
 
-Most issuers are https URLs, and their metadata includes the URL of their keys. There are three exceptions:
+Most issuers are https URLs, and their metadata includes the URL of their keys. There are three special cases:
 
 * An issuer that is not an https URL is called a name. Examples are ``accounts.google.com`` and AD FS's
   ``http://adfs.example/adfs/services/trust``. Such a name is compared with the ``iss`` claim, but no metadata is
-  fetched for it. Therefore, the operator must configure the URL of the issuer's keys. If the operator trusts an http
-  URL's host, the URL is not considered a name, because the issuer's metadata can be fetched.
+  fetched for it. Therefore, the operator must configure the URL of the issuer's keys. If the operator allows plain http
+  for the host of an http URL, the URL is not considered a name, because the issuer's metadata can be fetched.
 * ``https://login.microsoftonline.com/{tid}/v2.0`` matches any Microsoft Entra tenant.
 * An issuer with its own keys, audience, or introspection endpoint is represented by a `TrustedIssuer`.
 
@@ -77,13 +77,13 @@ class TrustedIssuer:
     Attributes:
         issuer: The issuer, exactly as it appears in the ``iss`` claim.
         jwks_uri: The URL of the issuer's keys; ``None`` to use the URL in the issuer's metadata.
-        jwks_token_file: The path of the file that contains the bearer token for fetching the issuer's metadata and
+        jwks_token_file: The path to the file that contains the bearer token for fetching the issuer's metadata and
             keys; empty if no token is required.
         audience: The audience values that identify this service in the issuer's tokens; empty to use the verifier's
             audience.
         introspection_endpoint: The URL of the issuer's token introspection endpoint (RFC 7662), or ``None``.
         token_endpoint: The URL for exchanging the issuer's tokens; ``None`` to use the URL in the issuer's metadata.
-        client: The credential that this service uses to authenticate to these endpoints, or ``None``.
+        client: The credential that this service uses to authenticate to the issuer's endpoints, or ``None``.
 
     Raises:
         ConfigurationError: A value is invalid.
@@ -135,7 +135,7 @@ def check_endpoint_syntax(setting: str, url: object) -> None:
     setting lists the hosts for which plain http is allowed.
 
     Raises:
-        ConfigurationError: *url* is not an absolute http or https URL, or *url* has a fragment.
+        ConfigurationError: *url* is not an absolute http or https URL, or it has a fragment.
     """
     is_url = isinstance(url, str) and Origin.parse(url) is not None and url.isascii() and "#" not in url
     if url is not None and not is_url:
@@ -209,12 +209,12 @@ def fill_tenant(template: str, tenant: object, tenants: Sequence[str] = ()) -> s
 
 
 def read_issuers(entries: Iterable[object], report: Callable[[str, str], None]) -> tuple[str | TrustedIssuer, ...]:
-    """Return the valid entries. An issuer without its own settings is returned as a string.
+    """Return the valid entries. Mappings are converted to instances of `TrustedIssuer`.
 
     Args:
         entries: Strings, mappings from a configuration file, and instances of `TrustedIssuer`.
-        report: A function to call for each problem, with the setting's name and a description that identifies the
-            entry.
+        report: A function that accepts the setting's name and a description that identifies the entry. The function is
+            called for each problem.
     """
     if isinstance(entries, str):
         report("issuers", "expected a sequence of issuers, not a single string")
@@ -262,7 +262,7 @@ def _read_issuer(entry: object) -> str | TrustedIssuer:
 
 
 def _check_keys(entry: Mapping[Any, Any], known: Sequence[str]) -> dict[str, Any]:
-    """Validate the entry's keys, and return the entry without its empty values."""
+    """Validate the entry's keys and the types of its values, and return the entry without its empty values."""
     for key in entry:
         if key not in known:
             raise ConfigurationError("issuers", f"unknown key {ascii(key)[:60]}{hint(str(key), known)}")

@@ -36,13 +36,13 @@ _SWITCHES: Final = ("OTEL_PROPAGATORS", FILE_VARIABLE)
 # If one of these settings is misspelled, its strict value applies unless the specified value turns the setting off.
 _GUARDED: Final = ("verify", "require_verified")
 
-# Matches a variable name that has the wrong prefix but probably refers to this package. The rest of the name must
+# Matches a variable name that has the wrong prefix but is probably intended for this package. The rest of the name must
 # resemble a setting's name, because Kubernetes sets TOKEN_RELAY_SERVICE_HOST and similar variables for a service named
 # token-relay.
 _similar_prefix: Final = re.compile(r"(?:OTEL[_-]?)?(?:PYTHON[_-]?)?TOKEN[_-]?RELAY[_-]+(.+)", re.IGNORECASE).fullmatch
 
 
-# Explanations of the strict values whose effects are not obvious.
+# The effects of the strict values that are not self-explanatory.
 _EFFECTS: Final = {
     "header": "no tokens are relayed",
     "source_headers": "no token is read from any request",
@@ -77,8 +77,8 @@ class Source:
         name: The source's name, which appears in messages.
         values: The values, keyed by setting. For an invalid setting, the mapping contains the strict value.
         invalid: The settings whose values were replaced with strict values.
-        problems: A sentence for each invalid value and each unknown name.
-        refused: The origins of skipped destinations.
+        problems: A message for each problem (for example, an invalid value or an unknown name).
+        refused: The origins of the destination entries that were skipped.
     """
 
     name: str
@@ -271,7 +271,7 @@ class SourceReader:
 
 
 def merge(sources: Iterable[Source]) -> Source:
-    """Merge the settings from all sources. The *sources* must be in order of precedence, starting with the highest."""
+    """Merge the settings from all sources. The *sources* must be in order of decreasing precedence."""
     sources = list(sources)
     merged = Source("all")
     for source in reversed(sources):
@@ -292,7 +292,7 @@ def merge(sources: Iterable[Source]) -> Source:
 
 
 def are_given(setting: str, sources: Iterable[Source]) -> bool:
-    """Return whether any source specifies a value for the setting, even an invalid one."""
+    """Return whether any source specifies a value for the setting, even if the value is invalid."""
     return any(setting in source.values for source in sources)
 
 

@@ -1,10 +1,10 @@
-"""Install the server hooks if requests must be verified, even if OpenTelemetry does not start.
+"""Install the server hooks when requests must be verified, even if OpenTelemetry does not start.
 
 OpenTelemetry does not load this package if an exporter or the configuration file is missing, or if Python is started
-with ``-I``. Therefore, the wheel contains ``otel_token_relay.pth``, which Python reads whenever a process starts. The
-``.pth`` file imports this module under the name ``_otel_token_relay_startup`` in the following cases:
+with ``-I``. Therefore, the wheel contains ``otel_token_relay.pth``, which Python reads whenever it starts. The ``.pth``
+file imports this module under the name ``_otel_token_relay_startup`` in the following cases:
 
-* The environment contains a variable whose name could be ``OTEL_PYTHON_TOKEN_RELAY_VERIFY`` or a misspelling of it.
+* The ``OTEL_PYTHON_TOKEN_RELAY_VERIFY`` variable, or a variable with a similar name, is set.
 * The ``OTEL_CONFIG_FILE`` variable is set. The configuration file can contain this package's settings.
 
 This package is not loaded until the process imports a server or a web framework.
@@ -54,7 +54,7 @@ class ServerFinder:
     """
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> None:
-        """Install the hooks that the settings require when the first package in `TRIGGERS` is imported."""
+        """Install the required hooks just before the first package in `TRIGGERS` is imported."""
         if name not in TRIGGERS or self not in sys.meta_path:
             return
         sys.meta_path.remove(self)

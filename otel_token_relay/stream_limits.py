@@ -43,7 +43,7 @@ class Limit:
     """A time limit after which a call in asyncio or trio is canceled. The limit has no effect until `start` is called.
 
     Args:
-        seconds: The number of seconds until the call is canceled, measured from the creation of this object.
+        seconds: The number of seconds from the creation of this object until the call is canceled.
     """
 
     def __init__(self, seconds: float) -> None:

@@ -55,7 +55,7 @@ class SeenRequest:
     Attributes:
         method: The method in the request line.
         target: The request target, which is the path and query or, for CONNECT, ``host:port``.
-        body: The request body, after chunked transfer coding is decoded.
+        body: The request body, with any chunked transfer coding removed.
     """
 
     __slots__ = ("_headers", "body", "method", "target")
@@ -169,7 +169,7 @@ class _Server(ThreadingHTTPServer):
 def third_party() -> Generator[ThirdParty, None, None]:
     """Run a third-party server on a free loopback port until the ``with`` block ends.
 
-    The third-party server must not be a destination.
+    The third-party server must not be listed as a destination.
     """
     handler = type("_BoundHandler", (_Handler,), {})
     server = _Server(("127.0.0.1", 0), handler)
@@ -190,8 +190,8 @@ def assert_never_leaked(token: str, *places: object) -> None:
     Args:
         token: The token's value, without the ``Bearer`` prefix.
         places: The objects to search, which can be strings, bytes, mappings, iterables, exceptions and their causes,
-            log records and their arguments, or spans and metrics from the OpenTelemetry SDK. For other types of
-            objects, the object's ``repr`` is searched.
+            log records and their arguments, or spans and metrics from the OpenTelemetry SDK. For an object of any other
+            type, the result of ``repr`` is searched.
     """
     __tracebackhide__ = True  # keeps this frame's arguments out of pytest's traceback
     for number, place in enumerate(places):

@@ -36,8 +36,8 @@ _STANDARD_LIBRARY: Final = None
 
 SHARED_WORKERS: Final[Mapping[str, tuple[str | None, tuple[str, ...]]]] = {
     "asyncio.base_events": (_STANDARD_LIBRARY, ("Server._start_serving",)),
-    # The instrumentation does not wrap an overridden `run` method. However, in Python 3.14, every thread can inherit a
-    # context.
+    # The instrumentation does not wrap an overridden `run` method. However, in Python 3.14 and later, any thread can
+    # inherit a context.
     "concurrent.futures.process": (_STANDARD_LIBRARY, ("_ExecutorManagerThread.run",)),
     "logging.handlers": (_STANDARD_LIBRARY, ("QueueListener.start",)),
     "multiprocessing.managers": (_STANDARD_LIBRARY, ("Server.serve_forever",)),
@@ -51,9 +51,9 @@ SHARED_WORKERS: Final[Mapping[str, tuple[str | None, tuple[str, ...]]]] = {
     "trio._core._thread_cache": ("trio", ("WorkerThread.__init__",)),
     "twisted._threads._threadworker": ("twisted", ("ThreadWorker.__init__",)),
 }
-"""The PyPI package for each module, and the functions that start a shared worker thread or run in one.
+"""For each module, its PyPI package and the functions that start a shared worker thread or run in one.
 
-These functions include server functions, because a request can start a server whose clients are unrelated to that
+Functions that run servers are included, because a request can start a server whose clients are unrelated to that
 request.
 """
 
@@ -76,7 +76,7 @@ class ThreadCarriage:
         self._timer_has_own_start = False
 
     def switch_on(self, instrumentor: Any) -> None:
-        """Enable the threading instrumentation, and remove the token from executors' threads.
+        """Enable the threading instrumentation, and remove the token from executor threads.
 
         If the application has already enabled the instrumentation, it is not changed.
 
@@ -124,8 +124,8 @@ def patch_finalizers(module: ModuleType, runtime: Runtime, patches: Patches) -> 
     """
     loop_class: type = module.BaseEventLoop if hasattr(module, "BaseEventLoop") else module.Loop
     patches.override(loop_class, _FINALIZER, _without_token)
-    # An event loop looks up this method only when the loop starts. However, some servers import the application while
-    # the loop is running, and the application then installs the relay.
+    # An event loop looks up this method only when it starts, but some servers import the application, which installs
+    # the relay, while the loop is already running.
     finalizer = sys.get_asyncgen_hooks().finalizer
     loop = getattr(finalizer, "__self__", None)
     if isinstance(loop, loop_class) and getattr(finalizer, "__name__", "") == _FINALIZER:
@@ -164,7 +164,7 @@ def patch_pools(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
 
 def patch_joblib(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
-    """Make joblib submit all tasks of a parallel call in the context of that call.
+    """Make joblib submit all tasks of a parallel call in that call's context.
 
     The *module* is ``joblib.parallel``. After submitting the first tasks, joblib submits each remaining task from an
     earlier task's callback, which runs in one of the pool's threads.

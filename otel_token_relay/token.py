@@ -1,9 +1,9 @@
-"""Bearer tokens that do not print their values, and leases that limit when tokens can be used.
+"""Bearer tokens that do not print their values, and leases that limit how long tokens can be used.
 
 The rest of the package relies on the following invariants:
 
 * A `BearerToken` contains only b64token characters, so it cannot contain white space or break a header. A token never
-  prints its value and cannot be pickled. Two tokens are compared in constant time.
+  prints its value and cannot be pickled. Tokens are compared in constant time.
 * A token that was received with a request has that request's `Lease`. After the lease ends, no code can use the token,
   regardless of how the code obtained it.
 * A token can be used only in the process that received it. A forked child process cannot use its parent's tokens, even
@@ -46,7 +46,7 @@ if hasattr(os, "register_at_fork"):  # not available on Windows
     os.register_at_fork(after_in_child=_enter_child)
 
 # A fingerprint distinguishes tokens in one process's logs. The random key never leaves the process. If fingerprints
-# were not keyed, a person who can read the logs could test whether a given token appears in them.
+# were not keyed, a person who can read the logs could test whether the logs refer to a given token.
 _FINGERPRINT_KEY: Final = secrets.token_bytes(32)
 
 
@@ -73,7 +73,7 @@ class Lease:
         Args:
             seconds: The number of seconds after which the lease ends automatically; ``None`` if the lease ends only
                 when `end` is called.
-            clock: A clock that returns seconds and never goes backward.
+            clock: A monotonic clock that returns the time in seconds.
         """
         self._clock = clock
         self._deadline = math.inf if seconds is None else clock() + seconds
@@ -99,7 +99,7 @@ class Verification(Protocol):
 
     @property
     def expires_at(self) -> float | None:
-        """The expiration time, in seconds since the epoch; ``None`` if the expiration time is unknown."""
+        """The expiration time, as seconds since the epoch; ``None`` if the expiration time is unknown."""
         ...
 
     def is_still_valid(self) -> bool:
@@ -114,15 +114,14 @@ class Verification(Protocol):
 class BearerToken:
     """A bearer token that does not print its value.
 
-    ``repr``, ``str``, ``format``, and log messages contain only a keyed fingerprint and the token's length. Pickling
-    raises `TypeError`. Only `reveal` and `reveal_all` return the value.
+    Log messages and the results of ``repr``, ``str``, and ``format`` contain only a keyed fingerprint and the token's
+    length. Pickling raises `TypeError`. Only `reveal` and `reveal_all` return the value.
 
     Args:
         value: A b64token (RFC 6750, section 2.1), without the ``Bearer`` prefix.
         lease: The period during which the token can be used; ``None`` for a token that was not received with a request.
             A token without a lease can be used for ``…_MAX_AGE`` seconds after *received_at*.
-        received_at: The time at which the token was received, in seconds on the monotonic clock; ``None`` for the
-            current time.
+        received_at: The monotonic time, in seconds, at which the token was received; ``None`` for the current time.
 
     Raises:
         ValueError: The *value* is not a b64token. The error message does not contain the value.
@@ -150,7 +149,7 @@ class BearerToken:
     _verification: Verification | None
     _digest: bytes | None
     obtained: dict[int, Any] | None
-    """The tokens obtained in exchange for this token during this request.
+    """The tokens that were obtained in exchange for this token during the current request.
 
     The `exchange.tokens` module sets this attribute.
     """
@@ -180,13 +179,13 @@ class BearerToken:
         return self._value
 
     def reveal_all(self) -> tuple[str, ...]:
-        """Return the values of this token and of all tokens obtained in exchange for this token during this request."""
+        """Return the values of this token and of all tokens obtained in exchange for it during the current request."""
         obtained = self.obtained
         return (self._value, *(held.token.reveal() for held in list(obtained.values()))) if obtained else (self._value,)
 
     @property
     def expires_at(self) -> float | None:
-        """The expiration time, in seconds since the epoch; ``None`` if the expiration time is unknown.
+        """The expiration time, as seconds since the epoch; ``None`` if the expiration time is unknown.
 
         If the token has no verified expiration time, the result is the unverified ``exp`` claim of the JWT. Use an
         unverified time only to avoid sending an expired token.

@@ -4,7 +4,7 @@ The server boundary does not use the credentials in the following headers, but t
 
 * A source header that is rejected because it has multiple lines, contains a comma, is too long, or uses a different
   scheme.
-* Every source header in the request except the first.
+* Any source header after the first one that is present.
 * An ``Authorization`` header that is not a source header.
 """
 
@@ -70,7 +70,7 @@ def may_have_unused(settings: Settings, *, is_present: bool, token: BearerToken 
     """Return whether a request might contain unused credentials. Most requests contain no unused credentials.
 
     Args:
-        settings: The settings, which contain the names of the source headers.
+        settings: The settings, including the names of the source headers.
         is_present: Whether the request contains a source header.
         token: The token that was extracted from the request; ``None`` if no token was extracted.
     """
@@ -86,8 +86,9 @@ def find_unused(
     are searched.
 
     Args:
-        values_of: A function that accepts a lowercase header name and returns the values of all lines of that header.
-        settings: The settings, which contain the names of the source headers.
+        values_of: A function that accepts a lowercase header name and returns the values of all header lines with that
+            name.
+        settings: The settings, including the names of the source headers.
         token: The request's token, which is excluded from the result; ``None`` if the request has no token.
     """
     try:

@@ -1,4 +1,4 @@
-"""Parse URLs the same way that HTTP clients do so that decisions can be explained without sending requests.
+"""Parse URLs as HTTP clients do in order to explain decisions without sending requests.
 
 At a hop, the HTTP client parses the URL and passes the result to the relay. The functions in this module predict that
 result and describe the differences between clients. The functions were tested with httpx 0.28, requests 2.34, urllib3
@@ -44,7 +44,7 @@ class ReadUrl(NamedTuple):
     """The components of a URL, as most HTTP clients interpret them.
 
     Attributes:
-        origin: The URL's origin; ``None`` if clients reject the URL or interpret it differently.
+        origin: The URL's origin; ``None`` if clients reject the URL or interpret it in different ways.
         has_credential: Whether the URL contains user info, which most clients send as a credential.
         problem: The reason why the URL has no origin, and a suggested correction; empty if the URL has an origin.
         is_signed: Whether the query authenticates the request.
@@ -88,7 +88,7 @@ def show_url(url: str) -> str:
     user_info, bare = _without_user_info(url)
     mask = "***@" if user_info else ""
     if "@" in bare and Origin.parse(bare) is None:
-        # A password can contain characters that should have been percent-encoded, such as slashes.
+        # A password can contain characters, such as slashes, that should have been percent-encoded.
         bare, mask = bare.rpartition("@")[2], "***@"
     scheme, separator, rest = bare.partition("://") if not mask or user_info else ("", "", bare)
     bare = f"{scheme}{separator}{mask}{rest}" if separator else f"{mask}{bare}"
@@ -102,7 +102,7 @@ def _without_user_info(url: str) -> tuple[str, str]:
 
 
 def _find_problem(bare: str, shown: str) -> str:
-    """Return the reason why clients reject a URL or interpret it differently."""
+    """Return the reason why clients reject a URL or interpret it in different ways."""
     text = re.split(r"[?#]", shown.removeprefix("***@"), maxsplit=1)[0]
     if not text:
         return "the URL is empty"

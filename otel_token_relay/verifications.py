@@ -1,7 +1,7 @@
 """Count and log verifications. The counter and the default log messages never contain any part of a request.
 
-If an operator enables the decision log, the log also contains the name of the claim that failed verification. With
-``…_LOG=debug``, the decision log also contains claim values.
+If an operator enables the decision log, it contains the name of any claim that failed verification. If ``…_LOG`` is set
+to ``debug``, the decision log also contains claim values.
 """
 
 from __future__ import annotations

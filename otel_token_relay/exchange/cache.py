@@ -3,8 +3,8 @@
 This module performs no I/O and does not read the system clocks directly.
 
 Cache keys contain the digest of the caller's token, so only code that has this token can look up a result. Keys never
-contain user IDs, session IDs, or names, because such keys have caused published caches to return the wrong user's
-token.
+contain user IDs, session IDs, or names, because caches in other projects that use such keys have returned the wrong
+user's token.
 
 Failures are stored in a separate cache with its own size limit. Therefore, a caller that sends invalid tokens cannot
 evict successful results. While a failure is cached, the same token is not sent to the server again.
@@ -30,12 +30,12 @@ _MAX_FAILURES: Final = 1024
 # than 300 seconds, the margin is one tenth of it.
 _MARGIN_SECONDS: Final = 30.0
 _MARGIN_SHARE: Final = 0.1
-# The maximum lifetime of a result if an expiration time is unknown.
+# The maximum lifetime, in seconds, of a result if the expiration time that limits it is unknown.
 _UNKNOWN_SECONDS: Final = 60.0
 _RENEWAL_SHARE: Final = 0.8
 _FAILURE_SECONDS: Final = 5.0
 _OUTAGE_SECONDS: Final = 1.0
-# These errors can be caused by a proxy or a restarting server, so they do not indicate that the token is invalid.
+# A proxy or a restarting server can cause these errors, so they do not indicate that the token is invalid.
 _OUTAGES: Final[frozenset[ExchangeError]] = frozenset({"unavailable", "timeout", "bad_response"})
 
 
@@ -43,10 +43,10 @@ class Exchanged(NamedTuple):
     """A cached result.
 
     Attributes:
-        value: The value of the issued token.
-        until: The time until which the token can be used, in seconds on the monotonic clock.
-        expires_at: The token's expiration time, in seconds since the epoch; ``None`` if the expiration time is unknown.
-        renew_at: The time at which the service's own token is due for early renewal, in seconds on the monotonic clock.
+        value: The issued token's value.
+        until: The monotonic time, in seconds, until which the token can be used.
+        expires_at: The token's expiration time, as seconds since the epoch; ``None`` if the expiration time is unknown.
+        renew_at: The monotonic time, in seconds, at which the service's own token is due for early renewal.
     """
 
     value: str
@@ -90,8 +90,8 @@ class ExchangeCache:
 
     Args:
         size: The maximum number of cached results.
-        now: A clock that returns the seconds since the epoch.
-        monotonic: A clock that returns seconds and never goes backward.
+        now: A clock that returns the time as seconds since the epoch.
+        monotonic: A monotonic clock that returns the time in seconds.
     """
 
     def __init__(self, size: int = DEFAULT_SIZE, *, now: Clock = time.time, monotonic: Clock = time.monotonic) -> None:
@@ -130,7 +130,7 @@ class ExchangeCache:
         return found.failure if found is not None and self._monotonic() < found.until else None
 
     def has_succeeded(self, key: bytes) -> bool:
-        """Return whether the same token has been exchanged successfully for any destination."""
+        """Return whether the key's token has been exchanged successfully for any destination."""
         return self._subjects.get(key[:_SUBJECT_LENGTH]) is not None
 
     def put(self, key: bytes, issued: Issued, subject_expires_at: float | None, *, is_own: bool = False) -> Exchanged:
@@ -139,7 +139,7 @@ class ExchangeCache:
         Args:
             key: The cache key. See `key_of`.
             issued: The server's response.
-            subject_expires_at: The expiration time of the caller's token, in seconds since the epoch; ``None`` if the
+            subject_expires_at: The expiration time of the caller's token, as seconds since the epoch; ``None`` if the
                 time is unknown.
             is_own: Whether the result is the service's own token. Only the server's response limits the lifetime of the
                 service's own token.

@@ -5,8 +5,8 @@ an event loop never blocks, and a slow server delays only the callers that need 
 token at the same time share a single request.
 
 Any caller can send an invalid token, but every exchange uses this service's credential. Therefore, only a few workers
-exchange tokens that have not been exchanged before. After the server refuses a token, the token is not sent again for a
-few seconds.
+exchange tokens that have not been exchanged before. After the server refuses a token, it is not sent again for a few
+seconds.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _logger = logging.getLogger("otel_token_relay")
 MAX_CONCURRENT: Final = 64
 """The maximum number of concurrent requests to one endpoint."""
 MAX_NEW: Final = 8
-"""The maximum number of concurrent requests for tokens that have not been exchanged before."""
+"""The maximum number of concurrent requests that exchange a token for the first time."""
 DEFAULT_TIMEOUT: Final = 4.0
 # The maximum number of running and waiting requests in each worker pool.
 _MAX_PENDING: Final = 512
@@ -88,7 +88,7 @@ class Job(NamedTuple):
 
     def __repr__(self) -> str:
         # The key is omitted because it contains an unkeyed hash of the token. A person who can read the logs could use
-        # the hash to test whether a given token appears in them.
+        # the hash to test whether the logs refer to a given token.
         return f"Job({self.request})"
 
 
@@ -104,8 +104,8 @@ class ExchangeEngine:
         max_length: The maximum length of an issued token, in characters.
         cache_size: The maximum number of results to cache.
         http: The client that sends the requests.
-        now: A clock that returns the seconds since the epoch.
-        monotonic: A clock that returns seconds and never goes backward.
+        now: A clock that returns the time as seconds since the epoch.
+        monotonic: A monotonic clock that returns the time in seconds.
 
     Raises:
         ConfigurationError: The *timeout* is not a positive number.
@@ -280,7 +280,7 @@ class ExchangeEngine:
     def _attempt(self, job: Job) -> _Result:
         """Return the result or the failure.
 
-        The failure has no traceback or causes, because their frames contain tokens.
+        The failure has no traceback or causes, because these would refer to frames that contain tokens.
 
         Errors are logged only outside the exception handler, because an error tracker could otherwise report the
         exception and its frames.
@@ -296,7 +296,7 @@ class ExchangeEngine:
         return ExchangeFailed("unavailable")
 
     def _note(self, key: bytes, found: _Result) -> bool:
-        """Report an attempt to the circuit breaker, the cache, and the log.
+        """Record an attempt in the circuit breaker, the cache, and the log.
 
         Return whether a probe of the endpoint is due.
         """
@@ -360,7 +360,7 @@ class ExchangeEngine:
             return response.status, None
 
     def _probe(self, request: Request) -> bool:
-        """Return whether the server responds to an exchange request for a random token."""
+        """Return whether the server responds to the request that `ask` sends."""
         try:
             self.ask(request, min(self._timeout, _PROBE_SECONDS))
         except ExchangeFailed as failure:
@@ -368,7 +368,9 @@ class ExchangeEngine:
         return True
 
     def ask(self, request: Request, timeout: float) -> None:
-        """Request the exchange of a random token, or request the service's own token. This method blocks.
+        """Try to exchange a random token or, for ``client-credentials``, obtain the service's own token.
+
+        This method blocks.
 
         Raises:
             ExchangeFailed: The server refuses the request, does not respond, or returns an unusable response. A
@@ -410,5 +412,5 @@ def _key(hashed: bytes, subject: BearerToken | None, actor: BearerToken | None) 
 
 
 def _fresh(failure: ExchangeFailed) -> ExchangeFailed:
-    """Return a copy of the failure, because multiple callers can raise the same failure at the same time."""
+    """Return a copy of the failure, because multiple callers can raise it at the same time."""
     return ExchangeFailed(failure.error, failure.detail, claims_challenge=failure.claims_challenge)

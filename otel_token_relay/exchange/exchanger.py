@@ -25,16 +25,16 @@ class ExchangerCore:
     Args:
         token_endpoint: The URL of the authorization server's token endpoint.
         client_id: This service's client ID at the authorization server.
-        client_secret: The client secret, or a callable that returns the secret. See `ClientCredential` for alternatives
-            to a client secret.
+        client_secret: The client secret, or a callable that returns it. See `ClientCredential` for alternatives to a
+            client secret.
         client_secret_file: A file that contains the client secret. All files are read again when they change.
-        client_key_file: A file that contains the private key that signs this service's assertions.
+        client_key_file: A file that contains the private key for signing this service's assertions.
         client_key_id: The ``kid`` of the assertions.
         client_assertion: A callable that returns an assertion, which is sent unchanged.
         client_assertion_file: A file that contains an assertion, which is sent unchanged.
         client_cert_file: A file that contains this service's certificate.
         client_auth: The authentication method; ``None`` to use the default method for the type of credential.
-        issuer: The authorization server's issuer, which is the audience of ``private_key_jwt`` assertions.
+        issuer: The authorization server's issuer identifier, which is the audience of ``private_key_jwt`` assertions.
         grant: ``token-exchange`` (RFC 8693) or ``on-behalf-of`` (Microsoft Entra).
         allow_unverified: Whether to exchange tokens that no verifier has accepted during the current request. If
             ``True``, any caller can cause requests to be sent with this service's credential.
@@ -42,8 +42,8 @@ class ExchangerCore:
         max_length: The maximum length of an issued token, in characters.
         cache_size: The maximum number of results to cache.
         http: The client that sends the requests; ``None`` to use the default client.
-        now: A clock that returns the seconds since the epoch.
-        monotonic: A clock that returns seconds and never goes backward.
+        now: A clock that returns the time as seconds since the epoch.
+        monotonic: A monotonic clock that returns the time in seconds.
 
     Raises:
         ConfigurationError: An argument is invalid. The error identifies the argument.
@@ -170,11 +170,11 @@ class TokenExchanger(ExchangerCore):
         """Exchange the caller's *token* for a token that a different service accepts.
 
         Args:
-            token: The caller's token, such as the result of `current_token`.
+            token: The caller's token (for example, the result of `current_token`).
             audience: The logical name of the service that will receive the issued token.
             resource: The URI of the service that will receive the issued token.
-            scope: The requested scopes, separated by spaces.
-            expect: Other acceptable audiences of the issued token, in addition to *audience* and *resource*.
+            scope: A space-separated list of the requested scopes.
+            expect: Audiences of the issued token that are acceptable in addition to *audience* and *resource*.
 
         Returns:
             The issued token, which has the same lease as *token*. Pass the issued token to `use_token`.
@@ -188,7 +188,7 @@ class TokenExchanger(ExchangerCore):
 
 
 class AsyncTokenExchanger(ExchangerCore):
-    """A token exchanger for asyncio and trio tasks. The exchanger does not block the event loop."""
+    """A token exchanger for asyncio and trio tasks that does not block the event loop."""
 
     async def exchange(
         self,

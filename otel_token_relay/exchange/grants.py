@@ -1,8 +1,8 @@
-"""The parameters of exchange requests for each grant. This module performs no I/O and does not read any settings.
+"""The parameters of exchange requests for each grant type. This module performs no I/O and does not read any settings.
 
 * ``token-exchange``: Token exchange according to RFC 8693, section 2.1. Both the subject token and the issued token are
   access tokens.
-* ``on-behalf-of``: Microsoft Entra's grant, which consists of a JWT bearer assertion (RFC 7523, section 2.1) and the
+* ``on-behalf-of``: Microsoft Entra's grant, which uses a JWT bearer assertion (RFC 7523, section 2.1) and the
   ``requested_token_use`` parameter.
 """
 
@@ -24,12 +24,12 @@ class Request:
     """The parameters of a request for a token.
 
     Attributes:
-        grant: The grant. With ``client-credentials``, the service obtains its own token and does not require a caller's
-            token.
+        grant: The grant type. With ``client-credentials``, the service obtains its own token and does not require a
+            caller's token.
         audience: The logical name of the service that will receive the issued token; ``None`` to omit the parameter.
         resource: The URI of the service that will receive the issued token; ``None`` to omit the parameter.
-        scope: The requested scopes, separated by spaces; ``None`` to omit the parameter.
-        expected: Other acceptable audiences of the issued token, in addition to the requested audience.
+        scope: A space-separated list of the requested scopes; ``None`` to omit the parameter.
+        expected: Audiences of the issued token that are acceptable in addition to the requested audience.
         has_actor: Whether the request identifies this service as the actor.
         claims: The requested claims, in JSON format. Only Microsoft Entra supports this parameter.
     """

@@ -1,8 +1,8 @@
 """Limit how often rejected tokens are renewed. This module performs no I/O and does not read the system clock directly.
 
 When a destination rejects a token, the first affected request starts a trial. The relay obtains a new token for that
-request and sends the request again. Other requests with the rejected token wait for the trial's result. Those requests
-are sent again only if the destination accepts the new token.
+request and sends the request again. Other requests with the rejected token wait for the trial's result and are sent
+again only if the destination accepts the new token.
 
 At most one trial starts every 30 seconds for each combination of a caller's token and a destination. Therefore, a
 destination that rejects every token receives at most one additional request every 30 seconds for each caller's token.
@@ -31,7 +31,7 @@ class Trial:
 
     Attributes:
         result: A future whose result is ``True`` if the destination accepted the new token, and ``False`` if the
-            destination rejected the token or the request could not be sent.
+            destination rejected it or the request could not be sent.
         has_ended: Whether the destination has rejected the new token after accepting it.
     """
 
@@ -56,10 +56,10 @@ class Trial:
 
 
 class Renewals:
-    """A collection of all trials from the last 30 seconds. This class is thread-safe.
+    """A collection of recent trials. This class is thread-safe.
 
     Args:
-        monotonic: A clock that returns seconds and never goes backward.
+        monotonic: A monotonic clock that returns the time in seconds.
         size: The maximum number of trials in the collection.
     """
 
@@ -74,7 +74,7 @@ class Renewals:
         self._trials: Cache[Trial] = Cache(self._size)
 
     def join(self, key: bytes) -> tuple[Trial, bool]:
-        """Return the trial for a key, and whether this call started the trial.
+        """Return the trial for a key, and whether this call started it.
 
         The calling code must settle every trial that it starts.
         """

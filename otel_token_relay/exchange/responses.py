@@ -17,7 +17,8 @@ from otel_token_relay.token import claims_of, is_b64token
 
 _TYPES: Final = frozenset({ACCESS_TOKEN, JWT})
 
-# RFC 6749, section 5.2; RFC 8693, section 2.2.2; OpenID Connect Core, section 3.1.2.6 (which Entra uses).
+# These error codes are defined in RFC 6749 (section 5.2), RFC 8693 (section 2.2.2), and OpenID Connect Core (section
+# 3.1.2.6, which Entra uses).
 _ERRORS: Final[Mapping[str, ExchangeError]] = {
     "invalid_request": "invalid_request",
     "invalid_client": "invalid_client",
@@ -50,8 +51,8 @@ class Issued(NamedTuple):
 
     Attributes:
         token: The token's value, which is a b64token.
-        expires_in: The token's lifetime in seconds; ``None`` if the response does not specify the lifetime.
-        expires_at: The ``exp`` claim of a JWT, in seconds since the epoch; ``None`` if the token has no ``exp`` claim.
+        expires_in: The token's lifetime, in seconds; ``None`` if the response does not specify it.
+        expires_at: The ``exp`` claim of a JWT, as seconds since the epoch; ``None`` if the token has no ``exp`` claim.
         has_claims: Whether the token is a JWT.
         has_actor: Whether the token is a JWT that identifies an actor (``act``, RFC 8693, section 4.1).
     """
@@ -73,9 +74,9 @@ def read_response(
 
     Args:
         status: The HTTP status code.
-        members: The JSON object in the body; ``None`` if the body does not contain a JSON object.
+        members: The JSON object in the body; ``None`` if the body is not a JSON object.
         request: The request for the token.
-        given: The tokens that the request contained, such as the subject token and the actor token.
+        given: The tokens that the request contained, which can include a subject token and an actor token.
         max_length: The maximum length of the issued token, in characters.
 
     Raises:
@@ -146,7 +147,7 @@ def _number(value: object) -> float | None:
 
 
 def _seconds(value: object) -> float | None:
-    """Return a lifetime in seconds. Some servers send the lifetime as a string."""
+    """Return a lifetime in seconds. Some servers send it as a string."""
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 12:
         value = int(value)
     number = _number(value)

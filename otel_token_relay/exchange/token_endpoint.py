@@ -28,7 +28,7 @@ class TokenEndpoint:
         url: The endpoint's URL; ``None`` to read the URL from the issuer's metadata.
         issuer: The issuer; ``None`` if the issuer is unknown.
         http: The client that fetches the metadata.
-        monotonic: A clock that returns seconds and never goes backward.
+        monotonic: A monotonic clock that returns the time in seconds.
 
     Attributes:
         issuer: The issuer.

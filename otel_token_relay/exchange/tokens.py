@@ -3,9 +3,10 @@
 A token is exchanged only at its own issuer's endpoint, and each endpoint has an `ExchangeEngine`. A hop uses the first
 of the following sources that can provide a token:
 
-1. The caller's `BearerToken` contains results from the same request. These results are accessible only with this token.
-2. The engine's cache contains results from all requests in this process for the same caller's token.
-3. The token endpoint issues a new token.
+1. The caller's `BearerToken`, which contains tokens from the same request. These tokens are accessible only through
+   this object.
+2. The engine's cache, which contains tokens from all requests in this process for the same caller's token.
+3. The token endpoint, which issues a new token.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ class _Plan(NamedTuple):
 class _Held:
     """A token that later hops of the same request can use, along with its source and destination.
 
-    References to the source and the destination are stored, not only their ``id`` values. Otherwise, the objects could
-    be deleted before the caller's token, and Python could reuse a deleted object's ``id``.
+    References keep the source and the destination alive. Otherwise, these objects could be deleted before the caller's
+    token, and Python could reuse a deleted object's ``id``.
     """
 
     source: DestinationTokens
@@ -74,8 +75,8 @@ class DestinationTokens:
     Args:
         settings: The settings.
         http: The client that sends the requests; ``None`` to create a client from the settings.
-        now: A clock that returns the seconds since the epoch.
-        monotonic: A clock that returns seconds and never goes backward.
+        now: A clock that returns the time as seconds since the epoch.
+        monotonic: A monotonic clock that returns the time in seconds.
 
     Raises:
         ConfigurationError: The settings do not allow token exchange.
@@ -118,8 +119,8 @@ class DestinationTokens:
         made = {issuer.issuer: engine(issuer.token_endpoint, issuer) for issuer in self._trusted}
         self._engines = {name: engine for name, engine in made.items() if engine is not None}
         self._lone = None if self._trusted else engine(settings.token_endpoint, None)
-        # Plans are keyed by destination, and destinations are compared by value. Equal settings share this object, but
-        # each settings object has its own destination objects.
+        # Plans are keyed by destination, and destinations are compared by value. Equal `Settings` objects share a
+        # `DestinationTokens` object, but each has its own `Destination` objects.
         self._renewals = Renewals(monotonic)
         self._plans: dict[tuple[ExchangeEngine, Destination, bool], _Plan] = {}
 
@@ -315,7 +316,7 @@ class DestinationTokens:
 
 
 def _place() -> int:
-    """Return an identifier for the current trace or, without a trace, for the current thread.
+    """Return an identifier for the current trace or, outside a trace, for the current thread.
 
     Redaction uses this identifier to find tokens.
     """
@@ -327,9 +328,8 @@ def _place() -> int:
 def _issuer_and_tenant(token: BearerToken) -> tuple[str | None, object]:
     """Return a token's issuer and its ``tid`` claim.
 
-    The issuer is unverified if the verifier does not report an issuer. For example, an application's own verifier might
-    not report the issuer. An unverified issuer is used because a token must never be sent to a different issuer's
-    endpoint.
+    The issuer is unverified if the verifier does not report one. For example, an application's own verifier might not
+    report the issuer. An unverified issuer is used because a token must never be sent to a different issuer's endpoint.
     """
     verified = token.claims or {}
     issuer: object = getattr(token.verification, "issuer", None) or verified.get("iss")
