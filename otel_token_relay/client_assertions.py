@@ -115,7 +115,7 @@ def sign_assertion(
         key: The key that signs the assertion.
         client_id: The client ID, used as both the issuer and the subject.
         audience: The value of ``aud``.
-        now: The current time, in seconds since the epoch.
+        now: The current time, as seconds since the epoch.
         is_rfc7523: Whether to follow RFC 7523 and include ``nbf``, as Microsoft Entra expects. Otherwise, the assertion
             follows draft-ietf-oauth-rfc7523bis.
         key_id: The value of ``kid``; ``None`` to use the key's own ``kid``.

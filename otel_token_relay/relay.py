@@ -148,7 +148,7 @@ class Relay:
     Args:
         settings: The settings.
         source: The source of tokens for individual destinations; ``None`` if such tokens cannot be obtained.
-        now: A function that returns the current wall-clock time, in seconds since the epoch.
+        now: A function that returns the current wall-clock time, as seconds since the epoch.
         monotonic: A function that returns the time on a monotonic clock, in seconds.
 
     Attributes:

@@ -112,7 +112,7 @@ class Verification(Protocol):
 
 @final
 class BearerToken:
-    """A bearer token that does not print its value.
+    """A bearer token whose value is never printed.
 
     Log messages and the results of ``repr``, ``str``, and ``format`` contain only a keyed fingerprint and the token's
     length. Pickling raises `TypeError`. Only `reveal` and `reveal_all` return the value.

@@ -79,7 +79,7 @@ class Report:
         relay: Whether the relay is on.
         verify: The effective value of the ``OTEL_PYTHON_TOKEN_RELAY_VERIFY`` variable.
         problems: A sentence for each problem that prevents the configuration from working.
-        warnings: A sentence for each likely mistake in a configuration that works.
+        warnings: A one-sentence warning for each likely mistake in a working configuration.
         libraries: The installed clients, servers, and frameworks.
         settings: The settings that differ from their defaults.
         issuers: The results from the issuers' endpoints; empty unless the user specifies ``--online``.

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 
 class Kind(IntEnum):
-    """An indication of whether a name's value is a secret."""
+    """Whether a value is a secret, judging by its name."""
 
     ORDINARY = 0
     """The name is not in the table."""

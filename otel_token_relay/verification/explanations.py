@@ -375,7 +375,7 @@ def _explain_start(case: _Case) -> Cause | None:
                 check=name,
                 problem=f"{describe_time(value)}, {value - case.now:.0f} s from now; leeway {leeway:g} s",
                 advice="The clocks of the issuer and this machine probably differ: synchronize them.",
-                expected=(f"not later than {describe_time(case.now + leeway)}",),
+                expected=(f"no later than {describe_time(case.now + leeway)}",),
                 actual=(describe_time(value),),
             )
     return None
