@@ -121,8 +121,8 @@ class TokenSource(Protocol):
         """Return a replacement for a rejected token. This method blocks until the new token is available.
 
         Returns:
-            The new token, or ``None`` if the request must not be sent again. A retry is useless if the new token is
-            identical to the rejected one or if the destination has just rejected the new token in a different request.
+            The new token, or ``None`` if the request must not be sent again. Retrying is pointless if the new token
+            is identical to the rejected one or if the destination has just rejected the new token in a different request.
 
         Raises:
             ExchangeFailed: No token could be obtained from the authorization server.
@@ -745,7 +745,7 @@ class Exchange(Generic[Sent]):
         self._is_final = is_final
 
     def cached(self) -> Sent | None:
-        """Complete the decision with a cached token, or return ``None`` if there is none."""
+        """Make the decision with a cached token, or return ``None`` if no token is cached."""
         source = self._relay._source
         try:
             found = None if source is None else source.cached(self._caller, self._destination)
@@ -785,13 +785,13 @@ class Exchange(Generic[Sent]):
         return self._fail(failure)
 
     def give_up(self) -> Sent | None:
-        """Complete the decision without a token, because the client cannot wait for the exchange."""
+        """Make the decision without a token, because the client cannot wait for the exchange."""
         source = self._relay._source
         failure = None if source is None else source.failure(self._caller, self._destination)
         return self._fail(failure or _NOT_CONFIGURED)
 
     def _finish(self, obtained: Obtained) -> Sent | None:
-        """Complete the decision after checking the tokens again, because the caller's request might have ended."""
+        """Make the decision after checking the tokens again, because the caller's request might have ended."""
         if self._relay.is_closed:
             return None
         hop = self._hop(obtained)

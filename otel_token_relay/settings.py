@@ -787,12 +787,12 @@ def _usable_issuers(merged: Source, problems: list[str]) -> dict[str, Any]:
             replaced[name] = VARIABLES[name].strict
     issuers = values.get("issuers", ())
     found = {entry: problem_with_entry(entry, values.get("jwks_uri"), plaintext_hosts) for entry in issuers}
-    useless = [entry for entry, problem in found.items() if problem is not None]
+    unusable = [entry for entry, problem in found.items() if problem is not None]
     name = VARIABLES["issuers"].name
     problems += [
-        f"{name}: {entry}: {found[entry]}; until this is corrected, its tokens are refused" for entry in useless
+        f"{name}: {entry}: {found[entry]}; until this is corrected, its tokens are refused" for entry in unusable
     ]
-    if not useless and "issuers" not in merged.invalid:
+    if not unusable and "issuers" not in merged.invalid:
         return replaced
     if any(values.get(name) for name in (*ENDPOINTS, "jwks_token_file")):
         return {"issuers": (), "jwks_token_file": "", "exchange_grant": "off"} | dict.fromkeys(ENDPOINTS)
@@ -801,7 +801,7 @@ def _usable_issuers(merged: Source, problems: list[str]) -> dict[str, Any]:
         names = ", ".join(VARIABLES[name].name for name in credential)
         problems.append(f"{names}: it is unclear which issuer the credential belongs to, so the credential is not used")
         replaced |= dict.fromkeys(credential)
-    return replaced | {"issuers": tuple(entry for entry in issuers if entry not in useless)}
+    return replaced | {"issuers": tuple(entry for entry in issuers if entry not in unusable)}
 
 
 RESOURCE_RULE: Final = (

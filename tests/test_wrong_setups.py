@@ -157,7 +157,7 @@ PROPAGATORS: Final = [
         name="the command is installed apart from the service",
         variables=relay(),
         libraries=(),
-        check=says(1, "no client, server, or framework with a hook", "the service's environment"),
+        check=says(1, "no client, server, or framework that can be hooked", "the service's environment"),
         explain=says(0, "relayed"),
         line=("decision=relayed",),
     ),

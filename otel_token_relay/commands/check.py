@@ -292,8 +292,8 @@ def _problems_of_environment(
         for library in report.libraries
     ):
         yield (
-            "this environment has no client, server, or framework with a hook, except Python's standard library: run"
-            " this command in the service's environment"
+            "apart from Python's standard library, this environment has no client, server, or framework that can be"
+            " hooked: run this command in the service's environment"
         )
     for library in report.libraries:
         if not library.is_covered and library.state != NOT_COVERED:
