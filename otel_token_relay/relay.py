@@ -122,7 +122,8 @@ class TokenSource(Protocol):
 
         Returns:
             The new token, or ``None`` if the request must not be sent again. Retrying is pointless if the new token
-            is identical to the rejected one or if the destination has just rejected the new token in a different request.
+            is identical to the rejected one, or if the destination has just rejected the new token in a different
+            request.
 
         Raises:
             ExchangeFailed: No token could be obtained from the authorization server.

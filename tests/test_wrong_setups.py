@@ -833,7 +833,7 @@ TOKENS: Final = [
         changed(aud=...),
         "missing_claim",
         "the token lacks aud",
-        "The issuer must add the missing claims, for example",
+        "The issuer must add the missing claims (for example",
     ),
     rejected(
         "another algorithm",

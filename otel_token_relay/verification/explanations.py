@@ -301,7 +301,7 @@ def _explain_missing_claim(case: _Case) -> Cause | None:
         required, missing = (*required, "sub or client_id"), ["sub and client_id"]
     if not missing:
         return None
-    advice = "Configure the issuer to add the missing claims (for example, with a claim mapper)."
+    advice = "The issuer must add the missing claims (for example, with a claim mapper)."
     if case.rules.profile == "rfc9068" and case.would_pass_as_generic() and "aud" not in missing:
         generic = f"et {env.OTEL_PYTHON_TOKEN_RELAY_PROFILE}=generic if this issuer does not follow RFC 9068."
         # A user's token should have a subject, but a machine's token does not need one.
