@@ -46,7 +46,7 @@ class ImportHooks(Generic[HookT]):
     Args:
         patch: A function that patches one module and returns the hook's state. If *patch* raises an exception, the
             patches are undone and the module's import continues.
-        on_failure: A function to call with the hook and the exception if *patch* raises an exception.
+        on_failure: A function to call if *patch* raises an exception. It receives the hook and the exception.
 
     Attributes:
         lock: The lock that is held while a hook is being applied or undone.

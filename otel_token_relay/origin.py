@@ -151,7 +151,7 @@ def is_trustworthy(url: str, plaintext_hosts: Collection[str] = ()) -> bool:
 
     Args:
         url: The URL.
-        plaintext_hosts: The hosts, each with an optional port, that the operator trusts over plain HTTP.
+        plaintext_hosts: The hosts, each with an optional port, for which the operator allows plain HTTP.
     """
     origin = Origin.parse(url)
     return (

@@ -300,7 +300,7 @@ class _Verification:
 
     def _conceal(self, value: Any) -> Any:
         """Conceal a claim's value, and return it as text. Return a number, Boolean, or ``None`` unchanged if
-        concealment does not affect it.
+        nothing in it has to be concealed.
         """
         shown = self._concealment.value(value, MAX_CLAIM_LENGTH)
         is_plain = value is None or isinstance(value, (bool, int, float))
