@@ -276,7 +276,7 @@ def start_before_servers() -> None:
 
 
 def _prepare_threads() -> None:
-    """Import the threading instrumentation early, while few threads exist."""
+    """Import the threading instrumentation early, before many threads have started."""
     try:  # a child process that is forked during the import could deadlock
         load_instrumentor()
     except Exception:

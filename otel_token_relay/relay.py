@@ -715,7 +715,7 @@ class Hop:
 
 
 class Exchange(Generic[Sent]):
-    """A hop whose token must first be obtained, either in exchange for the caller's token or for the service itself.
+    """A hop whose token must first be obtained: a token in exchange for the caller's, or the service's own token.
 
     Args:
         relay: The relay that made the decision.

@@ -415,7 +415,7 @@ def _target_of(call: tuple[Any, Any]) -> Target:
 def _learn(backend: type) -> None:
     """Add a network backend's class to `_backends`.
 
-    An application's classes are rejected, because the set would prevent their garbage collection.
+    An application's classes are rejected, because the set would prevent them from being garbage-collected.
     """
     if not _is_httpcores(backend):
         raise ValueError("the connection is not opened by httpcore")

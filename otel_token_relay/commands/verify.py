@@ -326,7 +326,7 @@ def _advise(
 def _advise_about_clocks(reason: str | None, difference: float | None) -> str | None:
     """Return advice for a token that has expired or is not yet valid, based on the measured clock difference.
 
-    Return ``None`` if the clocks did not cause the rejection.
+    Return ``None`` if clock skew did not cause the rejection.
     """
     from otel_token_relay.verification.endpoints import MIN_CLOCK_DIFFERENCE
 

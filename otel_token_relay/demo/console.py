@@ -192,5 +192,5 @@ def hop_cells(hop: Hop) -> tuple[str, ...]:
 
 
 def check_cells(outcome: Outcome) -> tuple[str, str, str]:
-    """Return a token check's token description, response, and reason for a table row."""
+    """Return the cells of a table row: the token's description, the response, and the reason."""
     return outcome.check.what, f"{outcome.status} {outcome.error or outcome.name}".rstrip(), outcome.reason

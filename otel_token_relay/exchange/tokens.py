@@ -5,7 +5,7 @@ of the following sources that can provide a token:
 
 1. The caller's `BearerToken`, which contains tokens from the same request. These tokens are accessible only through
    this object.
-2. The engine's cache, which contains tokens from all requests in this process for the same caller's token.
+2. The engine's cache, which contains the tokens that requests with the same caller's token have obtained.
 3. The token endpoint, which issues a new token.
 """
 

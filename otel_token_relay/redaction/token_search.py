@@ -67,7 +67,7 @@ class _Index(NamedTuple):
     """The parts of one token and of its base64 encodings, for searching lowercase text.
 
     Attributes:
-        ngrams: A dictionary whose keys are parts that are `size` characters long. Each value contains an encoding and
+        ngrams: A dictionary whose keys are substrings of length `size`. Each value contains an encoding and
             the part's position in it. Every run of 17 characters in the token contains such a part. A lookup at each
             position in the text therefore finds every such run.
         size: The length of each part, which is `_NGRAM_LENGTH` or, for a shorter token, the length of the token.

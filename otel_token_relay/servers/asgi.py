@@ -220,7 +220,7 @@ class _AsgiBoundary(Boundary):
 
 
 def _header_lines(scope: Scope) -> list[tuple[Any, ...]] | None:
-    """Return an immutable copy of each header line, or ``None`` if a line is not a pair.
+    """Return immutable copies of the header lines, or ``None`` if any line is not a pair.
 
     The specification allows any iterable for the headers and for each pair. If an iterable can be read only once, the
     scope gets a copy that the application can read.

@@ -307,8 +307,9 @@ def _trailing_metadata(error_response: ErrorResponse) -> tuple[tuple[str, str], 
 class _Responses:
     """A synchronous method's responses, which are produced in the call's context.
 
-    The check and the method run when gRPC requests the first response, in a thread that may block. An earlier check is
-    impossible, because `grpc.aio` calls streaming methods on its event loop, where the check would cause a deadlock.
+    The check and the method run when gRPC requests the first response, in a thread that may block. The check cannot
+    be done earlier, because `grpc.aio` calls streaming methods on its event loop, where the check would cause a
+    deadlock.
     """
 
     def __init__(self, begin: Callable[[], Iterator[Any]], context: Any, call: _Call) -> None:

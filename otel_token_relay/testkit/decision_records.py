@@ -22,7 +22,7 @@ class RecordedDecision:
         origin: The destination's origin, such as ``https://profile-service``, or ``unknown`` if the origin cannot be
             determined.
         entry: The matching entry, or ``None`` if no entry matches.
-        closest_entry: The most similar entry and its difference from the destination, or ``None`` if an entry matches
+        closest_entry: The most similar entry and how it differs from the destination, or ``None`` if an entry matches
             or no entry is similar.
     """
 

@@ -56,7 +56,7 @@ def explain(token: str, reason: ExplainedReason, expectations: Expectations, *, 
         expectations: The verifier's acceptance criteria.
         now: The time when the token was verified, as seconds since the epoch.
     """
-    # An explanation only helps with troubleshooting, so an error in this function must not cause the request to fail.
+    # An explanation is only a troubleshooting aid, so an error in this function must not cause the request to fail.
     with contextlib.suppress(Exception):
         if reason in _WITHOUT_CLAIMS:
             return _WITHOUT_CLAIMS[reason](token, expectations)
@@ -374,7 +374,7 @@ def _explain_start(case: _Case) -> Cause | None:
             return Cause(
                 check=name,
                 problem=f"{describe_time(value)}, {value - case.now:.0f} s from now; leeway {leeway:g} s",
-                advice="The clocks of the issuer and this machine probably differ: synchronize them.",
+                advice="The issuer's clock and this machine's clock are probably out of sync. Synchronize them.",
                 expected=(f"no later than {describe_time(case.now + leeway)}",),
                 actual=(describe_time(value),),
             )
