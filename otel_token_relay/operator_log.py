@@ -2,7 +2,7 @@
 
 `opentelemetry-instrument` adds a handler for exporting log records, even if no exporter is configured. Python writes
 warnings to standard error only if no handlers exist, so OpenTelemetry's handler would hide them. If no other handler
-exists, `warn` writes warnings to standard error itself.
+exists, `warn` itself writes warnings to standard error.
 
 The ``decisions`` mode writes one line for each decision. The ``debug`` mode also writes this package's log records.
 Both modes ignore the application's logging configuration. Lines never contain tokens. This package logs only origins,
@@ -82,7 +82,7 @@ _standard_error.setFormatter(logging.Formatter("%(levelname)s:%(name)s:%(message
 
 
 class DecisionLog:
-    """A log on standard error with a limited number of short ASCII lines per second.
+    """A rate-limited log that writes short ASCII lines to standard error.
 
     Instances are thread-safe.
 

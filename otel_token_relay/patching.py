@@ -41,7 +41,7 @@ MISSING: Final = object()
 
 
 class _EnclosedAttribute:
-    """A descriptor that returns an enclosed value but stores the original value where the class would store it.
+    """A descriptor that returns a wrapped value but stores the original value where the class would store it.
 
     Args:
         stored: The class's original attribute: a slot, a default value, or `MISSING`.

@@ -1,8 +1,8 @@
 """Parse URLs as HTTP clients do in order to explain decisions without sending requests.
 
 At each hop, the HTTP client parses the URL and passes the result to the relay. The functions in this module predict
-that result and describe the differences between clients. The functions were tested with httpx 0.28, requests 2.34, urllib3
-2.8, aiohttp 3.14, and Python 3.13's urllib.
+that result and describe the differences between clients. The functions were tested with httpx 0.28, requests 2.34,
+urllib3 2.8, aiohttp 3.14, and Python 3.13's urllib.
 """
 
 from __future__ import annotations

@@ -299,8 +299,8 @@ class _Verification:
         return self._concealment.text(name, _MAX_NAME_LENGTH)
 
     def _conceal(self, value: Any) -> Any:
-        """Conceal a claim's value, and return it as text. Return a number, Boolean, or ``None`` unchanged if
-        nothing in it has to be concealed.
+        """Return a claim's value as text in which credentials are masked. Return a number, Boolean, or ``None``
+        unchanged if nothing in it has to be masked.
         """
         shown = self._concealment.value(value, MAX_CLAIM_LENGTH)
         is_plain = value is None or isinstance(value, (bool, int, float))

@@ -314,8 +314,7 @@ def _telemetry() -> dict[str, str]:
         "OTEL_METRICS_EXPORTER": "none",
         "OTEL_LOGS_EXPORTER": "none",
         "OTEL_BSP_SCHEDULE_DELAY": "50",
-        # These instrumentation packages would spend up to several seconds importing libraries that the demo does not
-        # use.
+        # These instrumentation packages would spend several seconds importing libraries that the demo does not use.
         "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": ",".join(sorted(others)),
     }
 

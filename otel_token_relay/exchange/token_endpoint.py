@@ -92,10 +92,7 @@ class TokenEndpoint:
         )
 
     def _read(self, response: Response) -> tuple[Claims, str | None]:
-        """Return the document in a response and the reason why it is unusable.
-
-        The reason is ``None`` if the document is usable.
-        """
+        """Return the document in a response and, if the document is unusable, the reason; otherwise, ``None``."""
         if response.status != 200:
             return {}, describe_status(response.status)
         try:
