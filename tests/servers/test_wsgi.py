@@ -548,7 +548,7 @@ def test_an_unchanged_environ_is_joined_without_being_read_again(outer, inner, m
 def verifying(issuer):
     """Install verification of the issuer's tokens, except on two paths."""
     build_authenticator.cache_clear()
-    excluded = ("/healthz", "/caf\N{LATIN SMALL LETTER E WITH ACUTE}", "/public/*")
+    excluded = ("/healthz", "/\N{LATIN SMALL LETTER E WITH ACUTE}", "/public/*")
     install(settings_for(issuer, verify_exclude=excluded, verify_streams="exp"))
     yield issuer
     uninstall()
@@ -598,8 +598,8 @@ def test_a_rejected_request_is_recorded_as_the_server_received_it(verifying, mon
 def test_exclusions_apply_to_the_decoded_path_below_the_mount_point(verifying):
     """An exclusion does not apply if a header might have set the mount point."""
     assert status_of("/healthz") == 204
-    assert status_of("/caf\u00c3\u00a9") == 204
-    assert status_of("/caf") == status_of("") == 401
+    assert status_of("/\u00c3\u00a9") == 204
+    assert status_of("/e") == status_of("") == 401
     assert status_of("/healthz", SCRIPT_NAME="/api") == 204
     assert status_of("/healthz", SCRIPT_NAME="/api", HTTP_X_SCRIPT_NAME="/api") == 401
 
