@@ -28,7 +28,7 @@ def tie(command: Sequence[str], lifeline: int) -> list[str]:
     """Return a command that runs *command* until the process that keeps the pipe's write end open exits.
 
     Args:
-        lifeline: The pipe's read end, which the program must inherit (``pass_fds``). Only the parent may keep the
+        lifeline: The read end of the pipe, which the program must inherit (``pass_fds``). Only the parent may keep the
             write end open.
     """
     return [sys.executable, "-I", "-S", __file__, str(lifeline), *command]

@@ -166,7 +166,7 @@ class VerifierCore:
             *issuers* must contain exactly one issuer.
         introspection_endpoint: The URL of the introspection endpoint (RFC 7662). If this argument is set, every token
             is introspected, and *issuers* must contain at most one issuer. If *issuers* is empty, tokens are verified
-            only by introspection. Otherwise, the signature and claims of JWTs are verified first. A response is reused
+            only by introspection. Otherwise, the signatures and claims of JWTs are verified first. A response is reused
             for at most 60 seconds.
         client_id: This service's client ID for the introspection endpoint.
         client_secret: This service's client secret for the introspection endpoint, or a callable that returns the
