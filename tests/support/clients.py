@@ -376,6 +376,8 @@ async def _tornado_opening(url: str) -> AsyncIterator[AsyncSend]:
 class _GrpcInstrumentor(GrpcInstrumentorClient):  # type: ignore[misc]  # it has no types
     """The contrib instrumentor, which reads its tracer provider from each channel's arguments."""
 
+    _instance = None  # older releases of contrib would otherwise return an existing object of the base class
+
     def _instrument(self, **kwargs: Any) -> None:
         self._provider = kwargs.get("tracer_provider")
         super()._instrument(**kwargs)
