@@ -75,7 +75,7 @@ def _wiped(record: logging.LogRecord) -> dict[str, Any]:
     """
     args = record.args if isinstance(record.args, tuple) else ()
     extras = {name: FAILED for name in record.__dict__ if name not in _STANDARD}
-    kept = tuple(arg if isinstance(arg, (int, float)) else FAILED for arg in args)
+    kept = tuple(arg if type(arg) in (bool, int, float) else FAILED for arg in args)
     message = "%.0s" * len(kept) + FAILED
     return {**extras, "msg": message, "args": kept, "exc_info": None, "exc_text": None, "stack_info": None}
 

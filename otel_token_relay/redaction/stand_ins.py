@@ -231,7 +231,7 @@ _LITERALS: Final = re.compile(r"\"([^\"]*)\"|'([^']*)'")
 _is_function = re.compile(r"[A-Za-z_]{2,40}(?:\.[A-Za-z_]{1,40}){1,6}|[A-Za-z_]{3,40}").fullmatch
 # Matches the name of an environment variable, the name of a header, or an empty string.
 _is_literal_name = re.compile(
-    r"[A-Z]{1,24}(?:_[A-Z]{1,24}){1,6}|(?:X-)?[A-Z][a-z]{1,24}(?:-[A-Z][a-z]{1,24})*|"
+    r"[A-Z]{1,24}(?:_[A-Z]{1,24}){1,6}|[A-Z][a-z]{1,24}(?:-[A-Z][a-z]{1,24})*|X(?:-[A-Z][A-Za-z]{1,24}){1,6}|"
 ).fullmatch
 
 

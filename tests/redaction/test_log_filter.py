@@ -289,6 +289,27 @@ def test_a_record_that_cannot_be_cleaned_keeps_the_number_of_its_arguments():
     assert written.args == (FAILED, FAILED, 200)
 
 
+def test_a_record_that_cannot_be_cleaned_keeps_only_plain_numbers():
+    """A subclass of a number might have any text, or might raise an error when it is formatted."""
+
+    class Number(int):
+        def __str__(self):
+            return OWN_OPAQUE
+
+    class Broken(float):
+        def __str__(self):
+            raise RuntimeError("working outside of a request")
+
+    arguments = (Number(7), Broken(0.5), 200, True)
+    record = logging.makeLogRecord({"msg": "%s %s %d %s", "args": arguments, "exc_info": ValueError()})
+
+    masked = RedactingFilter().filter(record)
+    written = masked if isinstance(masked, logging.LogRecord) else record
+
+    assert written.getMessage() == FAILED
+    assert written.args == (FAILED, FAILED, 200, True)
+
+
 JWE = ".".join(
     ["eyJhbGciOiJSU0EtT0FFUCIsImVuYyI6IkEyNTZHQ00ifQ", "OKOawDo13gRp2ojaHV7LFpZcgV7T6DVZKTyKOMTYUmKoTCVJRgckCL9k"]
 )

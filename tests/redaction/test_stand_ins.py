@@ -164,7 +164,15 @@ def test_text_that_is_no_call_has_no_end(name: str, after: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "call", ['os.getenv("API_KEY")', "headers['Api-Key']", "headers['X-Token']", "f(token)", "get('', \"{token}\")"]
+    "call",
+    [
+        'os.getenv("API_KEY")',
+        "headers['Api-Key']",
+        "headers['X-Token']",
+        "get('X-API-Key', 'X-XSRF-TOKEN')",
+        "f(token)",
+        "get('', \"{token}\")",
+    ],
 )
 def test_a_call_with_names_contains_no_secret(call: str) -> None:
     """The names of variables, environment variables, and headers, and placeholders, are not secrets."""
