@@ -5,7 +5,7 @@
     ├── TokenUnavailable     a destination requires a token, but no token can be relayed
     ├── ExchangeFailed       the caller's token cannot be exchanged
     ├── TokenRejected        an incoming token fails verification
-    └── KeysUnavailable      the issuer's keys or its introspection result is unavailable
+    └── KeysUnavailable      a token cannot currently be verified
 
 Error-handling code should check an exception's type and attributes, not its message. Messages do not contain tokens,
 header values, or secrets.
@@ -157,7 +157,8 @@ class TokenRejected(RelayError):
 class KeysUnavailable(RelayError):
     """An exception raised if a token cannot currently be verified.
 
-    The issuer's signing keys or its introspection result is unavailable. For example, the issuer might not respond.
+    The signing keys, the introspection result, or the revocation check is unavailable. For example, the issuer might
+    not respond.
 
     The caller did not cause the error, so respond with a 503 status code instead of 401.
 
@@ -170,4 +171,4 @@ class KeysUnavailable(RelayError):
         self.retry_after = retry_after
 
     def __str__(self) -> str:
-        return "the issuer's signing keys or its introspection result is unavailable"
+        return "the signing keys, the introspection result, or the revocation check is unavailable"

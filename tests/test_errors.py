@@ -45,13 +45,13 @@ ERRORS = [
     pytest.param(
         KeysUnavailable(),
         {"retry_after": 1.0},
-        "the issuer's signing keys or its introspection result is unavailable",
+        "the signing keys, the introspection result, or the revocation check is unavailable",
         id="keys",
     ),
     pytest.param(
         KeysUnavailable(7.5),
         {"retry_after": 7.5},
-        "the issuer's signing keys or its introspection result is unavailable",
+        "the signing keys, the introspection result, or the revocation check is unavailable",
         id="keys, with a time",
     ),
 ]
