@@ -36,10 +36,10 @@ class ErrorResponse:
 
     Attributes:
         status: The HTTP status code, which is mapped to a gRPC status code for gRPC requests.
-        error: The error code, from a fixed set; empty if the response is not an error.
+        error: The error code, from a closed set; empty if the response is not an error.
         headers: All HTTP response headers.
         body: The JSON response body.
-        reason: The reason for the error, from a fixed set; ``None`` if the reason is the same as *error*. The reason
+        reason: The reason for the error, from a closed set; ``None`` if the reason is the same as *error*. The reason
             is recorded for operators and is not sent to the client.
         claim: The name of the claim that failed verification; ``None`` unless exactly one claim failed. The name is
             recorded for operators.

@@ -74,7 +74,7 @@ class DecisionRecorder:
     def __init__(self, closest: Closest | None = None) -> None:
         self._closest = closest
         self._counter = LazyCounter(COUNTER_NAME, "{decision}", "Decisions on whether to relay the caller's token.")
-        # Each key combines a reason from a fixed set with the ID of a destination in the settings, so the number of
+        # Each key combines a reason from a closed set with the ID of a destination in the settings, so the number of
         # keys is limited. If keys contained hosts, callers could create any number of time series. Destinations have
         # the same lifetime as the settings, so they can be compared by identity, which is faster than hashing them.
         self._attributes: dict[tuple[Reason, int], _Attributes] = {}

@@ -139,8 +139,8 @@ class Patches:
         Args:
             owner: The class whose instances have the attribute.
             name: The attribute's name.
-            enclose: A function that accepts an original value and returns the enclosed value.
-            is_ready: A function that returns whether an instance is ready to return the enclosed value.
+            enclose: A function that accepts an original value and returns the wrapped value.
+            is_ready: A function that returns whether an instance is ready to return the wrapped value.
 
         Raises:
             AttributeError: No method of *owner* uses an attribute with this name.

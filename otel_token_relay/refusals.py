@@ -122,7 +122,7 @@ def record(
         describe: A function that returns a description of the request. The function may raise an exception, because the
             server's data might be invalid.
         is_at_server: Whether the boundary is at the point where the server calls its application. Instrumentation
-            cannot wrap such a boundary, so any current span belongs to a different request.
+            cannot enclose such a boundary, so any current span belongs to a different request.
     """
     _recorder.record(error_response, context, describe, is_at_server)
 
@@ -211,7 +211,7 @@ def _harmless(message: str) -> Generator[None, None, None]:
 
 
 def _span_around(context: Context) -> trace.Span | None:
-    """Return the current span if it belongs to instrumentation that wraps the boundary; otherwise, return ``None``.
+    """Return the current span if it belongs to instrumentation that encloses the boundary; otherwise, return ``None``.
 
     An unsampled span does not have a kind or an end time. An in-process client's span is ignored. The root span that
     was current when the application started the server is also ignored.

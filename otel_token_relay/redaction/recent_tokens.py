@@ -129,7 +129,7 @@ class RecentTokens:
                 oldest = next(iter(values))
                 values.pop(oldest, None)
                 if oldest in self._in_use:
-                    self._displace_instead_of(oldest)
+                    self._evict_instead_of(oldest)
             except RuntimeError:  # a finalizer added a token simultaneously, so keep one extra value
                 pass
         return True
@@ -141,7 +141,7 @@ class RecentTokens:
         self._values[value] = None
         return True
 
-    def _displace_instead_of(self, oldest: str) -> None:
+    def _evict_instead_of(self, oldest: str) -> None:
         """Move a value that is in use to the end, and remove the oldest value that is not in use."""
         values = self._values
         values[oldest] = None

@@ -60,8 +60,8 @@ def bodies(pipeline: Pipeline, context: Context) -> bytes:
 
 
 @pytest.mark.parametrize("count", [8, 100, 5_000])
-def test_h22_made_up_tokens_do_not_displace_a_token_of_the_same_trace(count: int, pipeline: Pipeline) -> None:
-    """Made-up tokens in the same trace do not displace a token that is in use."""
+def test_h22_made_up_tokens_do_not_evict_a_token_of_the_same_trace(count: int, pipeline: Pipeline) -> None:
+    """Made-up tokens in the same trace do not evict a token that is in use."""
     victim = send(OWN_OPAQUE, lease=Lease())
     for _ in range(count):
         send(made_up())
@@ -71,7 +71,7 @@ def test_h22_made_up_tokens_do_not_displace_a_token_of_the_same_trace(count: int
     assert len(REMEMBERED.of_trace(TRACE).values) <= 8 + MAX_IN_USE
 
 
-def test_h22_unused_credentials_displace_nothing(pipeline: Pipeline) -> None:
+def test_h22_unused_credentials_evict_nothing(pipeline: Pipeline) -> None:
     """A token stays known after its request has ended, regardless of how many later requests are rejected."""
     send(OWN_OPAQUE)
     for _ in range(100):
@@ -97,8 +97,8 @@ def test_h22_one_of_several_requests_with_the_same_token_keeps_it(pipeline: Pipe
     assert not leaks(OWN_OPAQUE, bodies(pipeline, in_trace()))
 
 
-def test_h22_tokens_without_a_trace_do_not_displace_one_in_use(pipeline: Pipeline) -> None:
-    """Made-up tokens without a trace do not displace a token that is in use."""
+def test_h22_tokens_without_a_trace_do_not_evict_one_in_use(pipeline: Pipeline) -> None:
+    """Made-up tokens without a trace do not evict a token that is in use."""
     victim = send(OWN_OPAQUE, Context(), Lease())
     for _ in range(1_000):
         send(made_up(), Context())
@@ -108,8 +108,8 @@ def test_h22_tokens_without_a_trace_do_not_displace_one_in_use(pipeline: Pipelin
     assert len(REMEMBERED.without_trace().remembered) <= 64 + MAX_IN_USE
 
 
-def test_h22_tokens_of_the_same_thread_do_not_displace_one_in_use(pipeline: Pipeline) -> None:
-    """Made-up tokens in the same thread do not displace a token that is in use."""
+def test_h22_tokens_of_the_same_thread_do_not_evict_one_in_use(pipeline: Pipeline) -> None:
+    """Made-up tokens in the same thread do not evict a token that is in use."""
     victim = send(OWN_OPAQUE, Context(), Lease())
     for _ in range(1_000):
         send(made_up(), Context())
@@ -118,8 +118,8 @@ def test_h22_tokens_of_the_same_thread_do_not_displace_one_in_use(pipeline: Pipe
     assert not leaks(OWN_OPAQUE, bodies(pipeline, Context({"an empty one": "would be replaced by the current one"})))
 
 
-def test_h22_tokens_that_are_bound_in_a_span_do_not_displace_one_in_use(pipeline: Pipeline) -> None:
-    """Tokens that are bound during a span do not displace the span's own token."""
+def test_h22_tokens_that_are_bound_in_a_span_do_not_evict_one_in_use(pipeline: Pipeline) -> None:
+    """Tokens that are bound during a span do not evict the span's own token."""
     with pipeline.tracer.start_as_current_span("batch", Context()) as span, use_token(OWN_OPAQUE):
         for _ in range(100):
             with use_token(made_up()):

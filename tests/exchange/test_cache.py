@@ -96,8 +96,8 @@ def test_a_failure_is_remembered_for_a_moment(error: ExchangeError, seconds: flo
     assert cache.failure(b"k") is None
 
 
-def test_failures_displace_no_success() -> None:
-    """Failures of made-up tokens do not displace successful results."""
+def test_failures_evict_no_success() -> None:
+    """Failures of made-up tokens do not evict successful results."""
     cache = Clocks().cache()
     cache.put(b"good", issued(), NOW + 600)
 

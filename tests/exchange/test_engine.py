@@ -129,7 +129,7 @@ def test_an_exchange_that_ends_at_the_last_moment_is_not_repeated(endpoint: Endp
     assert len(endpoint.forms) == 1
 
 
-def test_made_up_tokens_use_few_workers_and_displace_nothing(endpoint: Endpoint) -> None:
+def test_made_up_tokens_use_few_workers_and_evict_nothing(endpoint: Endpoint) -> None:
     """A token with an earlier success does not wait behind them."""
     release = threading.Event()
 

@@ -539,14 +539,7 @@ def test_both_hops_are_on_record(numbered: Endpoint, billing: Guarded, monkeypat
 def test_a_request_through_a_proxy_is_sent_again_through_it(client: Client, tls: bool, numbered: Endpoint) -> None:
     """Through a proxy, the destination gets both tokens, and a CONNECT request carries none."""
     with party(tls=tls) as destination, proxy() as way:
-        install(
-            Settings(
-                destinations=(destination.url + RETRYING,),
-                token_endpoint=numbered.url,
-                client_id="user-service",
-                client_secret=SECRET,
-            )
-        )
+        turn_on(numbered, destination)
         destination.answers.append(Status(401, (("WWW-Authenticate", INVALID),)))
         with user(ALICE):
             answer = client.call(destination.url, proxy=way.url)

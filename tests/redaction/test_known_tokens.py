@@ -172,7 +172,7 @@ def test_unused_credentials_are_treated_like_a_token(tracer: trace.Tracer) -> No
 
 
 @pytest.mark.usefixtures("listening")
-def test_unused_credentials_do_not_displace_tokens(tracer: trace.Tracer) -> None:
+def test_unused_credentials_do_not_evict_tokens(tracer: trace.Tracer) -> None:
     """A trace and a thread that already remember eight tokens do not remember unused credentials."""
     tokens = [f"{OWN['hex']}{number:02}" for number in range(8)]
     with tracer.start_as_current_span("server", Context()) as span:

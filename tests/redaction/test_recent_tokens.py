@@ -10,7 +10,7 @@ from otel_token_relay.redaction.recent_tokens import MAX_IN_USE, RecentTokens, T
 from otel_token_relay.token import BearerToken, Lease
 
 
-def test_the_oldest_unused_value_is_displaced_first() -> None:
+def test_the_oldest_unused_value_is_evicted_first() -> None:
     """The oldest unused value is evicted first, and values in use remain in order."""
     assert within_limit(("a", "b", "c", "d"), 3, {"a"}) == ("a", "c", "d")
     assert within_limit(("a", "b", "c", "d"), 2, {"a", "b", "c"}) == ("a", "b", "c", "d")
@@ -41,8 +41,8 @@ def test_a_value_that_is_added_again_is_the_newest_one() -> None:
     assert recent.values() == ("a", "c")
 
 
-def test_the_values_that_were_not_displaced_are_contained() -> None:
-    """A collection contains its most recent values, but no displaced value."""
+def test_the_values_that_were_not_evicted_are_contained() -> None:
+    """A collection contains its most recent values, but no evicted value."""
     recent = RecentTokens(2, ())
     for value in ("a", "b", "c"):
         recent.add(value)
